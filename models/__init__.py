@@ -1,0 +1,30 @@
+"""Models: loading by name, and the patched families. Importing this package loads nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+FAMILIES = {"llava": ("models.modeling_llava", "LlavaForConditionalGeneration")}
+"""model_type of the config -> (module, class) of the patched model."""
+
+TINY = Path(__file__).parent / "tiny"
+
+
+def embedded() -> list[str]:
+    """Names of the checkpoints that come with the project."""
+    return sorted(folder.name for folder in TINY.iterdir() if (folder / "config.json").is_file())
+
+
+def load(
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    load_4bit: bool = False,
+    load_8bit: bool = False,
+    revision: str | None = None,
+):
+    """(model, processor) of an embedded checkpoint, a folder or a hub id; see `models.loading.load`."""
+    from models.loading import load as load_now  # transformers takes seconds to import; `import models` must not
+
+    return load_now(name, device, dtype, load_4bit, load_8bit, revision)

@@ -1,0 +1,90 @@
+"""The one attention function: SDPA exactly as the model runs it, with listeners that are shown queries and keys.
+
+transformers looks an attention function up by name in the config of each sub-model. While a listener is attached the
+name is ours; afterwards it is what it was. The mask function under the same name is SDPA's own, so the kernel that
+runs, and with it every bit of the output, is the plain model's. A function registered without a mask function would be
+handed no mask at all, even for padded batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "sightline"
+LISTENERS = "sightline_listeners"  # the attribute of an attention module that holds what listens to it
+
+Listener = Callable[[int, nn.Module, torch.Tensor, torch.Tensor, torch.Tensor | None, float], None]
+"""Called with (layer, module, query, key, mask, scaling) before each attention; shapes as in `attention`."""
+
+
+def attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
+    """SDPA, shown to the listeners of `module` first.
+
+    query [batch, head, row, width] and key, value [batch, key head, key, width] are post-rotary, the cache included;
+    attention_mask is None (causal in prefill, everything in decode) or bool [batch, 1, row, key], True = attend.
+    Returns (output [batch, row, head, width], None).
+    """
+    for listener in getattr(module, LISTENERS, ()):
+        listener(module, query, key, attention_mask, query.shape[-1] ** -0.5 if scaling is None else scaling)
+    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+
+
+AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def attention_stack(model: PreTrainedModel, part: str) -> tuple[PreTrainedModel, list[nn.Module]]:
+    """The sub-model whose config names the attention function, and its attention modules in layer order.
+
+    `part` is "decoder" (the language model) or "tower" (the vision encoder). Raises ValueError for a model whose
+    attention cannot be listened to, before anything is changed.
+    """
+    if part not in ("decoder", "tower"):
+        raise ValueError(f"part {part!r} is unknown; choose 'decoder' or 'tower'")
+    stack = model.get_decoder() if part == "decoder" else getattr(model.base_model, "vision_tower", None)
+    if stack is None:
+        raise ValueError(f"{type(model).__name__} has no vision tower to record")
+    modules = [m for name, m in stack.named_modules() if name.rpartition(".")[2] == "self_attn"]
+    kind = type(model).__name__
+    if not modules or not stack._can_set_attn_implementation():
+        raise ValueError(
+            f"the attention of {kind} does not go through transformers' attention interface, so it "
+            "cannot be recorded; supported families: LLaVA-1.5"
+        )
+    if stack.config._attn_implementation not in ("sdpa", NAME):
+        raise ValueError(
+            f"{kind} was loaded with attn_implementation={stack.config._attn_implementation!r}; "
+            "recording needs 'sdpa' (call model.set_attn_implementation('sdpa'))"
+        )
+    if any(getattr(module, "sliding_window", None) for module in modules):
+        raise ValueError(
+            f"{kind} uses sliding-window attention, whose cache forgets the image tokens; "
+            "recording needs full attention in every layer"
+        )
+    return stack, modules
+
+
+@contextmanager
+def listening(model: PreTrainedModel, part: str, listener: Listener) -> Iterator[int]:
+    """Shows every attention call of `part` to `listener`; yields the number of layers. Leaves the model as it was."""
+    stack, modules = attention_stack(model, part)
+    before = stack.config._attn_implementation
+    attached = [partial(listener, layer) for layer in range(len(modules))]
+    for module, each in zip(modules, attached, strict=True):
+        setattr(module, LISTENERS, (*getattr(module, LISTENERS, ()), each))
+    stack.config._attn_implementation = NAME
+    try:
+        yield len(modules)
+    finally:
+        stack.config._attn_implementation = before
+        for module, each in zip(modules, attached, strict=True):
+            left = tuple(other for other in getattr(module, LISTENERS) if other is not each)
+            setattr(module, LISTENERS, left) if left else delattr(module, LISTENERS)

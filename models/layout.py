@@ -1,0 +1,114 @@
+"""Where things are: the tokens of one sample in the sequence, and the cells of one image in the original picture."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass(frozen=True)
+class ImageGrid:
+    """The image tokens of one picture as a grid of cells, and the way from a cell to original pixels and back.
+
+    A processor resizes the picture (`width` x `height`, original pixels) to `resized` and hands the model a window of
+    rows x cols square cells, each `cell` resized pixels wide, whose top left corner lies at `offset` in the resized
+    picture: positive where a centre crop cuts, negative where padding was added, (0, 0) where neither happens.
+    x goes to the right and y down, in pixels from the outer edge of the top left pixel; rows and columns count from 0.
+    """
+
+    rows: int
+    cols: int
+    width: int
+    height: int
+    cell: int
+    resized: tuple[float, float]
+    offset: tuple[float, float] = (0, 0)
+
+    @property
+    def model_size(self) -> tuple[int, int]:
+        """Width and height of the window that the cells cover, in resized pixels."""
+        return self.cols * self.cell, self.rows * self.cell
+
+    def rect(self, row: int, col: int) -> tuple[float, float, float, float]:
+        """(left, top, right, bottom) of a cell in original pixels; may stick out of a padded picture."""
+        x_scale, y_scale = self.width / self.resized[0], self.height / self.resized[1]
+        left, top = self.offset[0] + col * self.cell, self.offset[1] + row * self.cell
+        return left * x_scale, top * y_scale, (left + self.cell) * x_scale, (top + self.cell) * y_scale
+
+    def cell_at(self, x: float, y: float) -> tuple[int, int] | None:
+        """(row, col) of the cell that covers the point (x, y) in original pixels; None where the model sees nothing."""
+        if not (0 <= x < self.width and 0 <= y < self.height):
+            return None
+        col = math.floor((x * self.resized[0] / self.width - self.offset[0]) / self.cell)
+        row = math.floor((y * self.resized[1] / self.height - self.offset[1]) / self.cell)
+        return (row, col) if 0 <= row < self.rows and 0 <= col < self.cols else None
+
+
+@dataclass(frozen=True, eq=False)
+class TokenLayout:
+    """Where image, words and prompt of one sample lie in the (left-padded) sequence.
+
+    Positions count from 0 at the first column of the batch, padding included, so they index attention keys directly.
+    `text` is the rendered prompt with one placeholder per image, `prompt` the user's own words inside it, and
+    `offsets` the [start, end) characters of `text` that each sequence position stands for ((0, 0) for padding).
+    """
+
+    sample: int
+    start: int
+    length: int
+    text: str
+    prompt: str
+    offsets: tuple[tuple[int, int], ...] = field(repr=False)
+    images: tuple[torch.Tensor, ...] = field(repr=False)
+    grids: tuple[ImageGrid, ...] = ()
+
+    @property
+    def image_positions(self) -> torch.Tensor:
+        """Positions of all image tokens, image after image, each in raster order (int64)."""
+        return torch.cat(self.images) if self.images else torch.empty(0, dtype=torch.long)
+
+    def word(self, word: str, occurrence: int = 0) -> torch.Tensor:
+        """Positions of the tokens that spell `word` in the user's prompt (int64, at least one).
+
+        Found by character offsets at word boundaries, case ignored; `occurrence` counts from 0, -1 is the last.
+        Raises ValueError when the prompt does not hold the word that often.
+        """
+        if not word.strip():
+            raise ValueError("an empty word was asked for; give a word of the prompt")
+        base = self.text.rindex(self.prompt)
+        found = [m.span() for m in re.finditer(rf"(?<!\w){re.escape(word)}(?!\w)", self.prompt, re.IGNORECASE)]
+        if not -len(found) <= occurrence < len(found):
+            raise ValueError(
+                f"word {word!r} (occurrence {occurrence}) is not in the prompt, which holds it {len(found)} times: "
+                f"{self.prompt!r}"
+            )
+        first, last = (base + character for character in found[occurrence])
+        return torch.tensor([i for i, (a, b) in enumerate(self.offsets) if a < last and b > first])
+
+
+def locate(text: str, input_ids: list[int], tokenizer, image_token: str, cells: list[int]) -> list[tuple[int, int]]:
+    """Characters of the rendered prompt behind each position of `input_ids`: one [start, end) pair per position.
+
+    The processor repeats the i-th placeholder `cells[i]` times before it tokenises, so its own offsets point into a
+    string that nobody has. We tokenise the unexpanded text and let each placeholder stand for its run of positions.
+    Raises ValueError where the two disagree, with the first differing position.
+    """
+    encoded = tokenizer(text, return_offsets_mapping=True)
+    image_id = tokenizer.convert_tokens_to_ids(image_token)
+    runs = iter(cells)
+    expanded, offsets = [], []
+    for token, span in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        count = next(runs, 0) if token == image_id else 1
+        expanded += [token] * count
+        offsets += [tuple(span)] * count
+    if expanded != list(input_ids):
+        pairs = enumerate(zip(expanded, input_ids, strict=False))
+        at = next((i for i, (ours, theirs) in pairs if ours != theirs), min(len(expanded), len(input_ids)))
+        raise ValueError(
+            f"the processor made {len(input_ids)} tokens and the text accounts for {len(expanded)}; they part at "
+            f"position {at}: processor and tokenizer do not belong together, or an image was not resized as expected"
+        )
+    return offsets

@@ -1,0 +1,126 @@
+"""From a name to a model and its processor, or to one sentence that says why not."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, BitsAndBytesConfig
+from transformers.utils import logging as transformers_logging
+
+from models import FAMILIES, TINY, embedded
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def load(name, device="auto", dtype="auto", load_4bit=False, load_8bit=False, revision=None):
+    """(model, processor), the model in eval mode under SDPA.
+
+    `name` is an embedded checkpoint, a folder or a hub id; the family is read from its config. `device` "auto" spreads
+    the model over the GPUs there are, or takes the CPU; `dtype` "auto" is the checkpoint's own on a GPU and float32 on
+    a CPU, where half precision is slow. Weights come from safetensors only and no code of a checkpoint is run.
+    Raises ValueError for a setting or checkpoint that does not work, FileNotFoundError for a name that leads nowhere.
+    """
+    path = locate(name)
+    where = place(device)
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} is unknown; choose auto, {', '.join(DTYPES)}")
+    number = DTYPES.get(dtype, torch.float32 if where == {"": "cpu"} else "auto")
+    quantization = quantized(load_4bit, load_8bit, where)
+    config = read_config(path, name, revision)
+    module = importlib.import_module(FAMILIES[config.model_type][0])
+    processor = module.load_processor(path, config, revision=revision)
+    transformers_logging.disable_progress_bar()
+    try:
+        model, info = getattr(module, FAMILIES[config.model_type][1]).from_pretrained(
+            path,
+            config=config,
+            dtype=number,
+            device_map=where,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            quantization_config=quantization,
+            revision=revision,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"the weights of {name!r} cannot be read (safetensors only): {first_line(error)}") from error
+    check_keys(name, info)
+    return model.eval(), processor
+
+
+def locate(name: str) -> str:
+    """Folder of an embedded model, else the name itself as a folder or hub id."""
+    if name in embedded():
+        return str(TINY / name)
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise FileNotFoundError(f"folder {name!r} holds no config.json, so it is not a checkpoint")
+        return name
+    if Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise FileNotFoundError(
+            f"model {name!r} is neither a folder, nor a hub id (owner/name), nor embedded ({', '.join(embedded())})"
+        )
+    return name
+
+
+def place(device: str) -> str | dict[str, str]:
+    """The device map of a device flag."""
+    if device == "auto":
+        return "auto" if torch.cuda.is_available() else {"": "cpu"}
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r} is unknown; use auto, cpu, cuda or cuda:N") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r} was asked for, but torch {torch.__version__} sees no GPU; use cpu")
+    return {"": device}
+
+
+def quantized(load_4bit: bool, load_8bit: bool, where) -> BitsAndBytesConfig | None:
+    if not (load_4bit or load_8bit):
+        return None
+    if load_4bit and load_8bit:
+        raise ValueError("load_4bit and load_8bit were both given; choose one")
+    flag = "load_4bit" if load_4bit else "load_8bit"
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError(f"{flag} needs the package bitsandbytes, which is not installed: pip install bitsandbytes")
+    return BitsAndBytesConfig(load_in_4bit=load_4bit, load_in_8bit=load_8bit)
+
+
+def read_config(path: str, name: str, revision: str | None):
+    """The checkpoint's config, of a family that we support."""
+    try:
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"model {name!r} could not be read: {first_line(error)} (embedded models: {', '.join(embedded())})"
+        ) from error
+    if config.model_type not in FAMILIES:
+        raise ValueError(f"{name!r} is of the family {config.model_type!r}; supported are {', '.join(FAMILIES)}")
+    text = config.get_text_config()
+    if getattr(text, "use_sliding_window", False) or getattr(text, "sliding_window", None):
+        raise ValueError(
+            f"{name!r} uses sliding-window attention, whose cache forgets the image tokens; "
+            "use a checkpoint with full attention"
+        )
+    return config
+
+
+def check_keys(name: str, info: dict) -> None:
+    """Raises ValueError unless every weight was found, used, and of the right shape."""
+    wrong = [
+        f"{kind.replace('_', ' ')} {sorted(map(str, info[kind]))[:3]} ({len(info[kind])} in all)"
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        if info.get(kind)
+    ]
+    if wrong:
+        raise ValueError(f"the weights of {name!r} do not fit its config: {'; '.join(wrong)}")
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

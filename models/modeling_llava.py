@@ -1,0 +1,68 @@
+"""LLaVA-1.5: where its image tokens are, and which pixels they stand for."""
+
+from __future__ import annotations
+
+import transformers
+from transformers import LlavaProcessor
+
+from models.layout import ImageGrid
+from models.vlm import VisionLanguageModel
+
+
+class LlavaForConditionalGeneration(VisionLanguageModel, transformers.LlavaForConditionalGeneration):
+    """The stock model; only what the mixin adds differs. Same name, so that checkpoints map their keys alike."""
+
+    def image_grid(self, processor, width: int, height: int) -> ImageGrid:
+        """Pad to a square (only where the processor says so), resize, centre crop; see `resized_size`."""
+        settings = processor.image_processor
+        patch = self.config.vision_config.patch_size
+        left, top, padded_width, padded_height = 0, 0, width, height
+        if type(settings).__name__.startswith("LlavaImageProcessor") and settings.do_pad:
+            padded_width = padded_height = max(width, height)
+            left, top = (padded_width - width) // 2, (padded_height - height) // 2
+        window = resized_size(settings, padded_width, padded_height)
+        # The picture's own share of the resized square; exact fractions of a pixel do not matter to a cell's rectangle
+        # beyond what rounding to whole resized pixels moves it.
+        resized = (window[0] * width / padded_width, window[1] * height / padded_height)
+        offset = (-left * window[0] / padded_width, -top * window[1] / padded_height)
+        seen = window
+        if settings.do_center_crop:
+            seen = (settings.crop_size["width"], settings.crop_size["height"])
+            offset = (offset[0] + (window[0] - seen[0]) // 2, offset[1] + (window[1] - seen[1]) // 2)
+        return ImageGrid(
+            rows=seen[1] // patch,
+            cols=seen[0] // patch,
+            width=width,
+            height=height,
+            cell=patch,
+            resized=resized,
+            offset=offset,
+        )
+
+
+def resized_size(settings, width: int, height: int) -> tuple[int, int]:
+    """Width and height after the CLIP processor's resize: a fixed size, or the shortest edge with the other truncated.
+
+    Raises ValueError for a size setting of another kind.
+    """
+    size = settings.size
+    if not settings.do_resize:
+        return width, height
+    if size.get("height") and size.get("width"):
+        return size["width"], size["height"]
+    if size.get("shortest_edge") and not size.get("longest_edge"):
+        edge = size["shortest_edge"]
+        return (edge, int(edge * height / width)) if width <= height else (int(edge * width / height), edge)
+    raise ValueError(f"the image processor resizes by {dict(size)}; known are shortest_edge, or height and width")
+
+
+def load_processor(path: str, config, **kwargs) -> LlavaProcessor:
+    """The processor of a checkpoint; what folders of older releases left unsaid is taken from the model's config."""
+    processor = LlavaProcessor.from_pretrained(path, **kwargs)
+    if processor.patch_size is None:
+        processor.patch_size = config.vision_config.patch_size
+        processor.num_additional_image_tokens = 1  # CLIP's class token
+    if processor.vision_feature_select_strategy is None:
+        processor.vision_feature_select_strategy = config.vision_feature_select_strategy
+    processor.tokenizer.padding_side = "left"
+    return processor

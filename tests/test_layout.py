@@ -1,0 +1,161 @@
+"""Cells and pixels, words and tokens: checked against the processors themselves."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from transformers import LlavaImageProcessorPil
+
+from models.layout import ImageGrid
+from tests.models import llava, llava_processor, picture
+
+MODEL, PROCESSOR = llava(), llava_processor()
+SIZES = [(100, 100), (501, 333), (97, 640), (333, 501), (56, 57), (640, 80), (80, 640), (1, 1), (3, 200), (1000, 999)]
+
+
+@pytest.fixture
+def model():
+    return MODEL
+
+
+def brightest_cell(processor, image, rows, cols):
+    """(row, col) of the model's input that a picture's bright part ends in."""
+    pixels = processor.image_processor(images=image, return_tensors="pt")["pixel_values"][0].sum(0)
+    pixels = pixels - pixels.min()
+    cells = pixels.unfold(0, pixels.shape[0] // rows, pixels.shape[0] // rows)
+    cells = cells.unfold(1, pixels.shape[1] // cols, pixels.shape[1] // cols).sum((-1, -2))
+    return divmod(int(cells.argmax()), cols), float(cells.max())
+
+
+def marked(width, height, rect):
+    """A black picture with the given rectangle painted white."""
+    image = Image.new("RGB", (width, height))
+    left, top, right, bottom = rect
+    image.paste(
+        (255, 255, 255),
+        (round(left), round(top), max(round(left) + 1, round(right)), max(round(top) + 1, round(bottom))),
+    )
+    return image
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("pad", [False, True], ids=["crop", "pad_to_square"])
+def test_marked_cell_is_seen_where_predicted(model, size, pad):
+    processor = llava_processor()
+    if pad:
+        processor.image_processor = LlavaImageProcessorPil(
+            size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}, do_pad=True, image_mean=[0.0] * 3
+        )
+    grid = model.image_grid(processor, *size)
+    assert (grid.rows, grid.cols) == (4, 4)
+    for row in range(4):
+        for col in range(4):
+            left, top, right, bottom = grid.rect(row, col)
+            if min(right, size[0]) - max(left, 0) < 2 or min(bottom, size[1]) - max(top, 0) < 2:
+                continue
+            inside = max(left, 0), max(top, 0), min(right, size[0]), min(bottom, size[1])
+            found, brightness = brightest_cell(processor, marked(*size, inside), 4, 4)
+            assert brightness > 0 and found == (row, col)
+            assert grid.cell_at((inside[0] + inside[2]) / 2, (inside[1] + inside[3]) / 2) == (row, col)
+
+
+def test_llava_geometry_by_hand(model):
+    """501 x 333 at 336/14: resized 505 x 336, 84 pixels cut on the left (transformers' own numbers)."""
+    processor = llava_processor(side=336)
+    grid = model.image_grid(processor, 501, 333)
+    assert grid == ImageGrid(24, 24, 501, 333, 14, (505, 336), (84, 0))
+    assert grid.rect(0, 0) == pytest.approx((84 * 501 / 505, 0, 98 * 501 / 505, 14 * 333 / 336))
+    assert grid.cell_at(0, 0) is None and grid.cell_at(84, 0) == (0, 0) and grid.cell_at(500, 332) is None
+    assert grid.model_size == (336, 336)
+
+
+@settings(max_examples=200, deadline=None)
+@given(width=st.integers(1, 2000), height=st.integers(1, 2000), u=st.floats(0, 0.999), v=st.floats(0, 0.999))
+def test_pixel_to_cell_and_back(width, height, u, v):
+    grid = MODEL.image_grid(PROCESSOR, width, height)
+    x, y = u * width, v * height
+    cell = grid.cell_at(x, y)
+    covering = [
+        (row, col)
+        for row in range(grid.rows)
+        for col in range(grid.cols)
+        if grid.rect(row, col)[0] <= x < grid.rect(row, col)[2] and grid.rect(row, col)[1] <= y < grid.rect(row, col)[3]
+    ]
+    assert covering == ([cell] if cell else []) or _on_an_edge(grid, x, y)
+
+
+def _on_an_edge(grid, x, y):
+    edges_x = [grid.rect(0, col)[0] for col in range(grid.cols + 1)]
+    edges_y = [grid.rect(row, 0)[1] for row in range(grid.rows + 1)]
+    return min(abs(x - e) for e in edges_x) < 1e-6 or min(abs(y - e) for e in edges_y) < 1e-6
+
+
+def test_words_become_positions(model):
+    inputs, layouts = model.prepare(
+        llava_processor(),
+        [[picture()], [picture(), picture(50, 90)]],
+        ["where is the red circle to the left of the Red square ?", "what is red ?"],
+    )
+    tokenizer = llava_processor().tokenizer
+    spelled = lambda layout, positions: tokenizer.convert_ids_to_tokens(inputs["input_ids"][layout.sample][positions])
+    first, second = layouts
+    assert spelled(first, first.word("red")) == ["red"]
+    assert first.word("red", occurrence=1) > first.word("red")
+    assert torch.equal(first.word("red", -1), first.word("RED", 1))
+    assert spelled(first, first.word("red circle")) == ["red", "circle"]
+    assert spelled(second, second.word("what")) == ["what"]
+    assert second.start == 0 and first.start == len(first.offsets) - len(first.offsets[first.start :]) > 0
+    for layout, images in ((first, 1), (second, 2)):
+        assert len(layout.images) == images == len(layout.grids)
+        for positions in layout.images:
+            assert (inputs["input_ids"][layout.sample][positions] == model.config.image_token_id).all()
+            assert len(positions) == 16
+        assert len(layout.image_positions) == 16 * images
+        assert layout.length == inputs["input_ids"].shape[1]
+    assert second.grids[1].width == 50
+
+
+def test_template_words_are_not_the_prompts(model):
+    """`user` stands in the template as well; only the prompt's own is found."""
+    _, layout = model.prepare(llava_processor(), [picture()], "what is left of the user ?")
+    assert len(layout.word("user")) == 1 and int(layout.word("user")) > int(layout.image_positions.max())
+
+
+def test_part_of_a_word_is_not_a_word(model):
+    _, layout = model.prepare(llava_processor(), [picture()], "describe the image .")
+    with pytest.raises(ValueError, match="word 'mage' .* is not in the prompt, which holds it 0 times: 'describe"):
+        layout.word("mage")
+    with pytest.raises(ValueError, match="occurrence 1"):
+        layout.word("image", 1)
+    with pytest.raises(ValueError, match="an empty word"):
+        layout.word(" ")
+
+
+def test_prepare_checks_at_the_door(model):
+    processor = llava_processor()
+    for images, prompt, message in (
+        ([picture()], "  ", "the prompt is empty"),
+        ([picture()], "what is <image> ?", "holds the image placeholder '<image>'"),
+        ([picture().convert("CMYK")], "what ?", "image 0 is mode CMYK, not an RGB picture"),
+        (["photo.jpg"], "what ?", "image 0 is str, not an RGB picture"),
+        ([picture(1, 300)], "what ?", "image 0 is 1 x 300 pixels; one side is more than 200 times"),
+        ([[picture()]], ["what ?", "where ?"], "2 prompts but 1 lists of images"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.prepare(processor, images, prompt)
+
+
+def test_foreign_processor_is_noticed(model):
+    """A processor of another image size makes other numbers of tokens than the grid has cells."""
+    processor = llava_processor()
+    processor.num_additional_image_tokens = 0
+    with pytest.raises(ValueError, match="processor and tokenizer do not belong together"):
+        model.prepare(processor, [picture()], "what ?")
+
+
+def test_text_only(model):
+    inputs, layout = model.prepare(llava_processor(), [], "what is red ?")
+    assert layout.images == () and len(layout.image_positions) == 0 and len(layout.word("red")) == 1
+    with torch.no_grad():
+        assert model(**inputs).logits.shape[1] == layout.length

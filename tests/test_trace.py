@@ -1,0 +1,220 @@
+"""Recorded attention against what the eager model returns, and that recording leaves no mark."""
+
+import pytest
+import torch
+import transformers
+
+from models.attention import LISTENERS
+from models.trace import AttentionTrace
+from tests.models import llava, llava_processor, picture
+
+PROMPTS = ["where is the red circle ?", "describe the image ."]
+
+
+@pytest.fixture(scope="module", params=[(4, 4), (4, 2), (4, 1)], ids=["heads4", "grouped2", "grouped4"])
+def model(request):
+    return llava(heads=request.param[0], key_heads=request.param[1])
+
+
+def single(model):
+    return model.prepare(llava_processor(), [picture()], PROMPTS[0])
+
+
+def batch(model):
+    return model.prepare(llava_processor(), [[picture(seed=1)], [picture(60, 90, seed=2)]], PROMPTS)
+
+
+def generate(model, inputs, **options):
+    return model.generate(**inputs, max_new_tokens=5, do_sample=False, **options)
+
+
+def eager_weights(model, inputs, sequences):
+    """[layer][sample, head, query, key] of the eager model reading the prompt and all answer tokens but the last."""
+    model.set_attn_implementation({"text_config": "eager"})
+    fed = sequences[:, :-1]
+    mask = torch.cat([inputs["attention_mask"], torch.ones_like(fed[:, inputs["input_ids"].shape[1] :])], 1)
+    position_ids = (mask.cumsum(-1) - 1).clamp(min=0)
+    output = model(
+        input_ids=fed,
+        attention_mask=mask,
+        position_ids=position_ids,
+        pixel_values=inputs["pixel_values"],
+        output_attentions=True,
+    )
+    model.set_attn_implementation({"text_config": "sdpa"})
+    return output.attentions
+
+
+@pytest.mark.parametrize("prepare", [single, batch], ids=["single", "left_padded_batch"])
+@torch.no_grad()
+def test_weights_equal_eager(model, prepare):
+    inputs, layouts = prepare(model)
+    with AttentionTrace(model) as trace:
+        sequences = generate(model, inputs)
+    reference = eager_weights(model, inputs, sequences)
+    for layer, expected in enumerate(reference):
+        for layout in layouts if isinstance(layouts, list) else [layouts]:
+            rows = range(layout.start, trace.length)
+            ours = trace.weights(layer, rows, samples=[layout.sample])[0]
+            assert (ours - expected[layout.sample][:, layout.start :]).abs().max() <= 1e-5
+            torch.testing.assert_close(ours.sum(-1), torch.ones_like(ours[..., 0]))
+
+
+@torch.no_grad()
+def test_decode_rows_equal_eager_decoding(model):
+    """Decode steps as eager generation itself returns them, not re-read in one pass."""
+    inputs, _ = batch(model)
+    with AttentionTrace(model) as trace:
+        generate(model, inputs)
+    model.set_attn_implementation({"text_config": "eager"})
+    steps = generate(model, inputs, output_attentions=True, return_dict_in_generate=True).attentions
+    model.set_attn_implementation({"text_config": "sdpa"})
+    for step in range(1, len(steps)):
+        row = trace.prompt_length + step - 1
+        for layer in range(trace.layers):
+            ours = trace.weights(layer, row)[..., : row + 1]
+            assert (ours - steps[step][layer]).abs().max() <= 1e-5
+
+
+@torch.no_grad()
+def test_tower_equals_eager(model):
+    inputs, _ = batch(model)
+    with AttentionTrace(model, part="tower") as seen, AttentionTrace(model) as trace:
+        model(**inputs)
+    model.set_attn_implementation({"vision_config": "eager"})
+    reference = model.model.vision_tower(inputs["pixel_values"], output_attentions=True).attentions
+    model.set_attn_implementation({"vision_config": "sdpa"})
+    assert seen.samples == 2 and seen.length == 17 and not seen.causal and trace.causal
+    for layer, expected in enumerate(reference):
+        assert (seen.weights(layer, slice(None)) - expected).abs().max() <= 1e-5
+
+
+@torch.no_grad()
+def test_recording_changes_nothing(model):
+    inputs, _ = batch(model)
+    plain = model(**inputs).logits
+    tokens = generate(model, inputs)
+    before = model.config.to_json_string()
+    with AttentionTrace(model):
+        assert torch.equal(generate(model, inputs), tokens)
+    with AttentionTrace(model):
+        assert torch.equal(model(**inputs).logits, plain)
+    assert model.config.to_json_string() == before
+    assert model.config.text_config._attn_implementation == "sdpa"
+    assert not any(hasattr(module, LISTENERS) for module in model.modules())
+    assert torch.equal(model(**inputs).logits, plain)
+
+
+@torch.no_grad()
+def test_model_is_whole_after_an_error(model):
+    with pytest.raises(KeyError), AttentionTrace(model):
+        raise KeyError
+    assert model.config.text_config._attn_implementation == "sdpa"
+    assert not any(hasattr(module, LISTENERS) for module in model.modules())
+
+
+@torch.no_grad()
+def test_block_is_the_weights(model):
+    inputs, layouts = batch(model)
+    with AttentionTrace(model) as trace:
+        generate(model, inputs)
+    short = layouts[1]
+    assert short.start > 0
+    for first, last in ((short.start, short.start + 3), (trace.prompt_length - 2, trace.length)):
+        block = trace.block(1, 1, first, last)
+        whole = trace.weights(1, range(first, last), samples=[1])[0]
+        torch.testing.assert_close(block, whole[:, :, short.start : last])
+
+
+@torch.no_grad()
+def test_selection_keeps_order(model):
+    inputs, _ = batch(model)
+    with AttentionTrace(model) as trace:
+        generate(model, inputs)
+    whole = trace.weights(0, [trace.length - 1, trace.prompt_length - 1])
+    picked = trace.weights(0, [trace.prompt_length - 1, trace.length - 1], heads=[2, 0], samples=[1])
+    assert torch.equal(picked, whole[1:, [2, 0]].flip(2))
+    assert torch.equal(trace.weights(-1, -1), trace.weights(trace.layers - 1, trace.length - 1))
+
+
+@torch.no_grad()
+def test_offload_gives_the_same(model):
+    inputs, _ = batch(model)
+    with AttentionTrace(model) as trace:
+        generate(model, inputs)
+    with AttentionTrace(model, offload=True) as offloaded:
+        generate(model, inputs)
+    rows = range(trace.prompt_length - 1, trace.length)
+    assert torch.equal(trace.weights(1, rows), offloaded.weights(1, rows))
+
+
+@torch.no_grad()
+def test_nothing_quadratic_is_kept(model):
+    """What a trace holds grows with T: twice the prompt, at most twice the numbers."""
+
+    def numbers(words):
+        inputs, _ = model.prepare(llava_processor(), [picture()], " ".join(["red"] * words))
+        with AttentionTrace(model) as trace:
+            model(**inputs)
+        held = [*trace._prompt, *trace._keys, *(step for steps in trace._answer for step in steps)]
+        return sum(tensor.numel() for tensor in held) / trace.length
+
+    assert numbers(400) == numbers(100)
+
+
+def test_stock_model_is_recorded_too(model):
+    stock = transformers.LlavaForConditionalGeneration(model.config).eval()
+    stock.load_state_dict(model.state_dict())
+    inputs, _ = single(model)
+    with torch.no_grad(), AttentionTrace(stock) as trace:
+        stock(**inputs)
+    with torch.no_grad(), AttentionTrace(model) as ours:
+        model(**inputs)
+    assert torch.equal(trace.weights(2, 5), ours.weights(2, 5))
+
+
+@torch.no_grad()
+def test_misuse_is_explained(model):
+    inputs, layouts = batch(model)
+    with pytest.raises(RuntimeError, match="nothing was recorded"):
+        AttentionTrace(model).weights(0, 0)
+    with AttentionTrace(model) as trace:
+        model(**inputs)
+        with pytest.raises(RuntimeError, match="open a new AttentionTrace"):
+            model(**inputs)
+    with pytest.raises(IndexError, match="layer 9 does not exist; there are 3"):
+        trace.weights(9, 0)
+    with pytest.raises(IndexError, match="head 4 does not exist; there are 4"):
+        trace.weights(0, -1, heads=[4])
+    with pytest.raises(IndexError, match="query 99999 does not exist"):
+        trace.weights(0, 99999)
+    with pytest.raises(ValueError, match="position 0 of sample 1 is padding; its first token is at position"):
+        trace.weights(0, 0)
+    with pytest.raises(RuntimeError, match="was used before"), trace:
+        pass
+    with (
+        pytest.raises(ValueError, match="part 'eyes' is unknown; choose 'decoder' or 'tower'"),
+        AttentionTrace(model, part="eyes"),
+    ):
+        pass
+    with pytest.raises(ValueError, match="num_beams=2 cannot be recorded"), AttentionTrace(model):
+        generate(model, inputs, num_beams=2)
+    with pytest.raises(RuntimeError, match="default \\(dynamic\\) one"), AttentionTrace(model):
+        generate(model, inputs, cache_implementation="static")
+
+
+@torch.no_grad()
+def test_right_padding_is_refused(model):
+    inputs, _ = batch(model)
+    inputs["input_ids"], inputs["attention_mask"] = inputs["input_ids"].flip(1), inputs["attention_mask"].flip(1)
+    with pytest.raises(ValueError, match="padding on the left"), AttentionTrace(model):
+        model(**inputs)
+
+
+def test_unhookable_models_are_refused():
+    model = llava()
+    model.set_attn_implementation({"text_config": "eager"})
+    with pytest.raises(ValueError, match="attn_implementation='eager'; recording needs 'sdpa'"), AttentionTrace(model):
+        pass
+    with pytest.raises(ValueError, match="no vision tower"), AttentionTrace(model.model.language_model, part="tower"):
+        pass
