@@ -1,0 +1,130 @@
+"""Attention rollout of generated tokens onto the image, exact and in memory that grows with T, not T x T.
+
+Rollout (Abnar & Zuidema, ACL 2020) composes A_L ... A_1, A_l = (1 - w) (mean over heads of layer l) + w I. Only the
+rows of the generated tokens are ever needed, so they are carried down as row vectors, V <- V A_l, from the last layer
+to the first, and A_l is made block by block from recorded queries and keys. The trace is duck-typed (`layers`, `heads`,
+`length`, `prompt_length`, `start`, `device`, `block`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+BLOCK_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}  # attention weights held at a time; on a CPU a block stays in its cache
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Relevance of one image's cells: `per_token` [token, row, col]; `mean` and `max` over tokens [row, col]."""
+
+    per_token: np.ndarray
+    mean: np.ndarray
+    max: np.ndarray
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Relevance of every position for each generated token: `relevance` float32 [token, key], rows sum to 1.
+
+    `rows` says which query a token's map belongs to: "predicting" (the row that produced it) or "query" (the row in
+    which the token itself is read; the last token has none).
+    """
+
+    relevance: torch.Tensor
+    rows: str
+    layout: object
+
+    def maps(self, image: int = 0) -> Maps:
+        """The maps of one image of the prompt, in the order in which the prompt shows them."""
+        grid = self.layout.grids[image]
+        cells = self.relevance[:, self.layout.images[image]].reshape(-1, grid.rows, grid.cols).numpy()
+        return Maps(cells, cells.mean(0), cells.max(0))
+
+    @property
+    def per_token(self) -> np.ndarray:
+        return self.maps().per_token
+
+    @property
+    def mean(self) -> np.ndarray:
+        return self.maps().mean
+
+    @property
+    def max(self) -> np.ndarray:
+        return self.maps().max
+
+
+def answer_rows(trace, rows: str, tokens: int | None = None) -> range:
+    """Sequence positions whose attention stands for the generated tokens, first token first.
+
+    Raises ValueError for an unknown convention, or when nothing was generated that has such a row.
+    """
+    if rows not in ("predicting", "query"):
+        raise ValueError(f"rows {rows!r} is unknown; choose 'predicting' or 'query'")
+    first = trace.prompt_length - (rows == "predicting")
+    last = trace.length if tokens is None else min(trace.length, first + tokens)
+    if last <= first:
+        raise ValueError(
+            f"no generated token has a row under the convention {rows!r}: "
+            f"{trace.length - trace.prompt_length + 1} token(s) were generated"
+        )
+    return range(first, last)
+
+
+@torch.no_grad()
+def rollout(
+    trace,
+    layout,
+    *,
+    tokens: int | None = None,
+    rows: str = "predicting",
+    residual: float = 0.5,
+    drop_first: bool = False,
+) -> Rollout:
+    """Rolls the generated tokens of one sample out to every position of its sequence.
+
+    `tokens` limits the map to the first so many generated tokens (default all); `residual` is the weight w of the
+    identity, in [0, 1). `drop_first` takes the first token's column, where many models park attention, out of every
+    A_l before the rows are renormalised; its own row keeps it, having nothing else.
+    """
+    if not 0 <= residual < 1:
+        raise ValueError(f"residual weight {residual} is out of range; give 0 <= w < 1")
+    start = int(trace.start[layout.sample])
+    positions = answer_rows(trace, rows, tokens)
+    vectors = torch.zeros(len(positions), positions[-1] + 1 - start)
+    vectors[torch.arange(len(positions)), torch.tensor(positions) - start] = 1
+    for layer in reversed(range(trace.layers)):
+        vectors = through(trace, layer, layout.sample, vectors, start, residual, drop_first)
+    relevance = torch.zeros(len(positions), trace.length)
+    relevance[:, start : start + vectors.shape[1]] = vectors.cpu()
+    return Rollout(relevance, rows, layout)
+
+
+def through(trace, layer: int, sample: int, vectors, start: int, residual: float, drop_first: bool) -> torch.Tensor:
+    """V A_l for row vectors V [token, key], keys counted from the sample's first token `start`."""
+    device = trace.device(layer)
+    vectors = vectors.to(device)
+    mixed = torch.zeros_like(vectors)
+    count = vectors.shape[1]
+    rows = max(1, BLOCK_ELEMENTS.get(device.type, BLOCK_ELEMENTS["cpu"]) // (trace.heads * count))
+    for first in range(0, count, rows):
+        carried = vectors[:, first : first + rows]
+        if not carried.any():  # in the last layer only the generated tokens' own rows carry anything
+            continue
+        weights = trace.block(layer, sample, start + first, start + min(first + rows, count))
+        if drop_first:
+            weights = without_first(weights.mean(0, keepdim=True), first)
+        mixed[:, : weights.shape[-1]] += torch.matmul(carried, weights).mean(0)
+    return residual * vectors + (1 - residual) * mixed
+
+
+def without_first(weights: torch.Tensor, first_row: int) -> torch.Tensor:
+    """Weights [1, row, key] with the first key's column removed and the rows renormalised, row 0 excepted."""
+    own = weights[:, 0].clone()
+    weights[:, :, 0] = 0
+    weights /= weights.sum(-1, keepdim=True)
+    if first_row == 0:
+        weights[:, 0] = own
+    return weights

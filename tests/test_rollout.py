@@ -1,0 +1,124 @@
+"""Rollout against the literal product of full matrices, and on cases that can be worked by hand."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from analysis import rollout as module
+from analysis.rollout import rollout
+from analysis.shares import image_share
+from models.layout import ImageGrid
+from models.trace import AttentionTrace
+from tests.models import llava, llava_processor, picture
+
+
+class PlantedTrace:
+    """A trace whose attention is given: `matrices` [layer, head, query, key], causal, one sample."""
+
+    def __init__(self, matrices, prompt_length):
+        self.matrices, self.prompt_length = matrices, prompt_length
+        self.layers, self.heads, self.length = matrices.shape[0], matrices.shape[1], matrices.shape[2]
+        self.start = torch.zeros(1, dtype=torch.long)
+
+    def device(self, layer):
+        return torch.device("cpu")
+
+    def block(self, layer, sample, first, last):
+        return self.matrices[layer, :, first:last, :last]
+
+
+def planted_layout(length, images):
+    grid = ImageGrid(rows=1, cols=len(images), width=len(images), height=1, cell=1, resized=(len(images), 1))
+    return SimpleNamespace(sample=0, grids=(grid,), images=(torch.tensor(images),), length=length)
+
+
+def literal(matrices, rows, residual=0.5):
+    """The formula as it is written: full T x T matrices, multiplied from the first layer up."""
+    product = torch.eye(matrices.shape[-1], dtype=torch.float64)
+    for layer in matrices.double():
+        product = ((1 - residual) * layer.mean(0) + residual * torch.eye(layer.shape[-1])) @ product
+    return product[list(rows)]
+
+
+def test_two_layers_by_hand():
+    """Tokens: image 0, image 1, word. Layer 0: image 1 looks at image 0. Layer 1: the word looks at image 1.
+
+    With the identity mixed in, A_0 = [[1, 0, 0], [.5, .5, 0], [0, 0, 1]] and the word's row of A_1 is [0, .5, .5]:
+    .5 [.5, .5, 0] + .5 [0, 0, 1] = [.25, .25, .5]. In the wrong order image 0 would get nothing.
+    """
+    attention = torch.zeros(2, 1, 3, 3)
+    attention[0, 0] = torch.tensor([[1.0, 0, 0], [1, 0, 0], [0, 0, 1]])
+    attention[1, 0] = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 1, 0]])
+    result = rollout(PlantedTrace(attention, prompt_length=3), planted_layout(3, [0, 1]))
+    assert result.relevance.tolist() == [[0.25, 0.25, 0.5]]
+    assert result.per_token.tolist() == [[[0.25, 0.25]]]
+
+
+@pytest.mark.parametrize("block_elements", [1, 50, 10**6])
+@pytest.mark.parametrize("residual", [0.0, 0.5, 0.9])
+def test_random_matrices(block_elements, residual, monkeypatch):
+    monkeypatch.setitem(module.BLOCK_ELEMENTS, "cpu", block_elements)
+    generator = torch.Generator().manual_seed(0)
+    scores = 3 * torch.randn(5, 3, 20, 20, generator=generator)
+    attention = scores.masked_fill(torch.ones(20, 20).triu(1).bool(), -torch.inf).softmax(-1)
+    trace = PlantedTrace(attention, prompt_length=16)
+    result = rollout(trace, planted_layout(20, [1, 2, 3]), residual=residual)
+    assert (result.relevance - literal(attention, range(15, 20), residual)).abs().max() <= 1e-6
+    assert (result.relevance.sum(-1) - 1).abs().max() <= 1e-6
+    query = rollout(trace, planted_layout(20, [1, 2, 3]), residual=residual, rows="query")
+    assert torch.equal(query.relevance, result.relevance[1:])
+    maps = result.maps()
+    torch.testing.assert_close(torch.from_numpy(maps.mean), result.relevance[:, 1:4].mean(0)[None])
+    assert torch.equal(torch.from_numpy(maps.max), result.relevance[:, 1:4].max(0).values[None])
+
+
+def test_first_token_can_be_dropped():
+    generator = torch.Generator().manual_seed(1)
+    scores = torch.randn(3, 2, 8, 8, generator=generator)
+    attention = scores.masked_fill(torch.ones(8, 8).triu(1).bool(), -torch.inf).softmax(-1)
+    averaged = attention.mean(1, keepdim=True)
+    expected = averaged.clone()
+    expected[..., 0] = 0
+    expected /= expected.sum(-1, keepdim=True)
+    expected[:, :, 0] = averaged[:, :, 0]
+    result = rollout(PlantedTrace(attention, 6), planted_layout(8, [1, 2]), drop_first=True)
+    assert (result.relevance - literal(expected, range(5, 8))).abs().max() <= 1e-6
+    assert result.relevance[:, 0].max() == 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("key_heads", [4, 2])
+def test_model_against_full_matrices_in_a_padded_batch(key_heads):
+    model = llava(key_heads=key_heads)
+    images = [[picture()], [picture(40, 90), picture(90, 40)]]
+    inputs, layouts = model.prepare(llava_processor(), images, ["what is left ?", "where is the circle ?"])
+    assert layouts[0].start > 0
+    with AttentionTrace(model) as trace:
+        model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    for layout in layouts:
+        rows = range(layout.start, trace.length)
+        full = torch.stack([trace.weights(i, rows, samples=[layout.sample])[0] for i in range(trace.layers)])
+        expected = literal(full[..., layout.start :], range(trace.prompt_length - 1 - layout.start, len(rows)))
+        result = rollout(trace, layout)
+        assert (result.relevance[:, layout.start :] - expected).abs().max() <= 1e-6
+        assert result.relevance[:, : layout.start].abs().sum() == 0
+        assert result.per_token.shape == (4, 4, 4)
+        for image, positions in enumerate(layout.images):
+            assert torch.equal(
+                torch.from_numpy(result.maps(image).per_token).flatten(1), result.relevance[:, positions]
+            )
+        torch.testing.assert_close(rollout(trace, layout, tokens=2).relevance, result.relevance[:2])
+        share = image_share(trace, layout)
+        by_hand = full[:, :, -4:][..., layout.image_positions].sum(-1).mean(1)
+        assert abs(torch.from_numpy(share) - by_hand).max() <= 1e-6
+
+
+def test_bad_settings_are_explained():
+    trace, layout = PlantedTrace(torch.eye(3).expand(1, 1, 3, 3), 3), planted_layout(3, [0])
+    with pytest.raises(ValueError, match="rows 'both' is unknown; choose 'predicting' or 'query'"):
+        rollout(trace, layout, rows="both")
+    with pytest.raises(ValueError, match="residual weight 1.0 is out of range"):
+        rollout(trace, layout, residual=1.0)
+    with pytest.raises(ValueError, match="no generated token has a row under the convention 'query': 1 token"):
+        rollout(trace, layout, rows="query")
