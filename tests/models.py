@@ -8,9 +8,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from models.modeling_llava import LlavaForConditionalGeneration
 
-WORDS = (
-    "a the red green blue circle square where is to of left right user assistant : ? . what in image describe".split()
-)
+SENTENCE = "where is the red green blue circle square to the left right of a user assistant : ? . what in describe"
+WORDS = sorted({*SENTENCE.split(), "image"})
 TEMPLATE = (
     "{% for message in messages %}user : {% for item in message['content'] %}"
     "{% if item['type'] == 'image' %}<image> {% else %}{{ item['text'] }} {% endif %}{% endfor %}{% endfor %}"

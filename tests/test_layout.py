@@ -31,11 +31,7 @@ def brightest_cell(processor, image, rows, cols):
 def marked(width, height, rect):
     """A black picture with the given rectangle painted white."""
     image = Image.new("RGB", (width, height))
-    left, top, right, bottom = rect
-    image.paste(
-        (255, 255, 255),
-        (round(left), round(top), max(round(left) + 1, round(right)), max(round(top) + 1, round(bottom))),
-    )
+    image.paste((255, 255, 255), tuple(round(edge) for edge in rect))
     return image
 
 
@@ -98,7 +94,10 @@ def test_words_become_positions(model):
         ["where is the red circle to the left of the Red square ?", "what is red ?"],
     )
     tokenizer = llava_processor().tokenizer
-    spelled = lambda layout, positions: tokenizer.convert_ids_to_tokens(inputs["input_ids"][layout.sample][positions])
+
+    def spelled(layout, positions):
+        return tokenizer.convert_ids_to_tokens(inputs["input_ids"][layout.sample][positions])
+
     first, second = layouts
     assert spelled(first, first.word("red")) == ["red"]
     assert first.word("red", occurrence=1) > first.word("red")

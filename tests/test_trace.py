@@ -192,10 +192,7 @@ def test_misuse_is_explained(model):
         trace.weights(0, 0)
     with pytest.raises(RuntimeError, match="was used before"), trace:
         pass
-    with (
-        pytest.raises(ValueError, match="part 'eyes' is unknown; choose 'decoder' or 'tower'"),
-        AttentionTrace(model, part="eyes"),
-    ):
+    with pytest.raises(ValueError, match="part 'eyes' is unknown"), AttentionTrace(model, part="eyes"):
         pass
     with pytest.raises(ValueError, match="num_beams=2 cannot be recorded"), AttentionTrace(model):
         generate(model, inputs, num_beams=2)
