@@ -1,0 +1,146 @@
+"""Show a map over image cells on the picture itself.
+
+A model cuts its input into square cells; the input is a resized and then cropped (or padded) copy of the picture. What
+is drawn here is that map in the picture's own pixels: the nearest upscale to the model's input, taken back through crop
+and resize. As both steps are separable, they are two small matrices, [pixel, cell] down and across the picture. A blur,
+being separable too, only softens these matrices: it is exact, has no border effects and costs the same at any size.
+
+`grid` is anything with `rows, cols` (cells), `cell` (model pixels per cell side), `width, height` (the picture's
+pixels), `resized` (width, height after the resize) and `offset` (left, top: where the model's input starts inside the
+resized picture; a crop is positive, padding is negative).
+"""
+
+import math
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+from scipy.special import ndtr
+
+COLOURMAP = "turbo"
+"""Any matplotlib name. Seen on a photograph, on black and on light grounds, turbo keeps a weak second spot visible on
+all three, where inferno, plasma and viridis fade into skin, dark cloth or paper; it is jet without false bands."""
+
+TOP = {"turbo": 0.84, "jet": 0.88}
+"""How far up a colour map is used: these two end in a dark red that would make a peak look weaker than its rim."""
+
+
+def to_pixels(cell_map, grid, blur=0.0, scale=1):
+    """The map in the picture's pixels: float32 [height * scale, width * scale], 0 where the model sees nothing.
+
+    cell_map: [row, col], one value per cell, finite and >= 0.
+    blur: standard deviation of a Gaussian, in cells; 0 leaves every pixel with exactly the value of its own cell.
+    scale: whole-number enlargement of the picture that the map is drawn for.
+    """
+    cell_map = np.asarray(cell_map, dtype=np.float32)
+    if cell_map.shape != (grid.rows, grid.cols):
+        raise ValueError(f"the map has shape {cell_map.shape} but the grid is {grid.rows} rows x {grid.cols} columns")
+    if not np.isfinite(cell_map).all() or cell_map.min() < 0:
+        raise ValueError("the map holds negative or non-finite values; a map of attention is finite and >= 0")
+    across, down = _axes(grid, scale, blur)
+    return down @ cell_map @ across.T
+
+
+def seen(grid, scale=1):
+    """Which pixels of the picture reach the model: bool [height * scale, width * scale]."""
+    across, down = _axes(grid, scale, blur=0.0)
+    return np.logical_and.outer(down.any(axis=1), across.any(axis=1))
+
+
+def overlay(image, cell_map, grid, alpha=0.7, power=1.5, blur=0.5, colourmap=COLOURMAP, unseen=0.35, at_least=0):
+    """The picture with the map laid over it: PIL RGB, at the picture's own size unless `at_least` asks for more.
+
+    The map is divided by its maximum and raised to `power`, which gives the colour; `alpha` times the square root of
+    that is how much of the picture it covers. Where there is no attention the picture stays as it is.
+    unseen: brightness left to the margins that the model never sees (1 leaves them as they are).
+    at_least: enlarge the picture by a whole number until its longer side has this many pixels.
+    """
+    if image.size != (grid.width, grid.height):
+        raise ValueError(
+            f"the picture is {image.width} x {image.height} pixels but the grid was made for {grid.width} x"
+            f" {grid.height}; pass the picture as the model got it (EXIF rotation applied, not resized)"
+        )
+    image = enlarge(image.convert("RGB"), at_least)
+    scale = image.width // grid.width
+    heat = to_pixels(cell_map, grid, blur, scale)
+    heat = (heat / (heat.max() or 1.0)) ** power
+    colours = matplotlib.colormaps[colourmap](heat * TOP.get(colourmap, 1.0), bytes=True)[..., :3]
+    cover = alpha * np.sqrt(heat)[..., None]
+    light = np.where(seen(grid, scale), np.float32(1), np.float32(unseen))[..., None]
+    blended = (1 - cover) * light * np.asarray(image) + cover * colours
+    return Image.fromarray(np.rint(blended).astype(np.uint8))
+
+
+def enlarge(image, at_least=400):
+    """The picture, each pixel repeated a whole number of times until the longer side has `at_least` pixels."""
+    scale = max(1, math.ceil(at_least / max(image.size)))
+    return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+
+
+def strip(overlays, tokens, shares=None, columns=8, title=""):
+    """One figure of per-token pictures in reading order, each with its token underneath; rows of `columns` pictures.
+
+    shares: per token, the share of its attention that is on the image (0..1), printed below the token.
+    """
+    if not overlays or len(overlays) != len(tokens):
+        raise ValueError(
+            f"a strip needs a picture per token and at least one, but got {len(overlays)} for {len(tokens)} tokens"
+        )
+    if shares is not None and len(shares) != len(tokens):
+        raise ValueError(f"a strip needs one share per token, but got {len(shares)} for {len(tokens)} tokens")
+    columns = min(columns, len(tokens))
+    rows = math.ceil(len(tokens) / columns)
+    width = 1.5  # inches per picture
+    height = width * overlays[0].height / overlays[0].width + (0.27 if shares is None else 0.42)
+    head = 0.35 if title else 0.05
+    figure = Figure(figsize=(max(width * columns, 2.0), height * rows + head), dpi=200, layout="compressed")
+    figure.get_layout_engine().set(w_pad=0.04, h_pad=0.04)
+    if title:
+        figure.suptitle(title, fontsize=9, parse_math=False)
+    for axes in figure.subplots(rows, columns, squeeze=False).flat[len(tokens):]:
+        axes.set_axis_off()
+    for index, (picture, token) in enumerate(zip(overlays, tokens, strict=True)):
+        axes = figure.axes[index]
+        axes.imshow(picture)
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        label = visible(token) if shares is None else f"{visible(token)}\n{shares[index]:.0%} on image"
+        axes.set_xlabel(label, fontsize=9, labelpad=3, parse_math=False)
+    return figure
+
+
+def visible(token, longest=14):
+    """A token as a label: white space made visible, a long one cut."""
+    text = token.replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r")
+    text = text if text.strip() else "␣" * max(1, len(text))
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def _axes(grid, scale, blur):
+    """Weights [pixel, cell] across and down the picture."""
+    return tuple(
+        _weights(pixels * scale, resized, offset, grid.cell, cells, blur)
+        for pixels, resized, offset, cells in zip(
+            (grid.width, grid.height), grid.resized, grid.offset, (grid.cols, grid.rows), strict=True
+        )
+    )
+
+
+def _weights(pixels, resized, offset, cell, cells, blur):
+    """How much each cell gives to each pixel along one axis: float32 [pixel, cell]; rows sum to 1, or are 0 if unseen.
+
+    The middle of pixel i of n lies at (i + 1/2) * resized / n in the resized picture. Whole numbers keep the border
+    between two cells exact: the numerator and the denominator below are both doubled.
+    """
+    numerator = (2 * np.arange(pixels, dtype=np.int64) + 1) * resized - 2 * pixels * offset
+    denominator = 2 * pixels * cell
+    cell_of_pixel = numerator // denominator
+    is_cell = cell_of_pixel[:, None] == np.arange(cells)
+    if blur == 0:
+        return is_cell.astype(np.float32)
+    borders = (np.arange(cells + 1) - (numerator / denominator)[:, None]) / blur
+    weights = np.diff(ndtr(borders), axis=1)  # the Gaussian's mass over each cell
+    inside = is_cell.any(axis=1, keepdims=True)
+    total = weights.sum(axis=1, keepdims=True)
+    return np.divide(weights, total, out=np.zeros_like(weights), where=inside).astype(np.float32)

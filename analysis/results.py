@@ -1,0 +1,197 @@
+"""The folder a run leaves behind: settings.json, samples.csv, pictures and maps per sample, summary.json.
+
+Rows are flushed as they come and every other file is written beside its name and then moved there, so what stands under
+its final name is complete: a folder without summary.json is a run that did not finish.
+"""
+
+import csv
+import dataclasses
+import json
+import math
+import os
+import platform
+import re
+import sys
+from collections import Counter
+from contextlib import contextmanager
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+PACKAGES = ("torch", "transformers", "numpy", "pillow")
+
+
+class OutputError(OSError):
+    """A result could not be written; the message is one sentence for the user (what, where, why)."""
+
+
+def default_out_dir(script, model):
+    """results/<script>/<model's last name>-<date-time>, with a number behind it where that already exists."""
+    name = re.sub(r"[^\w.-]", "-", Path(model).name or Path(model).resolve().name)
+    base = Path("results") / Path(script).stem / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    candidate, number = base, 1
+    while candidate.exists():
+        number += 1
+        candidate = base.with_name(f"{base.name}-{number}")
+    return candidate
+
+
+class RunFolder:
+    """Results of one run. `columns` of samples.csv are fixed from the start: sample, the given ones, skipped."""
+
+    def __init__(self, folder, columns):
+        self.folder = Path(folder)
+        self.columns = ("sample", *columns, "skipped")
+        self.done = 0
+        self.skipped = Counter()
+        self._folders = {}  # name of a sample's folder -> sample
+        with writing(self.folder / "samples.csv"):
+            # line buffered: a row is on disk as soon as it is known
+            self._table = open(self.folder / "samples.csv", "w", newline="", buffering=1, encoding="utf-8",
+                               errors="backslashreplace")
+            csv.writer(self._table).writerow(self.columns)
+
+    @classmethod
+    def create(cls, out_dir, settings, columns):
+        """Make `out_dir` and write settings.json into it.
+
+        settings: what the caller alone knows: every flag, model id and revision, seed, device. The command line, the
+        time and the versions are added. Raises FileExistsError where `out_dir` holds anything already.
+        """
+        out_dir = Path(out_dir)
+        if out_dir.exists() and not (out_dir.is_dir() and not any(out_dir.iterdir())):
+            raise FileExistsError(
+                f"the output folder {out_dir} exists and is not empty, and nothing is ever overwritten:"
+                " pass another --out-dir or remove it"
+            )
+        with writing(out_dir):
+            out_dir.mkdir(parents=True, exist_ok=True)
+        versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+        started = datetime.now().astimezone().isoformat(timespec="seconds")
+        about = {"command": sys.argv, "started": started, "versions": versions}
+        write_json(out_dir / "settings.json", {**about, **settings})
+        return cls(out_dir, columns)
+
+    def add(self, sample, **values):
+        """One row for a sample that was measured; a column that is not given stays empty."""
+        unknown = set(values) - set(self.columns[1:-1])
+        if unknown:
+            raise ValueError(f"unknown columns {sorted(unknown)}; samples.csv has {', '.join(self.columns)}")
+        self._write({"sample": sample, **values})
+        self.done += 1
+
+    def skip(self, sample, reason):
+        """One row for a sample that could not be measured, counted under `reason`."""
+        self._write({"sample": sample, "skipped": reason})
+        self.skipped[reason] += 1
+
+    def save(self, picture, *path):
+        """Write a PIL image or a matplotlib figure to folder/*path (a .png); returns where it is."""
+        target = self.folder.joinpath(*path)
+        if isinstance(picture, Image.Image):
+            return write_whole(target, picture.save)
+        return write_whole(target, lambda path: picture.savefig(path, bbox_inches="tight", pad_inches=0.05))
+
+    def sample_folder(self, sample):
+        """A folder of its own for a sample, whatever characters its name has; the same one when asked again."""
+        plain = re.sub(r"[^\w.-]", "-", str(sample)).strip(".") or "sample"
+        name, number = plain, 1
+        while self._folders.setdefault(name, sample) != sample:
+            number += 1
+            name = f"{plain}-{number}"
+        folder = self.folder / name
+        with writing(folder):
+            folder.mkdir(exist_ok=True)
+        return folder
+
+    def finish(self, summary):
+        """Write summary.json: how many samples were measured and skipped (by reason), then the caller's figures."""
+        with writing(self.folder / "samples.csv"):
+            self._table.close()
+        return write_json(self.folder / "summary.json", {"n": self.done, "skipped": dict(self.skipped), **summary})
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        with writing(self.folder / "samples.csv"):
+            self._table.close()
+
+    def _write(self, row):
+        with writing(self.folder / "samples.csv"):
+            csv.writer(self._table).writerow([row.get(column, "") for column in self.columns])
+
+
+def save_maps(folder, maps, tokens, rows, grid):
+    """Write folder/maps.npz, the raw maps of one sample with what is needed to read them later.
+
+    maps: has per_token [token, row, col], mean and max [row, col]. tokens: the generated tokens as text.
+    rows: which attention row a token's map is ("predicting" or "query"). grid: as in `analysis.overlay`, with
+    `rect(row, col)`. The file holds no pickle: `numpy.load` with its defaults reads it. Besides the maps (float32),
+    `tokens` and `rows` there are `cells` [row, col, 4], left, top, right, bottom of each cell in the original picture's
+    pixels, and the grid's `image_size` and `resized` (width, height), `offset` (left, top) and `cell`.
+    """
+    per_token, mean, top = (np.asarray(array, np.float32) for array in (maps.per_token, maps.mean, maps.max))
+    shape = (grid.rows, grid.cols)
+    if per_token.shape != (len(tokens), *shape) or mean.shape != shape or top.shape != shape:
+        raise ValueError(
+            f"maps of shape {per_token.shape}, {mean.shape} and {top.shape} do not fit {len(tokens)} tokens on a grid"
+            f" of {shape[0]} rows x {shape[1]} columns"
+        )
+    cells = [[grid.rect(row, col) for col in range(grid.cols)] for row in range(grid.rows)]
+    arrays = {
+        "per_token": per_token, "mean": mean, "max": top, "tokens": np.array(tokens, dtype=str), "rows": np.array(rows),
+        "cells": np.array(cells, np.float32), "image_size": np.array([grid.width, grid.height]),
+        "resized": np.array(grid.resized), "offset": np.array(grid.offset), "cell": np.array(grid.cell),
+    }  # fmt: skip
+    return write_whole(Path(folder) / "maps.npz", lambda path: np.savez_compressed(path, **arrays))
+
+
+def write_json(path, values):
+    """JSON with paths as text, arrays as lists, dataclasses as objects, and null for what is not a finite number."""
+    text = json.dumps(_plain(values), indent=2, ensure_ascii=False, allow_nan=False)
+    data = (text + "\n").encode("utf-8", errors="backslashreplace")
+    return write_whole(path, lambda partial: partial.write_bytes(data))
+
+
+def write_whole(path, write):
+    """Call `write(partial path)`, then move the result to `path`: nobody ever sees half a file under that name."""
+    path = Path(path)
+    partial = path.with_name(f"partial-{path.name}")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(partial)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    return path
+
+
+@contextmanager
+def writing(path):
+    """Turn the system's error while writing `path` (disk full, no permission, ...) into an OutputError."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"could not write {path}: {(error.strerror or str(error)).lower()}; free space or pass another --out-dir"
+        ) from error
+
+
+def _plain(value):
+    """`value` in JSON's own types."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

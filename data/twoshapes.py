@@ -1,0 +1,317 @@
+"""Two shapes and a sentence on where they are: reader and generator of the ShapeWorld `spatial_twoshapes` layout.
+
+    python -m data.twoshapes --out-dir X --count 100 --seed 0
+
+    <data root>/spatial_twoshapes/agreement/relational/shardN/
+        caption.txt        one caption per world: "there are two shapes a green rectangle and a blue cross . ..."
+        agreement.txt      one number per world: 1.0 where the caption is true of the world
+        world_model.json   the worlds: per entity colour, shape, centre, size, rotation, bounding box
+        world-I.png        the picture of world I, numbered within its shard
+
+The order of the entities in a world says nothing about the order in its caption, so a caption's shapes are found by
+colour and shape. See data/README.md for what was measured on the published data and how the generated data follow it.
+"""
+
+import json
+import math
+import re
+import sys
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tyro
+from PIL import Image
+from tqdm import tqdm
+
+from data.shapes import COLOURS, SHAPES, Shape, draw, mask, sample_shape, to_pixels
+
+LAYOUT = Path("spatial_twoshapes", "agreement", "relational")
+QUESTION = (
+    "there are two shapes a {} {} and a {} {} ."
+    " what is the spatial relationship from the first shape to the second shape ? the spatial relation is"
+)
+CAPTION = re.compile(
+    "(?P<question>" + re.escape(QUESTION).replace(r"\{\}", r"(\w+)") + r") (?P<relation>left|right|above|below) \."
+)
+SIDE = 100  # pixels
+SHARD_SIZE = 100  # worlds
+
+# Measured on the published data: no pair of centres is off by more than 0.05 on the minor axis or nearer than 0.1 on
+# the major one (fractions of the world); otherwise their places are as good as uniform.
+MAX_MINOR, MIN_MAJOR = 0.05, 0.1
+ATTEMPTS = 50  # second shapes tried in one place before both centres are drawn anew
+
+
+class Entity(NamedTuple):
+    """A shape as the picture shows it; box (left, top, right, bottom) and centre (x, y) in the picture's pixels."""
+
+    colour: str
+    shape: str
+    box: tuple[float, float, float, float]
+    centre: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class TwoShapes:
+    """One sample. `first` and `second` are in the order of the caption; `relation` is what the caption says of them."""
+
+    id: str  # shard and number, "shard0/17"
+    image_path: Path
+    caption: str
+    question: str  # the caption up to and including "the spatial relation is"
+    relation: str  # "left" | "right" | "above" | "below", from the first shape to the second
+    first: Entity
+    second: Entity
+    reversed: bool  # the world lists `second` before `first`
+
+
+class Skip(NamedTuple):
+    """A sample (or a whole shard) that cannot be used, and why."""
+
+    id: str
+    reason: str
+
+
+class _Unusable(Exception):
+    """Raised while one sample is read; the message is the reason it is skipped for."""
+
+
+def read(data_root, limit=None):
+    """All usable samples under `data_root`, shards and worlds in numeric order: (list of TwoShapes, list of Skip).
+
+    limit: stop after so many usable samples. Raises FileNotFoundError where the layout is not there.
+    """
+    root = Path(data_root).resolve()
+    folder = root / LAYOUT
+    shards = [path for path in folder.glob("shard*") if re.fullmatch(r"shard\d+", path.name)]
+    if not shards:
+        raise FileNotFoundError(
+            f"no data in {data_root}: looked for {LAYOUT}/shard0, shard1, ... below it;"
+            f" make some with `python -m data.twoshapes --out-dir {data_root}`"
+        )
+    samples, skipped = [], []
+    for shard in sorted(shards, key=lambda path: int(path.name.removeprefix("shard"))):
+        try:
+            captions, agreements, worlds = _read_shard(shard, root)
+        except _Unusable as reason:
+            skipped.append(Skip(shard.name, str(reason)))
+            continue
+        for index in range(max(len(captions), len(agreements), len(worlds))):
+            if limit is not None and len(samples) >= limit:
+                return samples, skipped
+            name = f"{shard.name}/{index}"
+            try:
+                picture = shard / f"world-{index}.png"
+                samples.append(_read_sample(name, picture, root, index, captions, agreements, worlds))
+            except _Unusable as reason:
+                skipped.append(Skip(name, str(reason)))
+    return samples, skipped
+
+
+def _read_shard(shard, root):
+    """Captions, agreements (both lines of text) and worlds (parsed JSON) of one shard."""
+    texts = []
+    for name in ("caption.txt", "agreement.txt", "world_model.json"):
+        path = shard / name
+        if not path.resolve().is_relative_to(root):
+            raise _Unusable("path leaves the data root")
+        try:
+            texts.append(path.read_text(encoding="utf-8", errors="replace"))
+        except OSError as error:
+            raise _Unusable(f"{name} cannot be read") from error
+    try:
+        worlds = json.loads(texts[2])
+    except (ValueError, RecursionError) as error:
+        raise _Unusable("world_model.json is not valid JSON") from error
+    if not isinstance(worlds, list):
+        raise _Unusable("world_model.json is not a list of worlds")
+    return texts[0].rstrip().split("\n"), texts[1].rstrip().split("\n"), worlds
+
+
+def _read_sample(name, picture, root, index, captions, agreements, worlds):
+    for lines, reason in ((captions, "no caption"), (agreements, "no agreement"), (worlds, "no world model")):
+        if index >= len(lines):
+            raise _Unusable(reason)
+    if agreements[index].strip() != "1.0":
+        raise _Unusable("agreement is not 1.0")
+    caption = captions[index].strip()
+    found = CAPTION.fullmatch(caption)
+    if not found:
+        raise _Unusable("caption does not parse")
+    side = _checked_picture(picture, root)
+    entities = _read_entities(worlds[index], side)
+    _, colour, shape, other_colour, other_shape, relation = found.groups()
+    first, second = (_find(entities, *wanted) for wanted in ((colour, shape), (other_colour, other_shape)))
+    is_reversed = entities.index(first) > entities.index(second)
+    return TwoShapes(name, picture, caption, found["question"], relation, first, second, is_reversed)
+
+
+def _checked_picture(path, root):
+    """Side in pixels of a picture that lies inside `root` and decodes to its last pixel."""
+    if not path.resolve().is_relative_to(root):
+        raise _Unusable("path leaves the data root")
+    if not path.is_file():
+        raise _Unusable("image missing")
+    try:
+        with Image.open(path) as image:
+            image.load()
+            width, height = image.size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise _Unusable("image cannot be decoded") from error
+    if width != height:
+        raise _Unusable("image is not square")
+    return width
+
+
+def _read_entities(world, side):
+    entities = []
+    try:
+        for entity in world["entities"]:
+            centre = (entity["center"]["x"], entity["center"]["y"])
+            low, high = entity["bounding_box"]["topleft"], entity["bounding_box"]["bottomright"]
+            box = (low["x"], low["y"], high["x"], high["y"])
+            if not all(math.isfinite(number) for number in (*centre, *box)):
+                raise _Unusable("world model holds numbers that are not finite")
+            box, centre = (tuple(to_pixels(numbers, side).tolist()) for numbers in (box, centre))
+            entities.append(Entity(entity["color"]["name"], entity["shape"]["name"], box, centre))
+    except (KeyError, TypeError, OverflowError) as error:
+        raise _Unusable("world model lacks a field, or a number in it") from error
+    return entities
+
+
+def _find(entities, colour, shape):
+    """The one entity of this colour and shape."""
+    found = [entity for entity in entities if (entity.colour, entity.shape) == (colour, shape)]
+    if len(found) != 1:
+        raise _Unusable("caption's shape is not in the world" if not found else "caption's shape is in the world twice")
+    return found[0]
+
+
+def generate(folder, count, seed, same_colour=0.24):
+    """Write `count` new samples, in shards of 100, below `folder`; the same seed writes the same bytes.
+
+    same_colour: share of the pairs whose shapes have one colour; they never have the same kind. Sample i does not
+    depend on `count`. `folder` appears only when complete; FileExistsError where it already holds something.
+    """
+    folder = Path(folder).resolve()
+    if count < 1:
+        raise ValueError(f"count is {count}, expected at least 1")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} exists and is not empty; pass a new --out-dir or remove it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as unfinished:
+        complete = Path(unfinished, folder.name)
+        progress = tqdm(total=count, desc="drawing", unit="picture", disable=None)
+        for start in range(0, count, SHARD_SIZE):
+            shard = complete / LAYOUT / f"shard{start // SHARD_SIZE}"
+            shard.mkdir(parents=True)
+            captions, worlds = [], []
+            for index in range(min(SHARD_SIZE, count - start)):
+                rng = np.random.default_rng([seed, start + index])
+                pair = sample_pair(rng, same_colour)
+                captions.append(caption_of(*rng.permutation(np.array(pair, dtype=object))))
+                worlds.append(world_model(pair))
+                draw(pair, SIDE).save(shard / f"world-{index}.png")
+                progress.update()
+            (shard / "caption.txt").write_text("".join(f"{caption}\n" for caption in captions))
+            (shard / "agreement.txt").write_text("1.0\n" * len(worlds))
+            (shard / "world_model.json").write_text(json.dumps(worlds, indent=2, sort_keys=True))
+        progress.close()
+        complete.replace(folder)
+
+
+def sample_pair(rng, same_colour=0.24):
+    """Two shapes of different kinds that lie inside the world, apart, and in a clear relation.
+
+    The centres come first, and a pair d apart is kept with probability 1 - d, as the published distances ask for. Where
+    the shapes would then overlap, another second shape is tried in the same place, so that near pairs stay frequent;
+    in the published data too, the second shape of a near pair is the smaller one.
+    """
+    colour, other = (str(colour) for colour in rng.choice(list(COLOURS), 2, replace=False))
+    if rng.random() < same_colour:
+        other = colour
+    while True:
+        first, second = _place(rng, sample_shape(rng, colour)), _place(rng, sample_shape(rng, other))
+        if not relation(first, second) or rng.random() < math.hypot(first.x - second.x, first.y - second.y):
+            continue
+        for _ in range(ATTEMPTS):
+            if first.shape != second.shape and _inside(second) and not _overlap(first, second):
+                return [first, second]
+            second = sample_shape(rng, other, centre=(second.x, second.y))
+
+
+def _place(rng, shape):
+    """The shape at a random place of the world, as far from the border as its bounding box needs."""
+    left, top, right, bottom = replace(shape, x=0.0, y=0.0).box()
+    return replace(shape, x=rng.uniform(-left, 1 - right), y=rng.uniform(-top, 1 - bottom))
+
+
+def _inside(shape):
+    left, top, right, bottom = shape.box()
+    return min(left, top) >= 0 and max(right, bottom) <= 1
+
+
+def _overlap(first, second):
+    return (mask(first, SIDE) & mask(second, SIDE)).any()
+
+
+def relation(first: Shape, second: Shape):
+    """Where `first` is, seen from `second`: "left" | "right" | "above" | "below"; None where no word clearly holds."""
+    x, y = first.x - second.x, first.y - second.y
+    minor, major = sorted((abs(x), abs(y)))
+    if minor > MAX_MINOR or major < MIN_MAJOR:
+        return None
+    if abs(x) > abs(y):
+        return "left" if x < 0 else "right"
+    return "above" if y < 0 else "below"
+
+
+def caption_of(first: Shape, second: Shape):
+    return f"{QUESTION.format(first.colour, first.shape, second.colour, second.shape)} {relation(first, second)} ."
+
+
+def world_model(shapes):
+    """The world as ShapeWorld's JSON holds it: fractions of the world, rotation in turns, `size` half extents."""
+    entities = []
+    for number, shape in enumerate(shapes):
+        left, top, right, bottom = shape.box()
+        entities.append({
+            "id": number,
+            "shape": {"name": shape.shape, "size": {"x": shape.width, "y": shape.height}},
+            "color": {"name": shape.colour, "rgb": list(COLOURS[shape.colour]), "shade": shape.shade},
+            "texture": {"name": "solid"},
+            "rotation": shape.rotation,
+            "center": {"x": shape.x, "y": shape.y},
+            "bounding_box": {"topleft": {"x": left, "y": top}, "bottomright": {"x": right, "y": bottom}},
+        })  # fmt: skip
+    background = {"name": "black", "rgb": [0.0, 0.0, 0.0], "shade": 0.0}
+    return {"size": SIDE, "color": background, "meta": {}, "entities": entities}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Write samples in the layout of ShapeWorld's spatial_twoshapes."""
+
+    out_dir: Path
+    """New (or empty) folder; becomes a data root for every script."""
+    count: int = 100
+    """Samples to make, in shards of 100."""
+    seed: int = 0
+    """The same seed writes the same bytes."""
+
+
+def main(config):
+    try:
+        generate(config.out_dir, config.count, config.seed)
+    except (OSError, ValueError) as error:
+        print(f"nothing written: {error}", file=sys.stderr)
+        return 2
+    print(f"{config.count} samples in {config.out_dir / LAYOUT}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Config)))
