@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Sets up what is missing, lets the embedded LLaVA answer, and draws where it looked.
+#   bash run_demo.sh
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+bash env_setup_llava.bash
+python=.venv/bin/python
+out=results/demo/$(date +%Y%m%d-%H%M%S)
+
+# Real ShapeWorld samples lie beside some checkouts; anywhere else the project draws its own in the same layout.
+data=../shared/data
+if [[ ! -d $data/spatial_twoshapes ]]; then
+    data=data/generated/demo
+    [[ -d $data ]] || $python -m data.twoshapes --out-dir "$data" --count 20 --seed 0
+fi
+
+echo "1. Two shapes: which way from the first to the second? ($data)"
+$python attention_rollout_llava.py --data-root "$data" --limit 4 --out-dir "$out/two-shapes"
+
+echo "2. A photograph (matplotlib's own; a portrait, so a crop takes its upper and lower edge)"
+photo=$($python -c 'import matplotlib; print(matplotlib.get_data_path() + "/sample_data/grace_hopper.jpg")')
+$python attention_rollout_llava.py --image "$photo" --prompt "describe the image ." --out-dir "$out/photograph"
+
+echo
+echo "Pictures:"
+find "$out" -name '*.png' | sort | sed 's/^/  /'
+echo "Tables:  $out/*/samples.csv    raw maps: $out/*/*/maps.npz"
