@@ -1,6 +1,6 @@
 """The folder a run leaves behind: settings.json, samples.csv, pictures and maps per sample, summary.json.
 
-Rows are flushed as they come and every other file is written beside its name and then moved there, so what stands under
+Rows are written as they come and every other file is written beside its name and then moved there, so what stands under
 its final name is complete: a folder without summary.json is a run that did not finish.
 """
 
@@ -47,12 +47,8 @@ class RunFolder:
         self.columns = ("sample", *columns, "skipped")
         self.done = 0
         self.skipped = Counter()
-        self._folders = {}  # name of a sample's folder -> sample
-        with writing(self.folder / "samples.csv"):
-            # line buffered: a row is on disk as soon as it is known
-            self._table = open(self.folder / "samples.csv", "w", newline="", buffering=1, encoding="utf-8",
-                               errors="backslashreplace")
-            csv.writer(self._table).writerow(self.columns)
+        self._folders = dict.fromkeys(("settings.json", "samples.csv", "summary.json"))  # taken names -> their sample
+        self._append(self.columns)
 
     @classmethod
     def create(cls, out_dir, settings, columns):
@@ -80,12 +76,12 @@ class RunFolder:
         unknown = set(values) - set(self.columns[1:-1])
         if unknown:
             raise ValueError(f"unknown columns {sorted(unknown)}; samples.csv has {', '.join(self.columns)}")
-        self._write({"sample": sample, **values})
+        self._append([sample, *(values.get(column, "") for column in self.columns[1:])])
         self.done += 1
 
     def skip(self, sample, reason):
         """One row for a sample that could not be measured, counted under `reason`."""
-        self._write({"sample": sample, "skipped": reason})
+        self._append([sample, *("" for _ in self.columns[1:-1]), reason])
         self.skipped[reason] += 1
 
     def save(self, picture, *path):
@@ -97,7 +93,7 @@ class RunFolder:
 
     def sample_folder(self, sample):
         """A folder of its own for a sample, whatever characters its name has; the same one when asked again."""
-        plain = re.sub(r"[^\w.-]", "-", str(sample)).strip(".") or "sample"
+        plain = re.sub(r"[^\w.-]", "-", str(sample)).strip(".")[:80] or "sample"
         name, number = plain, 1
         while self._folders.setdefault(name, sample) != sample:
             number += 1
@@ -109,20 +105,12 @@ class RunFolder:
 
     def finish(self, summary):
         """Write summary.json: how many samples were measured and skipped (by reason), then the caller's figures."""
-        with writing(self.folder / "samples.csv"):
-            self._table.close()
         return write_json(self.folder / "summary.json", {"n": self.done, "skipped": dict(self.skipped), **summary})
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        with writing(self.folder / "samples.csv"):
-            self._table.close()
-
-    def _write(self, row):
-        with writing(self.folder / "samples.csv"):
-            csv.writer(self._table).writerow([row.get(column, "") for column in self.columns])
+    def _append(self, cells):
+        path = self.folder / "samples.csv"
+        with writing(path), open(path, "a", newline="", encoding="utf-8", errors="backslashreplace") as table:
+            csv.writer(table).writerow(cells)
 
 
 def save_maps(folder, maps, tokens, rows, grid):

@@ -26,7 +26,7 @@ import tyro
 from PIL import Image
 from tqdm import tqdm
 
-from data.shapes import COLOURS, SHAPES, Shape, draw, mask, sample_shape, to_pixels
+from data.shapes import COLOURS, Shape, draw, mask, sample_shape, to_pixels
 
 LAYOUT = Path("spatial_twoshapes", "agreement", "relational")
 QUESTION = (

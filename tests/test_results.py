@@ -1,0 +1,208 @@
+"""The result folder: nothing is overwritten, nothing half-written looks finished, and errors read as one sentence."""
+
+import csv
+import errno
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from analysis.results import OutputError, RunFolder, default_out_dir, save_maps, write_json, write_whole
+from models.layout import ImageGrid
+
+COLUMNS = ("answer", "share")
+
+
+def rows(run):
+    with open(run.folder / "samples.csv", newline="", encoding="utf-8") as table:
+        return list(csv.reader(table))
+
+
+def test_a_run_from_settings_to_summary(tmp_path):
+    @dataclass(frozen=True)
+    class Config:
+        image: Path = Path("a.png")
+        layers: tuple = (3, 7)
+
+    run = RunFolder.create(tmp_path / "new" / "run", {"flags": Config(), "seed": 0, "device": "cpu"}, COLUMNS)
+    settings = json.loads((run.folder / "settings.json").read_text())
+    assert settings["flags"] == {"image": "a.png", "layers": [3, 7]} and settings["seed"] == 0
+    assert settings["command"] == sys.argv
+    assert settings["versions"]["numpy"] == np.__version__
+    assert settings["versions"]["python"] == sys.version.split()[0]
+    assert {"torch", "transformers"} <= set(settings["versions"])
+
+    run.add("shard0/1", answer='left, "or"\nright', share=np.float32(0.5))
+    assert rows(run)[-1] == ["shard0/1", 'left, "or"\nright', "0.5", ""]  # on disk before the run ends
+    run.skip("shard0/2", "image missing")
+    run.skip("shard0/3", "image missing")
+    run.add("shard0/4", share=1)
+    assert rows(run) == [
+        ["sample", "answer", "share", "skipped"],
+        ["shard0/1", 'left, "or"\nright', "0.5", ""],
+        ["shard0/2", "", "", "image missing"],
+        ["shard0/3", "", "", "image missing"],
+        ["shard0/4", "", "1", ""],
+    ]
+    assert not (run.folder / "summary.json").exists()
+    run.finish({"share": np.float64(0.75), "interval": (0.5, float("nan"))})
+    assert json.loads((run.folder / "summary.json").read_text()) == {
+        "n": 2, "skipped": {"image missing": 2}, "share": 0.75, "interval": [0.5, None],
+    }  # fmt: skip
+
+
+def test_a_column_that_does_not_exist_is_an_error_and_writes_no_row(tmp_path):
+    run = RunFolder.create(tmp_path / "run", {}, COLUMNS)
+    with pytest.raises(ValueError, match=r"unknown columns \['anwser'\]; samples.csv has sample, answer,"):
+        run.add("a", anwser="left")
+    assert len(rows(run)) == 1
+
+
+def test_two_runs_share_no_state(tmp_path):
+    first, second = (RunFolder.create(tmp_path / name, {}, ()) for name in "ab")
+    first.skip("x", "image missing")
+    first.sample_folder("x")
+    assert second.skipped == {} and not list(second.folder.glob("x"))
+
+
+def test_a_folder_that_holds_anything_is_refused(tmp_path):
+    (tmp_path / "old.csv").write_text("precious")
+    with pytest.raises(FileExistsError, match="exists and is not empty, and nothing is ever overwritten: pass another"):
+        RunFolder.create(tmp_path, {}, COLUMNS)
+    with pytest.raises(FileExistsError, match="exists and is not empty"):
+        RunFolder.create(tmp_path / "old.csv", {}, COLUMNS)
+    assert os.listdir(tmp_path) == ["old.csv"] and (tmp_path / "old.csv").read_text() == "precious"
+    (tmp_path / "empty").mkdir()
+    RunFolder.create(tmp_path / "empty", {}, COLUMNS)
+
+
+def test_default_out_dir_names_script_model_and_time(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = default_out_dir("/somewhere/attention_rollout_llava.py", "llava-hf/llava-1.5-7b-hf")
+    assert first.parent == Path("results/attention_rollout_llava")
+    assert first.name.startswith("llava-1.5-7b-hf-2")
+    first.mkdir(parents=True)
+    assert default_out_dir("attention_rollout_llava", "llava-hf/llava-1.5-7b-hf") != first
+    assert default_out_dir("x", "./checkpoints/mine/").name.startswith("mine-")
+    assert default_out_dir("x", ".").name.startswith(tmp_path.name[:4])
+
+
+def test_sample_folders_stay_inside_and_apart(tmp_path):
+    run = RunFolder.create(tmp_path / "run", {}, ())
+    names = ["shard0/1", "shard0-1", "../../evil", "..", "/etc", "", "a b", "é", "samples.csv", "x" * 300, "x" * 301]
+    folders = [run.sample_folder(name) for name in names]
+    assert len(set(folders)) == len(names)
+    assert all(folder.is_dir() and folder.parent == run.folder for folder in folders)
+    assert run.sample_folder("shard0/1") == folders[0] == run.folder / "shard0-1"
+
+
+def test_pictures_and_figures_are_saved_whole(tmp_path):
+    run = RunFolder.create(tmp_path / "run", {}, ())
+    picture = Image.new("RGB", (5, 4), "red")
+    path = run.save(picture, "shard0-1", "overlay.png")
+    assert path == run.folder / "shard0-1" / "overlay.png"
+    with Image.open(path) as saved:
+        assert saved.size == (5, 4) and saved.getpixel((0, 0)) == (255, 0, 0)
+    figure = Figure()
+    figure.subplots().plot([0, 1])
+    with Image.open(run.save(figure, "plot.png")) as saved:
+        assert saved.format == "PNG"
+    assert sorted(os.listdir(run.folder)) == ["plot.png", "samples.csv", "settings.json", "shard0-1"]
+
+
+def test_what_fails_half_way_leaves_neither_the_file_nor_a_part_of_it(tmp_path):
+    (tmp_path / "summary.json").write_text("old")
+
+    def write(path):
+        path.write_text("half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OutputError, match="could not write .*summary.json: no space left on device; free"):
+        write_whole(tmp_path / "summary.json", write)
+    assert os.listdir(tmp_path) == ["summary.json"] and (tmp_path / "summary.json").read_text() == "old"
+
+    def interrupted(path):
+        path.write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(tmp_path / "maps.npz", interrupted)
+    assert os.listdir(tmp_path) == ["summary.json"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_ends_the_run_with_one_sentence(tmp_path):
+    run = RunFolder.create(tmp_path / "run", {}, ("answer",))
+    (run.folder / "samples.csv").unlink()
+    (run.folder / "samples.csv").symlink_to("/dev/full")  # every write to it fails as on a full disk
+    with pytest.raises(OutputError) as caught:
+        run.add("a", answer="left")
+    assert str(caught.value) == (
+        f"could not write {run.folder}/samples.csv: no space left on device; free space or pass another --out-dir"
+    )
+    assert run.done == 0
+
+
+def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="could not write .*file/run: not a directory"):
+        RunFolder.create(tmp_path / "file" / "run", {}, ())
+
+
+def maps(tokens, grid):
+    per_token = np.random.default_rng(0).random((tokens, grid.rows, grid.cols))
+    return SimpleNamespace(per_token=per_token, mean=per_token.mean(0), max=per_token.max(0))
+
+
+def test_maps_come_back_without_pickle(tmp_path):
+    grid = ImageGrid(rows=2, cols=3, width=60, height=20, cell=14, resized=(84, 28), offset=(21, 0))
+    tokens = ["a", "▁blå", "$\n", ""]
+    made = maps(4, grid)
+    path = save_maps(tmp_path / "sample", made, tokens, "predicting", grid)
+    assert path == tmp_path / "sample" / "maps.npz"
+    with np.load(path, allow_pickle=False) as saved:
+        assert saved["per_token"].dtype == saved["mean"].dtype == saved["max"].dtype == np.float32
+        np.testing.assert_array_equal(saved["per_token"], made.per_token.astype(np.float32))
+        np.testing.assert_array_equal(saved["max"], made.max.astype(np.float32))
+        assert saved["tokens"].tolist() == tokens and str(saved["rows"]) == "predicting"
+        # 84 resized pixels are 60 original ones; the input starts 21 in = 15 original; a cell is 10 wide
+        np.testing.assert_allclose(saved["cells"][0, 0], (15, 0, 25, 10))
+        np.testing.assert_allclose(saved["cells"][1, 2], (35, 10, 45, 20))
+        assert saved["image_size"].tolist() == [60, 20] and saved["resized"].tolist() == [84, 28]
+        assert saved["offset"].tolist() == [21, 0] and saved["cell"] == 14
+
+
+def test_maps_that_do_not_fit_are_refused(tmp_path):
+    grid = ImageGrid(rows=2, cols=3, width=60, height=20, cell=14, resized=(84, 28))
+    with pytest.raises(ValueError, match="do not fit 3 tokens on a grid of 2 rows x 3 columns"):
+        save_maps(tmp_path, maps(4, grid), ["a", "b", "c"], "query", grid)
+    assert os.listdir(tmp_path) == []
+
+
+def test_json_is_strict_and_keeps_every_character(tmp_path):
+    values = {"a": np.arange(2), "b": float("inf"), "c": Path("x/y"), 3: np.bool_(True), "d": "blå \udcff"}
+    write_json(tmp_path / "x.json", values)
+    text = (tmp_path / "x.json").read_text(encoding="utf-8")
+    assert "blå" in text and json.loads(text.replace("\\udcff", "?")) == {
+        "a": [0, 1], "b": None, "c": "x/y", "3": True, "d": "blå ?",
+    }  # fmt: skip
+
+
+def test_kill_leaves_a_folder_without_a_summary(tmp_path):
+    program = (
+        "import os, signal\nfrom analysis.results import RunFolder\n"
+        f"run = RunFolder.create({str(tmp_path / 'run')!r}, {{}}, ('answer',))\n"
+        "run.add('a', answer='left')\nos.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    repository = Path(__file__).parents[1]
+    assert subprocess.run([sys.executable, "-c", program], cwd=repository).returncode == -9
+    assert sorted(os.listdir(tmp_path / "run")) == ["samples.csv", "settings.json"]
+    assert "a,left," in (tmp_path / "run" / "samples.csv").read_text()
