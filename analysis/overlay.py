@@ -26,35 +26,38 @@ TOP = {"turbo": 0.84, "jet": 0.88}
 """How far up a colour map is used: these two end in a dark red that would make a peak look weaker than its rim."""
 
 
-def to_pixels(cell_map, grid, blur=0.0, scale=1):
-    """The map in the picture's pixels: float32 [height * scale, width * scale], 0 where the model sees nothing.
+def to_pixels(cell_map, grid, blur=0.0, size=None):
+    """The map in the picture's pixels: float32 [height, width], 0 where the model sees nothing.
 
     cell_map: [row, col], one value per cell, finite and >= 0.
     blur: standard deviation of a Gaussian, in cells; 0 leaves every pixel with exactly the value of its own cell.
-    scale: whole-number enlargement of the picture that the map is drawn for.
+    size: (width, height) of the whole picture where it is drawn larger or smaller than it is.
     """
     cell_map = np.asarray(cell_map, dtype=np.float32)
     if cell_map.shape != (grid.rows, grid.cols):
         raise ValueError(f"the map has shape {cell_map.shape} but the grid is {grid.rows} rows x {grid.cols} columns")
     if not np.isfinite(cell_map).all() or cell_map.min() < 0:
         raise ValueError("the map holds negative or non-finite values; a map of attention is finite and >= 0")
-    across, down = _axes(grid, scale, blur)
+    across, down = _axes(grid, size, blur)
     return down @ cell_map @ across.T
 
 
-def seen(grid, scale=1):
-    """Which pixels of the picture reach the model: bool [height * scale, width * scale]."""
-    across, down = _axes(grid, scale, blur=0.0)
+def seen(grid, size=None):
+    """Which pixels of the picture (drawn at `size`) reach the model: bool [height, width]."""
+    across, down = _axes(grid, size, blur=0.0)
     return np.logical_and.outer(down.any(axis=1), across.any(axis=1))
 
 
-def overlay(image, cell_map, grid, alpha=0.7, power=1.5, blur=0.5, colourmap=COLOURMAP, unseen=0.35, at_least=0):
-    """The picture with the map laid over it: PIL RGB, at the picture's own size unless `at_least` asks for more.
+def overlay(
+    image, cell_map, grid, alpha=0.7, power=1.5, blur=0.5, colourmap=COLOURMAP, unseen=0.35, at_least=0, at_most=None
+):
+    """The picture with the map laid over it: PIL RGB, at the picture's own size unless a bound below asks for another.
 
     The map is divided by its maximum and raised to `power`, which gives the colour; `alpha` times the square root of
     that is how much of the picture it covers. Where there is no attention the picture stays as it is.
     unseen: brightness left to the margins that the model never sees (1 leaves them as they are).
     at_least: enlarge the picture by a whole number until its longer side has this many pixels.
+    at_most: shrink the picture until its longer side has this many pixels (for strips of large photographs).
     """
     if image.size != (grid.width, grid.height):
         raise ValueError(
@@ -62,18 +65,21 @@ def overlay(image, cell_map, grid, alpha=0.7, power=1.5, blur=0.5, colourmap=COL
             f" {grid.height}; pass the picture as the model got it (EXIF rotation applied, not resized)"
         )
     image = enlarge(image.convert("RGB"), at_least)
-    scale = image.width // grid.width
-    heat = to_pixels(cell_map, grid, blur, scale)
+    if at_most is not None:
+        image.thumbnail((at_most, at_most), Image.Resampling.BOX)
+    heat = to_pixels(cell_map, grid, blur, image.size)
     heat = (heat / (heat.max() or 1.0)) ** power
-    colours = matplotlib.colormaps[colourmap](heat * TOP.get(colourmap, 1.0), bytes=True)[..., :3]
-    cover = alpha * np.sqrt(heat)[..., None]
-    light = np.where(seen(grid, scale), np.float32(1), np.float32(unseen))[..., None]
-    blended = (1 - cover) * light * np.asarray(image) + cover * colours
-    return Image.fromarray(np.rint(blended).astype(np.uint8))
+    colours = matplotlib.colormaps[colourmap](heat * TOP.get(colourmap, 1.0), bytes=True)
+    cover = alpha * np.sqrt(heat)
+    kept = (1 - cover) * np.where(seen(grid, image.size), np.float32(1), np.float32(unseen))
+    pixels = np.array(image)
+    for channel in range(3):  # one at a time: photographs are large
+        pixels[..., channel] = np.rint(kept * pixels[..., channel] + cover * colours[..., channel])
+    return Image.fromarray(pixels)
 
 
 def enlarge(image, at_least=400):
-    """The picture, each pixel repeated a whole number of times until the longer side has `at_least` pixels."""
+    """A copy, each pixel repeated a whole number of times until the longer side has `at_least` pixels."""
     scale = max(1, math.ceil(at_least / max(image.size)))
     return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
 
@@ -117,12 +123,12 @@ def visible(token, longest=14):
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-def _axes(grid, scale, blur):
+def _axes(grid, size, blur):
     """Weights [pixel, cell] across and down the picture."""
     return tuple(
-        _weights(pixels * scale, resized, offset, grid.cell, cells, blur)
+        _weights(pixels, resized, offset, grid.cell, cells, blur)
         for pixels, resized, offset, cells in zip(
-            (grid.width, grid.height), grid.resized, grid.offset, (grid.cols, grid.rows), strict=True
+            size or (grid.width, grid.height), grid.resized, grid.offset, (grid.cols, grid.rows), strict=True
         )
     )
 

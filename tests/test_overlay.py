@@ -5,7 +5,7 @@ import math
 import matplotlib.image
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -57,6 +57,7 @@ def one_hot(grid, cell):
 
 
 @pytest.mark.parametrize("family", [llava, qwen, fuyu, padded])
+@settings(deadline=None)  # the machine may be busy
 @given(width=SIDES, height=SIDES, data=st.data())
 def test_a_marked_pixel_lights_exactly_the_pixels_of_its_cell(family, width, height, data):
     grid = family(width, height)
@@ -75,6 +76,7 @@ def test_a_marked_pixel_lights_exactly_the_pixels_of_its_cell(family, width, hei
 
 
 @pytest.mark.parametrize("family", [llava, qwen, fuyu, padded])
+@settings(deadline=None, max_examples=50)
 @given(width=st.integers(1, 60), height=st.integers(1, 60))
 def test_every_pixel_has_the_value_of_its_own_cell(family, width, height):
     grid = family(width, height)
@@ -101,7 +103,8 @@ def test_a_border_through_the_middle_of_a_pixel_belongs_to_the_right_cell():
 def test_enlarging_repeats_the_cells_exactly():
     grid = ImageGrid(rows=2, cols=2, width=4, height=4, cell=14, resized=(28, 28))
     values = [[1, 2], [3, 4]]
-    np.testing.assert_array_equal(to_pixels(values, grid, scale=5), np.kron(to_pixels(values, grid), np.ones((5, 5))))
+    large = np.kron(to_pixels(values, grid), np.ones((5, 5)))
+    np.testing.assert_array_equal(to_pixels(values, grid, size=(20, 20)), large)
 
 
 def test_blur_agrees_with_sampling_the_gaussian_and_keeps_a_flat_map_flat():
@@ -151,6 +154,18 @@ def test_small_pictures_are_enlarged_by_whole_numbers():
     assert (np.asarray(large)[::7, ::7] == np.asarray(picture)).all()
     assert enlarge(picture, at_least=50) == picture
     assert overlay(picture, np.zeros((4, 4)), llava(64, 48), unseen=1, at_least=400) == large
+
+
+def test_large_pictures_can_be_shrunk_with_the_map_in_place():
+    grid = llava(800, 600)
+    picture = Image.new("RGB", (800, 600), (40, 40, 40))
+    small = overlay(picture, one_hot(grid, (1, 2)), grid, blur=0, at_most=80)
+    assert small.size == (80, 60) and picture.size == (800, 600)
+    coloured = np.argwhere(np.ptp(np.asarray(small), axis=2) > 0)
+    left, top, right, bottom = np.array(grid.rect(1, 2)) / 10
+    assert (coloured.min(axis=0) == (round(top), round(left))).all()
+    assert (coloured.max(axis=0) + 1 == (round(bottom), round(right))).all()
+    assert overlay(picture, one_hot(grid, (1, 2)), grid, at_most=900).size == (800, 600)
 
 
 @pytest.mark.parametrize(
