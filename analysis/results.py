@@ -39,6 +39,17 @@ def default_out_dir(script, model):
     return candidate
 
 
+def refuse_existing(out_dir):
+    """`out_dir` as a Path, if it is new or an empty folder; else FileExistsError. Creates nothing."""
+    out_dir = Path(out_dir)
+    if out_dir.exists() and not (out_dir.is_dir() and not any(out_dir.iterdir())):
+        raise FileExistsError(
+            f"the output folder {out_dir} exists and is not empty, and nothing is ever overwritten:"
+            " pass another --out-dir or remove it"
+        )
+    return out_dir
+
+
 class RunFolder:
     """Results of one run. `columns` of samples.csv are fixed from the start: sample, the given ones, skipped."""
 
@@ -57,12 +68,7 @@ class RunFolder:
         settings: what the caller alone knows: every flag, model id and revision, seed, device. The command line, the
         time and the versions are added. Raises FileExistsError where `out_dir` holds anything already.
         """
-        out_dir = Path(out_dir)
-        if out_dir.exists() and not (out_dir.is_dir() and not any(out_dir.iterdir())):
-            raise FileExistsError(
-                f"the output folder {out_dir} exists and is not empty, and nothing is ever overwritten:"
-                " pass another --out-dir or remove it"
-            )
+        out_dir = refuse_existing(out_dir)
         with writing(out_dir):
             out_dir.mkdir(parents=True, exist_ok=True)
         versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
@@ -113,8 +119,8 @@ class RunFolder:
             csv.writer(table).writerow(cells)
 
 
-def save_maps(folder, maps, tokens, rows, grid):
-    """Write folder/maps.npz, the raw maps of one sample with what is needed to read them later.
+def save_maps(folder, maps, tokens, rows, grid, name="maps.npz"):
+    """Write folder/name, the raw maps of one sample with what is needed to read them later.
 
     maps: has per_token [token, row, col], mean and max [row, col]. tokens: the generated tokens as text.
     rows: which attention row a token's map is ("predicting" or "query"). grid: as in `analysis.overlay`, with
@@ -135,7 +141,7 @@ def save_maps(folder, maps, tokens, rows, grid):
         "cells": np.array(cells, np.float32), "image_size": np.array([grid.width, grid.height]),
         "resized": np.array(grid.resized), "offset": np.array(grid.offset), "cell": np.array(grid.cell),
     }  # fmt: skip
-    return write_whole(Path(folder) / "maps.npz", lambda path: np.savez_compressed(path, **arrays))
+    return write_whole(Path(folder) / name, lambda path: np.savez_compressed(path, **arrays))
 
 
 def write_json(path, values):

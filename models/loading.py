@@ -124,3 +124,16 @@ def check_keys(name: str, info: dict) -> None:
 
 def first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
+
+
+def describe(model) -> dict:
+    """What was loaded, for a run's settings.json: name, revision, family, number type, devices."""
+    devices = {str(parameter.device) for parameter in model.parameters()}
+    return {
+        "name": model.config.name_or_path,
+        "revision": getattr(model.config, "_commit_hash", None),
+        "family": model.config.model_type,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "devices": sorted(devices),
+        "attention": "sdpa",
+    }

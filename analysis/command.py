@@ -1,0 +1,42 @@
+"""From a shell to `main` and back: flags, one-sentence errors, and the exit status of DESIGN (0 done, 1, 2)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import tyro
+
+from analysis.results import OutputError
+
+NOTHING_USABLE, WRONG_USE, INTERRUPTED = 1, 2, 130
+
+
+def run(main: Callable, config: type, description: str) -> None:
+    """Reads the flags of a script's `Config`, calls `main(config)`, and exits with the status that it returns.
+
+    A result that cannot be written (disk full) and Ctrl-C end with one sentence; rows already written stay.
+    """
+    settings = tyro.cli(config, description=description)
+    try:
+        sys.exit(main(settings))
+    except OutputError as error:
+        sys.exit(stop(str(error), NOTHING_USABLE))
+    except KeyboardInterrupt:
+        sys.exit(stop("interrupted; what was written so far is whole", INTERRUPTED))
+
+
+@contextmanager
+def setting_up() -> Iterator[None]:
+    """Around flags, data and model: what goes wrong here is a bad setting, told in one sentence with exit status 2."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError, FileExistsError) as error:
+        sys.exit(stop(str(error), WRONG_USE))
+
+
+def stop(sentence: str, status: int) -> int:
+    """Tells the user why the run ends; returns the exit status."""
+    print(f"error: {sentence}", file=sys.stderr)
+    return status

@@ -1,0 +1,55 @@
+"""The pictures and raw maps of one answer, in the sample's own folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from analysis.overlay import COLOURMAP, overlay, strip
+from analysis.plots import share_plot
+from analysis.results import RunFolder, save_maps
+from analysis.rollout import Rollout
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a map is drawn; see `analysis.overlay.overlay`. `at_least`: pixels of the longer side of a saved picture."""
+
+    alpha: float = 0.7
+    power: float = 1.5
+    blur: float = 0.5
+    colourmap: str = COLOURMAP
+    at_least: int = 480
+
+
+def save_answer(
+    run: RunFolder,
+    sample: str,
+    pictures: list[Image.Image],
+    tokens: list[str],
+    rollout: Rollout,
+    shares,
+    look: Look,
+) -> Path:
+    """Writes overlay_mean, overlay_max, overlay_tokens and image_share (PNG) and maps.npz; returns the folder.
+
+    `tokens` and `shares` [token] have one entry per map of `rollout`. Further pictures of the prompt get the same files
+    with `-1`, `-2`, ... behind their names.
+    """
+    folder = run.sample_folder(sample)
+    for index, picture in enumerate(pictures):
+        suffix = f"-{index}" if index else ""
+        maps, grid = rollout.maps(index), rollout.layout.grids[index]
+
+        def draw(cells, picture=picture, grid=grid, **size):
+            return overlay(picture, cells, grid, look.alpha, look.power, look.blur, look.colourmap, **size)
+
+        save_maps(folder, maps, tokens, rollout.rows, grid, f"maps{suffix}.npz")
+        run.save(draw(maps.mean, at_least=look.at_least), folder.name, f"overlay_mean{suffix}.png")
+        run.save(draw(maps.max, at_least=look.at_least), folder.name, f"overlay_max{suffix}.png")
+        frames = [draw(cells, at_least=240, at_most=480) for cells in maps.per_token]
+        run.save(strip(frames, tokens, shares), folder.name, f"overlay_tokens{suffix}.png")
+    run.save(share_plot(tokens, shares), folder.name, "image_share.png")
+    return folder

@@ -1,0 +1,56 @@
+"""One question answered under a trace: the generated tokens, and everything needed to ask where each one looked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from models.layout import TokenLayout
+from models.trace import AttentionTrace
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What was generated, without the end token. `tokens` are decoded one by one, `probabilities` those of the model.
+
+    `trace` and `layout` belong to the whole generation; the first len(tokens) generated rows are this answer's.
+    """
+
+    text: str
+    tokens: list[str]
+    probabilities: list[float]
+    trace: AttentionTrace
+    layout: TokenLayout
+
+
+@torch.no_grad()
+def answer(
+    model, processor, images, prompt: str, *, max_new_tokens: int = 16, offload: bool = False, **generation
+) -> Answer:
+    """Greedy answer (unless `generation` says otherwise) to one prompt about a list of RGB pictures, recorded.
+
+    Raises ValueError where the model ends at once, since an answer without a token looks nowhere.
+    """
+    inputs, layout = model.prepare(processor, images, prompt)
+    options = {"do_sample": False, "max_new_tokens": max_new_tokens, **generation}
+    with AttentionTrace(model, offload=offload) as trace:
+        output = model.generate(**inputs, **options, return_dict_in_generate=True, output_logits=True)
+    ids = output.sequences[0, layout.length :]
+    count = answer_length(ids, model.generation_config.eos_token_id)
+    if count == 0:
+        raise ValueError("the answer is empty: the model ended at once")
+    chosen = torch.stack(output.logits[:count])[:, 0].float().softmax(-1).gather(1, ids[:count, None]).flatten()
+    return Answer(
+        text=processor.tokenizer.decode(ids[:count], skip_special_tokens=True).strip(),
+        tokens=[processor.tokenizer.decode([token]) for token in ids[:count].tolist()],
+        probabilities=chosen.tolist(),
+        trace=trace,
+        layout=layout,
+    )
+
+
+def answer_length(ids: torch.Tensor, eos: int | list[int] | None) -> int:
+    """Number of generated tokens [token] before the first end token."""
+    ends = torch.isin(ids, torch.tensor([] if eos is None else eos, device=ids.device, dtype=ids.dtype))
+    return int(ends.int().argmax()) if ends.any() else len(ids)
