@@ -1,0 +1,225 @@
+"""Random scenes to train and score on: like ShapeWorld's two-shape pictures, like corner pairs, and freer ones.
+
+A scene is what a question can be asked about (shapes, with their centres) plus its picture and how much of each patch
+every shape covers. `augment` turns one drawn scene into 48: mirrored, transposed, and with its RGB channels permuted
+together with the names of the colours, which costs far less than drawing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+
+from data.shapes import COLOURS, SHAPES, Shape, convex_distance, coverage, draw, sample_shape
+
+EDGE = 0.01  # shapes keep this distance from the frame
+TRIES = 200
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A drawn scene.
+
+    `picture` is uint8 [pixel row, pixel column, 3] at the model's input side; `cover` is float32
+    [shape, patch row, patch column], the share of each patch's area that the shape covers.
+    """
+
+    shapes: tuple[Shape, ...]
+    picture: np.ndarray
+    cover: np.ndarray
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A scene before it is drawn: shapes, side of the picture in pixels, background rgb in 0..1."""
+
+    shapes: tuple[Shape, ...]
+    side: int
+    background: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+
+def overlap(first: Shape, second: Shape) -> bool:
+    """Whether the outline of one shape runs through the other."""
+    for shape, other in ((first, second), (second, first)):
+        for piece in other.pieces():
+            if not convex_distance(piece, shape.outline(), 0).all():
+                return True
+    return False
+
+
+def fits(shape: Shape, others: list[Shape]) -> bool:
+    left, top, right, bottom = shape.box()
+    inside = min(left, top) >= EDGE and max(right, bottom) <= 1 - EDGE
+    return inside and not any(overlap(shape, other) for other in others)
+
+
+def random_names(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
+    """`count` different (colour, shape) pairs; of two, a quarter share the colour and a twentieth the shape."""
+    colours, shapes = rng.choice(list(COLOURS), count), rng.choice(SHAPES, count)
+    if count == 2:
+        shared = rng.choice(["colour", "shape", "neither"], p=[0.25, 0.05, 0.7])
+        colours = rng.choice(list(COLOURS), 2, replace=False) if shared != "colour" else colours[[0, 0]]
+        shapes = rng.choice(SHAPES, 2, replace=False) if shared != "shape" else shapes[[0, 0]]
+    names = [(str(colour), str(shape)) for colour, shape in zip(colours, shapes, strict=True)]
+    return names if len(set(names)) == count else random_names(rng, count)
+
+
+def place(rng: np.random.Generator, names: list[tuple[str, str]], at: Callable, **ranges) -> list[Shape] | None:
+    """Shapes of the given names, without overlap; `at(index, shapes so far)` proposes a centre. None if they do not
+    fit."""
+    shapes: list[Shape] = []
+    for index, (colour, shape) in enumerate(names):
+        for _ in range(TRIES):
+            candidate = sample_shape(rng, colour, shape, centre=at(index, shapes), **ranges)
+            if fits(candidate, shapes):
+                shapes.append(candidate)
+                break
+        else:
+            return None
+    return shapes
+
+
+def pair_centre(rng: np.random.Generator, first: Shape, far: bool) -> tuple[float, float]:
+    """A centre beside `first`, at ShapeWorld's distances: far along one axis, little or anything along the other.
+    `far` puts it into the other half of the picture, at least .3 away along the axis."""
+    centre = np.array([first.x, first.y])
+    axis, sign = rng.integers(2), rng.choice([-1, 1])
+    distance = rng.uniform(0.3, 0.8) if far else min(0.09 + rng.exponential(0.25), 0.8)
+    sideways = abs(rng.normal(0, 0.13)) if rng.random() < 0.65 else rng.uniform()
+    if far:
+        sign = 1 if centre[axis] < 0.5 else -1
+        if (centre[axis] + sign * distance - 0.5) * sign < 0:
+            distance = abs(centre[axis] - 0.5) + rng.uniform(0, 0.3)
+    centre[axis] += sign * distance
+    centre[1 - axis] += rng.choice([-1, 1]) * distance * sideways
+    return float(centre[0]), float(centre[1])
+
+
+def world(rng: np.random.Generator, far: bool = False) -> Layout:
+    """Like ShapeWorld's two-shape pictures: 100 px, black, any rotation."""
+    count = 2 if far else int(rng.choice([2, 1, 0], p=[0.92, 0.06, 0.02]))
+
+    def at(index: int, shapes: list[Shape]) -> tuple[float, float]:
+        if index == 0:
+            x, y = rng.uniform(0.07, 0.93, 2)
+            return float(x), float(y)
+        return pair_centre(rng, shapes[0], far)
+
+    shapes = place(rng, random_names(rng, count), at)
+    return world(rng, far) if shapes is None else Layout(tuple(shapes), 100)
+
+
+def grid(rng: np.random.Generator) -> Layout:
+    """Like corner pairs: 64 px, light ground, shapes in the cells (mostly the corner cells) of a 3 x 3 grid."""
+    side, count = 64, int(rng.choice([2, 1, 3, 0], p=[0.55, 0.3, 0.08, 0.07]))
+    corners = [(0, 0), (0, 2), (2, 0), (2, 2)]
+    cells = corners if rng.random() < 0.75 else [(row, col) for row in range(3) for col in range(3)]
+    chosen = rng.permutation(cells)[:count]
+    ground = (245 if rng.random() < 0.5 else rng.uniform(225, 255)) / 255
+
+    def at(index: int, shapes: list[Shape]) -> tuple[float, float]:
+        row, col = chosen[index] + rng.normal(0, 0.08, 2)
+        return float((2 * col + 1) / 6), float((2 * row + 1) / 6)
+
+    rotation = (0.0, 1.0) if rng.random() < 0.3 else (0.0, 0.0)
+    shade = (0.0, 0.0) if rng.random() < 0.4 else (-0.4, 0.05)
+    shapes = place(rng, random_names(rng, count), at, size=(6 / side, 11 / side), rotation=rotation, shade=shade)
+    return grid(rng) if shapes is None else Layout(tuple(shapes), side, (ground, ground, ground))
+
+
+def free(rng: np.random.Generator, count: int | None = None, size: tuple[float, float] = (0.06, 0.2)) -> Layout:
+    """Shapes anywhere, on a dark or a light ground."""
+    count = int(rng.choice([2, 1, 3, 0], p=[0.55, 0.3, 0.08, 0.07])) if count is None else count
+    ground = rng.uniform(0, 35) / 255 if rng.random() < 0.4 else rng.uniform(200, 255) / 255
+    shade = (-0.4, 0.4) if ground < 0.5 else (-0.4, 0.05)
+
+    def at(index: int, shapes: list[Shape]) -> tuple[float, float]:
+        x, y = rng.uniform(0.05, 0.95, 2)
+        return float(x), float(y)
+
+    shapes = place(rng, random_names(rng, count), at, size=size, shade=shade)
+    return free(rng, count, size) if shapes is None else Layout(tuple(shapes), 100, (ground, ground, ground))
+
+
+def crowd(rng: np.random.Generator) -> Layout:
+    """Many shapes in one picture, for the patch-wise stage: each drawn picture teaches more."""
+    if rng.random() < 0.35:
+        return free(rng, int(rng.integers(2, 6)), (0.06, 0.16))
+    names = [(str(rng.choice(list(COLOURS))), str(rng.choice(SHAPES))) for _ in range(rng.integers(5, 11))]
+
+    def at(index: int, shapes: list[Shape]) -> tuple[float, float]:
+        x, y = rng.uniform(0.05, 0.95, 2)
+        return float(x), float(y)
+
+    shapes = place(rng, names, at)
+    return crowd(rng) if shapes is None else Layout(tuple(shapes), 100)
+
+
+def mixed(rng: np.random.Generator) -> Layout:
+    """The mixture that questions are asked about."""
+    return (world, grid, free)[rng.choice(3, p=[0.6, 0.2, 0.2])](rng)
+
+
+def far_pairs(rng: np.random.Generator) -> Layout:
+    """The mixture with ShapeWorld's pairs in different halves of the picture."""
+    return world(rng, far=True) if rng.random() < 0.6 else (grid, free)[rng.choice(2)](rng)
+
+
+def render(layout: Layout, side: int, patches: int) -> Scene:
+    """Draw a layout at its own size and resize it (bicubic, as the image processor does) to `side` pixels."""
+    picture = draw(list(layout.shapes), layout.side, layout.background).resize((side, side), Image.Resampling.BICUBIC)
+    cover = np.zeros((len(layout.shapes), patches, patches), np.float32)
+    for index, shape in enumerate(layout.shapes):
+        opacity = np.zeros((layout.side, layout.side), np.float32)
+        window, opacity[window] = coverage(shape, layout.side)
+        cover[index] = Image.fromarray(opacity).resize((patches, patches), Image.Resampling.BOX)
+    return Scene(layout.shapes, np.asarray(picture), cover)
+
+
+def permute_colours(order: np.ndarray) -> dict[str, str]:
+    """Where each colour's name goes when channel `i` of the picture becomes the old channel `order[i]`."""
+    names = {rgb: name for name, rgb in COLOURS.items()}
+    return {name: names[tuple(rgb[channel] for channel in order)] for name, rgb in COLOURS.items()}
+
+
+def augment(scene: Scene, rng: np.random.Generator) -> Scene:
+    """One of the 48 variants: mirror left-right, mirror top-bottom, transpose, permute the colour channels.
+
+    Sizes and rotations of the shapes are left as they were drawn: no question asks for them.
+    """
+    picture, cover, shapes = scene.picture, scene.cover, scene.shapes
+    order = rng.permutation(3)
+    renamed = permute_colours(order)
+    shapes = tuple(replace(shape, colour=renamed[shape.colour]) for shape in shapes)
+    picture = picture[..., order]
+    if rng.random() < 0.5:
+        picture, cover = picture[:, ::-1], cover[:, :, ::-1]
+        shapes = tuple(replace(shape, x=1 - shape.x) for shape in shapes)
+    if rng.random() < 0.5:
+        picture, cover = picture[::-1], cover[:, ::-1]
+        shapes = tuple(replace(shape, y=1 - shape.y) for shape in shapes)
+    if rng.random() < 0.5:
+        picture, cover = picture.transpose(1, 0, 2), cover.transpose(0, 2, 1)
+        shapes = tuple(replace(shape, x=shape.y, y=shape.x) for shape in shapes)
+    return Scene(shapes, picture, cover)
+
+
+class Pool:
+    """Drawn scenes, a few renewed at every step; each pick is augmented."""
+
+    def __init__(self, sample: Callable, size: int, side: int, patches: int, rng: np.random.Generator) -> None:
+        self.sample, self.side, self.patches, self.rng = sample, side, patches, rng
+        self.scenes = [self.draw() for _ in range(size)]
+        self.oldest = 0
+
+    def draw(self) -> Scene:
+        return render(self.sample(self.rng), self.side, self.patches)
+
+    def pick(self, count: int, renew: int) -> list[Scene]:
+        for _ in range(renew):
+            self.scenes[self.oldest] = self.draw()
+            self.oldest = (self.oldest + 1) % len(self.scenes)
+        return [augment(self.scenes[index], self.rng) for index in self.rng.integers(len(self.scenes), size=count)]

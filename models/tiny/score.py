@@ -1,0 +1,146 @@
+"""Accuracies of a checkpoint by kind of question: exact match of the whole generated answer, as a user would get it.
+
+    python -m models.tiny.score --checkpoint models/tiny/tiny-llava        (two minutes; prints a table)
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import logging
+
+from data.shapes import Shape, draw
+from models.tiny.questions import KINDS, right
+from models.tiny.scenes import mixed
+
+HERE = Path(__file__).resolve().parent
+HELD_OUT_SEED = 1_000_003  # training seeds are far below
+BATCH = 50
+RELATION_WORDS = "the spatial relation is"
+
+
+@dataclass(frozen=True)
+class Config:
+    checkpoint: Path = HERE / "tiny-llava"
+    """Folder of the checkpoint."""
+    held_out: int = 500
+    """Held-out questions of each kind."""
+    real: Path = HERE.parents[2] / "shared/data"
+    """Folder of real ShapeWorld pictures; skipped where it is missing."""
+    threads: int = 2
+    """CPU threads."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    kind: str
+    picture: Image.Image
+    shapes: tuple[Shape, ...]
+    question: str
+    answer: str
+
+
+def held_out_trials(count: int, seed: int = HELD_OUT_SEED) -> list[Trial]:
+    """`count` questions of each kind, each about a scene of its own."""
+    rng = np.random.default_rng(seed)
+    trials = []
+    for kind, ask in KINDS.items():
+        found = 0
+        while found < count:
+            layout = mixed(rng)
+            if asked := ask(layout.shapes, rng):
+                picture = draw(list(layout.shapes), layout.side, layout.background)
+                trials.append(Trial(kind, picture, layout.shapes, *asked))
+                found += 1
+    return trials
+
+
+def real_trials(root: Path, seed: int = HELD_OUT_SEED) -> list[Trial]:
+    """Every real picture with its own caption ("caption": the four-way relation), and a question of each other kind."""
+    rng = np.random.default_rng(seed)
+    trials = []
+    for world_file in sorted(root.glob("**/world_model.json")):
+        shard = world_file.parent
+        captions = (shard / "caption.txt").read_text().splitlines()
+        for index, (caption, world) in enumerate(zip(captions, json.loads(world_file.read_text()), strict=True)):
+            picture = Image.open(shard / f"world-{index}.png").convert("RGB")
+            shapes = tuple(shape_of(entity) for entity in world["entities"])
+            question, answer = caption.split(RELATION_WORDS)
+            trials.append(Trial("caption", picture, shapes, question + RELATION_WORDS, answer.strip(" .")))
+            for kind, ask in KINDS.items():
+                if kind != "rel" and (asked := ask(shapes, rng)):
+                    trials.append(Trial(kind, picture, shapes, *asked))
+    return trials
+
+
+def shape_of(entity: dict) -> Shape:
+    """A shape from its entry in a ShapeWorld world model."""
+    colour, centre, shape = entity["color"], entity["center"], entity["shape"]
+    size = shape["size"]
+    return Shape(
+        colour["name"],
+        shape["name"],
+        centre["x"],
+        centre["y"],
+        size["x"],
+        size["y"],
+        entity["rotation"],
+        colour["shade"],
+    )
+
+
+def answers(model, processor, trials: list[Trial]) -> list[str]:
+    """What the model says, greedily, in batches."""
+    processor.tokenizer.padding_side = "left"
+    said = []
+    for start in range(0, len(trials), BATCH):
+        batch = trials[start : start + BATCH]
+        prompts = [
+            processor.apply_chat_template(
+                [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": trial.question}]}],
+                add_generation_prompt=True,
+            )
+            for trial in batch
+        ]
+        inputs = processor(images=[trial.picture for trial in batch], text=prompts, padding=True, return_tensors="pt")
+        output = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
+        said += [text.strip() for text in processor.batch_decode(output, skip_special_tokens=True)]
+    return said
+
+
+def accuracy(model, processor, trials: list[Trial]) -> dict[str, dict[str, float]]:
+    """Per kind: share of right answers and n."""
+    marks: dict[str, list[bool]] = {}
+    for trial, said in zip(trials, answers(model, processor, trials), strict=True):
+        marks.setdefault(trial.kind, []).append(right(trial.kind, trial.shapes, trial.answer, said))
+    return {kind: {"accuracy": round(float(np.mean(hits)), 4), "n": len(hits)} for kind, hits in marks.items()}
+
+
+def score(folder: Path, held_out: int, real: Path) -> dict[str, dict]:
+    """Accuracies of the checkpoint in `folder` as it was saved: on held-out scenes, and on real pictures if any."""
+    logging.disable_progress_bar()
+    processor = AutoProcessor.from_pretrained(folder)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    found = {"held_out": accuracy(model, processor, held_out_trials(held_out))}
+    if trials := real_trials(real):
+        found["real"] = accuracy(model, processor, trials)
+    return found
+
+
+def main(config: Config) -> None:
+    torch.set_num_threads(config.threads)
+    for source, kinds in score(config.checkpoint, config.held_out, config.real).items():
+        print(source)
+        for kind, row in kinds.items():
+            print(f"  {kind:<12}{row['accuracy']:.3f}  n {row['n']}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

@@ -1,0 +1,166 @@
+"""Train an embedded checkpoint on a CPU, from scratch, on generated pictures and questions.
+
+    python -m models.tiny.train --family llava        (about an hour on two cores)
+
+Writes the checkpoint (fp16), and beside it `training.json`: settings, versions, minutes, the learning curve, and the
+accuracies by kind of question on held-out scenes and, where they are there, on real ShapeWorld pictures.
+
+The stages: patches (the tower alone learns what lies under each patch), words (projector and embeddings: the picture's
+tokens come to speak the decoder's words), lookup (questions about one shape), far (relations of shapes in different
+halves of the picture, where "left" and "top" as the tokens carry them settle the order), natural (everything).
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import platform
+import time
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+import tyro
+from tqdm import tqdm
+
+from models.tiny.learning import WARM_UP, Learner, Optimisers
+from models.tiny.scenes import Layout, Pool, crowd, far_pairs, mixed
+from models.tiny.score import score
+
+HERE = Path(__file__).resolve().parent
+QUESTIONS_PER_SCENE = 8
+LOG_EVERY = 50  # steps
+
+
+@dataclass(frozen=True)
+class Config:
+    family: str = "llava"
+    """Which checkpoint to train; `models/tiny/build_<family>.py` describes it."""
+    out: Path | None = None
+    """Where to write it (default: models/tiny/tiny-<family>)."""
+    seed: int = 0
+    """Seed of every random number."""
+    threads: int = 2
+    """CPU threads."""
+    scale: float = 1.0
+    """Factor on the number of steps of every stage, for a quick try."""
+    pool: int = 2048
+    """Drawn scenes kept at a time."""
+    held_out: int = 500
+    """Held-out questions of each kind to score on."""
+    real: Path = HERE.parents[2] / "shared/data"
+    """Folder of real ShapeWorld pictures to score on; never trained on; skipped where it is missing."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`learns`: factor on the learning rate of each part that learns; `rate`: from, to (cosine); `renew`: scenes drawn
+    anew at each step."""
+
+    name: str
+    steps: int
+    batch: int
+    learns: dict[str, float]
+    rate: tuple[float, float]
+    renew: int
+    mix: dict[str, float] | None = None
+    patch_weight: float = 0.0
+
+
+LOOKUP = {"where": 2, "colour": 1.4, "shape": 1.2, "cornerwhat": 1.2, "corner": 0.6, "side": 0.5, "exist": 0.5}
+RELATIONS = {
+    **{"rel": 3, "relwhere": 1, "relyn": 2, "whatrel": 1.2, "first": 1.2, "colour": 0.7, "shape": 0.6},
+    **{"describe": 0.8, "exist": 0.8, "corner": 0.5, "where": 0.5, "cornerwhat": 0.5, "amb": 0.3, "side": 0.2},
+}
+EVERYTHING = {"tower": 0.2, "projector": 1.0, "embeddings": 1.0, "decoder": 1.0, "readout": 1.0}
+STAGES = (
+    Stage("patches", 2600, 64, {"tower": 1.0, "readout": 1.0}, (1.0, 0.03), 6),
+    Stage("words", 200, 64, {"projector": 1.0, "embeddings": 1.0, "readout": 1.0}, (1.0, 0.05), 6),
+    Stage("lookup", 1000, 16, EVERYTHING, (1.0, 1.0), 4, LOOKUP, 0.2),
+    Stage("far", 1500, 16, EVERYTHING, (1.0, 1.0), 4, RELATIONS, 0.2),
+    Stage("natural", 6000, 16, EVERYTHING, (1.0, 0.02), 4, RELATIONS, 0.2),
+)
+
+
+def crowds_and_more(rng: np.random.Generator) -> Layout:
+    return crowd(rng) if rng.random() < 0.8 else mixed(rng)
+
+
+SCENES = {"patches": crowds_and_more, "words": crowds_and_more, "lookup": mixed, "far": far_pairs, "natural": mixed}
+
+
+def rate_at(step: int, steps: int, rate: tuple[float, float]) -> float:
+    """Warm-up, then a half cosine from rate[0] to rate[1]."""
+    start, end = rate
+    cosine = 0.5 * (1 + np.cos(np.pi * step / steps))
+    return min(1.0, (step + 1) / WARM_UP) * (end + (start - end) * cosine)
+
+
+def run_stage(learner: Learner, stage: Stage, seed: int, pool_size: int) -> list[dict]:
+    """Run one stage; returns its curve: every LOG_EVERY steps the mean of what was measured, and the minutes so far."""
+    torch.manual_seed(seed)
+    learner.rng = np.random.default_rng(seed)
+    began, curve, measured = time.perf_counter(), [], defaultdict(list)
+    pool = Pool(SCENES[stage.name], pool_size, learner.family.SIDE, learner.family.PATCHES, learner.rng)
+    optimisers = Optimisers(learner, stage.learns)
+    for step in tqdm(range(stage.steps), desc=stage.name, mininterval=10):
+        scenes = pool.pick(stage.batch, stage.renew)
+        if stage.mix:
+            loss, found = learner.question_loss(scenes, stage.mix, QUESTIONS_PER_SCENE, stage.patch_weight)
+        elif "tower" in stage.learns:
+            loss, found = learner.patch_loss(scenes)
+        else:
+            loss, found = learner.align_loss(scenes)
+        optimisers.step(loss, rate_at(step, stage.steps, stage.rate))
+        for name, value in found.items():
+            measured[name].append(value)
+        if (step + 1) % LOG_EVERY == 0 or step + 1 == stage.steps:
+            means = {name: round(float(np.mean(values)), 4) for name, values in measured.items()}
+            minutes = (time.perf_counter() - began) / 60
+            curve.append({"stage": stage.name, "step": step + 1, "minutes": round(minutes, 2), **means})
+            tqdm.write(json.dumps(curve[-1]))
+            measured.clear()
+    return curve
+
+
+def save(learner: Learner, folder: Path) -> None:
+    """Write model (fp16), tokenizer, processor and chat template as transformers reads them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    learner.model.set_attn_implementation("sdpa")
+    learner.model.half().save_pretrained(folder)
+    learner.processor.save_pretrained(folder)
+
+
+def main(config: Config) -> None:
+    torch.set_num_threads(config.threads)
+    torch.set_flush_denormal(True)
+    family = importlib.import_module(f"models.tiny.build_{config.family.replace('-', '_').replace('.', '_')}")
+    folder = config.out or HERE / f"tiny-{config.family}"
+    began, started = time.perf_counter(), datetime.now(UTC)
+    learner, curve = Learner(family, config.seed), []
+    stages = [Stage(**{**asdict(stage), "steps": max(1, round(stage.steps * config.scale))}) for stage in STAGES]
+    for index, stage in enumerate(stages):
+        curve += run_stage(learner, stage, config.seed * 1000 + index, config.pool)
+    save(learner, folder)
+    record = {
+        "settings": {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()},
+        "stages": [asdict(stage) for stage in stages],
+        "versions": {
+            "python": platform.python_version(),
+            **{module.__name__: module.__version__ for module in (torch, transformers, np)},
+        },
+        "started": started.isoformat(timespec="seconds"),
+        "parameters": sum(parameter.numel() for parameter in learner.model.parameters()),
+        "training_minutes": round((time.perf_counter() - began) / 60, 1),
+    }
+    record["accuracy"] = score(folder, config.held_out, config.real)
+    record["curve"] = curve
+    (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
