@@ -1,0 +1,158 @@
+"""Checkpoints in and out: stock folders load whole, and what is wrong is said in one sentence."""
+
+import json
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from transformers.utils import logging
+
+import models
+from models.answer import answer, answer_length
+from models.loading import describe
+from tests.models import llava, llava_config, llava_processor, picture
+
+logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory):
+    """A checkpoint folder as the stock classes write it."""
+    folder = tmp_path_factory.mktemp("stock")
+    torch.manual_seed(0)
+    transformers.LlavaForConditionalGeneration(llava_config()).save_pretrained(folder)
+    llava_processor().save_pretrained(folder)
+    return folder
+
+
+def copy(folder, tmp_path, **changes):
+    """A copy of a checkpoint with fields of its config changed."""
+    target = tmp_path / "copy"
+    target.mkdir()
+    for file in folder.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    config = json.loads((target / "config.json").read_text())
+    for key, value in changes.items():
+        config[key] = {**config.get(key, {}), **value} if isinstance(value, dict) else value
+    (target / "config.json").write_text(json.dumps(config))
+    return target
+
+
+@torch.no_grad()
+def test_stock_folder_loads_whole_and_back(stock, tmp_path):
+    reference = transformers.LlavaForConditionalGeneration.from_pretrained(stock)
+    model, processor = models.load(str(stock))
+    inputs, _ = model.prepare(processor, [picture()], "where is the red circle ?")
+    assert torch.equal(model(**inputs).logits, reference(**inputs).logits)
+    assert not model.training and model.dtype == torch.float32
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    again = transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path)
+    assert torch.equal(again(**inputs).logits, reference(**inputs).logits)
+    assert describe(model)["family"] == "llava" and describe(model)["devices"] == ["cpu"]
+
+
+def test_half_precision_on_request(stock):
+    assert models.load(str(stock), dtype="bfloat16")[0].dtype == torch.bfloat16
+
+
+def test_old_processor_folder_is_completed(stock, tmp_path):
+    """Folders of early releases say nothing of patch size and class token."""
+    folder = copy(stock, tmp_path)
+    settings = json.loads((folder / "processor_config.json").read_text())
+    for name in ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens"):
+        del settings[name]
+    (folder / "processor_config.json").write_text(json.dumps(settings))
+    model, processor = models.load(str(folder))
+    _, layout = model.prepare(processor, [picture()], "what is red ?")
+    assert len(layout.image_positions) == 16
+
+
+def test_wrong_weights_are_an_error(stock, tmp_path):
+    folder = copy(stock, tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    missing = next(name for name in weights if "down_proj" in name)
+    spare = {name: value for name, value in weights.items() if name != missing}
+    save_file(spare | {"left.over": torch.ones(1)}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"do not fit its config: missing keys \[.*down_proj.*unexpected keys \['left"):
+        models.load(str(folder))
+
+
+def test_damaged_or_pickled_weights_are_refused(stock, tmp_path):
+    folder = copy(stock, tmp_path)
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:5000])
+    with pytest.raises(ValueError, match="weights of .* cannot be read"):
+        models.load(str(folder))
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"cannot be read \(safetensors only\)"):
+        models.load(str(folder))
+
+
+def test_names_that_lead_nowhere(tmp_path):
+    with pytest.raises(FileNotFoundError, match="neither a folder, nor a hub id .*, nor embedded"):
+        models.load("tiny-lava")
+    with pytest.raises(FileNotFoundError, match="holds no config.json"):
+        models.load(str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="neither a folder"):
+        models.load("./not/here")
+    (tmp_path / "config.json").write_text("{ broken")
+    with pytest.raises(FileNotFoundError, match="could not be read"):
+        models.load(str(tmp_path))
+
+
+def test_foreign_families_and_sliding_windows(stock, tmp_path):
+    with pytest.raises(ValueError, match="is of the family 'bert'; supported are llava"):
+        models.load(str(copy(stock, tmp_path, model_type="bert")))
+
+
+def test_sliding_window_is_refused(stock, tmp_path):
+    folder = copy(stock, tmp_path, text_config={"model_type": "mistral", "sliding_window": 16})
+    with pytest.raises(ValueError, match="uses sliding-window attention"):
+        models.load(str(folder))
+
+
+def test_settings_fail_before_the_model_loads(stock):
+    for options, sentence in (
+        ({"dtype": "int8"}, "dtype 'int8' is unknown; choose auto, float32"),
+        ({"device": "tpu9"}, "device 'tpu9' is unknown"),
+        ({"load_4bit": True, "load_8bit": True}, "choose one"),
+        ({"load_4bit": True}, "load_4bit needs the package bitsandbytes"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            models.load(str(stock), **options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_missing_gpu_is_said(stock):
+    with pytest.raises(ValueError, match="torch .* sees no GPU; use cpu"):
+        models.load(str(stock), device="cuda:0")
+
+
+@torch.no_grad()
+def test_answer_knows_its_tokens_and_their_probabilities():
+    model, processor = llava(), llava_processor()
+    said = answer(model, processor, [picture()], "where is the red circle ?", max_new_tokens=4)
+    inputs, layout = model.prepare(processor, [picture()], "where is the red circle ?")
+    sequence = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    assert said.text == processor.tokenizer.decode(sequence[0, layout.length :], skip_special_tokens=True)
+    assert said.trace.length == layout.length + 3
+    logits = model(sequence[:, :-1], pixel_values=inputs["pixel_values"]).logits[0, layout.length - 1 :].softmax(-1)
+    expected = logits.gather(1, sequence[0, layout.length :, None]).flatten()
+    torch.testing.assert_close(torch.tensor(said.probabilities), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "ids, eos, length",
+    [([5, 6, 2, 0, 0], 2, 2), ([2], 2, 0), ([5, 6], 2, 2), ([5, 3, 2], [2, 3], 1), ([5, 2], None, 2)],
+)
+def test_answer_ends_at_the_first_end_token(ids, eos, length):
+    assert answer_length(torch.tensor(ids), eos) == length
+
+
+def test_empty_answer_is_said():
+    model, processor = llava(), llava_processor()
+    model.generation_config.eos_token_id = list(range(model.config.text_config.vocab_size))
+    with pytest.raises(ValueError, match="the answer is empty"):
+        answer(model, processor, [picture()], "what ?")
