@@ -1,0 +1,231 @@
+"""Every script as a person runs it: real processes on two samples, and the sentence and exit status of each mistake."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import attention_rollout_llava as script
+from data.twoshapes import LAYOUT, generate
+from tests.models import llava, llava_processor
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "set"
+    generate(folder, 2, seed=3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def random_model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    llava().save_pretrained(folder)
+    llava_processor().save_pretrained(folder)
+    return str(folder)
+
+
+def run(*arguments, **options):
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, **options)
+
+
+def table(folder):
+    with open(folder / "samples.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_rollout_of_two_shapes(data_root, tmp_path):
+    out = tmp_path / "out"
+    done = run("attention_rollout_llava.py", "--data_root", data_root, "--limit", 2, "--out-dir", out)
+    assert done.returncode == 0, done.stderr
+    assert f"2 of 2 samples done; results in {out}" in done.stdout
+    rows = table(out)
+    assert [row["sample"] for row in rows] == ["shard0/0", "shard0/1"]
+    for row in rows:
+        assert row["answer"] and row["gold"] in ("left", "right", "above", "below") and not row["skipped"]
+        folder = out / row["folder"]
+        with np.load(folder / "maps.npz") as maps:
+            count = int(row["tokens"])
+            grid = maps["mean"].shape
+            assert maps["per_token"].shape == (count, *grid) and maps["per_token"].dtype == np.float32
+            assert len(maps["tokens"]) == count and maps["rows"] == "predicting" and maps["cells"].shape == (*grid, 4)
+            assert maps["cells"][0, 0].tolist() == pytest.approx([0, 0, 100 / grid[1], 100 / grid[0]], abs=1e-4)
+            np.testing.assert_allclose(maps["mean"], maps["per_token"].mean(0), atol=1e-7)
+        for name in ("overlay_mean.png", "overlay_max.png", "overlay_tokens.png", "image_share.png"):
+            with Image.open(folder / name) as picture:
+                assert min(picture.size) >= 200
+    summary = json.loads((out / "summary.json").read_text())
+    shares = [float(row["image_share"]) for row in rows]
+    assert summary["n"] == 2 and summary["skipped"] == {} and summary["image_share"]["n"] == 2
+    assert summary["image_share"]["mean"] == pytest.approx(np.mean(shares))
+    settings = json.loads((out / "settings.json").read_text())
+    assert settings["flags"]["model"] == "tiny-llava" and settings["model"]["family"] == "llava"
+    assert {"torch", "transformers"} <= set(settings["versions"])
+
+
+def test_bad_samples_are_counted_and_the_run_goes_on(random_model, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.new("RGB", (60, 40), "red").save(folder / "good.png")
+    (folder / "empty.png").touch()
+    (folder / "half.png").write_bytes((folder / "good.png").read_bytes()[:60])
+    Image.new("RGB", (1, 400)).save(folder / "thin.png")
+    out = tmp_path / "out"
+    config = script.Config(
+        model=random_model, data_root=str(folder), prompt="what is red ?", max_new_tokens=3, out_dir=str(out), limit=0
+    )
+    assert script.main(config) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["n"] == 1
+    assert summary["skipped"].pop("image empty") == summary["skipped"].pop("image truncated") == 1
+    assert ["200 times the other" in reason for reason in summary["skipped"]] == [True]
+    assert {row["sample"]: bool(row["skipped"]) for row in table(out)} == {
+        "empty": True, "good": False, "half": True, "thin": True,
+    }  # fmt: skip
+
+
+def test_nothing_usable_is_status_1(random_model, tmp_path, capsys):
+    (tmp_path / "empty.png").touch()
+    config = script.Config(
+        model=random_model, image=(str(tmp_path / "empty.png"), str(tmp_path / "none.png")), prompt="what ?",
+        out_dir=str(tmp_path / "out"),
+    )  # fmt: skip
+    assert script.main(config) == 1
+    assert "0 of 2 samples done" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["image_share"]["mean"] is None
+
+
+def test_query_rows_have_one_map_less(random_model, data_root, tmp_path):
+    shapes = []
+    for rows in ("predicting", "query"):
+        out = tmp_path / rows
+        config = script.Config(
+            model=random_model, data_root=str(data_root), limit=1, max_new_tokens=4, rows=rows, out_dir=str(out),
+            prompt="describe the image .",
+        )  # fmt: skip
+        assert script.main(config) == 0
+        with np.load(out / "shard0-0" / "maps.npz") as maps:
+            shapes.append(len(maps["tokens"]))
+            assert str(maps["rows"]) == rows
+    assert shapes[0] == shapes[1] + 1 == int(table(tmp_path / "query")[0]["tokens"])
+
+
+MISTAKES = {
+    "no input": ({}, "give either --image (with --prompt) or --data-root"),
+    "both inputs": ({"image": ("a.png",), "data_root": "x"}, "give either --image"),
+    "no prompt": ({"image": ("a.png",)}, "--image needs a --prompt"),
+    "empty prompt": ({"image": ("a.png",), "prompt": " "}, "--prompt is empty"),
+    "residual": ({"data_root": "x", "residual": 1.5}, "--residual 1.5 is out of range"),
+    "colours": ({"data_root": "x", "colourmap": "rainbows"}, "--colourmap 'rainbows' is unknown"),
+    "tokens": ({"data_root": "x", "max_new_tokens": 0}, "--max-new-tokens must be at least 1"),
+    "data": ({"data_root": "nowhere"}, "looked for spatial_twoshapes/agreement/relational"),
+    "model": ({"image": ("a.png",), "prompt": "?", "model": "tiny-lava"}, "model 'tiny-lava' is neither a folder"),
+    "quantised": ({"image": ("a.png",), "prompt": "?", "load_8bit": True}, "load_8bit needs the package bitsandbytes"),
+    "out dir": ({"image": ("a.png",), "prompt": "?", "out_dir": "tests"}, "exists and is not empty"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_wrong_use_is_one_sentence_and_status_2(name, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "kept.txt").touch()
+    flags, sentence = MISTAKES[name]
+    with pytest.raises(SystemExit) as stopped:
+        script.main(script.Config(**flags))
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and sentence in said and said.startswith("error: ")
+    assert said.count("\n") == 1 and "Traceback" not in said
+    assert [path.name for path in tmp_path.rglob("*")] == ["tests", "kept.txt"]
+
+
+def test_flags_are_checked_by_the_shell_too():
+    done = run("attention_rollout_llava.py", "--rows", "both")
+    assert done.returncode == 2 and "predicting" in done.stderr
+    done = run("attention_rollout_llava.py", "--help")
+    assert done.returncode == 0 and "--max-new-tokens" in done.stdout and "Weight w of the identity" in done.stdout
+
+
+def test_interrupting_leaves_whole_rows(random_model, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index in range(200):
+        Image.new("RGB", (60, 40), "red").save(folder / f"{index:03}.png")
+    out = tmp_path / "out"
+    flags = ["--model", random_model, "--data-root", folder, "--prompt", "what ?", "--limit", "0", "--out-dir", out]
+    process = subprocess.Popen(
+        [sys.executable, "attention_rollout_llava.py", *map(str, flags)], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not ((out / "samples.csv").exists() and len(table(out)) >= 2):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "error: interrupted; what was written so far is whole" in said
+    rows = table(out)
+    assert len(rows) >= 2 and all((out / row["folder"] / "maps.npz").is_file() for row in rows)
+    assert not (out / "summary.json").exists()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a disk without space")
+def test_full_disk_is_one_sentence(random_model, data_root, tmp_path, capsys, monkeypatch):
+    from analysis import command, results
+
+    out = tmp_path / "out"
+
+    def full(self, sample, **values):
+        (out / "samples.csv").unlink()
+        (out / "samples.csv").symlink_to("/dev/full")
+        return add(self, sample, **values)
+
+    add = results.RunFolder.add
+    monkeypatch.setattr(results.RunFolder, "add", full)
+    flags = ["--model", random_model, "--data-root", str(data_root), "--max-new-tokens", "2", "--out-dir", str(out)]
+    monkeypatch.setattr(sys, "argv", ["attention_rollout_llava.py", *flags])
+    with pytest.raises(SystemExit) as stopped:
+        command.run(script.main, script.Config, "")
+    assert stopped.value.code == 1
+    assert "error: could not write" in (said := capsys.readouterr().err) and "no space left on device" in said
+
+
+def test_data_generator(tmp_path):
+    done = run("-m", "data.twoshapes", "--out-dir", tmp_path / "set", "--count", 2, "--seed", 1)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "set" / LAYOUT / "shard0").glob("world-*.png"))) == 2
+    assert run("-m", "data.twoshapes", "--out-dir", tmp_path / "set", "--count", 2).returncode == 2
+
+
+def test_benchmark_measures_what_it_says(tmp_path):
+    out = tmp_path / "cost"
+    done = run(
+        "-m", "benchmarks.attention_cost", "--lengths", 64, "--layers", 2, "--width", 128, "--key-heads", 1,
+        "--rounds", 1, "--new-tokens", 3, "--out-dir", out,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    gap = float(done.stdout.split("between the two rollouts ")[1].split()[0])
+    assert gap <= 1e-6
+    with open(out / "cost.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["way"] for row in rows] == ["plain", "recording", "rollout", "eager"]
+    assert all(float(row["seconds"]) > 0 and float(row["peak_MB"]) > 50 for row in rows)
+    assert (out / "cost.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("script_name", sorted(path.name for path in ROOT.glob("*.py")))
+def test_importing_costs_nothing(script_name, tmp_path):
+    """Importing a script loads no model, parses no flags and makes no folder."""
+    before = set(ROOT.iterdir())
+    code = f"import sys; sys.argv = ['x', '--no-such-flag']; import {Path(script_name).stem}"
+    done = run("-c", code)
+    assert done.returncode == 0 and done.stdout == "" and set(ROOT.iterdir()) - before <= {ROOT / "__pycache__"}
