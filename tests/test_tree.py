@@ -1,0 +1,84 @@
+"""The tree keeps its shape: who imports whom, one environment, nothing generated under version control."""
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("models", "analysis", "data", "benchmarks")
+SOURCES = sorted([*ROOT.glob("*.py"), *(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))])
+SCRIPTS = {path.stem for path in ROOT.glob("*.py")}
+
+
+def imported(path):
+    """Top names of everything that a file imports, relative imports resolved to their own package."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield path.parent.relative_to(ROOT).parts[0] if node.level else node.module.split(".")[0]
+
+
+def forbidden(path):
+    """Top names that a file must not import."""
+    room = path.relative_to(ROOT).parts[0]
+    if room == "analysis":
+        return SCRIPTS | {"models", "data"}
+    if room == "data":
+        return SCRIPTS | {"models", "analysis"}
+    if room == "models":
+        return SCRIPTS | {"analysis"} | (set() if "tiny" in path.parts else {"data"})
+    return SCRIPTS - {path.stem}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_follow_the_rule(path):
+    assert not set(imported(path)) & forbidden(path)
+
+
+def test_the_rule_can_fail(tmp_path):
+    planted = ROOT / "analysis" / "planted.py"
+    source = ast.parse("from models.trace import AttentionTrace")
+    names = {node.module.split(".")[0] for node in ast.walk(source) if isinstance(node, ast.ImportFrom)}
+    assert names & forbidden(planted) == {"models"}
+
+
+def test_requirements_are_pinned():
+    lines = (ROOT / "requirements.txt").read_text().split()
+    assert lines and all(re.fullmatch(r"[a-z0-9-]+==[\w.]+", line) for line in lines)
+    assert "torch==2.13.0" in lines and not any(line.startswith("torchvision") for line in lines)
+
+
+def test_ignored_folders_hold_nothing_tracked():
+    tracked = subprocess.run(["git", "ls-files", "-ci", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    assert tracked.returncode != 0 or tracked.stdout == ""
+
+
+def test_setup_is_quick_to_repeat(tmp_path):
+    """A second run of the set-up does nothing; a changed requirement makes it install again."""
+    project = tmp_path / "project"
+    (project / ".venv" / "bin").mkdir(parents=True)
+    (project / "env_setup_llava.bash").write_text((ROOT / "env_setup_llava.bash").read_text())
+    (project / "requirements.txt").write_text("")
+    calls = project / "calls"
+    python = project / ".venv" / "bin" / "python"
+    python.write_text(f'#!/bin/sh\necho "$@" >> {calls}\n')
+    python.chmod(0o755)
+
+    def setup(**environment):
+        return subprocess.run(
+            ["bash", project / "env_setup_llava.bash"], capture_output=True, text=True,
+            env={"PATH": "/usr/bin:/bin", "PYTHON": str(python), **environment},
+        )  # fmt: skip
+
+    assert setup().returncode == 0 and "pip install" in calls.read_text()
+    calls.unlink()
+    assert setup().returncode == 0 and not calls.exists()
+    (project / "requirements.txt").write_text("tqdm\n")
+    assert setup().returncode == 0 and "pip install" in calls.read_text()
+    (project / "requirements.txt").write_text("numpy\n")
+    old = setup(PYTHON="no-such-python")
+    assert old.returncode == 2 and "is not Python 3.11 or newer" in old.stderr
