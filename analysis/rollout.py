@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-BLOCK_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}  # attention weights held at a time; on a CPU a block stays in its cache
+BLOCK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}  # attention weights held at a time; on a CPU a block stays in its cache
 
 
 @dataclass(frozen=True)
