@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-FAMILIES = {"llava": ("models.modeling_llava", "LlavaForConditionalGeneration")}
+FAMILIES = {
+    "llava": ("models.modeling_llava", "LlavaForConditionalGeneration"),
+    "qwen2_vl": ("models.modeling_qwen2_vl", "Qwen2VLForConditionalGeneration"),
+    "qwen2_5_vl": ("models.modeling_qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration"),
+    "fuyu": ("models.modeling_fuyu", "FuyuForCausalLM"),
+}
 """model_type of the config -> (module, class) of the patched model."""
 
 TINY = Path(__file__).parent / "tiny"

@@ -49,10 +49,7 @@ class VisionLanguageModel:
             check_prompt(text, self.image_token)
             check_images(batch)
         texts = [self._render(processor, t, len(p)) for t, p in zip(prompts, pictures, strict=True)]
-        flat = [picture for batch in pictures for picture in batch]
-        inputs = processor(images=flat or None, text=texts, return_tensors="pt", padding=True, padding_side="left").to(
-            self.device
-        )
+        inputs = self._encode(processor, texts, pictures).to(self.device)
         if "pixel_values" in inputs:
             inputs["pixel_values"] = inputs["pixel_values"].to(self.dtype)
         layouts = [
@@ -65,12 +62,20 @@ class VisionLanguageModel:
         content = [{"type": "image"}] * images + [{"type": "text", "text": prompt.strip()}]
         return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
+    def _encode(self, processor, texts: list[str], pictures: list[list[Image.Image]]):
+        flat = [picture for batch in pictures for picture in batch]
+        return processor(images=flat or None, text=texts, return_tensors="pt", padding=True, padding_side="left")
+
+    def _offsets(self, processor, text: str, ids: list[int], grids) -> list[tuple[int, int]]:
+        cells = [grid.rows * grid.cols for grid in grids]
+        return locate(text, ids, processor.tokenizer, self.image_token, cells)
+
     def _layout(self, processor, inputs, sample, text, prompt, pictures) -> TokenLayout:
         ids, mask = inputs["input_ids"][sample].cpu(), inputs["attention_mask"][sample].cpu()
         grids = tuple(self.image_grid(processor, *picture.size) for picture in pictures)
         start = int(mask.int().argmax())
         cells = [grid.rows * grid.cols for grid in grids]
-        offsets = locate(text, ids[start:].tolist(), processor.tokenizer, self.image_token, cells)
+        offsets = self._offsets(processor, text, ids[start:].tolist(), grids)
         positions = (ids == self.config.image_token_id).nonzero().flatten()
         return TokenLayout(
             sample=sample,

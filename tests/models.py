@@ -63,13 +63,16 @@ def llava_config(side: int = 56, patch: int = 14, layers: int = 3, heads: int = 
     )
 
 
-def llava(seed: int = 0, sharpen: float = 6.0, **config) -> LlavaForConditionalGeneration:
-    """A random LLaVA whose queries are scaled up, so that its attention is peaked and errors show."""
+def llava(seed: int = 0, **config) -> LlavaForConditionalGeneration:
     torch.manual_seed(seed)
-    model = LlavaForConditionalGeneration(llava_config(**config)).eval()
+    return sharpen(LlavaForConditionalGeneration(llava_config(**config)).eval())
+
+
+def sharpen(model, factor: float = 6.0):
+    """Scales queries and keys of a random model up, so that its attention is peaked and errors show."""
     for name, weight in model.named_parameters():
-        if "q_proj" in name or "k_proj" in name:
-            weight.data *= sharpen
+        if "q_proj" in name or "k_proj" in name or "query_key_value.weight" in name:
+            weight.data *= factor
     model.generation_config.eos_token_id = None  # random models should not stop early
     return model
 

@@ -1,0 +1,85 @@
+"""Fuyu: no vision tower; 30-pixel patches enter the decoder row by row, each row closed by a newline token."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import transformers
+from transformers import BatchFeature, FuyuProcessor
+
+from models.layout import ImageGrid
+from models.processors import load_fuyu_processor
+from models.vlm import VisionLanguageModel
+
+BEGIN, BEGIN_OF_ANSWER = "<s>", "<0x04>"
+
+
+class FuyuForCausalLM(VisionLanguageModel, transformers.FuyuForCausalLM):
+    """The stock model; only what the mixin adds differs. Same name, so that checkpoints map their keys alike.
+
+    One picture per prompt, as in its training. The sequence is: rows of patches with their newlines, <s>, the prompt,
+    begin of answer. There is no chat template; the prompt is followed by a line break.
+    """
+
+    image_token = "|SPEAKER|"
+
+    def image_grid(self, processor, width: int, height: int) -> ImageGrid:
+        """The picture lies at the top left, shrunk only above the size limit; the last cells may stick out of it."""
+        settings = processor.image_processor
+        limit, patch = settings.size, settings.patch_size["height"]
+        resized = (width, height)
+        if settings.do_resize and (width > limit["width"] or height > limit["height"]):
+            scale = min(limit["height"] / height, limit["width"] / width)
+            resized = (int(width * scale), int(height * scale))
+        if min(resized) < 1:
+            raise ValueError(
+                f"an image of {width} x {height} pixels vanishes when shrunk to Fuyu's limit; crop it first"
+            )
+        return ImageGrid(
+            rows=math.ceil(resized[1] / patch),
+            cols=math.ceil(resized[0] / patch),
+            width=width,
+            height=height,
+            cell=patch,
+            resized=resized,
+        )
+
+    def _render(self, processor, prompt: str, images: int) -> str:
+        if images != 1:
+            raise ValueError(f"Fuyu takes exactly one image per prompt, but {images} were given")
+        return prompt.strip() + "\n"
+
+    def _encode(self, processor: FuyuProcessor, texts, pictures) -> BatchFeature:
+        # One sample at a time: the processor returns a single-cell picture without its patch axis, which would be lost
+        # among others. Patches of all samples are then one list, as the model reads them.
+        samples = [
+            processor(images=picture[0], text=text, return_tensors="pt", return_legacy_image_output=False)
+            for text, picture in zip(texts, pictures, strict=True)
+        ]
+        padded = processor.tokenizer.pad(
+            {name: [sample[name][0] for sample in samples] for name in ("input_ids", "attention_mask")},
+            padding_side="left",
+            return_tensors="pt",
+        )
+        width = self.config.patch_size**2 * self.config.num_channels
+        patches = [sample["pixel_values"].reshape(-1, width) for sample in samples]
+        return BatchFeature({**padded, "pixel_values": torch.cat(patches)})
+
+    def _offsets(self, processor, text: str, ids: list[int], grids) -> list[tuple[int, int]]:
+        tokenizer = processor.tokenizer
+        encoded = tokenizer(text + BEGIN_OF_ANSWER, add_special_tokens=False, return_offsets_mapping=True)
+        image = [tokenizer.convert_tokens_to_ids(self.image_token)] * grids[0].cols
+        rows = (image + [tokenizer.convert_tokens_to_ids("|NEWLINE|")]) * grids[0].rows
+        before = [*rows, tokenizer.convert_tokens_to_ids(BEGIN)]
+        if before + encoded["input_ids"] != ids:
+            raise ValueError(
+                f"the processor made {len(ids)} tokens and {grids[0].rows} rows of {grids[0].cols} patches with the "
+                f"prompt account for {len(before) + len(encoded['input_ids'])}: processor and tokenizer do not belong "
+                "together, or the image was not resized as expected"
+            )
+        return [(0, 0)] * len(before) + [(min(a, len(text)), min(b, len(text))) for a, b in encoded["offset_mapping"]]
+
+
+def load_processor(path: str, config, **kwargs) -> FuyuProcessor:
+    return load_fuyu_processor(path, **kwargs)

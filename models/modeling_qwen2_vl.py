@@ -1,0 +1,43 @@
+"""Qwen2-VL: pictures of any size, resized to whole cells of 28 pixels, 2 x 2 patches merged into each."""
+
+from __future__ import annotations
+
+import transformers
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+from models.layout import ImageGrid
+from models.processors import Qwen2VLImageTextProcessor
+from models.vlm import VisionLanguageModel
+
+
+class QwenGrid(VisionLanguageModel):
+    """What both Qwen families share: the placeholder, and a grid without crop or padding."""
+
+    image_token = "<|image_pad|>"
+
+    def image_grid(self, processor, width: int, height: int) -> ImageGrid:
+        settings = processor.image_processor
+        cell = settings.patch_size * settings.merge_size
+        resized_height, resized_width = height, width
+        if settings.do_resize:
+            resized_height, resized_width = smart_resize(
+                height, width, cell, settings.size["shortest_edge"], settings.size["longest_edge"]
+            )
+        return ImageGrid(
+            rows=resized_height // cell,
+            cols=resized_width // cell,
+            width=width,
+            height=height,
+            cell=cell,
+            resized=(resized_width, resized_height),
+        )
+
+
+class Qwen2VLForConditionalGeneration(QwenGrid, transformers.Qwen2VLForConditionalGeneration):
+    """The stock model; only what the mixin adds differs. Same name, so that checkpoints map their keys alike."""
+
+
+def load_processor(path: str, config, **kwargs) -> Qwen2VLImageTextProcessor:
+    processor = Qwen2VLImageTextProcessor.from_pretrained(path, **kwargs)
+    processor.tokenizer.padding_side = "left"
+    return processor

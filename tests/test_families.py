@@ -1,0 +1,169 @@
+"""One measurement for four families: attention, geometry, words and checkpoints, on small real classes."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+
+import models
+from analysis.rollout import rollout
+from models.trace import AttentionTrace
+from tests.families import FAMILIES
+from tests.models import picture
+
+PROMPTS = ["where is the red circle ?", "describe the image ."]
+SIZES = [
+    (28, 28), (30, 30), (100, 100), (14, 100), (100, 14), (28, 224), (224, 28), (640, 80), (97, 640), (501, 333),
+    (333, 501), (181, 121), (29, 61), (1000, 999),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    model, processor = FAMILIES[request.param]
+    return request.param, model(), processor()
+
+
+def images_of(name, count):
+    """Pictures for `count` images per prompt; Fuyu takes one."""
+    return [picture(90 + 40 * i, 70, seed=i) for i in range(1 if name == "fuyu" else count)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("batch", [1, 2], ids=["single", "left_padded_batch"])
+def test_weights_equal_eager(family, images, batch):
+    name, model, processor = family
+    if batch == 1:
+        inputs, layouts = model.prepare(processor, images_of(name, images), PROMPTS[0])
+        layouts = [layouts]
+    else:
+        pictures = [images_of(name, images), [picture(60, 90, seed=5)]]
+        inputs, layouts = model.prepare(processor, pictures, PROMPTS)
+        assert layouts[0].start != layouts[1].start
+    options = {"max_new_tokens": 4, "do_sample": False}
+    plain = model.generate(**inputs, **options)
+    with AttentionTrace(model) as trace:
+        assert torch.equal(model.generate(**inputs, **options), plain)
+    model.set_attn_implementation({"text_config": "eager"})
+    steps = model.generate(**inputs, **options, output_attentions=True, return_dict_in_generate=True).attentions
+    model.set_attn_implementation({"text_config": "sdpa"})
+    for layout in layouts:
+        for layer in range(trace.layers):
+            prefill = trace.weights(layer, range(layout.start, layout.length), samples=[layout.sample])[0]
+            expected = steps[0][layer][layout.sample, :, layout.start :]
+            assert (prefill[..., : layout.length] - expected).abs().max() <= 1e-5
+            for step in range(1, 4):
+                row = layout.length + step - 1
+                ours = trace.weights(layer, row, samples=[layout.sample])[0, :, 0, : row + 1]
+                assert (ours - steps[step][layer][layout.sample, :, 0]).abs().max() <= 1e-5
+        maps = rollout(trace, layout)
+        for index, grid in enumerate(layout.grids):
+            assert maps.maps(index).per_token.shape == (4, grid.rows, grid.cols)
+
+
+def brightness(name, inputs, grid):
+    """What the model is given of each cell, [row, col], summed over its pixels."""
+    pixels = inputs["pixel_values"].double()
+    pixels = pixels - pixels.min()
+    if name == "llava":
+        cells = pixels[0].sum(0).reshape(grid.rows, grid.cell, grid.cols, grid.cell).sum((1, 3))
+    elif name == "fuyu":
+        cells = pixels.sum(-1).reshape(grid.rows, grid.cols)
+    else:
+        cells = pixels.reshape(grid.rows * grid.cols, -1).sum(-1).reshape(grid.rows, grid.cols)  # 4 patches to a cell
+    return cells.numpy()
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+def test_marked_pixels_land_in_the_predicted_cell(family, size):
+    """Up to 12 cells of a black picture are painted white one at a time; the model is given light just there."""
+    name, model, processor = family
+    grid = model.image_grid(processor, *size)
+    cells = [(row, col) for row in range(grid.rows) for col in range(grid.cols)]
+    picked = np.random.default_rng(0).permutation(len(cells))[:12]
+    tried = 0
+    for row, col in (cells[i] for i in picked):
+        left, top, right, bottom = grid.rect(row, col)
+        box = [max(round(left), 0), max(round(top), 0), min(round(right), size[0]), min(round(bottom), size[1])]
+        if box[2] <= box[0] or box[3] <= box[1]:
+            continue
+        whole = (min(right, size[0]) - max(left, 0)) * (min(bottom, size[1]) - max(top, 0))
+        if whole < 0.3 * (right - left) * (bottom - top):
+            continue  # a sliver at the border of a padded picture is too faint to be told from its neighbours
+        image = Image.new("RGB", size)
+        image.paste((255, 255, 255), tuple(box))
+        inputs, _ = model.prepare(processor, [image], "what ?")
+        ground, _ = model.prepare(processor, [Image.new("RGB", size)], "what ?")
+        light = brightness(name, inputs, grid) - brightness(name, ground, grid)
+        assert np.unravel_index(light.argmax(), light.shape) == (row, col)
+        assert grid.cell_at((box[0] + box[2]) / 2, (box[1] + box[3]) / 2) == (row, col)
+        tried += 1
+    assert tried >= 1
+
+
+def test_words_and_image_tokens(family):
+    name, model, processor = family
+    pictures = [images_of(name, 2), [picture(60, 90)]]
+    inputs, layouts = model.prepare(
+        processor, pictures, ["is the red circle left of the Red square ?", "what is red ?"]
+    )
+    for layout, images in zip(layouts, pictures, strict=True):
+        ids = inputs["input_ids"][layout.sample]
+        assert (ids[layout.image_positions] == model.config.image_token_id).all()
+        assert int((ids == model.config.image_token_id).sum()) == len(layout.image_positions)
+        assert [(grid.width, grid.height) for grid in layout.grids] == [image.size for image in images]
+        assert [len(positions) for positions in layout.images] == [g.rows * g.cols for g in layout.grids]
+        spelled = processor.tokenizer.decode(ids[layout.word("red")])
+        assert spelled.strip() == "red"
+    first = layouts[0]
+    assert int(first.word("circle")) == int(first.word("red")) + 1
+    assert int(first.word("red", 1)) == int(first.word("square")) - 1
+
+
+def test_fuyu_rows_end_in_newlines():
+    model, processor = FAMILIES["fuyu"][0](), FAMILIES["fuyu"][1]()
+    inputs, layout = model.prepare(processor, [picture(150, 70)], "what ?")
+    ids = processor.tokenizer.convert_ids_to_tokens(inputs["input_ids"][0].tolist())
+    assert ids[:7] == ["|SPEAKER|"] * 5 + ["|NEWLINE|", "|SPEAKER|"]
+    assert layout.images[0].tolist() == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 12, 13, 14, 15, 16]
+    with pytest.raises(ValueError, match="exactly one image per prompt, but 2 were given"):
+        model.prepare(processor, [picture(), picture()], "what ?")
+    with pytest.raises(ValueError, match="exactly one image per prompt, but 0"):
+        model.prepare(processor, [], "what ?")
+
+
+STOCK = {
+    "llava": "LlavaForConditionalGeneration",
+    "qwen2_vl": "Qwen2VLForConditionalGeneration",
+    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
+    "fuyu": "FuyuForCausalLM",
+}
+
+
+@torch.no_grad()
+def test_stock_checkpoint_loads_whole_and_back(family, tmp_path):
+    """Written by the stock class, read by ours, written by ours, read by the stock class: equal logits throughout."""
+    name, model, processor = family
+    stock_class = getattr(transformers, STOCK[name])
+    stock = stock_class(model.config).eval()
+    stock.load_state_dict(model.state_dict())
+    stock.save_pretrained(tmp_path / "stock")
+    processor.save_pretrained(tmp_path / "stock")
+    ours, read = models.load(str(tmp_path / "stock"))
+    assert type(ours).__name__ == stock_class.__name__ and type(ours) is not stock_class
+    inputs, _ = ours.prepare(read, [picture(150, 70)], PROMPTS[0])
+    expected = stock(**inputs).logits
+    assert torch.equal(ours(**inputs).logits, expected)
+    ours.save_pretrained(tmp_path / "ours")
+    read.save_pretrained(tmp_path / "ours")
+    again = stock_class.from_pretrained(tmp_path / "ours").eval()
+    assert torch.equal(again(**inputs).logits, expected)
+    saved = json.loads((tmp_path / "ours" / "processor_config.json").read_text())
+    assert not saved["image_processor"]["image_processor_type"].endswith("Pil")
+    if name.startswith("qwen"):
+        assert saved["processor_class"] in ("Qwen2VLProcessor", "Qwen2_5_VLProcessor")
+        assert saved["video_processor"]["video_processor_type"] == "Qwen2VLVideoProcessor"
