@@ -51,13 +51,13 @@ def attention_stack(model: PreTrainedModel, part: str) -> tuple[PreTrainedModel,
         raise ValueError(f"part {part!r} is unknown; choose 'decoder' or 'tower'")
     stack = model.get_decoder() if part == "decoder" else getattr(model.base_model, "vision_tower", None)
     if stack is None:
-        raise ValueError(f"{type(model).__name__} has no vision tower to record")
+        raise ValueError(f"{type(model).__name__} has no vision tower that can be recorded; LLaVA's can")
     modules = [m for name, m in stack.named_modules() if name.rpartition(".")[2] == "self_attn"]
     kind = type(model).__name__
     if not modules or not stack._can_set_attn_implementation():
         raise ValueError(
             f"the attention of {kind} does not go through transformers' attention interface, so it "
-            "cannot be recorded; supported families: LLaVA-1.5"
+            "cannot be recorded; supported families: LLaVA-1.5, Qwen2-VL, Qwen2.5-VL, Fuyu"
         )
     if stack.config._attn_implementation not in ("sdpa", NAME):
         raise ValueError(

@@ -138,6 +138,21 @@ def test_selection_keeps_order(model):
 
 
 @torch.no_grad()
+def test_half_precision_is_within_a_hundredth():
+    """bf16 weights, computed in float32 from bf16 queries and keys, against the eager model in bf16."""
+    model = llava(key_heads=2).to(torch.bfloat16)
+    inputs, layouts = batch(model)
+    with AttentionTrace(model) as trace:
+        sequences = generate(model, inputs)
+    for layer, expected in enumerate(eager_weights(model, inputs, sequences)):
+        for layout in layouts:
+            ours = trace.weights(layer, range(layout.start, trace.length), samples=[layout.sample])[0]
+            theirs = expected[layout.sample][:, layout.start :].float()
+            assert ours.dtype == torch.float32
+            assert (ours - theirs).norm() / theirs.norm() <= 1e-2
+
+
+@torch.no_grad()
 def test_offload_gives_the_same(model):
     inputs, _ = batch(model)
     with AttentionTrace(model) as trace:
@@ -213,5 +228,5 @@ def test_unhookable_models_are_refused():
     model.set_attn_implementation({"text_config": "eager"})
     with pytest.raises(ValueError, match="attn_implementation='eager'; recording needs 'sdpa'"), AttentionTrace(model):
         pass
-    with pytest.raises(ValueError, match="no vision tower"), AttentionTrace(model.model.language_model, part="tower"):
+    with pytest.raises(ValueError, match="no vision tower that can be recorded"), AttentionTrace(model.model.language_model, part="tower"):
         pass
