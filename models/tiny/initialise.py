@@ -17,7 +17,8 @@ FLAT_GAINS = (0.25, 0.5, 0.5)  # further factor on the patch means of brightness
 NEIGHBOUR_GAIN = 0.9
 BESIDE = ((-1, 0), (1, 0), (0, -1), (0, 1))  # (right, down) in patches, one per head
 DIAGONAL = ((-1, -1), (1, -1), (-1, 1), (1, 1))
-MIMETIC_GAIN = 1.3
+MIMETIC_GAIN = 1.5
+PICTURE_GAIN = 1.8  # further factor for the heads that look at the picture: one shape against a hundred patches
 
 
 def cosine_basis(size: int) -> torch.Tensor:
@@ -84,11 +85,36 @@ def convolution_like(tower: torch.nn.Module, rows: int, columns: int) -> None:
             key[reads, content:] = NEIGHBOUR_GAIN * torch.eye(POSITION_CHANNELS)
 
 
+def slow_rows(head_dim: int) -> torch.Tensor:
+    """Gain [channel of a head] that moves a projection into the slower half of the rotary frequencies, which the length
+    of a picture hardly turns."""
+    half = torch.full((head_dim // 2,), 0.2)  # not 0: a query and a key that are both 0 have no gradient
+    half[head_dim // 4 :] = 2**0.5
+    return half.repeat(2)
+
+
+def dialect(width: int) -> torch.Tensor:
+    """Fixed random rotation [width, width] between the words' space and the one in which the picture's tokens speak."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.linalg.qr(torch.randn(width, width, generator=generator)).Q
+
+
 @torch.no_grad()
 def mimetic(language_model: torch.nn.Module) -> None:
-    """Start a decoder so that a token attends to its like and adds a copy of it to itself."""
+    """Start a decoder so that a token attends to its like and adds a copy of it to itself.
+
+    Half of the heads look among words; the other half look at the picture, whose tokens speak a rotated dialect of the
+    words (so that a word does not find itself first), and translate what they copy.
+    """
     for layer in language_model.layers:
         attention = layer.self_attn
-        attention.q_proj.weight.mul_(MIMETIC_GAIN)
+        head_dim = attention.head_dim
+        width = attention.q_proj.in_features
+        half = width // 2
+        gain = MIMETIC_GAIN * slow_rows(head_dim).repeat(width // head_dim)[:, None]
+        attention.q_proj.weight.mul_(gain)
         attention.k_proj.weight.copy_(attention.q_proj.weight)
         attention.o_proj.weight.copy_(attention.v_proj.weight.T)
+        turn = dialect(width).to(attention.q_proj.weight)
+        attention.k_proj.weight[half:] = PICTURE_GAIN * attention.q_proj.weight[half:] @ turn.T
+        attention.v_proj.weight[half:] = attention.v_proj.weight[half:] @ turn.T

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from models.tiny.fast_attention import register
+from models.tiny.initialise import dialect
 from models.tiny.packing import IGNORE, Pack, pack
 from models.tiny.patches import PatchLabels, PatchReadout, WordAlignment
 from models.tiny.questions import ask
@@ -44,7 +45,7 @@ class Learner:
         self.readout = PatchReadout(self.model.config.vision_config.hidden_size, family.PATCHES)
         self.projected_readout = PatchReadout(width, family.PATCHES)
         self.alignment = WordAlignment(
-            self.vocabulary, family.PATCHES, self.model.config.text_config.initializer_range
+            self.vocabulary, self.model.config.text_config.initializer_range, dialect(width)
         )
 
     def part(self, name: str) -> nn.ModuleList:

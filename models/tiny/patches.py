@@ -96,37 +96,37 @@ class PatchReadout(nn.Module):
 
 class WordAlignment(nn.Module):
     """Makes the projected patches speak the decoder's words before the decoder learns to listen: the embedding of the
-    right word must be the nearest of its group (colour, shape, side, height, anything or nothing)."""
+    right word must be the nearest of its group (colour, shape, side, height, anything or nothing). The background
+    says "nothing" in every group, so that a question about the left finds what lies there and not the ground."""
 
-    def __init__(self, vocabulary: dict[str, int], side: int, spread: float) -> None:
+    def __init__(self, vocabulary: dict[str, int], spread: float, turn: torch.Tensor) -> None:
         super().__init__()
         self.spread = spread
+        self.register_buffer("turn", turn)
         ids = lambda *names: torch.tensor([vocabulary[name] for name in names])  # noqa: E731
         self.groups = {
             "colour": ids("nothing", *COLOUR_NAMES[1:]),
             "shape": ids("nothing", *SHAPE_NAMES[1:]),
-            "side": ids("left", "right"),
-            "height": ids("top", "bottom"),
+            "side": ids("nothing", "left", "right"),
+            "height": ids("nothing", "top", "bottom"),
             "thing": ids("nothing", "anything"),
         }
-        row, column = place_of_patches(side)
-        self.side, self.height = (column >= side // 2).long(), (row >= side // 2).long()
 
     def loss(self, projected: torch.Tensor, labels: PatchLabels, embedding: torch.Tensor) -> torch.Tensor:
         """`projected` [picture, patch, width]; `embedding` [word, width]."""
         rms = projected.square().mean(-1, keepdim=True).sqrt()
-        meaning = (projected / rms).flatten(0, 1)
-        count = len(projected)
+        meaning = (projected / rms).flatten(0, 1) @ self.turn  # out of the picture's dialect
+        halves = torch.where(labels.foreground[..., None], 1 + (labels.centre > 0).long(), 0)  # of the shape's centre
+        halves = torch.where((labels.colour == IGNORE)[..., None], IGNORE, halves)
         targets = {
             "colour": labels.colour.flatten(),
             "shape": labels.shape.flatten(),
-            "side": self.side.repeat(count),
-            "height": self.height.repeat(count),
+            "side": halves[..., 0].flatten(),
+            "height": halves[..., 1].flatten(),
             "thing": torch.where(labels.colour == IGNORE, IGNORE, (labels.colour > 0).long()).flatten(),
         }
         total = 3 * (rms - 2 * self.spread).square().mean()
         for name, target in targets.items():
             group = self.groups[name]
-            weight = weighted(len(group)) if name in ("colour", "shape", "thing") else None
-            total = total + F.cross_entropy(meaning @ embedding[group].T, target, weight)
+            total = total + F.cross_entropy(meaning @ embedding[group].T, target, weighted(len(group)))
         return total
