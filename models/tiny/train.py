@@ -150,7 +150,7 @@ def main(config: Config) -> None:
         curve += run_stage(learner, stage, config.seed * 1000 + index, config.pool)
         save(learner, folder)  # so that what a broken run has learnt is not lost
     record = {
-        "settings": {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()},
+        "settings": {name: value for name, value in asdict(config).items() if name not in ("out", "real")},
         "stages": [asdict(stage) for stage in stages],
         "versions": {
             "python": platform.python_version(),
