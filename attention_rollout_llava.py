@@ -1,10 +1,11 @@
 """Where did LLaVA look when it wrote each word of its answer?
 
     python attention_rollout_llava.py --image photo.jpg --prompt "describe the image ."
-    python attention_rollout_llava.py --data-root ../shared/data --limit 4
+    python attention_rollout_llava.py --data-root data/generated/twoshapes --limit 4
 
 Per picture: overlays of the mean and the maximum over the answer's tokens, a strip with one overlay per token, the
 share of attention on the image, and the raw maps (maps.npz). Beside them samples.csv, summary.json, settings.json.
+`python -m data.twoshapes --out-dir data/generated/twoshapes` makes a set to try it on.
 The embedded model takes about a second a picture; LLaVA-1.5-7B needs a GPU with 16 GB, or --load-4bit.
 """
 
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Literal
 
 import matplotlib
@@ -24,12 +24,13 @@ from analysis import command
 from analysis.gallery import Look, save_answer
 from analysis.overlay import COLOURMAP
 from analysis.results import RunFolder, default_out_dir, refuse_existing
-from analysis.rollout import rollout
+from analysis.rollout import answer_rows, rollout
 from analysis.shares import image_share
 from analysis.statistics import mean_interval
-from data.images import list_images, read_image
-from data.twoshapes import LAYOUT, read
+from data.images import ImageError, read_image
+from data.samples import Sample, collect
 from models.answer import answer
+from models.errors import SampleError
 from models.flags import LoadFlags
 from models.loading import describe
 
@@ -49,7 +50,7 @@ class Config(LoadFlags):
     max_new_tokens: int = 16
     """Longest answer, in tokens."""
     rows: Literal["predicting", "query"] = "predicting"
-    """Map of a token: the row that predicted it, or the row in which it is the query (the last token has none)."""
+    """Map of a token: the row that predicted it, or the row in which it is read as the query."""
     residual: float = 0.5
     """Weight w of the identity in each layer's (1 - w) A + w I."""
     drop_first: bool = False
@@ -64,6 +65,8 @@ class Config(LoadFlags):
     """Standard deviation of the overlay's blur, in cells."""
     colourmap: str = COLOURMAP
     """Any colour map of matplotlib, such as jet for comparison with papers."""
+    seed: int = 0
+    """Seed of the summary's bootstrap interval; the answers are greedy."""
     out_dir: str | None = None
     """New or empty folder for the results (default: results/attention_rollout_llava/<model>-<date>)."""
 
@@ -74,38 +77,42 @@ COLUMNS = ("image", "prompt", "answer", "gold", "tokens", "probability", "image_
 def main(config: Config) -> int:
     with command.setting_up():
         check(config)
-        samples, unusable = collect(config)
+        samples, unusable = collect(config.image, config.data_root, config.prompt, config.limit)
         out_dir = refuse_existing(config.out_dir or default_out_dir(__file__, config.model))
         model, processor = models.load(config.model, **config.loading)
-    shares = []
     run = RunFolder.create(out_dir, {"flags": asdict(config), "model": describe(model)}, COLUMNS)
     for name, reason in unusable:
         run.skip(name, reason)
-    for name, path, prompt, gold in tqdm(samples, unit="picture"):
+    shares = []
+    for sample in tqdm(samples, unit="picture"):
         try:
-            row = look(run, model, processor, config, name, path, prompt)
-        except ValueError as error:
-            tqdm.write(f"skipped {name}: {error}", file=sys.stderr)
-            run.skip(name, getattr(error, "reason", str(error)))
+            row = look(run, model, processor, config, sample)
+        except (ImageError, SampleError) as error:
+            tqdm.write(f"skipped {sample.name}: {error}", file=sys.stderr)
+            run.skip(sample.name, error.reason)
             continue
-        run.add(name, image=path, prompt=prompt, gold=gold, **row)
+        run.add(sample.name, image=sample.path, prompt=sample.prompt, gold=sample.gold, **row)
         shares.append(row["image_share"])
-    run.finish({"rows": config.rows, "image_share": mean_interval(shares)})
+    run.finish({"rows": config.rows, "image_share": mean_interval(shares, config.seed)})
     print(f"{run.done} of {run.done + run.skipped.total()} samples done; results in {run.folder}")
     return 0 if run.done else command.NOTHING_USABLE
 
 
-def look(run, model, processor, config: Config, name: str, path, prompt: str) -> dict:
+def look(run: RunFolder, model, processor, config: Config, sample: Sample) -> dict:
     """Asks, rolls out, draws; returns the sample's row."""
-    picture = read_image(path)
-    said = answer(model, processor, [picture], prompt, max_new_tokens=config.max_new_tokens, offload=config.offload)
-    count = len(said.tokens) - (config.rows == "query")
+    picture = read_image(sample.path)
+    said = answer(
+        model, processor, [picture], sample.prompt, max_new_tokens=config.max_new_tokens, offload=config.offload
+    )
+    count = min(len(said.tokens), len(answer_rows(said.trace, config.rows)))
+    if count == 0:
+        raise SampleError("no query row", "the answer is one token that was never read again; use --rows predicting")
     rolled = rollout(
         said.trace, said.layout, tokens=count, rows=config.rows, residual=config.residual, drop_first=config.drop_first
     )
     share = image_share(said.trace, said.layout, rows=config.rows, tokens=count).mean(0)
     style = Look(config.alpha, config.power, config.blur, config.colourmap)
-    folder = save_answer(run, name, [picture], said.tokens[:count], rolled, share, style)
+    folder = save_answer(run, sample.name, [picture], said.tokens[:count], rolled, share, style)
     return {
         "answer": said.text,
         "tokens": len(said.tokens),
@@ -115,32 +122,10 @@ def look(run, model, processor, config: Config, name: str, path, prompt: str) ->
     }
 
 
-def collect(config: Config) -> tuple[list[tuple[str, Path, str, str]], list[tuple[str, str]]]:
-    """Samples as (name, picture, prompt, right answer or ""), and what cannot be used as (name, reason)."""
-    if config.image:
-        return [(Path(path).stem, Path(path), config.prompt, "") for path in config.image], []
-    root = Path(config.data_root)
-    if not (root / LAYOUT).is_dir() and root.is_dir() and config.prompt:
-        pictures = list_images(root)[: config.limit or None]
-        return [(path.stem, path, config.prompt, "") for path in pictures], []
-    samples, skipped = read(root, limit=config.limit or None)
-    rows = [
-        (sample.id, sample.image_path, config.prompt or sample.question, "" if config.prompt else sample.relation)
-        for sample in samples
-    ]
-    return rows, skipped
-
-
 def check(config: Config) -> None:
     """Raises ValueError for flags that cannot work, before anything is loaded."""
-    if bool(config.image) == bool(config.data_root):
-        raise ValueError("give either --image (with --prompt) or --data-root")
-    if config.image and config.prompt is None:
-        raise ValueError("--image needs a --prompt, such as --prompt 'describe the image .'")
-    if config.prompt is not None and not config.prompt.strip():
-        raise ValueError("--prompt is empty; write a question or an instruction")
-    if config.max_new_tokens < 1 or config.limit < 0:
-        raise ValueError("--max-new-tokens must be at least 1 and --limit at least 0")
+    if config.max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens {config.max_new_tokens} must be at least 1")
     if not 0 <= config.residual < 1:
         raise ValueError(f"--residual {config.residual} is out of range; give 0 <= w < 1")
     if not 0 <= config.alpha <= 1 or config.power <= 0 or config.blur < 0:

@@ -12,6 +12,8 @@ from analysis.plots import share_plot
 from analysis.results import RunFolder, save_maps
 from analysis.rollout import Rollout
 
+NOTE = "each overlay is scaled to its own maximum"
+
 
 @dataclass(frozen=True)
 class Look:
@@ -39,6 +41,7 @@ def save_answer(
     with `-1`, `-2`, ... behind their names.
     """
     folder = run.sample_folder(sample)
+    share_of_one = shares if len(pictures) == 1 else None  # of several pictures, no single one has this share
     for index, picture in enumerate(pictures):
         suffix = f"-{index}" if index else ""
         maps, grid = rollout.maps(index), rollout.layout.grids[index]
@@ -50,6 +53,6 @@ def save_answer(
         run.save(draw(maps.mean, at_least=look.at_least), folder.name, f"overlay_mean{suffix}.png")
         run.save(draw(maps.max, at_least=look.at_least), folder.name, f"overlay_max{suffix}.png")
         frames = [draw(cells, at_least=240, at_most=480) for cells in maps.per_token]
-        run.save(strip(frames, tokens, shares), folder.name, f"overlay_tokens{suffix}.png")
+        run.save(strip(frames, tokens, share_of_one, title=NOTE), folder.name, f"overlay_tokens{suffix}.png")
     run.save(share_plot(tokens, shares), folder.name, "image_share.png")
     return folder

@@ -30,7 +30,7 @@ class Rollout:
     """Relevance of every position for each generated token: `relevance` float32 [token, key], rows sum to 1.
 
     `rows` says which query a token's map belongs to: "predicting" (the row that produced it) or "query" (the row in
-    which the token itself is read; the last token has none).
+    which the token itself is read; the last token generated, end token included, was never read and has none).
     """
 
     relevance: torch.Tensor
@@ -57,20 +57,24 @@ class Rollout:
 
 
 def answer_rows(trace, rows: str, tokens: int | None = None) -> range:
-    """Sequence positions whose attention stands for the generated tokens, first token first.
+    """Sequence positions whose attention stands for the generated tokens, first token first; may be empty.
 
-    Raises ValueError for an unknown convention, or when nothing was generated that has such a row.
+    `tokens` limits them to the first so many. Raises ValueError for an unknown convention.
     """
     if rows not in ("predicting", "query"):
         raise ValueError(f"rows {rows!r} is unknown; choose 'predicting' or 'query'")
     first = trace.prompt_length - (rows == "predicting")
-    last = trace.length if tokens is None else min(trace.length, first + tokens)
-    if last <= first:
+    return range(first, trace.length if tokens is None else min(trace.length, first + tokens))
+
+
+def check_layout(trace, layout) -> None:
+    """Raises ValueError unless the layout is of the prompt that the trace recorded."""
+    start = int(trace.start[layout.sample])
+    if (start, trace.prompt_length) != (layout.start, layout.length):
         raise ValueError(
-            f"no generated token has a row under the convention {rows!r}: "
-            f"{trace.length - trace.prompt_length + 1} token(s) were generated"
+            f"the trace holds a prompt of positions {start} to {trace.prompt_length}, the layout one of "
+            f"{layout.start} to {layout.length}: they do not come from the same inputs"
         )
-    return range(first, last)
 
 
 @torch.no_grad()
@@ -87,12 +91,19 @@ def rollout(
 
     `tokens` limits the map to the first so many generated tokens (default all); `residual` is the weight w of the
     identity, in [0, 1). `drop_first` takes the first token's column, where many models park attention, out of every
-    A_l before the rows are renormalised; its own row keeps it, having nothing else.
+    A_l before the rows are renormalised; a row that looks at nothing else keeps it. Without `tokens`, a sample of a
+    batch that ended early also gets maps of its end and padding tokens.
     """
+    check_layout(trace, layout)
     if not 0 <= residual < 1:
         raise ValueError(f"residual weight {residual} is out of range; give 0 <= w < 1")
-    start = int(trace.start[layout.sample])
+    start = layout.start
     positions = answer_rows(trace, rows, tokens)
+    if not positions:
+        raise ValueError(
+            f"no generated token has a row under the convention {rows!r}: "
+            f"{trace.length - trace.prompt_length + 1} token(s) were generated"
+        )
     vectors = torch.zeros(len(positions), positions[-1] + 1 - start)
     vectors[torch.arange(len(positions)), torch.tensor(positions) - start] = 1
     for layer in reversed(range(trace.layers)):
@@ -115,16 +126,17 @@ def through(trace, layer: int, sample: int, vectors, start: int, residual: float
             continue
         weights = trace.block(layer, sample, start + first, start + min(first + rows, count))
         if drop_first:
-            weights = without_first(weights.mean(0, keepdim=True), first)
+            weights = without_first(weights.mean(0, keepdim=True))
         mixed[:, : weights.shape[-1]] += torch.matmul(carried, weights).mean(0)
     return residual * vectors + (1 - residual) * mixed
 
 
-def without_first(weights: torch.Tensor, first_row: int) -> torch.Tensor:
-    """Weights [1, row, key] with the first key's column removed and the rows renormalised, row 0 excepted."""
-    own = weights[:, 0].clone()
-    weights[:, :, 0] = 0
-    weights /= weights.sum(-1, keepdim=True)
-    if first_row == 0:
-        weights[:, 0] = own
-    return weights
+def without_first(weights: torch.Tensor) -> torch.Tensor:
+    """Weights [1, row, key] with the first key's column removed and the rows renormalised.
+
+    A row that looks at nothing else, as row 0 must, is left as it is: there is nothing to renormalise.
+    """
+    rest = weights.clone()
+    rest[:, :, 0] = 0
+    total = rest.sum(-1, keepdim=True)
+    return torch.where(total > 0, rest / total, weights)

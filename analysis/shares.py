@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from analysis.rollout import answer_rows
+from analysis.rollout import answer_rows, check_layout
 
 
 def image_share(trace, layout, *, rows: str = "predicting", tokens: int | None = None) -> np.ndarray:
@@ -12,6 +12,7 @@ def image_share(trace, layout, *, rows: str = "predicting", tokens: int | None =
 
     Plain attention of single layers, not rollout; `rows` and `tokens` as in `analysis.rollout.rollout`.
     """
+    check_layout(trace, layout)
     positions = answer_rows(trace, rows, tokens)
     shares = [
         trace.weights(layer, positions, samples=[layout.sample])[0, :, :, layout.image_positions].sum(-1).mean(0).cpu()

@@ -15,6 +15,11 @@ def mean_interval(values, seed: int = 0, confidence: float = 0.95) -> dict:
     if len(values) < 2:
         return {"mean": float(values[0]) if len(values) else None, "low": None, "high": None, "n": len(values)}
     interval = stats.bootstrap(
-        (values,), np.mean, confidence_level=confidence, method="percentile", rng=np.random.default_rng(seed)
+        (values,),
+        np.mean,
+        confidence_level=confidence,
+        method="percentile",
+        batch=max(1, 1_000_000 // len(values)),  # resamples held at a time
+        rng=np.random.default_rng(seed),
     ).confidence_interval
     return {"mean": float(values.mean()), "low": float(interval.low), "high": float(interval.high), "n": len(values)}

@@ -26,20 +26,28 @@ def read_image(path: str | Path) -> Image.Image:
     large that decoding it is refused (Pillow's limit against decompression bombs).
     """
     path = Path(path)
-    if not path.is_file():
-        raise ImageError("image missing", f"image {path} does not exist" if not path.exists() else f"{path} is no file")
-    if path.stat().st_size == 0:
-        raise ImageError("image empty", f"image {path} is empty (0 bytes); copy or download it again")
     try:
+        if path.stat().st_size == 0:
+            raise ImageError("image empty", f"image {path} is empty (0 bytes); copy or download it again")
+        if not path.is_file():
+            raise ImageError("image missing", f"{path} is a folder or a device, not a picture")
         with Image.open(path) as image:
             image.load()
             return to_rgb(ImageOps.exif_transpose(image))
+    except FileNotFoundError as error:
+        raise ImageError("image missing", f"image {path} does not exist") from error
     except UnidentifiedImageError as error:
         raise ImageError("not an image", f"{path} is not a picture that Pillow can read") from error
     except Image.DecompressionBombError as error:
         raise ImageError("image too large", f"image {path} is too large to decode safely: {error}") from error
     except (OSError, SyntaxError, ValueError) as error:
-        raise ImageError("image truncated", f"image {path} cannot be decoded: {error}") from error
+        if isinstance(error, ImageError):
+            raise
+        system = isinstance(error, OSError) and error.errno is not None  # Pillow's own errors carry no number
+        reason, verb = ("image cannot be opened", "opened") if system else ("image truncated", "decoded")
+        raise ImageError(
+            reason, f"image {path} cannot be {verb}: {getattr(error, 'strerror', None) or error}"
+        ) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from models.errors import SampleError
 from models.layout import TokenLayout
 from models.trace import AttentionTrace
 
@@ -30,16 +31,16 @@ def answer(
 ) -> Answer:
     """Greedy answer (unless `generation` says otherwise) to one prompt about a list of RGB pictures, recorded.
 
-    Raises ValueError where the model ends at once, since an answer without a token looks nowhere.
+    Raises SampleError where the model ends at once, since an answer without a token looks nowhere.
     """
     inputs, layout = model.prepare(processor, images, prompt)
     options = {"do_sample": False, "max_new_tokens": max_new_tokens, **generation}
     with AttentionTrace(model, offload=offload) as trace:
         output = model.generate(**inputs, **options, return_dict_in_generate=True, output_logits=True)
     ids = output.sequences[0, layout.length :]
-    count = answer_length(ids, model.generation_config.eos_token_id)
+    count = answer_length(ids, generation.get("eos_token_id", model.generation_config.eos_token_id))
     if count == 0:
-        raise ValueError("the answer is empty: the model ended at once")
+        raise SampleError("empty answer", "the answer is empty: the model ended at once")
     chosen = torch.stack(output.logits[:count])[:, 0].float().softmax(-1).gather(1, ids[:count, None]).flatten()
     return Answer(
         text=processor.tokenizer.decode(ids[:count], skip_special_tokens=True).strip(),

@@ -64,7 +64,7 @@ def attention_stack(model: PreTrainedModel, part: str) -> tuple[PreTrainedModel,
             f"{kind} was loaded with attn_implementation={stack.config._attn_implementation!r}; "
             "recording needs 'sdpa' (call model.set_attn_implementation('sdpa'))"
         )
-    if any(getattr(module, "sliding_window", None) for module in modules):
+    if has_sliding_window(stack.config):
         raise ValueError(
             f"{kind} uses sliding-window attention, whose cache forgets the image tokens; "
             "recording needs full attention in every layer"
@@ -72,11 +72,16 @@ def attention_stack(model: PreTrainedModel, part: str) -> tuple[PreTrainedModel,
     return stack, modules
 
 
+def has_sliding_window(config) -> bool:
+    """Whether any layer of a decoder with this (text) config forgets keys that lie far back."""
+    kinds = getattr(config, "layer_types", None) or ()
+    return bool(getattr(config, "sliding_window", None)) or "sliding_attention" in kinds
+
+
 @contextmanager
 def listening(model: PreTrainedModel, part: str, listener: Listener) -> Iterator[int]:
     """Shows every attention call of `part` to `listener`; yields the number of layers. Leaves the model as it was."""
     stack, modules = attention_stack(model, part)
-    before = stack.config._attn_implementation
     attached = [partial(listener, layer) for layer in range(len(modules))]
     for module, each in zip(modules, attached, strict=True):
         setattr(module, LISTENERS, (*getattr(module, LISTENERS, ()), each))
@@ -84,7 +89,8 @@ def listening(model: PreTrainedModel, part: str, listener: Listener) -> Iterator
     try:
         yield len(modules)
     finally:
-        stack.config._attn_implementation = before
         for module, each in zip(modules, attached, strict=True):
             left = tuple(other for other in getattr(module, LISTENERS) if other is not each)
             setattr(module, LISTENERS, left) if left else delattr(module, LISTENERS)
+        if not hasattr(modules[0], LISTENERS):  # the last one to leave, in whatever order they close
+            stack.config._attn_implementation = "sdpa"

@@ -52,8 +52,9 @@ class TokenLayout:
     """Where image, words and prompt of one sample lie in the (left-padded) sequence.
 
     Positions count from 0 at the first column of the batch, padding included, so they index attention keys directly.
-    `text` is the rendered prompt with one placeholder per image, `prompt` the user's own words inside it, and
-    `offsets` the [start, end) characters of `text` that each sequence position stands for ((0, 0) for padding).
+    `text` is the rendered prompt with one placeholder per image, `prompt` the user's own words inside it, beginning at
+    character `prompt_start`, and `offsets` the [start, end) characters of `text` that each sequence position stands
+    for ((0, 0) for padding).
     """
 
     sample: int
@@ -61,6 +62,7 @@ class TokenLayout:
     length: int
     text: str
     prompt: str
+    prompt_start: int
     offsets: tuple[tuple[int, int], ...] = field(repr=False)
     images: tuple[torch.Tensor, ...] = field(repr=False)
     grids: tuple[ImageGrid, ...] = ()
@@ -76,16 +78,16 @@ class TokenLayout:
         Found by character offsets at word boundaries, case ignored; `occurrence` counts from 0, -1 is the last.
         Raises ValueError when the prompt does not hold the word that often.
         """
-        if not word.strip():
+        word = word.strip()
+        if not word:
             raise ValueError("an empty word was asked for; give a word of the prompt")
-        base = self.text.rindex(self.prompt)
         found = [m.span() for m in re.finditer(rf"(?<!\w){re.escape(word)}(?!\w)", self.prompt, re.IGNORECASE)]
         if not -len(found) <= occurrence < len(found):
             raise ValueError(
                 f"word {word!r} (occurrence {occurrence}) is not in the prompt, which holds it {len(found)} times: "
                 f"{self.prompt!r}"
             )
-        first, last = (base + character for character in found[occurrence])
+        first, last = (self.prompt_start + character for character in found[occurrence])
         return torch.tensor([i for i, (a, b) in enumerate(self.offsets) if a < last and b > first])
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from pathlib import Path
+import os
+import re
+from contextlib import contextmanager
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from transformers import AutoConfig, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from models import FAMILIES, TINY, embedded
+from models.attention import attention_stack, has_sliding_window
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -31,37 +35,81 @@ def load(name, device="auto", dtype="auto", load_4bit=False, load_8bit=False, re
     number = DTYPES.get(dtype, torch.float32 if where == {"": "cpu"} else "auto")
     quantization = quantized(load_4bit, load_8bit, where)
     config = read_config(path, name, revision)
-    module = importlib.import_module(FAMILIES[config.model_type][0])
-    processor = module.load_processor(path, config, revision=revision)
-    transformers_logging.disable_progress_bar()
-    try:
-        model, info = getattr(module, FAMILIES[config.model_type][1]).from_pretrained(
+    family = importlib.import_module(FAMILIES[config.model_type][0])
+    processor = read_processor(family, path, name, config, revision)
+    model_class = getattr(family, FAMILIES[config.model_type][1])
+    with quiet():
+        model = read_weights(
+            model_class,
             path,
+            name,
             config=config,
             dtype=number,
             device_map=where,
-            attn_implementation="sdpa",
-            use_safetensors=True,
             quantization_config=quantization,
             revision=revision,
+        )
+    check_together(model, processor, name)
+    return model.eval(), processor
+
+
+@contextmanager
+def quiet():
+    """No progress bar and no printed load report: what is wrong with a checkpoint is raised instead."""
+    level, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bar:
+            transformers_logging.enable_progress_bar()
+
+
+def read_processor(family, path: str, name: str, config, revision: str | None):
+    try:
+        return family.load_processor(path, config, revision=revision)
+    except Exception as error:  # tokenizers raise bare Exceptions over a damaged file; any failure here is the folder's
+        raise ValueError(f"the processor of {name!r} cannot be read: {first_line(error)}") from error
+
+
+def read_weights(model_class, path: str, name: str, **settings):
+    """The model with every weight found and used. Raises ValueError otherwise."""
+    try:
+        model, info = model_class.from_pretrained(
+            path,
+            attn_implementation="sdpa",
+            use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported in info, and an error in check_keys
+            **settings,
         )
     except (SafetensorError, OSError) as error:
         raise ValueError(f"the weights of {name!r} cannot be read (safetensors only): {first_line(error)}") from error
     check_keys(name, info)
-    return model.eval(), processor
+    return model
+
+
+def check_together(model, processor, name: str) -> None:
+    """Model and processor belong together and can be recorded, tried on a blank picture before any sample is lost."""
+    try:
+        attention_stack(model, "decoder")
+        model.prepare(processor, [Image.new("RGB", (64, 64))], "a")
+    except ValueError as error:
+        raise ValueError(f"{name!r} cannot be used: {error}") from error
 
 
 def locate(name: str) -> str:
     """Folder of an embedded model, else the name itself as a folder or hub id."""
     if name in embedded():
         return str(TINY / name)
-    if Path(name).is_dir():
-        if not (Path(name) / "config.json").is_file():
+    if os.path.isdir(name):
+        if not os.path.isfile(os.path.join(name, "config.json")):
             raise FileNotFoundError(f"folder {name!r} holds no config.json, so it is not a checkpoint")
         return name
-    if Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if os.path.exists(name) or not re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", name) or name.startswith((".", "~")):
         raise FileNotFoundError(
             f"model {name!r} is neither a folder, nor a hub id (owner/name), nor embedded ({', '.join(embedded())})"
         )
@@ -76,6 +124,8 @@ def place(device: str) -> str | dict[str, str]:
         kind = torch.device(device).type
     except RuntimeError as error:
         raise ValueError(f"device {device!r} is unknown; use auto, cpu, cuda or cuda:N") from error
+    if kind not in ("cpu", "cuda"):
+        raise ValueError(f"device {device!r} is not supported; use auto, cpu, cuda or cuda:N")
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device!r} was asked for, but torch {torch.__version__} sees no GPU; use cpu")
     return {"": device}
@@ -96,14 +146,13 @@ def read_config(path: str, name: str, revision: str | None):
     """The checkpoint's config, of a family that we support."""
     try:
         config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a config may be damaged in any way; each has an exception class of its own
         raise FileNotFoundError(
             f"model {name!r} could not be read: {first_line(error)} (embedded models: {', '.join(embedded())})"
         ) from error
     if config.model_type not in FAMILIES:
         raise ValueError(f"{name!r} is of the family {config.model_type!r}; supported are {', '.join(FAMILIES)}")
-    text = config.get_text_config()
-    if getattr(text, "use_sliding_window", False) or getattr(text, "sliding_window", None):
+    if has_sliding_window(config.get_text_config()):
         raise ValueError(
             f"{name!r} uses sliding-window attention, whose cache forgets the image tokens; "
             "use a checkpoint with full attention"

@@ -8,6 +8,7 @@ import torch
 import transformers
 from transformers import BatchFeature, FuyuProcessor
 
+from models.errors import SampleError
 from models.layout import ImageGrid
 from models.processors import load_fuyu_processor
 from models.vlm import VisionLanguageModel
@@ -47,8 +48,8 @@ class FuyuForCausalLM(VisionLanguageModel, transformers.FuyuForCausalLM):
 
     def _render(self, processor, prompt: str, images: int) -> str:
         if images != 1:
-            raise ValueError(f"Fuyu takes exactly one image per prompt, but {images} were given")
-        return prompt.strip() + "\n"
+            raise SampleError("number of images", f"Fuyu takes exactly one image per prompt, but {images} were given")
+        return prompt + "\n"
 
     def _encode(self, processor: FuyuProcessor, texts, pictures) -> BatchFeature:
         # One sample at a time: the processor returns a single-cell picture without its patch axis, which would be lost

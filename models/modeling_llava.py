@@ -6,7 +6,7 @@ import transformers
 from transformers import LlavaProcessor
 
 from models.layout import ImageGrid
-from models.vlm import VisionLanguageModel
+from models.vlm import VisionLanguageModel, check_template
 
 
 class LlavaForConditionalGeneration(VisionLanguageModel, transformers.LlavaForConditionalGeneration):
@@ -59,6 +59,7 @@ def resized_size(settings, width: int, height: int) -> tuple[int, int]:
 def load_processor(path: str, config, **kwargs) -> LlavaProcessor:
     """The processor of a checkpoint; what folders of older releases left unsaid is taken from the model's config."""
     processor = LlavaProcessor.from_pretrained(path, **kwargs)
+    check_template(processor)
     if processor.patch_size is None:
         processor.patch_size = config.vision_config.patch_size
         processor.num_additional_image_tokens = 1  # CLIP's class token

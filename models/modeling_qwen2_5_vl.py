@@ -6,6 +6,7 @@ import transformers
 
 from models.modeling_qwen2_vl import QwenGrid
 from models.processors import Qwen2_5_VLImageTextProcessor
+from models.vlm import check_template
 
 
 class Qwen2_5_VLForConditionalGeneration(QwenGrid, transformers.Qwen2_5_VLForConditionalGeneration):
@@ -14,5 +15,6 @@ class Qwen2_5_VLForConditionalGeneration(QwenGrid, transformers.Qwen2_5_VLForCon
 
 def load_processor(path: str, config, **kwargs) -> Qwen2_5_VLImageTextProcessor:
     processor = Qwen2_5_VLImageTextProcessor.from_pretrained(path, **kwargs)
+    check_template(processor)
     processor.tokenizer.padding_side = "left"
     return processor

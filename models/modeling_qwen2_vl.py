@@ -7,7 +7,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 from models.layout import ImageGrid
 from models.processors import Qwen2VLImageTextProcessor
-from models.vlm import VisionLanguageModel
+from models.vlm import VisionLanguageModel, check_template
 
 
 class QwenGrid(VisionLanguageModel):
@@ -39,5 +39,6 @@ class Qwen2VLForConditionalGeneration(QwenGrid, transformers.Qwen2VLForCondition
 
 def load_processor(path: str, config, **kwargs) -> Qwen2VLImageTextProcessor:
     processor = Qwen2VLImageTextProcessor.from_pretrained(path, **kwargs)
+    check_template(processor)
     processor.tokenizer.padding_side = "left"
     return processor

@@ -35,7 +35,7 @@ class AttentionTrace:
         self.prompt_length = 0
         self.causal = True
         self._prompt: list[torch.Tensor] = []  # per layer: queries [sample, head, row, width]
-        self._answer: list[list[torch.Tensor]] = []  # per layer and step: queries [sample, head, row, width]
+        self._answer: list[list[torch.Tensor]] = []  # per layer and decode step: queries [sample, head, 1, width]
         self._keys: list[torch.Tensor] = []  # per layer: [sample, key head, key, width], shared with the KV cache
         self._scaling: list[float] = []
         self._device: list[torch.device] = []
@@ -54,12 +54,12 @@ class AttentionTrace:
 
     def _listen(self, layer: int, module: nn.Module, query, key, mask, scaling: float) -> None:
         seen = self._length(layer) if layer < len(self._keys) else 0
-        if key.shape[2] != seen + query.shape[2]:
+        if key.shape[2] != seen + query.shape[2] or (seen and query.shape[2] != 1):
             if seen and key.shape[2] == query.shape[2]:
                 raise RuntimeError("this trace already holds a generation; open a new AttentionTrace for each one")
             raise RuntimeError(
-                f"layer {layer} was shown {key.shape[2]} keys after {seen} recorded and {query.shape[2]} new tokens; "
-                "recording starts at an empty cache and needs the default (dynamic) one, without assisted decoding"
+                f"layer {layer} was shown {key.shape[2]} keys for {query.shape[2]} new tokens after {seen} recorded; "
+                "recording needs an empty default (dynamic) cache, the prompt in one piece, and one token a step"
             )
         kept = query.detach().to("cpu" if self.offload else query.device)
         if seen == 0:
@@ -76,7 +76,7 @@ class AttentionTrace:
             self._keys[layer] = key.detach()
 
     def _length(self, layer: int) -> int:
-        return self._prompt[layer].shape[2] + sum(step.shape[2] for step in self._answer[layer])
+        return self._prompt[layer].shape[2] + len(self._answer[layer])
 
     @property
     def length(self) -> int:
@@ -134,7 +134,10 @@ class AttentionTrace:
         The fast path for whole matrices: keys run from the sample's first token (`start[sample]`) to the last one that
         any of these rows can see, so nothing is computed above the diagonal's block.
         """
-        return self._rows(layer, sample, slice(first, last), int(self.start[sample]))
+        begin = int(self.start[_index(sample, self.samples, "sample")])
+        if not begin <= first < last <= self.length:
+            raise IndexError(f"rows [{first}, {last}) of sample {sample} do not exist; it has [{begin}, {self.length})")
+        return self._rows(layer, sample, slice(first, last), begin)
 
     def _rows(self, layer: int, sample: int, rows: torch.Tensor | slice, begin: int) -> torch.Tensor:
         """Softmax rows [head, row, key] over the keys from `begin` to the last one that a row can see."""
@@ -211,5 +214,5 @@ def _index(value: int, count: int, what: str) -> int:
 def _indices(values, count: int, what: str) -> torch.Tensor:
     if isinstance(values, slice):
         return torch.arange(count)[values]
-    values = [values] if isinstance(values, int) else [int(value) for value in values]
-    return torch.tensor([_index(value, count, what) for value in values], dtype=torch.long)
+    values = torch.as_tensor(values).reshape(-1).tolist() if not isinstance(values, range) else values
+    return torch.tensor([_index(int(value), count, what) for value in values], dtype=torch.long)

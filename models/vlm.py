@@ -5,9 +5,11 @@ from __future__ import annotations
 from PIL import Image
 
 from models.attention import LISTENERS
+from models.errors import SampleError
 from models.layout import ImageGrid, TokenLayout, locate
 
 ASPECT_LIMIT = 200  # of an image; beyond it a resize by the shortest edge makes gigabytes out of a few pixels
+MARK = "\ue000"  # from Unicode's private use area
 
 
 class VisionLanguageModel:
@@ -25,13 +27,15 @@ class VisionLanguageModel:
         """The grid of a picture of width x height original pixels after this family's processor."""
         raise TypeError(f"{type(self).__name__} does not define its image grid")
 
-    def generate(self, *args, num_beams: int | None = None, **kwargs):
-        # override: beams reorder the cache after the queries were recorded, so a trace would mix hypotheses.
-        beams = num_beams or getattr(kwargs.get("generation_config"), "num_beams", None)
-        beams = beams or self.generation_config.num_beams or 1
-        if beams > 1 and any(hasattr(module, LISTENERS) for module in self.modules()):
-            raise ValueError(f"num_beams={beams} cannot be recorded; use num_beams=1 (greedy or sampling)")
-        return super().generate(*args, **({} if num_beams is None else {"num_beams": num_beams}), **kwargs)
+    def generate(self, *args, **kwargs):
+        # override: beams and repeated samples reorder or multiply the batch, and a trace would not know.
+        if any(hasattr(module, LISTENERS) for module in self.modules()):
+            for name in ("num_beams", "num_return_sequences"):
+                count = kwargs.get(name) or getattr(kwargs.get("generation_config"), name, None)
+                count = count or getattr(self.generation_config, name) or 1
+                if count > 1:
+                    raise ValueError(f"{name}={count} cannot be recorded; use {name}=1 (greedy or sampling)")
+        return super().generate(*args, **kwargs)
 
     def prepare(self, processor, images, prompt):
         """Model inputs and the token layout for one prompt, or for a batch of prompts.
@@ -39,15 +43,18 @@ class VisionLanguageModel:
         One sample: `images` is a list of RGB pictures (PIL) and `prompt` a string; returns (inputs, TokenLayout).
         A batch: `images` is a list of such lists and `prompt` a list of strings; returns (inputs, [TokenLayout, ...]),
         padded on the left. The family's chat template is applied. Inputs lie on the model's device.
-        Raises ValueError for an empty prompt, an image that is not RGB, or more than 200 times longer than wide.
+        Raises SampleError for a prompt or an image that no model can use, ValueError for what is not of this form.
         """
         single = isinstance(prompt, str)
+        if isinstance(images, Image.Image):
+            raise ValueError("images is a single picture; give a list, such as images=[picture]")
         prompts, pictures = ([prompt], [images]) if single else (list(prompt), list(images))
         if len(prompts) != len(pictures):
             raise ValueError(f"{len(prompts)} prompts but {len(pictures)} lists of images; give one list per prompt")
         for text, batch in zip(prompts, pictures, strict=True):
-            check_prompt(text, self.image_token)
+            check_prompt(text, [*processor.tokenizer.all_special_tokens, self.image_token])
             check_images(batch)
+        prompts = [text.strip() for text in prompts]
         texts = [self._render(processor, t, len(p)) for t, p in zip(prompts, pictures, strict=True)]
         inputs = self._encode(processor, texts, pictures).to(self.device)
         if "pixel_values" in inputs:
@@ -59,8 +66,15 @@ class VisionLanguageModel:
         return inputs, layouts[0] if single else layouts
 
     def _render(self, processor, prompt: str, images: int) -> str:
-        content = [{"type": "image"}] * images + [{"type": "text", "text": prompt.strip()}]
+        content = [{"type": "image"}] * images + [{"type": "text", "text": prompt}]
         return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+
+    def _prompt_start(self, processor, text: str, prompt: str, images: int) -> int:
+        """Where the prompt begins in the rendered text: where a character that nobody types comes out."""
+        start = self._render(processor, MARK, images).find(MARK)
+        if start < 0 or not text.startswith(prompt, start):
+            raise ValueError("the chat template does not hand the prompt on as it is, so its words cannot be located")
+        return start
 
     def _encode(self, processor, texts: list[str], pictures: list[list[Image.Image]]):
         flat = [picture for batch in pictures for picture in batch]
@@ -82,28 +96,41 @@ class VisionLanguageModel:
             start=start,
             length=len(ids),
             text=text,
-            prompt=prompt.strip(),
+            prompt=prompt,
+            prompt_start=self._prompt_start(processor, text, prompt, len(pictures)),
             offsets=((0, 0),) * start + tuple(offsets),
             images=positions.split(cells) if cells else (),
             grids=grids,
         )
 
 
-def check_prompt(prompt: str, image_token: str) -> None:
+def check_prompt(prompt: str, special_tokens: list[str]) -> None:
+    """Raises SampleError for a prompt that is empty, or that would be read as something else than words."""
     if not prompt.strip():
-        raise ValueError("the prompt is empty; write a question or an instruction")
-    if image_token in prompt:
-        raise ValueError(f"the prompt holds the image placeholder {image_token!r}; images are added by themselves")
+        raise SampleError("empty prompt", "the prompt is empty; write a question or an instruction")
+    if found := [token for token in special_tokens if token in prompt]:
+        raise SampleError(
+            "special token in the prompt",
+            f"the prompt holds {found[0]!r}, which the model reads as a special token; images are added by themselves",
+        )
 
 
 def check_images(images: list[Image.Image]) -> None:
+    """Raises ValueError for what is not an RGB picture, SampleError for one that is all length and no width."""
     for index, image in enumerate(images):
         if not isinstance(image, Image.Image) or image.mode != "RGB":
             found = f"mode {image.mode}" if isinstance(image, Image.Image) else type(image).__name__
             raise ValueError(f"image {index} is {found}, not an RGB picture; read it with data.images.read_image")
         short, long = sorted(image.size)
         if long > ASPECT_LIMIT * short:
-            raise ValueError(
+            raise SampleError(
+                "image too elongated",
                 f"image {index} is {image.size[0]} x {image.size[1]} pixels; one side is more than {ASPECT_LIMIT} "
-                "times the other, which no model here was trained on: crop it first"
+                "times the other, which no model here was trained on: crop it first",
             )
+
+
+def check_template(processor) -> None:
+    """Raises ValueError for a processor that does not know how a prompt is put to its model."""
+    if not processor.chat_template:
+        raise ValueError("it has no chat template (chat_template.jinja), so prompts cannot be rendered")

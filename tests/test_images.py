@@ -74,7 +74,8 @@ def test_broken_files_have_a_reason(tmp_path):
     text.write_text("no picture")
     for path, reason, sentence in (
         (tmp_path / "none.png", "image missing", r"none\.png does not exist"),
-        (tmp_path, "image missing", "is no file"),
+        (tmp_path, "image missing", "is a folder or a device, not a picture"),
+        (tmp_path / ("x" * 300 + ".png"), "image cannot be opened", "File name too long"),
         (empty, "image empty", r"empty\.png is empty \(0 bytes\)"),
         (half, "image truncated", r"half\.png cannot be decoded"),
         (text, "not an image", "is not a picture that Pillow can read"),

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import LlavaImageProcessorPil
 
+from models.errors import SampleError
 from models.layout import ImageGrid
 from tests.models import llava, llava_processor, picture
 
@@ -45,6 +46,7 @@ def test_marked_cell_is_seen_where_predicted(model, size, pad):
         )
     grid = model.image_grid(processor, *size)
     assert (grid.rows, grid.cols) == (4, 4)
+    tried = 0
     for row in range(4):
         for col in range(4):
             left, top, right, bottom = grid.rect(row, col)
@@ -53,7 +55,9 @@ def test_marked_cell_is_seen_where_predicted(model, size, pad):
             inside = max(left, 0), max(top, 0), min(right, size[0]), min(bottom, size[1])
             found, brightness = brightest_cell(processor, marked(*size, inside), 4, 4)
             assert brightness > 0 and found == (row, col)
+            tried += 1
             assert grid.cell_at((inside[0] + inside[2]) / 2, (inside[1] + inside[3]) / 2) == (row, col)
+    assert tried >= 1 or min(size) < 8  # where a cell is thinner than two pixels, none can be painted
 
 
 def test_llava_geometry_by_hand(model):
@@ -64,6 +68,8 @@ def test_llava_geometry_by_hand(model):
     assert grid.rect(0, 0) == pytest.approx((84 * 501 / 505, 0, 98 * 501 / 505, 14 * 333 / 336))
     assert grid.cell_at(0, 0) is None and grid.cell_at(84, 0) == (0, 0) and grid.cell_at(500, 332) is None
     assert grid.model_size == (336, 336)
+    portrait = model.image_grid(processor, 97, 640)
+    assert (portrait.resized, portrait.offset) == ((336, 2216), (0, 940))  # 336 * 640 / 97 = 2216.9, truncated
 
 
 @settings(max_examples=200, deadline=None)
@@ -121,6 +127,28 @@ def test_template_words_are_not_the_prompts(model):
     assert len(layout.word("user")) == 1 and int(layout.word("user")) > int(layout.image_positions.max())
 
 
+def test_prompt_made_of_template_words(model):
+    """The template goes on with `assistant :` behind the prompt; the prompt's own word is the one before."""
+    inputs, layout = model.prepare(llava_processor(), [picture()], "assistant :")
+    ids = llava_processor().tokenizer.convert_ids_to_tokens(inputs["input_ids"][0].tolist())
+    assert ids[-4:] == ["assistant", ":", "assistant", ":"]
+    assert layout.word("assistant").tolist() == [len(ids) - 4] and layout.word(":").tolist() == [len(ids) - 3]
+
+
+def test_word_is_stripped_and_special_tokens_are_refused(model):
+    _, layout = model.prepare(llava_processor(), [picture()], "  what is red ?  ")
+    assert torch.equal(layout.word(" red "), layout.word("red"))
+    with pytest.raises(SampleError, match="holds '</s>', which the model reads as a special token"):
+        model.prepare(llava_processor(), [picture()], "what </s> ?")
+
+
+def test_template_that_changes_the_prompt_is_refused(model):
+    processor = llava_processor()
+    processor.chat_template = processor.chat_template.replace("item['text']", "item['text'] | upper")
+    with pytest.raises(ValueError, match="does not hand the prompt on as it is"):
+        model.prepare(processor, [picture()], "what is red ?")
+
+
 def test_part_of_a_word_is_not_a_word(model):
     _, layout = model.prepare(llava_processor(), [picture()], "describe the image .")
     with pytest.raises(ValueError, match="word 'mage' .* is not in the prompt, which holds it 0 times: 'describe"):
@@ -135,7 +163,8 @@ def test_prepare_checks_at_the_door(model):
     processor = llava_processor()
     for images, prompt, message in (
         ([picture()], "  ", "the prompt is empty"),
-        ([picture()], "what is <image> ?", "holds the image placeholder '<image>'"),
+        ([picture()], "what is <image> ?", "holds '<image>', which the model reads as a special token"),
+        (picture(), "what ?", "images is a single picture; give a list"),
         ([picture().convert("CMYK")], "what ?", "image 0 is mode CMYK, not an RGB picture"),
         (["photo.jpg"], "what ?", "image 0 is str, not an RGB picture"),
         ([picture(1, 300)], "what ?", "image 0 is 1 x 300 pixels; one side is more than 200 times"),

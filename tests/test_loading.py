@@ -79,6 +79,48 @@ def test_wrong_weights_are_an_error(stock, tmp_path):
         models.load(str(folder))
 
 
+def test_weights_of_another_shape_are_an_error(stock, tmp_path, capfd):
+    folder = copy(stock, tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if "down_proj" in name)
+    save_file(weights | {name: weights[name][:, :5].clone()}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"do not fit its config: mismatched keys \[.*down_proj"):
+        models.load(str(folder))
+    assert "LOAD REPORT" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name, content, sentence",
+    [
+        ("processor_config.json", None, "the processor of .* cannot be read"),
+        ("processor_config.json", "{ broken", "the processor of .* cannot be read"),
+        ("tokenizer.json", "{ broken", "the processor of .* cannot be read"),
+        ("tokenizer.json", None, "the processor of .* cannot be read"),
+        ("chat_template.jinja", None, "the processor of .* cannot be read: it has no chat template"),
+    ],
+)
+def test_damaged_processor_is_one_sentence(stock, tmp_path, name, content, sentence):
+    folder = copy(stock, tmp_path)
+    (folder / name).unlink()
+    if content:
+        (folder / name).write_text(content)
+    with pytest.raises(ValueError, match=sentence) as error:
+        models.load(str(folder))
+    assert "\n" not in str(error.value)
+
+
+def test_processor_of_another_model_is_noticed_at_once(stock, tmp_path):
+    """It makes 16 image tokens, the model's patches make 64."""
+    folder = copy(stock, tmp_path, vision_config={"patch_size": 7})
+    weights = load_file(folder / "model.safetensors")
+    wide = next(name for name in weights if "patch_embedding" in name)
+    long = next(name for name in weights if "position_embedding" in name)
+    resized = {wide: torch.zeros(32, 3, 7, 7), long: torch.zeros(65, 32)}
+    save_file(weights | resized, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="cannot be used: the processor made .* tokens and the text accounts for"):
+        models.load(str(folder))
+
+
 def test_damaged_or_pickled_weights_are_refused(stock, tmp_path):
     folder = copy(stock, tmp_path)
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:5000])
@@ -93,6 +135,8 @@ def test_damaged_or_pickled_weights_are_refused(stock, tmp_path):
 def test_names_that_lead_nowhere(tmp_path):
     with pytest.raises(FileNotFoundError, match="neither a folder, nor a hub id .*, nor embedded"):
         models.load("tiny-lava")
+    with pytest.raises(FileNotFoundError, match="neither a folder"):
+        models.load("x" * 300)
     with pytest.raises(FileNotFoundError, match="holds no config.json"):
         models.load(str(tmp_path))
     with pytest.raises(FileNotFoundError, match="neither a folder"):
@@ -103,8 +147,9 @@ def test_names_that_lead_nowhere(tmp_path):
 
 
 def test_foreign_families_and_sliding_windows(stock, tmp_path):
-    with pytest.raises(ValueError, match="is of the family 'bert'; supported are llava"):
-        models.load(str(copy(stock, tmp_path, model_type="bert")))
+    folder = copy(stock, tmp_path, model_type="bert")
+    with pytest.raises(ValueError, match="is of the family 'bert'; supported are llava, qwen2_vl, qwen2_5_vl, fuyu"):
+        models.load(str(folder))
 
 
 def test_sliding_window_is_refused(stock, tmp_path):
@@ -117,6 +162,7 @@ def test_settings_fail_before_the_model_loads(stock):
     for options, sentence in (
         ({"dtype": "int8"}, "dtype 'int8' is unknown; choose auto, float32"),
         ({"device": "tpu9"}, "device 'tpu9' is unknown"),
+        ({"device": "meta"}, "device 'meta' is not supported; use auto, cpu"),
         ({"load_4bit": True, "load_8bit": True}, "choose one"),
         ({"load_4bit": True}, "load_4bit needs the package bitsandbytes"),
     ):

@@ -30,7 +30,7 @@ class PlantedTrace:
 
 def planted_layout(length, images):
     grid = ImageGrid(rows=1, cols=len(images), width=len(images), height=1, cell=1, resized=(len(images), 1))
-    return SimpleNamespace(sample=0, grids=(grid,), images=(torch.tensor(images),), length=length)
+    return SimpleNamespace(sample=0, start=0, length=length, grids=(grid,), images=(torch.tensor(images),))
 
 
 def literal(matrices, rows, residual=0.5):
@@ -63,10 +63,10 @@ def test_random_matrices(block_elements, residual, monkeypatch):
     scores = 3 * torch.randn(5, 3, 20, 20, generator=generator)
     attention = scores.masked_fill(torch.ones(20, 20).triu(1).bool(), -torch.inf).softmax(-1)
     trace = PlantedTrace(attention, prompt_length=16)
-    result = rollout(trace, planted_layout(20, [1, 2, 3]), residual=residual)
+    result = rollout(trace, planted_layout(16, [1, 2, 3]), residual=residual)
     assert (result.relevance - literal(attention, range(15, 20), residual)).abs().max() <= 1e-6
     assert (result.relevance.sum(-1) - 1).abs().max() <= 1e-6
-    query = rollout(trace, planted_layout(20, [1, 2, 3]), residual=residual, rows="query")
+    query = rollout(trace, planted_layout(16, [1, 2, 3]), residual=residual, rows="query")
     assert torch.equal(query.relevance, result.relevance[1:])
     maps = result.maps()
     torch.testing.assert_close(torch.from_numpy(maps.mean), result.relevance[:, 1:4].mean(0)[None])
@@ -82,7 +82,7 @@ def test_first_token_can_be_dropped():
     expected[..., 0] = 0
     expected /= expected.sum(-1, keepdim=True)
     expected[:, :, 0] = averaged[:, :, 0]
-    result = rollout(PlantedTrace(attention, 6), planted_layout(8, [1, 2]), drop_first=True)
+    result = rollout(PlantedTrace(attention, 6), planted_layout(6, [1, 2]), drop_first=True)
     assert (result.relevance - literal(expected, range(5, 8))).abs().max() <= 1e-6
     assert result.relevance[:, 0].max() == 0
 
@@ -112,6 +112,20 @@ def test_model_against_full_matrices_in_a_padded_batch(key_heads):
         share = image_share(trace, layout)
         by_hand = full[:, :, -4:][..., layout.image_positions].sum(-1).mean(1)
         assert abs(torch.from_numpy(share) - by_hand).max() <= 1e-6
+
+
+def test_rows_that_see_only_the_first_token_stay():
+    """[1, 0, 0] has nothing left when its first entry is dropped; the row is kept, and no NaN appears."""
+    attention = torch.zeros(1, 1, 3, 3)
+    attention[0, 0] = torch.tensor([[1.0, 0, 0], [0.5, 0.5, 0], [1, 0, 0]])
+    result = rollout(PlantedTrace(attention, 3), planted_layout(3, [1]), drop_first=True)
+    assert result.relevance.tolist() == [[0.5, 0, 0.5]]
+
+
+def test_layout_of_another_prompt_is_refused():
+    trace = PlantedTrace(torch.eye(3).expand(1, 1, 3, 3), 3)
+    with pytest.raises(ValueError, match="they do not come from the same inputs"):
+        rollout(trace, planted_layout(2, [0]))
 
 
 def test_bad_settings_are_explained():

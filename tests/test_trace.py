@@ -164,17 +164,52 @@ def test_offload_gives_the_same(model):
 
 
 @torch.no_grad()
-def test_nothing_quadratic_is_kept(model):
-    """What a trace holds grows with T: twice the prompt, at most twice the numbers."""
+def test_offload_moves_everything(model, monkeypatch):
+    """No second device here, so the moves themselves are watched: every query as it comes, every key at the end."""
+    inputs, _ = batch(model)
+    moved = []
+    to, cpu = torch.Tensor.to, torch.Tensor.cpu
 
-    def numbers(words):
+    def watched_to(self, *where, **options):
+        if where == ("cpu",):
+            moved.append(tuple(self.shape))
+        return to(self, *where, **options)
+
+    def watched_cpu(self):
+        moved.append(tuple(self.shape))
+        return cpu(self)
+
+    with AttentionTrace(model, offload=True) as trace:
+        monkeypatch.setattr(torch.Tensor, "to", watched_to)
+        generate(model, inputs)
+        monkeypatch.setattr(torch.Tensor, "cpu", watched_cpu)
+    monkeypatch.undo()
+    text = model.config.text_config
+    prompt, layers = inputs["input_ids"].shape[1], text.num_hidden_layers
+    assert moved.count((2, text.num_attention_heads, prompt, 16)) == layers
+    assert moved.count((2, text.num_attention_heads, 1, 16)) == 4 * layers
+    assert moved.count((2, text.num_key_value_heads, trace.length, 16)) == layers
+
+
+def tensors(holder):
+    """Every tensor reachable through lists and dicts."""
+    if torch.is_tensor(holder):
+        yield holder
+    elif isinstance(holder, list | tuple | dict):
+        for item in holder.values() if isinstance(holder, dict) else holder:
+            yield from tensors(item)
+
+
+@torch.no_grad()
+def test_nothing_quadratic_is_kept(model):
+    """Whatever a trace holds grows with T: queries and keys, and one start per sample."""
+    for words in (50, 400):
         inputs, _ = model.prepare(llava_processor(), [picture()], " ".join(["red"] * words))
         with AttentionTrace(model) as trace:
             model(**inputs)
-        held = [*trace._prompt, *trace._keys, *(step for steps in trace._answer for step in steps)]
-        return sum(tensor.numel() for tensor in held) / trace.length
-
-    assert numbers(400) == numbers(100)
+        text = model.config.text_config
+        per_token = text.num_hidden_layers * (text.num_attention_heads + text.num_key_value_heads) * 16
+        assert sum(tensor.numel() for tensor in tensors(vars(trace))) == per_token * trace.length + 1
 
 
 def test_stock_model_is_recorded_too(model):
@@ -209,9 +244,7 @@ def test_misuse_is_explained(model):
         pass
     with pytest.raises(ValueError, match="part 'eyes' is unknown"), AttentionTrace(model, part="eyes"):
         pass
-    with pytest.raises(ValueError, match="num_beams=2 cannot be recorded"), AttentionTrace(model):
-        generate(model, inputs, num_beams=2)
-    with pytest.raises(RuntimeError, match="default \\(dynamic\\) one"), AttentionTrace(model):
+    with pytest.raises(RuntimeError, match="an empty default"), AttentionTrace(model):
         generate(model, inputs, cache_implementation="static")
 
 
@@ -228,5 +261,97 @@ def test_unhookable_models_are_refused():
     model.set_attn_implementation({"text_config": "eager"})
     with pytest.raises(ValueError, match="attn_implementation='eager'; recording needs 'sdpa'"), AttentionTrace(model):
         pass
-    with pytest.raises(ValueError, match="no vision tower that can be recorded"), AttentionTrace(model.model.language_model, part="tower"):
+    decoder = model.model.language_model
+    with pytest.raises(ValueError, match="no vision tower that can be recorded"), AttentionTrace(decoder, part="tower"):
         pass
+
+
+def test_attention_outside_the_interface_is_refused():
+    """A decoder that computes its attention itself never shows a query to anyone."""
+    model = llava()
+    for layer in model.model.language_model.layers:
+        layer.own_attention = layer.self_attn
+        del layer.self_attn
+    with (
+        pytest.raises(ValueError, match="does not go through transformers' attention interface"),
+        AttentionTrace(model),
+    ):
+        pass
+
+
+def test_sliding_window_is_refused():
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.MistralConfig(vocab_size=20, num_key_value_heads=2, sliding_window=4, **shape)
+    with (
+        pytest.raises(ValueError, match="sliding-window attention, whose cache forgets"),
+        AttentionTrace(transformers.MistralForCausalLM(config)),
+    ):
+        pass
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ({"num_beams": 2}, "num_beams=2 cannot be recorded"),
+        ({"num_return_sequences": 2, "do_sample": True}, "num_return_sequences=2 cannot be recorded"),
+    ],
+)
+def test_batch_that_is_reordered_is_refused(model, options, sentence):
+    inputs, _ = single(model)
+    with pytest.raises(ValueError, match=sentence), AttentionTrace(model):
+        model.generate(**inputs, max_new_tokens=2, **options)
+    before = model.generation_config
+    model.generation_config = transformers.GenerationConfig(**options)
+    with pytest.raises(ValueError, match=sentence), AttentionTrace(model):
+        model.generate(**inputs, max_new_tokens=2)
+    model.generation_config = before
+    model.generate(**inputs, max_new_tokens=2, **options)  # without a trace everything is allowed
+
+
+@torch.no_grad()
+def test_prompt_in_pieces_is_refused(model):
+    inputs, _ = single(model)
+    with pytest.raises(RuntimeError, match="the prompt in one piece"), AttentionTrace(model):
+        model.generate(**inputs, max_new_tokens=2, prefill_chunk_size=8)
+
+
+@torch.no_grad()
+def test_masks_that_are_not_causal_padding_are_refused(model):
+    """A hole in the padding mask, and a 4-D mask in which one early row looks ahead."""
+    inputs, _ = single(model)
+    holed = inputs["attention_mask"].clone()
+    holed[0, 5] = 0
+    with pytest.raises(ValueError, match="not causal with padding on the left"), AttentionTrace(model):
+        model(**inputs | {"attention_mask": holed})
+    count = holed.shape[1]
+    ahead = torch.ones(count, count, dtype=torch.bool).tril()[None, None].clone()
+    ahead[0, 0, 3, 7] = True
+    with pytest.raises(ValueError, match="not causal with padding on the left"), AttentionTrace(model):
+        model(**inputs | {"attention_mask": ahead})
+
+
+@torch.no_grad()
+def test_traces_may_close_in_any_order(model):
+    inputs, _ = single(model)
+    first, second = AttentionTrace(model), AttentionTrace(model)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    model(**inputs)
+    second.__exit__(None, None, None)
+    assert model.config.text_config._attn_implementation == "sdpa" and second.length == inputs["input_ids"].shape[1]
+    with pytest.raises(RuntimeError, match="nothing was recorded"):
+        first.weights(0, 0)
+
+
+@torch.no_grad()
+def test_block_out_of_range(model):
+    inputs, layouts = batch(model)
+    with AttentionTrace(model) as trace:
+        model(**inputs)
+    start = layouts[1].start
+    for first, last in ((start - 1, start + 1), (start, trace.length + 1), (start + 2, start + 2)):
+        with pytest.raises(IndexError, match="do not exist; it has"):
+            trace.block(0, 1, first, last)
