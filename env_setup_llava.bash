@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-# What was installed last is kept beside the environment, so that a half-finished install is never taken for a whole one.
+# What was installed last is kept beside the environment: a half-finished install is never taken for a whole one.
 if [[ -x .venv/bin/python ]] && cmp -s requirements.txt .venv/installed.txt; then
     exit 0
 fi
@@ -16,6 +16,12 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 fi
 echo "Setting up .venv with $("$python" --version); the first time takes a few minutes."
 rm -f .venv/installed.txt
-"$python" -m venv .venv
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+# Debian packs ensurepip apart, and without it a plain `venv` fails: then the pip that is there fills it from outside.
+if "$python" -m venv .venv 2>/dev/null; then
+    pip=(.venv/bin/python -m pip)
+else
+    "$python" -m venv --clear --without-pip .venv
+    pip=("$python" -m pip --python .venv/bin/python)
+fi
+"${pip[@]}" install --quiet --disable-pip-version-check --requirement requirements.txt
 cp requirements.txt .venv/installed.txt

@@ -1,13 +1,14 @@
 """What do recorded attention and exact rollout cost, next to plain generation and next to stored matrices?
 
-    python -m benchmarks.attention_cost                       (2 CPU cores: about 3 minutes)
+    python -m benchmarks.attention_cost                       (2 CPU cores: about 5 minutes)
     python -m benchmarks.attention_cost --device cuda --dtype bfloat16 --lengths 640 4096 16384
 
-Four ways to generate the same tokens with the same random decoder: `plain` SDPA; `recording` queries; recording and
-`rollout` of every generated token; and `eager`, the common way: output_attentions, every matrix stored, full T x T
-product. Times are medians over rounds that take turns, so that a slow moment of the machine hits all alike; peak memory
-is measured in a fresh process each (resident size on a CPU, the allocator's own count on a GPU). Prints a table, writes
-cost.csv and cost.png.
+Five ways to generate the same tokens with the same random decoder: `plain` SDPA; `recording` queries; recording and
+`rollout` of every generated token; `eager`, the common way: output_attentions, every matrix stored, full T x T
+product; and `eager-rows`, which stores the matrices but carries only the generated tokens' rows through them.
+Times are medians over rounds that take turns, so that a slow moment of the machine hits all alike; peak memory is
+measured in a fresh process each (resident size on a CPU, the allocator's own count on a GPU), as a whole and above what
+the loaded model holds. Prints a table, writes cost.csv and cost.png. The run fails if the ways do not agree.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ import statistics
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
 import torch
 from matplotlib.figure import Figure
@@ -34,53 +37,65 @@ from analysis.results import default_out_dir, refuse_existing, write_json, writi
 from analysis.rollout import rollout
 from models.trace import AttentionTrace
 
-WAYS = ("plain", "recording", "rollout", "eager")
+WAYS = ("plain", "recording", "rollout", "eager-rows", "eager")
 MEGABYTE = 2**20
+HEAD_WIDTH = 64
+TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}  # between two rollouts; entries are shares of 1
 
 
 @dataclass(frozen=True)
 class Config:
     lengths: tuple[int, ...] = (640, 4096)
     """Prompt lengths T, in tokens."""
-    ways: tuple[str, ...] = WAYS
-    """Which of plain, recording, rollout, eager; plain is always measured."""
+    ways: tuple[Literal["plain", "recording", "rollout", "eager-rows", "eager"], ...] = WAYS
+    """What to compare; plain is always measured."""
     new_tokens: int = 16
     """Tokens to generate."""
     layers: int = 8
     """Layers of the random decoder."""
     width: int = 512
-    """Its hidden size; the head width is 64."""
+    """Its hidden size, a multiple of the head width of 64."""
     key_heads: int = 8
     """Its key heads; fewer than width / 64 makes it grouped-query."""
     rounds: int = 5
     """Timed rounds; the median is reported."""
-    device: str = "cpu"
-    """cpu | cuda."""
-    dtype: str = "float32"
-    """float32 | bfloat16."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where it runs."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number type of weights and cache."""
     threads: int = 2
     """CPU threads."""
     out_dir: str | None = None
     """New or empty folder (default: results/attention_cost/<device>-<date>)."""
 
 
-def build(config: Config):
+def check(config: Config) -> None:
+    """Raises ValueError for a decoder that cannot be built or a run that measures nothing."""
+    if not config.lengths or min(*config.lengths, config.rounds, config.new_tokens, config.layers, config.threads) < 1:
+        raise ValueError("--lengths, --rounds, --new-tokens, --layers and --threads must be at least 1")
+    if config.width % HEAD_WIDTH or config.width < HEAD_WIDTH:
+        raise ValueError(f"--width {config.width} is not a multiple of the head width {HEAD_WIDTH}")
+    if config.key_heads < 1 or (config.width // HEAD_WIDTH) % config.key_heads:
+        raise ValueError(f"--key-heads {config.key_heads} does not divide the {config.width // HEAD_WIDTH} heads")
+    if config.device != "cpu" and not torch.cuda.is_available():
+        raise ValueError(f"--device {config.device} was asked for, but torch sees no GPU; use cpu")
+
+
+def build(config: Config) -> LlamaForCausalLM:
     """The random decoder, its queries scaled up so that attention is as uneven as a trained model's."""
     torch.set_num_threads(config.threads)
     torch.manual_seed(0)
-    heads = config.width // 64
     settings = LlamaConfig(
         vocab_size=1000,
         hidden_size=config.width,
         intermediate_size=config.width * 8 // 3,
         num_hidden_layers=config.layers,
-        num_attention_heads=heads,
+        num_attention_heads=config.width // HEAD_WIDTH,
         num_key_value_heads=config.key_heads,
         max_position_embeddings=2**17,
         bos_token_id=None,
         eos_token_id=None,
         pad_token_id=0,
-        use_cache=True,
     )
     model = LlamaForCausalLM(settings).eval().to(config.device, getattr(torch, config.dtype))
     for layer in model.model.layers:
@@ -89,8 +104,8 @@ def build(config: Config):
 
 
 @torch.no_grad()
-def generate(model, way: str, length: int, config: Config):
-    """Runs one way on the same prompt; returns the rollout rows [token, key], where the way makes some."""
+def generate(model, way: str, length: int, config: Config) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Runs one way on the same prompt: (tokens [1, position], rollout rows [token, key] where the way makes some)."""
     prompt = torch.randint(0, 1000, (1, length), generator=torch.Generator().manual_seed(1)).to(model.device)
     options = {
         "attention_mask": torch.ones_like(prompt),
@@ -99,31 +114,45 @@ def generate(model, way: str, length: int, config: Config):
         "do_sample": False,
     }
     if way == "plain":
-        model.generate(prompt, **options)
-        return None
-    if way == "eager":
+        return model.generate(prompt, **options), None
+    if way.startswith("eager"):
         model.set_attn_implementation("eager")
         output = model.generate(prompt, output_attentions=True, return_dict_in_generate=True, **options)
         model.set_attn_implementation("sdpa")
-        return stored_rollout(output.attentions)[length - 1 :].cpu()
+        roll = full_product if way == "eager" else stored_rows
+        return output.sequences, roll(output.attentions, length)
     with AttentionTrace(model) as trace:
-        model.generate(prompt, **options)
-    return rollout(trace, SimpleNamespace(sample=0)).relevance if way == "rollout" else None
+        tokens = model.generate(prompt, **options)
+    layout = SimpleNamespace(sample=0, start=0, length=length)
+    return tokens, rollout(trace, layout).relevance if way == "rollout" else None
 
 
-def stored_rollout(steps) -> torch.Tensor:
-    """The literal product of full matrices [key, key], from `output_attentions` of prefill and decode steps."""
+def whole_matrix(steps, layer: int) -> torch.Tensor:
+    """A_l = (mean over heads + I) / 2, [key, key], from `output_attentions` of prefill and decode steps."""
     length = steps[-1][0].shape[-1]
-    product = torch.eye(length, device=steps[0][0].device)
-    for layer in range(len(steps[0])):
-        whole = torch.zeros(length, length, device=product.device)
-        row = 0
-        for step in steps:
-            weights = step[layer][0].float().mean(0)
-            whole[row : row + weights.shape[0], : weights.shape[1]] = weights
-            row += weights.shape[0]
-        product = ((whole + torch.eye(length, device=product.device)) / 2) @ product
-    return product
+    whole = torch.eye(length, device=steps[0][0].device)
+    row = 0
+    for step in steps:
+        weights = step[layer][0].float().mean(0)
+        whole[row : row + weights.shape[0], : weights.shape[1]] += weights
+        row += weights.shape[0]
+    return whole.div_(2)
+
+
+def full_product(steps, length: int) -> torch.Tensor:
+    """The literal A_L ... A_1 of full matrices; the generated tokens' rows of it."""
+    product = whole_matrix(steps, 0)
+    for layer in range(1, len(steps[0])):
+        product = whole_matrix(steps, layer) @ product
+    return product[length - 1 :].cpu()
+
+
+def stored_rows(steps, length: int) -> torch.Tensor:
+    """The same rows, carried as vectors from the last layer to the first."""
+    rows = torch.eye(steps[-1][0].shape[-1], device=steps[0][0].device)[length - 1 :]
+    for layer in reversed(range(len(steps[0]))):
+        rows = rows @ whole_matrix(steps, layer)
+    return rows.cpu()
 
 
 def timed(model, way: str, length: int, config: Config) -> float:
@@ -142,99 +171,97 @@ def synchronise(device: str) -> None:
 def peak_memory(way: str, length: int, config: Config) -> tuple[float, float]:
     """(peak, peak above what the loaded model holds) in MB; run in a process of its own."""
     model = build(config)
+    generate(model, "plain", 16, config)  # libraries take their workspaces at the first call
     if config.device != "cpu":
-        held = torch.cuda.memory_allocated()
+        held = torch.cuda.memory_allocated() / MEGABYTE
         torch.cuda.reset_peak_memory_stats()
         generate(model, way, length, config)
-        peak = torch.cuda.max_memory_allocated()
-        return peak / MEGABYTE, (peak - held) / MEGABYTE
-    generate(model, "plain", 16, config)
-    held = peak_resident()
+        peak = torch.cuda.max_memory_allocated() / MEGABYTE
+        return peak, peak - held
+    held = resident("VmRSS")
     generate(model, way, length, config)
-    return peak_resident(), peak_resident() - held
+    return resident("VmHWM"), resident("VmHWM") - held
 
 
-def peak_resident() -> float:
-    """Highest resident size of this process so far, in MB."""
-    if sys.platform == "darwin":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MEGABYTE
-    # Linux keeps ru_maxrss across exec, so a child would start at its parent's peak; VmHWM belongs to the process.
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024
+def resident(field: str) -> float:
+    """This process's resident size now (VmRSS) or at its highest (VmHWM), in MB."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Linux keeps ru_maxrss across exec, so a child would start at its parent's peak; these belong to the process.
+        return int(re.search(rf"{field}:\s+(\d+)", status.read_text())[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MEGABYTE
 
 
-def measure(config: Config) -> list[dict]:
-    """One row per length and way: seconds, peak memory, both as ratios to plain and to eager."""
-    model = build(config)
-    spawn = multiprocessing.get_context("spawn")
-    ways = tuple(way for way in WAYS if way == "plain" or way in config.ways)
+def measure(model, length: int, config: Config) -> list[dict]:
+    """One row per way at one prompt length; a way that runs out of memory has no figures."""
+    ways = [way for way in WAYS if way == "plain" or way in config.ways]
+    agree(model, ways, length, config)
+    times = {way: [] for way in ways}
+    for _ in tqdm(range(config.rounds), desc=f"T = {length}", unit="round"):
+        for way in ways:
+            times[way].append(attempt(timed, model, way, length, config))
     rows = []
-    with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as fresh:
-        for length in config.lengths:
-            times = {way: [] for way in ways}
-            for number in tqdm(range(config.rounds + 1), desc=f"T = {length}"):
-                for way in ways:
-                    seconds = timed(model, way, length, config)
-                    if number:  # the first round warms up
-                        times[way].append(seconds)
-            memory = {way: fresh.submit(peak_memory, way, length, config).result() for way in ways}
-            for way in ways:
-                rows.append(
-                    {
-                        "T": length,
-                        "way": way,
-                        "seconds": statistics.median(times[way]),
-                        "peak_MB": memory[way][0],
-                        "above_model_MB": memory[way][1],
-                    }
-                )
-            check_agreement(model, length, config, ways)
+    for way in ways:
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=spawn) as fresh:
+            peak, above = attempt(fresh.submit(peak_memory, way, length, config).result) or (None, None)
+        seconds = None if None in times[way] else statistics.median(times[way])
+        rows.append({"T": length, "way": way, "seconds": seconds, "peak_MB": peak, "above_model_MB": above})
     for row in rows:
         for base in ("plain", "eager"):
-            other = next((r for r in rows if r["T"] == row["T"] and r["way"] == base), None)
-            row[f"time_to_{base}"] = row["seconds"] / other["seconds"] if other else None
-            row[f"memory_to_{base}"] = row["peak_MB"] / other["peak_MB"] if other else None
+            other = next((r for r in rows if r["way"] == base), {})
+            for name, figure in (("time", "seconds"), ("memory", "peak_MB"), ("above", "above_model_MB")):
+                row[f"{name}_to_{base}"] = row[figure] / other[figure] if row[figure] and other.get(figure) else None
     return rows
 
 
-def check_agreement(model, length: int, config: Config, ways) -> None:
-    """Both rollouts are the same numbers, or the comparison means nothing."""
-    if not {"rollout", "eager"} <= set(ways):
-        return
-    ours, stored = (generate(model, way, length, config) for way in ("rollout", "eager"))
-    gap = float((ours - stored).abs().max())
-    print(f"T = {length}: largest difference between the two rollouts {gap:.1e}")
+def attempt(call, *arguments):
+    """The result of a call, or None where memory ran out (in a process of its own: where it was killed for it)."""
+    try:
+        return call(*arguments)
+    except (torch.OutOfMemoryError, MemoryError, BrokenProcessPool):
+        return None
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error):  # torch's CPU allocator has no exception of its own
+            return None
+        raise
+
+
+def agree(model, ways: list[str], length: int, config: Config) -> None:
+    """Warms every way up; raises RuntimeError unless tokens and rollouts agree, or the comparison means nothing."""
+    results = {way: found for way in ways if (found := attempt(generate, model, way, length, config))}
+    if config.dtype == "float32" and any(not torch.equal(t, results["plain"][0]) for t, _ in results.values()):
+        raise RuntimeError(f"T = {length}: the ways did not generate the same tokens")
+    rollouts = [rows for _, rows in results.values() if rows is not None]
+    gap = max((float((rows - rollouts[0]).abs().max()) for rows in rollouts), default=0.0)
+    print(f"T = {length}: largest difference between {len(rollouts)} rollouts {gap:.1e}")
+    if gap > TOLERANCE[config.dtype]:
+        raise RuntimeError(f"T = {length}: the rollouts differ by {gap:.1e}, more than {TOLERANCE[config.dtype]}")
 
 
 def table(rows: list[dict]) -> str:
-    head = ["T", "way", "seconds", "peak_MB", "above_model_MB"]
-    head += ["time_to_plain", "memory_to_plain", "time_to_eager", "memory_to_eager"]
+    head = list(rows[0])
     cells = [head] + [[shown(row[name]) for name in head] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
 
 
 def shown(value) -> str:
-    return (
-        "-"
-        if value is None
-        else f"{value:.3g}"
-        if isinstance(value, float) and value < 10
-        else (f"{value:.0f}" if isinstance(value, float) else str(value))
-    )
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.2f}" if value < 100 else f"{value:.0f}"
+    return str(value)
 
 
 def plot(rows: list[dict], title: str) -> Figure:
     """Time and memory against T, one line per way, both axes logarithmic."""
     figure = Figure(figsize=(7, 3), dpi=200, layout="constrained")
     figure.suptitle(title, fontsize=9)
-    for axes, (name, label) in zip(
-        figure.subplots(1, 2),
-        (("seconds", "seconds"), ("above_model_MB", "peak memory above the model, MB")),
-        strict=True,
-    ):
+    figures = (("seconds", "seconds"), ("above_model_MB", "peak memory above the model, MB"))
+    for axes, (name, label) in zip(figure.subplots(1, 2), figures, strict=True):
         for way in WAYS:
-            points = [(row["T"], row[name]) for row in rows if row["way"] == way]
+            points = [(row["T"], row[name]) for row in rows if row["way"] == way and row[name]]
             if points:
                 axes.plot(*zip(*points, strict=True), marker="o", label=way)
         axes.set(xscale="log", yscale="log", xlabel="prompt length T", ylabel=label)
@@ -243,27 +270,29 @@ def plot(rows: list[dict], title: str) -> Figure:
     return figure
 
 
+def save(out_dir: Path, rows: list[dict], title: str) -> None:
+    """The table so far; written after every length, so that a later failure loses nothing."""
+    with writing(out_dir), open(out_dir / "cost.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    with writing(out_dir):
+        plot(rows, title).savefig(out_dir / "cost.png")
+
+
 def main(config: Config) -> int:
     with command.setting_up():
-        if unknown := set(config.ways) - set(WAYS):
-            raise ValueError(f"unknown ways {sorted(unknown)}; choose from {', '.join(WAYS)}")
-        if config.device != "cpu" and not torch.cuda.is_available():
-            raise ValueError(f"device {config.device!r} was asked for, but torch sees no GPU; use cpu")
+        check(config)
         out_dir = refuse_existing(config.out_dir or default_out_dir(__file__, config.device))
-    rows = measure(config)
-    title = (
-        f"{config.layers} layers, width {config.width}, {config.new_tokens} new tokens, {config.device} {config.dtype}"
-    )
-    print(f"{title}, {config.threads} threads, torch {torch.__version__}\n{table(rows)}")
-    with writing(out_dir):
-        out_dir.mkdir(parents=True, exist_ok=True)
-        with open(out_dir / "cost.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0].keys())
-            writer.writeheader()
-            writer.writerows(rows)
-        plot(rows, title).savefig(out_dir / "cost.png")
-    write_json(out_dir / "settings.json", {"flags": asdict(config), "torch": torch.__version__})
-    print(f"written to {out_dir}")
+    write_json(out_dir / "settings.json", {"flags": asdict(config), "torch": torch.__version__, "command": sys.argv})
+    shape = f"{config.layers} layers, width {config.width}, {config.new_tokens} new tokens"
+    title = f"{shape}, {config.device} {config.dtype}"
+    model = build(config)
+    rows = []
+    for length in config.lengths:
+        rows += measure(model, length, config)
+        save(out_dir, rows, title)
+    print(f"{title}, {config.threads} threads, torch {torch.__version__}\n{table(rows)}\nwritten to {out_dir}")
     return 0
 
 

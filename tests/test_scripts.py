@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import attention_rollout_llava as script
+from benchmarks import attention_cost
 from data.twoshapes import LAYOUT, generate
 from tests.models import llava, llava_processor
 
@@ -81,6 +82,7 @@ def test_bad_samples_are_counted_and_the_run_goes_on(random_model, tmp_path):
     (folder / "empty.png").touch()
     (folder / "half.png").write_bytes((folder / "good.png").read_bytes()[:60])
     Image.new("RGB", (1, 400)).save(folder / "thin.png")
+    Image.new("RGB", (500, 2)).save(folder / "flat.png")
     out = tmp_path / "out"
     config = script.Config(
         model=random_model, data_root=str(folder), prompt="what is red ?", max_new_tokens=3, out_dir=str(out), limit=0
@@ -88,11 +90,50 @@ def test_bad_samples_are_counted_and_the_run_goes_on(random_model, tmp_path):
     assert script.main(config) == 0
     summary = json.loads((out / "summary.json").read_text())
     assert summary["n"] == 1
-    assert summary["skipped"].pop("image empty") == summary["skipped"].pop("image truncated") == 1
-    assert ["200 times the other" in reason for reason in summary["skipped"]] == [True]
+    assert summary["skipped"] == {"image empty": 1, "image truncated": 1, "image too elongated": 2}
     assert {row["sample"]: bool(row["skipped"]) for row in table(out)} == {
-        "empty": True, "good": False, "half": True, "thin": True,
+        "empty": True, "flat": True, "good": False, "half": True, "thin": True,
     }  # fmt: skip
+
+
+def test_files_of_one_stem_keep_their_own_folders(random_model, tmp_path):
+    for name, size in (("a/x.png", (60, 40)), ("b/x.png", (40, 60)), ("b/x.jpg", (50, 50)), ("b/y.png", (30, 30))):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", size, "red").save(tmp_path / name)
+    out = tmp_path / "out"
+    images = tuple(str(tmp_path / name) for name in ("a/x.png", "b/x.png", "b/x.jpg", "b/y.png"))
+    config = script.Config(model=random_model, image=images, prompt="what ?", max_new_tokens=2, out_dir=str(out))
+    assert script.main(config) == 0
+    sizes = {}
+    for row in table(out):
+        with np.load(out / row["folder"] / "maps.npz") as maps:
+            sizes[row["sample"]] = maps["image_size"].tolist()
+    assert sizes == {"x.png-1": [60, 40], "x.png-2": [40, 60], "x.jpg": [50, 50], "y": [30, 30]}
+
+
+def test_flags_reach_what_they_are_for(random_model, tmp_path):
+    """Each flag changes the maps or the picture that it says it changes, against the same run without it."""
+    Image.new("RGB", (60, 40), "red").save(tmp_path / "p.png")
+
+    def results(**flags):
+        out = tmp_path / "_".join(["out", *flags])
+        config = script.Config(
+            model=random_model, image=(str(tmp_path / "p.png"),), prompt="what ?", max_new_tokens=2, out_dir=str(out),
+            **flags,
+        )  # fmt: skip
+        assert script.main(config) == 0
+        with np.load(out / "p" / "maps.npz") as maps, Image.open(out / "p" / "overlay_mean.png") as picture:
+            return maps["mean"], np.asarray(picture)
+
+    maps, picture = results()
+    for name, value in {"residual": 0.9, "drop_first": True}.items():
+        assert not np.allclose(results(**{name: value})[0], maps, atol=1e-4), name
+    for name, value in {"alpha": 0.3, "power": 3.0, "blur": 0.0, "colourmap": "jet"}.items():
+        same, other = results(**{name: value})
+        assert np.array_equal(same, maps) and not np.array_equal(other, picture), name
+    assert np.array_equal(results(offload=True)[0], maps)
+    plain = np.asarray(Image.new("RGB", (picture.shape[1], picture.shape[0]), "red"))
+    assert not np.array_equal(picture, plain)
 
 
 def test_nothing_usable_is_status_1(random_model, tmp_path, capsys):
@@ -121,18 +162,22 @@ def test_query_rows_have_one_map_less(random_model, data_root, tmp_path):
     assert shapes[0] == shapes[1] + 1 == int(table(tmp_path / "query")[0]["tokens"])
 
 
+KEPT = ("tests/kept.txt",)
 MISTAKES = {
     "no input": ({}, "give either --image (with --prompt) or --data-root"),
     "both inputs": ({"image": ("a.png",), "data_root": "x"}, "give either --image"),
-    "no prompt": ({"image": ("a.png",)}, "--image needs a --prompt"),
+    "no prompt": ({"image": KEPT}, "pictures need a --prompt"),
+    "no prompt for a folder": ({"data_root": "."}, "holds no picture"),
+    "no such picture": ({"image": ("a.png",), "prompt": "?"}, "none of the pictures exists: a.png"),
+    "limit": ({"data_root": "x", "limit": -1}, "--limit -1 is negative"),
     "empty prompt": ({"image": ("a.png",), "prompt": " "}, "--prompt is empty"),
     "residual": ({"data_root": "x", "residual": 1.5}, "--residual 1.5 is out of range"),
     "colours": ({"data_root": "x", "colourmap": "rainbows"}, "--colourmap 'rainbows' is unknown"),
-    "tokens": ({"data_root": "x", "max_new_tokens": 0}, "--max-new-tokens must be at least 1"),
+    "tokens": ({"data_root": "x", "max_new_tokens": 0}, "--max-new-tokens 0 must be at least 1"),
     "data": ({"data_root": "nowhere"}, "looked for spatial_twoshapes/agreement/relational"),
-    "model": ({"image": ("a.png",), "prompt": "?", "model": "tiny-lava"}, "model 'tiny-lava' is neither a folder"),
-    "quantised": ({"image": ("a.png",), "prompt": "?", "load_8bit": True}, "load_8bit needs the package bitsandbytes"),
-    "out dir": ({"image": ("a.png",), "prompt": "?", "out_dir": "tests"}, "exists and is not empty"),
+    "model": ({"image": KEPT, "prompt": "?", "model": "tiny-lava"}, "model 'tiny-lava' is neither a folder"),
+    "quantised": ({"image": KEPT, "prompt": "?", "load_8bit": True}, "load_8bit needs the package bitsandbytes"),
+    "out dir": ({"image": KEPT, "prompt": "?", "out_dir": "tests"}, "exists and is not empty"),
 }
 
 
@@ -210,16 +255,31 @@ def test_benchmark_measures_what_it_says(tmp_path):
     out = tmp_path / "cost"
     done = run(
         "-m", "benchmarks.attention_cost", "--lengths", 64, "--layers", 2, "--width", 128, "--key-heads", 1,
-        "--rounds", 1, "--new-tokens", 3, "--out-dir", out,
+        "--rounds", 1, "--new-tokens", 3, "--threads", 1, "--out-dir", out,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    gap = float(done.stdout.split("between the two rollouts ")[1].split()[0])
+    gap = float(done.stdout.split("between 3 rollouts ")[1].split()[0])
     assert gap <= 1e-6
     with open(out / "cost.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["way"] for row in rows] == ["plain", "recording", "rollout", "eager"]
+    assert [row["way"] for row in rows] == ["plain", "recording", "rollout", "eager-rows", "eager"]
     assert all(float(row["seconds"]) > 0 and float(row["peak_MB"]) > 50 for row in rows)
     assert (out / "cost.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    "flags, sentence",
+    [
+        ({"lengths": (0,)}, "must be at least 1"),
+        ({"rounds": 0}, "must be at least 1"),
+        ({"width": 100}, "--width 100 is not a multiple of the head width 64"),
+        ({"key_heads": 3}, "--key-heads 3 does not divide the 8 heads"),
+    ],
+)
+def test_benchmark_refuses_what_it_cannot_measure(flags, sentence, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        attention_cost.main(attention_cost.Config(**flags))
+    assert stopped.value.code == 2 and sentence in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("script_name", sorted(path.name for path in ROOT.glob("*.py")))
