@@ -10,7 +10,10 @@ pixels), `resized` (width, height after the resize) and `offset` (left, top: whe
 resized picture; a crop is positive, padding is negative).
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
@@ -26,7 +29,7 @@ TOP = {"turbo": 0.84, "jet": 0.88}
 """How far up a colour map is used: these two end in a dark red that would make a peak look weaker than its rim."""
 
 
-def to_pixels(cell_map, grid, blur=0.0, size=None):
+def to_pixels(cell_map: np.ndarray, grid, blur: float = 0.0, size: tuple[int, int] | None = None) -> np.ndarray:
     """The map in the picture's pixels: float32 [height, width], 0 where the model sees nothing.
 
     cell_map: [row, col], one value per cell, finite and >= 0.
@@ -42,15 +45,24 @@ def to_pixels(cell_map, grid, blur=0.0, size=None):
     return down @ cell_map @ across.T
 
 
-def seen(grid, size=None):
+def seen(grid, size: tuple[int, int] | None = None) -> np.ndarray:
     """Which pixels of the picture (drawn at `size`) reach the model: bool [height, width]."""
     across, down = _axes(grid, size, blur=0.0)
     return np.logical_and.outer(down.any(axis=1), across.any(axis=1))
 
 
 def overlay(
-    image, cell_map, grid, alpha=0.7, power=1.5, blur=0.5, colourmap=COLOURMAP, unseen=0.35, at_least=0, at_most=None
-):
+    image: Image.Image,
+    cell_map: np.ndarray,
+    grid,
+    alpha: float = 0.7,
+    power: float = 1.5,
+    blur: float = 0.5,
+    colourmap: str = COLOURMAP,
+    unseen: float = 0.35,
+    at_least: int = 0,
+    at_most: int | None = None,
+) -> Image.Image:
     """The picture with the map laid over it: PIL RGB, at the picture's own size unless a bound below asks for another.
 
     The map is divided by its maximum and raised to `power`, which gives the colour; `alpha` times the square root of
@@ -78,13 +90,19 @@ def overlay(
     return Image.fromarray(pixels)
 
 
-def enlarge(image, at_least=400):
+def enlarge(image: Image.Image, at_least: int = 400) -> Image.Image:
     """A copy, each pixel repeated a whole number of times until the longer side has `at_least` pixels."""
     scale = max(1, math.ceil(at_least / max(image.size)))
     return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
 
 
-def strip(overlays, tokens, shares=None, columns=8, title=""):
+def strip(
+    overlays: Sequence[Image.Image],
+    tokens: Sequence[str],
+    shares: Sequence[float] | None = None,
+    columns: int = 8,
+    title: str = "",
+) -> Figure:
     """One figure of per-token pictures in reading order, each with its token underneath; rows of `columns` pictures.
 
     shares: per token, the share of its attention that is on the image (0..1), printed below the token.
@@ -116,7 +134,7 @@ def strip(overlays, tokens, shares=None, columns=8, title=""):
     return figure
 
 
-def visible(token, longest=14):
+def visible(token: str, longest: int = 14) -> str:
     """A token as a label: white space made visible, a long one cut."""
     text = token.replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r")
     text = text if text.strip() else "␣" * max(1, len(text))

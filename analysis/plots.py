@@ -1,5 +1,9 @@
 """Figures of numbers. Every function returns a matplotlib Figure of its own; the caller saves it."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 from matplotlib.figure import Figure
 
 from analysis.overlay import visible
@@ -7,7 +11,7 @@ from analysis.overlay import visible
 BLUE = "#31688e"
 
 
-def share_plot(tokens, shares, title=""):
+def share_plot(tokens: Sequence[str], shares: Sequence[float], title: str = "") -> Figure:
     """Bars: the share of each generated token's attention that is on the image, 0..1, with the token as its label."""
     if not len(tokens) or len(tokens) != len(shares):
         raise ValueError(

@@ -4,6 +4,8 @@ Rows are written as they come and every other file is written beside its name an
 its final name is complete: a folder without summary.json is a run that did not finish.
 """
 
+from __future__ import annotations
+
 import csv
 import dataclasses
 import json
@@ -13,12 +15,14 @@ import platform
 import re
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 
 PACKAGES = ("torch", "transformers", "numpy", "pillow")
@@ -28,7 +32,7 @@ class OutputError(OSError):
     """A result could not be written; the message is one sentence for the user (what, where, why)."""
 
 
-def default_out_dir(script, model):
+def default_out_dir(script: str, model: str) -> Path:
     """results/<script>/<model's last name>-<date-time>, with a number behind it where that already exists."""
     name = re.sub(r"[^\w.-]", "-", Path(model).name or Path(model).resolve().name)
     base = Path("results") / Path(script).stem / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -39,21 +43,27 @@ def default_out_dir(script, model):
     return candidate
 
 
-def refuse_existing(out_dir):
-    """`out_dir` as a Path, if it is new or an empty folder; else FileExistsError. Creates nothing."""
+def refuse_existing(out_dir: str | Path) -> Path:
+    """`out_dir` as a Path, if it is new or an empty folder that can be written. Creates nothing.
+
+    Raises FileExistsError where something lies in it already, ValueError where it cannot be made.
+    """
     out_dir = Path(out_dir)
     if out_dir.exists() and not (out_dir.is_dir() and not any(out_dir.iterdir())):
         raise FileExistsError(
             f"the output folder {out_dir} exists and is not empty, and nothing is ever overwritten:"
             " pass another --out-dir or remove it"
         )
+    above = next(folder for folder in (out_dir, *out_dir.absolute().parents) if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ValueError(f"the output folder {out_dir} cannot be made: {above} is no folder that you may write to")
     return out_dir
 
 
 class RunFolder:
     """Results of one run. `columns` of samples.csv are fixed from the start: sample, the given ones, skipped."""
 
-    def __init__(self, folder, columns):
+    def __init__(self, folder: str | Path, columns: Sequence[str]):
         self.folder = Path(folder)
         self.columns = ("sample", *columns, "skipped")
         self.done = 0
@@ -62,7 +72,7 @@ class RunFolder:
         self._append(self.columns)
 
     @classmethod
-    def create(cls, out_dir, settings, columns):
+    def create(cls, out_dir: str | Path, settings: dict, columns: Sequence[str]) -> RunFolder:
         """Make `out_dir` and write settings.json into it.
 
         settings: what the caller alone knows: every flag, model id and revision, seed, device. The command line, the
@@ -77,7 +87,7 @@ class RunFolder:
         write_json(out_dir / "settings.json", {**about, **settings})
         return cls(out_dir, columns)
 
-    def add(self, sample, **values):
+    def add(self, sample: str, **values) -> None:
         """One row for a sample that was measured; a column that is not given stays empty."""
         unknown = set(values) - set(self.columns[1:-1])
         if unknown:
@@ -85,19 +95,19 @@ class RunFolder:
         self._append([sample, *(values.get(column, "") for column in self.columns[1:])])
         self.done += 1
 
-    def skip(self, sample, reason):
+    def skip(self, sample: str, reason: str) -> None:
         """One row for a sample that could not be measured, counted under `reason`."""
         self._append([sample, *("" for _ in self.columns[1:-1]), reason])
         self.skipped[reason] += 1
 
-    def save(self, picture, *path):
+    def save(self, picture: Image.Image | Figure, *path: str) -> Path:
         """Write a PIL image or a matplotlib figure to folder/*path (a .png); returns where it is."""
         target = self.folder.joinpath(*path)
         if isinstance(picture, Image.Image):
             return write_whole(target, picture.save)
         return write_whole(target, lambda path: picture.savefig(path, bbox_inches="tight", pad_inches=0.05))
 
-    def sample_folder(self, sample):
+    def sample_folder(self, sample: str) -> Path:
         """A folder of its own for a sample, whatever characters its name has; the same one when asked again."""
         plain = re.sub(r"[^\w.-]", "-", str(sample)).strip(".")[:80] or "sample"
         name, number = plain, 1
@@ -109,17 +119,17 @@ class RunFolder:
             folder.mkdir(exist_ok=True)
         return folder
 
-    def finish(self, summary):
+    def finish(self, summary: dict) -> Path:
         """Write summary.json: how many samples were measured and skipped (by reason), then the caller's figures."""
         return write_json(self.folder / "summary.json", {"n": self.done, "skipped": dict(self.skipped), **summary})
 
-    def _append(self, cells):
+    def _append(self, cells: Sequence) -> None:
         path = self.folder / "samples.csv"
         with writing(path), open(path, "a", newline="", encoding="utf-8", errors="backslashreplace") as table:
             csv.writer(table).writerow(cells)
 
 
-def save_maps(folder, maps, tokens, rows, grid, name="maps.npz"):
+def save_maps(folder: str | Path, maps, tokens: Sequence[str], rows: str, grid, name: str = "maps.npz") -> Path:
     """Write folder/name, the raw maps of one sample with what is needed to read them later.
 
     maps: has per_token [token, row, col], mean and max [row, col]. tokens: the generated tokens as text.
@@ -144,14 +154,14 @@ def save_maps(folder, maps, tokens, rows, grid, name="maps.npz"):
     return write_whole(Path(folder) / name, lambda path: np.savez_compressed(path, **arrays))
 
 
-def write_json(path, values):
+def write_json(path: str | Path, values) -> Path:
     """JSON with paths as text, arrays as lists, dataclasses as objects, and null for what is not a finite number."""
     text = json.dumps(_plain(values), indent=2, ensure_ascii=False, allow_nan=False)
     data = (text + "\n").encode("utf-8", errors="backslashreplace")
     return write_whole(path, lambda partial: partial.write_bytes(data))
 
 
-def write_whole(path, write):
+def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
     """Call `write(partial path)`, then move the result to `path`: nobody ever sees half a file under that name."""
     path = Path(path)
     partial = path.with_name(f"partial-{path.name}")
@@ -166,7 +176,7 @@ def write_whole(path, write):
 
 
 @contextmanager
-def writing(path):
+def writing(path: str | Path) -> Iterator[None]:
     """Turn the system's error while writing `path` (disk full, no permission, ...) into an OutputError."""
     try:
         yield

@@ -12,6 +12,8 @@ The order of the entities in a world says nothing about the order in its caption
 colour and shape. See data/README.md for what was measured on the published data and how the generated data follow it.
 """
 
+from __future__ import annotations
+
 import json
 import math
 import re
@@ -79,7 +81,7 @@ class _Unusable(Exception):
     """Raised while one sample is read; the message is the reason it is skipped for."""
 
 
-def read(data_root, limit=None):
+def read(data_root: str | Path, limit: int | None = None) -> tuple[list[TwoShapes], list[Skip]]:
     """All usable samples under `data_root`, shards and worlds in numeric order: (list of TwoShapes, list of Skip).
 
     limit: stop after so many usable samples. Raises FileNotFoundError where the layout is not there.
@@ -111,7 +113,7 @@ def read(data_root, limit=None):
     return samples, skipped
 
 
-def _read_shard(shard, root):
+def _read_shard(shard: Path, root: Path) -> tuple[list[str], list[str], list]:
     """Captions, agreements (both lines of text) and worlds (parsed JSON) of one shard."""
     texts = []
     for name in ("caption.txt", "agreement.txt", "world_model.json"):
@@ -149,7 +151,7 @@ def _read_sample(name, picture, root, index, captions, agreements, worlds):
     return TwoShapes(name, picture, caption, found["question"], relation, first, second, is_reversed)
 
 
-def _checked_picture(path, root):
+def _checked_picture(path: Path, root: Path) -> int:
     """Side in pixels of a picture that lies inside `root` and decodes to its last pixel."""
     if not path.resolve().is_relative_to(root):
         raise _Unusable("path leaves the data root")
@@ -166,7 +168,7 @@ def _checked_picture(path, root):
     return width
 
 
-def _read_entities(world, side):
+def _read_entities(world: dict, side: int) -> list[Entity]:
     entities = []
     try:
         for entity in world["entities"]:
@@ -182,7 +184,7 @@ def _read_entities(world, side):
     return entities
 
 
-def _find(entities, colour, shape):
+def _find(entities: list[Entity], colour: str, shape: str) -> Entity:
     """The one entity of this colour and shape."""
     found = [entity for entity in entities if (entity.colour, entity.shape) == (colour, shape)]
     if len(found) != 1:
@@ -190,7 +192,7 @@ def _find(entities, colour, shape):
     return found[0]
 
 
-def generate(folder, count, seed, same_colour=0.24):
+def generate(folder: str | Path, count: int, seed: int, same_colour: float = 0.24) -> None:
     """Write `count` new samples, in shards of 100, below `folder`; the same seed writes the same bytes.
 
     same_colour: share of the pairs whose shapes have one colour; they never have the same kind. Sample i does not
@@ -223,7 +225,7 @@ def generate(folder, count, seed, same_colour=0.24):
         complete.replace(folder)
 
 
-def sample_pair(rng, same_colour=0.24):
+def sample_pair(rng: np.random.Generator, same_colour: float = 0.24) -> list[Shape]:
     """Two shapes of different kinds that lie inside the world, apart, and in a clear relation.
 
     The centres come first, and a pair d apart is kept with probability 1 - d, as the published distances ask for. Where
@@ -258,7 +260,7 @@ def _overlap(first, second):
     return (mask(first, SIDE) & mask(second, SIDE)).any()
 
 
-def relation(first: Shape, second: Shape):
+def relation(first: Shape, second: Shape) -> str | None:
     """Where `first` is, seen from `second`: "left" | "right" | "above" | "below"; None where no word clearly holds."""
     x, y = first.x - second.x, first.y - second.y
     minor, major = sorted((abs(x), abs(y)))
@@ -269,11 +271,11 @@ def relation(first: Shape, second: Shape):
     return "above" if y < 0 else "below"
 
 
-def caption_of(first: Shape, second: Shape):
+def caption_of(first: Shape, second: Shape) -> str:
     return f"{QUESTION.format(first.colour, first.shape, second.colour, second.shape)} {relation(first, second)} ."
 
 
-def world_model(shapes):
+def world_model(shapes) -> dict:
     """The world as ShapeWorld's JSON holds it: fractions of the world, rotation in turns, `size` half extents."""
     entities = []
     for number, shape in enumerate(shapes):
@@ -303,7 +305,7 @@ class Config:
     """The same seed writes the same bytes."""
 
 
-def main(config):
+def main(config: Config) -> int:
     try:
         generate(config.out_dir, config.count, config.seed)
     except (OSError, ValueError) as error:

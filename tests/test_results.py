@@ -151,10 +151,12 @@ def test_a_full_disk_ends_the_run_with_one_sentence(tmp_path):
     assert run.done == 0
 
 
-def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path):
+def test_a_place_that_cannot_be_written_is_refused_or_an_output_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="could not write .*file/run: not a directory"):
+    with pytest.raises(ValueError, match="file/run cannot be made: .*file is no folder that you may write to"):
         RunFolder.create(tmp_path / "file" / "run", {}, ())
+    with pytest.raises(OutputError, match="could not write .*file/x.json: .*exists"):
+        write_json(tmp_path / "file" / "x.json", {})
 
 
 def maps(tokens, grid):

@@ -177,6 +177,10 @@ MISTAKES = {
     "data": ({"data_root": "nowhere"}, "looked for spatial_twoshapes/agreement/relational"),
     "model": ({"image": KEPT, "prompt": "?", "model": "tiny-lava"}, "model 'tiny-lava' is neither a folder"),
     "quantised": ({"image": KEPT, "prompt": "?", "load_8bit": True}, "load_8bit needs the package bitsandbytes"),
+    "out dir below a file": (
+        {"image": KEPT, "prompt": "?", "out_dir": "tests/kept.txt/x"},
+        "no folder that you may write",
+    ),
     "out dir": ({"image": KEPT, "prompt": "?", "out_dir": "tests"}, "exists and is not empty"),
 }
 
