@@ -104,6 +104,8 @@ def look(run: RunFolder, model, processor, config: Config, sample: Sample) -> di
     said = answer(
         model, processor, [picture], sample.prompt, max_new_tokens=config.max_new_tokens, offload=config.offload
     )
+    if said.unknown:
+        tqdm.write(f"note: {config.model} does not know the words {', '.join(said.unknown)}", file=sys.stderr)
     count = min(len(said.tokens), len(answer_rows(said.trace, config.rows)))
     if count == 0:
         raise SampleError("no query row", "the answer is one token that was never read again; use --rows predicting")

@@ -16,6 +16,7 @@ class Answer:
     """What was generated, without the end token. `tokens` are decoded one by one, `probabilities` those of the model.
 
     `trace` and `layout` belong to the whole generation; the first len(tokens) generated rows are this answer's.
+    `unknown` are the words of the prompt that the tokenizer does not know and hands over as one and the same token.
     """
 
     text: str
@@ -23,6 +24,7 @@ class Answer:
     probabilities: list[float]
     trace: AttentionTrace
     layout: TokenLayout
+    unknown: list[str]
 
 
 @torch.no_grad()
@@ -48,7 +50,14 @@ def answer(
         probabilities=chosen.tolist(),
         trace=trace,
         layout=layout,
+        unknown=unknown_words(inputs["input_ids"][0].tolist(), layout, processor.tokenizer.unk_token_id),
     )
+
+
+def unknown_words(ids: list[int], layout: TokenLayout, unknown: int | None) -> list[str]:
+    """Pieces of the rendered prompt that became the unknown token, each once, in order."""
+    spans = [span for token, span in zip(ids, layout.offsets, strict=True) if token == unknown]
+    return list(dict.fromkeys(layout.text[first:last] for first, last in spans))
 
 
 def answer_length(ids: torch.Tensor, eos: int | list[int] | None) -> int:

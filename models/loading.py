@@ -139,6 +139,8 @@ def quantized(load_4bit: bool, load_8bit: bool, where) -> BitsAndBytesConfig | N
     flag = "load_4bit" if load_4bit else "load_8bit"
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError(f"{flag} needs the package bitsandbytes, which is not installed: pip install bitsandbytes")
+    if not torch.cuda.is_available():
+        raise ValueError(f"{flag} needs a GPU, and torch {torch.__version__} sees none; load the model without it")
     return BitsAndBytesConfig(load_in_4bit=load_4bit, load_in_8bit=load_8bit)
 
 

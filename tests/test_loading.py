@@ -197,6 +197,14 @@ def test_answer_ends_at_the_first_end_token(ids, eos, length):
     assert answer_length(torch.tensor(ids), eos) == length
 
 
+def test_unknown_words_are_named():
+    model, processor = llava(), llava_processor()
+    known = answer(model, processor, [picture()], "where is the red circle ?", max_new_tokens=1)
+    assert known.unknown == []
+    strange = answer(model, processor, [picture()], "where is the mauve circle or mauve dodo ?", max_new_tokens=1)
+    assert strange.unknown == ["mauve", "or", "dodo"]
+
+
 def test_empty_answer_is_said():
     model, processor = llava(), llava_processor()
     model.generation_config.eos_token_id = list(range(model.config.text_config.vocab_size))

@@ -83,17 +83,27 @@ def test_bad_samples_are_counted_and_the_run_goes_on(random_model, tmp_path):
     (folder / "half.png").write_bytes((folder / "good.png").read_bytes()[:60])
     Image.new("RGB", (1, 400)).save(folder / "thin.png")
     Image.new("RGB", (500, 2)).save(folder / "flat.png")
+    Image.new("RGB", (1, 1), "red").save(folder / "dot.png")
+    Image.new("CMYK", (30, 20)).save(folder / "print.jpg")
+    Image.fromarray(np.full((20, 30), 40000, np.uint16)).save(folder / "deep.png")
+    Image.new("P", (30, 20)).save(folder / "palette.gif", save_all=True, append_images=[Image.new("P", (30, 20), 1)])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (30, 20)).save(folder / "turned.jpg", exif=exif)
     out = tmp_path / "out"
     config = script.Config(
         model=random_model, data_root=str(folder), prompt="what is red ?", max_new_tokens=3, out_dir=str(out), limit=0
     )
     assert script.main(config) == 0
     summary = json.loads((out / "summary.json").read_text())
-    assert summary["n"] == 1
+    assert summary["n"] == 6
     assert summary["skipped"] == {"image empty": 1, "image truncated": 1, "image too elongated": 2}
+    bad = {"empty", "flat", "half", "thin"}
     assert {row["sample"]: bool(row["skipped"]) for row in table(out)} == {
-        "empty": True, "flat": True, "good": False, "half": True, "thin": True,
-    }  # fmt: skip
+        name: name in bad for name in ("dot", "good", "print", "deep", "palette", "turned", *bad)
+    }
+    with np.load(out / "turned" / "maps.npz") as maps:
+        assert maps["image_size"].tolist() == [20, 30]  # upright: the grid belongs to the turned picture
 
 
 def test_files_of_one_stem_keep_their_own_folders(random_model, tmp_path):
@@ -197,6 +207,25 @@ def test_wrong_use_is_one_sentence_and_status_2(name, capsys, monkeypatch, tmp_p
     assert stopped.value.code == 2 and sentence in said and said.startswith("error: ")
     assert said.count("\n") == 1 and "Traceback" not in said
     assert [path.name for path in tmp_path.rglob("*")] == ["tests", "kept.txt"]
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        ({"model_type": "bert"}, "is of the family 'bert'; supported are llava"),
+        ({"text_config": {"model_type": "mistral", "sliding_window": 8}}, "uses sliding-window attention"),
+    ],
+)
+def test_models_that_cannot_be_used_are_status_2(random_model, tmp_path, capsys, changes, sentence):
+    config = json.loads((Path(random_model) / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | changes))
+    Image.new("RGB", (20, 20)).save(tmp_path / "p.png")
+    flags = {"model": str(tmp_path), "image": (str(tmp_path / "p.png"),), "prompt": "?", "out_dir": str(tmp_path / "o")}
+    with pytest.raises(SystemExit) as stopped:
+        script.main(script.Config(**flags))
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and sentence in said and said.count("\n") == 1
+    assert not (tmp_path / "o").exists()
 
 
 def test_flags_are_checked_by_the_shell_too():

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Makes the pictures of README and docs again, by the commands that README names.
+#   bash docs/make_pictures.sh            WITH_COST=1 bash docs/make_pictures.sh    (also the benchmark's plot, 5 minutes)
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+python=.venv/bin/python
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+$python -m data.twoshapes --out-dir "$work/data" --count 8 --seed 7
+$python attention_rollout_llava.py --data-root "$work/data" --prompt "describe the image ." --out-dir "$work/describe"
+cp "$work/describe/shard0-3/overlay_tokens.png" docs/pictures/describe.png
+
+if [[ -n ${WITH_COST:-} ]]; then
+    $python -m benchmarks.attention_cost --out-dir "$work/cost"
+    cp "$work/cost/cost.png" docs/pictures/cost.png
+fi
