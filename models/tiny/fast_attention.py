@@ -1,4 +1,5 @@
-"""Attention for training on a CPU: plain matrix products in bfloat16, several times as fast there as PyTorch's own.
+"""Attention for training on a CPU: plain matrix products in bfloat16, faster there than PyTorch's own for short
+sequences.
 
 Registered under the name "tiny-training"; the checkpoints do not know of it.
 """
