@@ -29,8 +29,8 @@ CLIP = 1.0
 class Learner:
     """A model of one family, its processor, and what only training needs: readouts, alignment, random numbers.
 
-    `family` is a module such as `build_llava`. `prefix` is the token ids before a question; `image_span` (start, stop) is
-    where the picture's tokens are among them.
+    `family` is a module such as `build_llava`. `prefix` is the token ids before a question; `image_span` (start, stop)
+    is where the picture's tokens are among them.
     """
 
     def __init__(self, family, seed: int) -> None:
