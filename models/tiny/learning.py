@@ -44,9 +44,7 @@ class Learner:
         width = self.model.config.text_config.hidden_size
         self.readout = PatchReadout(self.model.config.vision_config.hidden_size, family.PATCHES)
         self.projected_readout = PatchReadout(width, family.PATCHES)
-        self.alignment = WordAlignment(
-            self.vocabulary, self.model.config.text_config.initializer_range, dialect(width)
-        )
+        self.alignment = WordAlignment(self.vocabulary, self.model.config.text_config.initializer_range, dialect(width))
 
     def part(self, name: str) -> nn.ModuleList:
         """The modules of one of PARTS."""
