@@ -258,13 +258,16 @@ def plot(rows: list[dict], title: str) -> Figure:
     """Time and memory against T, one line per way, both axes logarithmic."""
     figure = Figure(figsize=(7, 3), dpi=200, layout="constrained")
     figure.suptitle(title, fontsize=9)
-    figures = (("seconds", "seconds"), ("above_model_MB", "peak memory above the model, MB"))
+    figures = (("seconds", "seconds"), ("above_model_MB", "peak MB above the model"))
     for axes, (name, label) in zip(figure.subplots(1, 2), figures, strict=True):
         for way in WAYS:
             points = [(row["T"], row[name]) for row in rows if row["way"] == way and row[name]]
             if points:
                 axes.plot(*zip(*points, strict=True), marker="o", label=way)
+        lengths = sorted({row["T"] for row in rows})
         axes.set(xscale="log", yscale="log", xlabel="prompt length T", ylabel=label)
+        axes.set_xticks(lengths, labels=[str(length) for length in lengths])
+        axes.set_xticks([], minor=True)
         axes.grid(True, which="both", linewidth=0.4, alpha=0.4)
         axes.legend(fontsize=8)
     return figure
