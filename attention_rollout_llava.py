@@ -6,7 +6,7 @@
 Per picture: overlays of the mean and the maximum over the answer's tokens, a strip with one overlay per token, the
 share of attention on the image, and the raw maps (maps.npz). Beside them samples.csv, summary.json, settings.json.
 `python -m data.twoshapes --out-dir data/generated/twoshapes` makes a set to try it on.
-The embedded model takes about a second a picture; LLaVA-1.5-7B needs a GPU with 16 GB, or --load-4bit.
+The embedded model takes about a second a picture; the weights of LLaVA-1.5-7B alone are 14 GB in half precision.
 """
 
 from __future__ import annotations

@@ -37,8 +37,9 @@ class Qwen2VLForConditionalGeneration(QwenGrid, transformers.Qwen2VLForCondition
     """The stock model; only what the mixin adds differs. Same name, so that checkpoints map their keys alike."""
 
 
-def load_processor(path: str, config, **kwargs) -> Qwen2VLImageTextProcessor:
-    processor = Qwen2VLImageTextProcessor.from_pretrained(path, **kwargs)
+def load_processor(path: str, config, kind: type = Qwen2VLImageTextProcessor, **kwargs):
+    """The processor of a checkpoint, of the family's own `kind`."""
+    processor = kind.from_pretrained(path, **kwargs)
     check_template(processor)
     processor.tokenizer.padding_side = "left"
     return processor
