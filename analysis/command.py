@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import tyro
 
-from analysis.results import OutputError
+from analysis.results import OutputError, RunFolder
 
 NOTHING_USABLE, WRONG_USE, INTERRUPTED = 1, 2, 130
 
@@ -34,6 +34,12 @@ def setting_up() -> Iterator[None]:
         yield
     except (ValueError, FileNotFoundError, FileExistsError) as error:
         sys.exit(stop(str(error), WRONG_USE))
+
+
+def conclude(run: RunFolder) -> int:
+    """Tells the user what came out of a finished run; returns its exit status."""
+    print(f"{run.done} of {run.done + run.skipped.total()} samples done; results in {run.folder}")
+    return 0 if run.done else NOTHING_USABLE
 
 
 def stop(sentence: str, status: int) -> int:

@@ -136,22 +136,33 @@ def save_maps(folder: str | Path, maps, tokens: Sequence[str], rows: str, grid, 
     rows: which attention row a token's map is ("predicting" or "query"). grid: as in `analysis.overlay`, with
     `rect(row, col)`. The file holds no pickle: `numpy.load` with its defaults reads it. Besides the maps (float32),
     `tokens` and `rows` there are `cells` [row, col, 4], left, top, right, bottom of each cell in the original picture's
-    pixels, and the grid's `image_size` and `resized` (width, height), `offset` (left, top) and `cell`.
+    pixels, and the grid's `image_size` and `resized` (width, height), `offset` (left, top) and `cell`. A grid that is
+    not known is None: the maps are one row of image tokens then, and all that would say where they lie is NaN.
     """
     per_token, mean, top = (np.asarray(array, np.float32) for array in (maps.per_token, maps.mean, maps.max))
-    shape = (grid.rows, grid.cols)
+    shape = (1, per_token.shape[-1]) if grid is None else (grid.rows, grid.cols)
     if per_token.shape != (len(tokens), *shape) or mean.shape != shape or top.shape != shape:
         raise ValueError(
             f"maps of shape {per_token.shape}, {mean.shape} and {top.shape} do not fit {len(tokens)} tokens on a grid"
             f" of {shape[0]} rows x {shape[1]} columns"
         )
-    cells = [[grid.rect(row, col) for col in range(grid.cols)] for row in range(grid.rows)]
     arrays = {
         "per_token": per_token, "mean": mean, "max": top, "tokens": np.array(tokens, dtype=str), "rows": np.array(rows),
+        **_geometry(grid, shape),
+    }  # fmt: skip
+    return write_whole(Path(folder) / name, lambda path: np.savez_compressed(path, **arrays))
+
+
+def _geometry(grid, shape: tuple[int, int]) -> dict[str, np.ndarray]:
+    """Where cells lie in the picture, as `save_maps` says."""
+    if grid is None:
+        pair, cells = np.full(2, np.nan), np.full((*shape, 4), np.nan, np.float32)
+        return {"cells": cells, "image_size": pair, "resized": pair, "offset": pair, "cell": np.array(np.nan)}
+    cells = [[grid.rect(row, col) for col in range(grid.cols)] for row in range(grid.rows)]
+    return {
         "cells": np.array(cells, np.float32), "image_size": np.array([grid.width, grid.height]),
         "resized": np.array(grid.resized), "offset": np.array(grid.offset), "cell": np.array(grid.cell),
     }  # fmt: skip
-    return write_whole(Path(folder) / name, lambda path: np.savez_compressed(path, **arrays))
 
 
 def write_json(path: str | Path, values) -> Path:

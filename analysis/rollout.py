@@ -13,12 +13,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from analysis.errors import Unmeasurable
+
 BLOCK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}  # attention weights held at a time; on a CPU a block stays in its cache
 
 
 @dataclass(frozen=True)
 class Maps:
-    """Relevance of one image's cells: `per_token` [token, row, col]; `mean` and `max` over tokens [row, col]."""
+    """Relevance of one image's cells: `per_token` [token, row, col]; `mean` and `max` over tokens [row, col].
+
+    Where the grid is not known, one row holds all image tokens in their order: [token, 1, image token].
+    """
 
     per_token: np.ndarray
     mean: np.ndarray
@@ -39,8 +44,9 @@ class Rollout:
 
     def maps(self, image: int = 0) -> Maps:
         """The maps of one image of the prompt, in the order in which the prompt shows them."""
-        grid = self.layout.grids[image]
-        cells = self.relevance[:, self.layout.images[image]].reshape(-1, grid.rows, grid.cols).numpy()
+        positions, grid = self.layout.images[image], self.layout.grids[image]
+        shape = (1, len(positions)) if grid is None else (grid.rows, grid.cols)
+        cells = self.relevance[:, positions].reshape(-1, *shape).numpy()
         return Maps(cells, cells.mean(0), cells.max(0))
 
     @property
@@ -92,7 +98,7 @@ def rollout(
     `tokens` limits the map to the first so many generated tokens (default all); `residual` is the weight w of the
     identity, in [0, 1). `drop_first` takes the first token's column, where many models park attention, out of every
     A_l before the rows are renormalised; a row that looks at nothing else keeps it. Without `tokens`, a sample of a
-    batch that ended early also gets maps of its end and padding tokens.
+    batch that ended early also gets maps of its end and padding tokens. Raises Unmeasurable where no token has a row.
     """
     check_layout(trace, layout)
     if not 0 <= residual < 1:
@@ -100,9 +106,10 @@ def rollout(
     start = layout.start
     positions = answer_rows(trace, rows, tokens)
     if not positions:
-        raise ValueError(
+        raise Unmeasurable(
+            f"no {rows} row",
             f"no generated token has a row under the convention {rows!r}: "
-            f"{trace.length - trace.prompt_length + 1} token(s) were generated"
+            f"{trace.length - trace.prompt_length + 1} token(s) were generated; use 'predicting'",
         )
     vectors = torch.zeros(len(positions), positions[-1] + 1 - start)
     vectors[torch.arange(len(positions)), torch.tensor(positions) - start] = 1

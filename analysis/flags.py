@@ -1,0 +1,63 @@
+"""The flags of a rollout job: how an answer is made, rolled out and drawn, and where the results go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import matplotlib
+
+from analysis.gallery import Look
+from analysis.overlay import COLOURMAP
+
+
+@dataclass(frozen=True)
+class RolloutFlags:
+    """A script's Config inherits these, calls `check` before it loads a model, and hands on `answering` to the
+    generation, `rolling` to `analysis.rollout.rollout` and `look` to `analysis.gallery`."""
+
+    max_new_tokens: int = 16
+    """Longest answer, in tokens."""
+    rows: Literal["predicting", "query"] = "predicting"
+    """Map of a token: the row that predicted it, or the row in which it is read as the query."""
+    residual: float = 0.5
+    """Weight w of the identity in each layer's (1 - w) A + w I."""
+    drop_first: bool = False
+    """Leave out attention to the first token, where many models park what they do not need."""
+    offload: bool = False
+    """Keep recorded queries on the CPU, for long prompts on a small GPU."""
+    alpha: float = 0.7
+    """Opacity of the overlay where attention is highest."""
+    power: float = 1.5
+    """Exponent on the map before it is coloured; higher shows only the peaks."""
+    blur: float = 0.5
+    """Standard deviation of the overlay's blur, in cells."""
+    colourmap: str = COLOURMAP
+    """Any colour map of matplotlib, such as jet for comparison with papers."""
+    seed: int = 0
+    """Seed of the summary's bootstrap interval; the answers are greedy."""
+    out_dir: str | None = None
+    """New or empty folder for the results (default: results/<script>/<model>-<date>)."""
+
+    @property
+    def answering(self) -> dict:
+        return {"max_new_tokens": self.max_new_tokens, "offload": self.offload}
+
+    @property
+    def rolling(self) -> dict:
+        return {"rows": self.rows, "residual": self.residual, "drop_first": self.drop_first}
+
+    @property
+    def look(self) -> Look:
+        return Look(self.alpha, self.power, self.blur, self.colourmap)
+
+    def check(self) -> None:
+        """Raises ValueError for flags that cannot work."""
+        if self.max_new_tokens < 1:
+            raise ValueError(f"--max-new-tokens {self.max_new_tokens} must be at least 1")
+        if not 0 <= self.residual < 1:
+            raise ValueError(f"--residual {self.residual} is out of range; give 0 <= w < 1")
+        if not 0 <= self.alpha <= 1 or self.power <= 0 or self.blur < 0:
+            raise ValueError("give --alpha within 0..1, --power above 0 and --blur of at least 0")
+        if self.colourmap not in matplotlib.colormaps:
+            raise ValueError(f"--colourmap {self.colourmap!r} is unknown to matplotlib; try turbo, viridis or jet")

@@ -1,0 +1,61 @@
+"""Where did Fuyu look when it wrote each word of its answer?
+
+    python attention_rollout_fuyu.py --image photo.jpg --prompt "describe the image ."
+    python attention_rollout_fuyu.py --data-root data/generated/twoshapes --limit 4
+
+Fuyu has no vision tower: patches of 30 pixels go straight into the decoder, from the top left of the picture at its own
+size (shrunk only above the processor's limit), so a patch of the map is a square of the picture.
+Per picture: overlays of the mean and the maximum over the answer's tokens, a strip with one overlay per token, the
+share of attention on the image, and the raw maps (maps.npz). Beside them samples.csv, summary.json, settings.json.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import models
+from analysis import command
+from analysis.flags import RolloutFlags
+from analysis.gallery import COLUMNS, report_answer
+from analysis.results import RunFolder, default_out_dir, refuse_existing
+from analysis.rollout import rollout
+from analysis.samples import measure_each
+from analysis.statistics import mean_interval
+from data.flags import SampleFlags
+from data.images import ImageError, read_image
+from data.samples import Sample, collect
+from models.answer import answer
+from models.errors import SampleError
+from models.flags import LoadFlags
+from models.loading import describe
+
+
+@dataclass(frozen=True)
+class Config(LoadFlags, RolloutFlags, SampleFlags):
+    model: str = "tiny-fuyu"
+    """Embedded model, folder, or hub id such as adept/fuyu-8b; a model of another family works too."""
+    blur: float = 0.3
+    """Standard deviation of the overlay's blur, in patches: light, as each patch was read by itself."""
+
+
+def main(config: Config) -> int:
+    with command.setting_up():
+        config.check()
+        samples, unusable = collect(config.image, config.data_root, config.prompt, config.limit)
+        out_dir = refuse_existing(config.out_dir or default_out_dir(__file__, config.model))
+        model, processor = models.load(config.model, **config.loading)
+    run = RunFolder.create(out_dir, {"flags": asdict(config), "model": describe(model)}, COLUMNS)
+
+    def look(sample: Sample) -> dict:
+        picture = read_image(sample.path)
+        said = answer(model, processor, [picture], sample.prompt, **config.answering)
+        rolled = rollout(said.trace, said.layout, tokens=len(said.tokens), **config.rolling)
+        return report_answer(run, sample, [picture], said, rolled, config.look)
+
+    rows = measure_each(run, samples, look, (ImageError, SampleError), unusable)
+    run.finish({"rows": config.rows, "image_share": mean_interval([row["image_share"] for row in rows], config.seed)})
+    return command.conclude(run)
+
+
+if __name__ == "__main__":
+    command.run(main, Config, __doc__)
