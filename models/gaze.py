@@ -1,0 +1,330 @@
+"""Human gaze as a mask over the image cells, and what a mask does to attention.
+
+Three methods, published with code for LLaVA-1.5-7B alone. Each makes a mask G [row, col] in 0..1 of one scanpath:
+
+    gaussian      G = sum of Gaussians around the gaze points, divided by its maximum
+    non-gaussian  G = 1 in the windows around the gaze points, 0 elsewhere
+    salient-head  G = connected decay: 1 in the windows, falling off with the distance to the nearest one
+
+and either multiplies the keys of all queries by G (the first two: softmax(z) * g, renormalised, is softmax(z + log g),
+an additive bias) or edits single softmax rows of the heads that follow the gaze already (the third).
+
+Here are settings (frozen dataclasses) and pure functions over tensors; nothing knows a model. A gaze point is a cell
+(x, y): x counts columns to the right, y rows down, both from 0. Layers and heads count from 0.
+
+Sizes. A margin is in cells and means the same on every grid: margin 1 opens 3 x 3 cells, 2 opens 5 x 5, clipped at the
+border. A sigma is in cells of a 24 x 24 grid, the one it was published for; on rows x cols cells it becomes
+sigma * sqrt(rows * cols) / 24 cells, so that it covers the same share of the picture's area. `grid=None` takes it as
+it is. (At 8 x 8 an unscaled sigma of 4 would make the Gaussian nearly flat.)
+
+Weights. A gaze point may carry a weight > 0, such as how long the eye rested there; only ratios matter. Gaussian: the
+Gaussians are summed with these weights. Connected decay: each point's decay is scaled by weight / largest weight, and a
+cell takes the strongest; with equal weights that is the decay to the nearest window. Windows: no effect.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+PUBLISHED_GRID = 24  # cells per side, LLaVA-1.5
+PUBLISHED_LAYERS = (19, 27, 32)  # salient heads: first, one past the last, of how many
+KEYS = ("type", "margin", "target-layer")
+
+
+class Gaze(NamedTuple):
+    """One checked scanpath: cells int64 [point, 2] as (x, y), weights float64 [point], largest 1."""
+
+    cells: torch.Tensor
+    weights: torch.Tensor
+
+
+def check_scanpath(points, rows: int, cols: int, sample: int = 0) -> Gaze | None:
+    """The scanpath of one sample, checked against its grid; None where it is empty (or None): that sample has no mask.
+
+    points: sequence, array or tensor of (x, y) or (x, y, weight) in whole cells. `sample` only names it in messages.
+    Raises ValueError for a point that is no pair of finite numbers, lies between cells or outside the grid, and for a
+    weight that is not finite and > 0.
+    """
+    points = points.tolist() if hasattr(points, "tolist") else [] if points is None else points
+    if not isinstance(points, Iterable):
+        raise ValueError(f"scanpath of sample {sample} is {points!r}; give a list of (x, y)")
+    found: list[list[float]] = []
+    for index, point in enumerate(points):
+        where = f"scanpath of sample {sample}, gaze point {index}"
+        try:
+            numbers = [float(number + 0) for number in point]  # + 0: "3" is no number
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"{where} is {point!r}, not (x, y); give one list of (x, y) per sample") from error
+        if len(numbers) not in (2, 3) or (found and len(numbers) != len(found[0])):
+            raise ValueError(f"{where} has {len(numbers)} numbers; give (x, y), or (x, y, weight) for all")
+        _check_point(where, numbers, rows, cols)
+        found.append(numbers)
+    if not found:
+        return None
+    table = torch.tensor(found, dtype=torch.float64)
+    weights = table[:, 2] if table.shape[1] == 3 else torch.ones(len(table), dtype=torch.float64)
+    return Gaze(table[:, :2].long(), weights / weights.max())
+
+
+def _check_point(where: str, numbers: list[float], rows: int, cols: int) -> None:
+    x, y = numbers[:2]
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{where} holds a number that is not finite: {tuple(numbers)}; drop it or repair it")
+    if not (x.is_integer() and y.is_integer()):
+        raise ValueError(f"{where} is ({x:g}, {y:g}), between cells; give whole columns and rows, counted from 0")
+    if not (0 <= x < cols and 0 <= y < rows):
+        raise ValueError(
+            f"{where} is ({x:g}, {y:g}), outside the grid of {cols} columns and {rows} rows; "
+            f"x is 0 to {cols - 1} and y is 0 to {rows - 1}"
+        )
+    if len(numbers) == 3 and numbers[2] <= 0:
+        raise ValueError(f"{where} has weight {numbers[2]:g}; a weight is > 0")
+
+
+def _axis_distances(gaze: Gaze, rows: int, cols: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Distances in cells from every point to every column and row: float64 [point, col], float64 [point, row]."""
+    x, y = gaze.cells.double().unbind(1)
+    return (torch.arange(cols) - x[:, None]).abs(), (torch.arange(rows) - y[:, None]).abs()
+
+
+def _window_distances(gaze: Gaze, rows: int, cols: int, margin: int) -> torch.Tensor:
+    """Chebyshev distance in cells from every cell to every point's window: float64 [point, row, col], 0 inside."""
+    across, down = _axis_distances(gaze, rows, cols)
+    return (torch.maximum(down[:, :, None], across[:, None, :]) - margin).clamp_min(0)
+
+
+def windows(gaze: Gaze, rows: int, cols: int, margin: int = 1) -> torch.Tensor:
+    """Non-gaussian key multiplier: float32 [row, col], 1 in the (2 margin + 1)^2 cells around each point, else 0."""
+    return (_window_distances(gaze, rows, cols, margin) == 0).any(0).float()
+
+
+def connected_decay(gaze: Gaze, rows: int, cols: int, margin: int = 1, sigma: float = 1.5) -> torch.Tensor:
+    """exp(-d^2 / 2 sigma^2), d the Chebyshev distance to the nearest window; 0 for d > ceil(3 sigma).
+
+    Float32 [row, col] in 0..1. `sigma` in cells of this grid. Where weights differ, see the module's docstring.
+    """
+    distance = _window_distances(gaze, rows, cols, margin)
+    decay = torch.exp(-(distance**2) / (2 * sigma**2)) * (distance <= math.ceil(3 * sigma))
+    return (decay * gaze.weights[:, None, None]).amax(0).float()
+
+
+def gaussian(gaze: Gaze, rows: int, cols: int, sigma: float = 4.0) -> torch.Tensor:
+    """Gaussian key multiplier: sum over points g of exp(-|p - g|^2 / 2 sigma^2), divided by its maximum.
+
+    Float32 [row, col] in 0..1. `sigma` in cells of this grid.
+    """
+    across, down = (torch.exp(-(distance**2) / (2 * sigma**2)) for distance in _axis_distances(gaze, rows, cols))
+    total = (down * gaze.weights[:, None]).T @ across
+    return (total / total.max()).float()
+
+
+def over_keys(mask: torch.Tensor, image: torch.Tensor, length: int) -> torch.Tensor:
+    """The multiplier of every key [key]: `mask` [row, col] at the image positions [cell] (raster order), else 1."""
+    multiplier = torch.ones(length, dtype=mask.dtype, device=mask.device)
+    multiplier[image] = mask.flatten()
+    return multiplier
+
+
+def multiply_keys(weights: torch.Tensor, multiplier: torch.Tensor) -> torch.Tensor:
+    """Softmax rows [..., key] times a multiplier [key], each row renormalised to 1; a row that keeps nothing stays."""
+    kept = weights * multiplier
+    total = kept.sum(-1, keepdim=True)
+    return torch.where(total > 0, kept / total, weights)
+
+
+def gaze_similarity(weights: torch.Tensor, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """sum(A_h,image * G) / sum(A_h,image), [..., head, row] in 0..1; 0 for a head that sees nothing of the image.
+
+    weights: softmax rows [..., head, row, key], float32; image: positions [cell]; mask: G [row, col].
+    """
+    seen = weights[..., image]
+    total = seen.sum(-1)
+    return torch.where(total > 0, (seen * mask.flatten()).sum(-1) / total, 0)
+
+
+def salient_heads(
+    weights: torch.Tensor, image: torch.Tensor, mask: torch.Tensor, tau: float = 0.5232, heads: int = 8
+) -> torch.Tensor:
+    """Which heads of a layer follow the gaze in each row: bool [..., head, row], shapes as in `gaze_similarity`.
+
+    The at most `heads` heads of largest similarity (of equals, the first) whose similarity, divided by the layer's
+    largest in that row, is above `tau`. No head, where none sees anything inside the mask.
+    """
+    similarity = gaze_similarity(weights, image, mask)
+    largest = similarity.amax(-2, keepdim=True)
+    relative = torch.where(largest > 0, similarity / largest, 0)
+    rank = relative.argsort(-2, descending=True, stable=True).argsort(-2)
+    return (relative > tau) & (rank < heads)
+
+
+def edit_salient_heads(
+    weights: torch.Tensor, image: torch.Tensor, mask: torch.Tensor, tau: float = 0.5232, heads: int = 8
+) -> torch.Tensor:
+    """Rows [..., head, row, key] whose image weights are multiplied by G in the salient heads, then renormalised.
+
+    All other rows come back bit for bit. Arguments as in `salient_heads`.
+    """
+    salient = salient_heads(weights, image, mask, tau, heads)
+    edited = multiply_keys(weights, over_keys(mask, image, weights.shape[-1]))
+    return torch.where(salient[..., None], edited, weights)
+
+
+def in_cells(sigma: float, rows: int, cols: int, grid: float | None = PUBLISHED_GRID) -> float:
+    """A sigma given in cells of a grid x grid grid, in cells of this one (None: it already is)."""
+    return sigma if grid is None else sigma * math.sqrt(rows * cols) / grid
+
+
+@dataclass(frozen=True)
+class GazeMask:
+    """What the three methods share: the layers that they act on, and a mask, or none where there is nothing to do."""
+
+    layers: tuple[int, ...]
+
+    @property
+    def neutral(self) -> bool:
+        """Whether these settings leave every model as it is, whatever the gaze."""
+        return not self.layers
+
+    def mask(self, gaze: Gaze | None, rows: int, cols: int) -> torch.Tensor | None:
+        """G, float32 [row, col] in 0..1; None for an empty scanpath, neutral settings, or a mask of ones."""
+        if gaze is None or self.neutral:
+            return None
+        mask = self.draw(gaze, rows, cols)
+        return None if bool((mask == 1).all()) else mask
+
+    def draw(self, gaze: Gaze, rows: int, cols: int) -> torch.Tensor:
+        """G as the method defines it, float32 [row, col]."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Gaussian(GazeMask):
+    """Image keys multiplied by Gaussians around the gaze, in all rows of `layers`. `sigma`: cells at `grid`."""
+
+    sigma: float = 4.0
+    grid: float | None = PUBLISHED_GRID
+
+    def __post_init__(self) -> None:
+        _check_positive(sigma=self.sigma, grid=self.grid)
+
+    def draw(self, gaze: Gaze, rows: int, cols: int) -> torch.Tensor:
+        return gaussian(gaze, rows, cols, in_cells(self.sigma, rows, cols, self.grid))
+
+
+@dataclass(frozen=True)
+class NonGaussian(GazeMask):
+    """Image keys outside the windows around the gaze are hidden, in all rows of `layers`. `margin`: cells."""
+
+    margin: int = 1
+
+    def __post_init__(self) -> None:
+        _check_margin(self.margin)
+
+    def draw(self, gaze: Gaze, rows: int, cols: int) -> torch.Tensor:
+        return windows(gaze, rows, cols, self.margin)
+
+
+@dataclass(frozen=True)
+class SalientHead(GazeMask):
+    """The heads that follow the gaze are made to follow it closer, in the last prompt row and every decode row.
+
+    At most `heads` heads per layer and row with relative similarity above `tau` (see `salient_heads`); the mask is the
+    connected decay with `margin` in cells and `sigma` in cells at `grid`.
+    """
+
+    heads: int = 8
+    tau: float = 0.5232
+    margin: int = 1
+    sigma: float = 1.5
+    grid: float | None = PUBLISHED_GRID
+
+    def __post_init__(self) -> None:
+        _check_margin(self.margin)
+        _check_positive(sigma=self.sigma, grid=self.grid)
+        if self.heads < 0:
+            raise ValueError(f"heads is {self.heads}; at most that many heads are edited, so give 0 or more")
+        if not self.tau >= 0:
+            raise ValueError(f"tau is {self.tau}; it is compared with a similarity of 0 to 1, so give 0 or more")
+
+    @property
+    def neutral(self) -> bool:
+        """Whether these settings leave every model as it is: no layer, no head, or a similarity that none can pass."""
+        return not self.layers or self.heads == 0 or self.tau >= 1
+
+    def draw(self, gaze: Gaze, rows: int, cols: int) -> torch.Tensor:
+        return connected_decay(gaze, rows, cols, self.margin, in_cells(self.sigma, rows, cols, self.grid))
+
+    def edit(self, weights: torch.Tensor, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Softmax rows [..., head, row, key] of one layer, edited; see `edit_salient_heads`."""
+        return edit_salient_heads(weights, image, mask, self.tau, self.heads)
+
+
+def parse_mask_type(mask_type: Mapping, layers: int, heads: int) -> Gaussian | NonGaussian | SalientHead:
+    """Settings from {"type": ..., "margin": int, "target-layer": None | int | [int]} for a model of that size.
+
+    `margin` defaults to 1 and is without effect for "gaussian". "target-layer" None (or absent) is every layer; for
+    "salient-head" the published 19..26 of 32 in proportion, with at most a quarter of the heads (8 of 32).
+    Raises ValueError for an unknown type or key, a margin < 0 and a layer that the model does not have.
+    """
+    if not isinstance(mask_type, Mapping):
+        raise ValueError(f'mask_type is {mask_type!r}; give a dictionary such as {{"type": "gaussian", "margin": 1}}')
+    if unknown := [key for key in mask_type if key not in KEYS]:
+        raise ValueError(f"mask_type holds {unknown[0]!r}, which is unknown; its keys are {', '.join(KEYS)}")
+    kind, margin, target = mask_type.get("type"), mask_type.get("margin", 1), mask_type.get("target-layer")
+    if kind not in ("gaussian", "non-gaussian", "salient-head"):
+        raise ValueError(f"mask type {kind!r} is unknown; choose gaussian, non-gaussian or salient-head")
+    _check_margin(margin)
+    chosen = tuple(range(layers)) if target is None else check_layers(target, layers)
+    if kind == "gaussian":
+        return Gaussian(chosen)
+    if kind == "non-gaussian":
+        return NonGaussian(chosen, margin)
+    return SalientHead(published_layers(layers) if target is None else chosen, max(1, heads // 4), margin=margin)
+
+
+def published_layers(layers: int) -> tuple[int, ...]:
+    """Layers 19..26 of 32 in proportion: the bounds scaled and rounded, at least one layer."""
+    first, stop, depth = PUBLISHED_LAYERS
+    first = min(round(first * layers / depth), layers - 1)
+    return tuple(range(first, max(round(stop * layers / depth), first + 1)))
+
+
+def check_layers(target, layers: int) -> tuple[int, ...]:
+    """Layer numbers, ascending and each once, of an int or several. ValueError for one that the model does not have."""
+    try:
+        single = isinstance(target, int) or not hasattr(target, "__iter__")
+        found = sorted({_whole(layer) for layer in ([target] if single else target)})
+    except TypeError as error:
+        raise ValueError(f"target-layer is {target!r}; give None, a layer number or a list of them") from error
+    if outside := [layer for layer in found if not 0 <= layer < layers]:
+        raise ValueError(f"target-layer {outside[0]} does not exist; the model has layers 0 to {layers - 1}")
+    return tuple(found)
+
+
+def _whole(number) -> int:
+    """An int, of Python or numpy; TypeError for anything else, True and False among them."""
+    if isinstance(number, bool):
+        raise TypeError("a truth value is no number")
+    return operator.index(number)
+
+
+def _check_margin(margin) -> None:
+    try:
+        wrong = _whole(margin) < 0
+    except TypeError:
+        wrong = True
+    if wrong:
+        raise ValueError(f"margin is {margin!r}; give a whole number of cells, 0 or more (1 opens 3 x 3 cells)")
+
+
+def _check_positive(**settings: float | None) -> None:
+    """ValueError for a setting that is given but not a finite number > 0."""
+    for name, value in settings.items():
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name} is {value}; give a number of cells > 0")
