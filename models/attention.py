@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import nn
@@ -19,8 +20,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "sightline"
+ATTENTION = ("self_attn", "attn")  # what attention modules are called; the second in Qwen's towers
 LISTENERS = "sightline_listeners"  # the attribute of an attention module that holds what listens to it
 
+Part = Literal["decoder", "tower"]
 Listener = Callable[[int, nn.Module, torch.Tensor, torch.Tensor, torch.Tensor | None, float], None]
 """Called with (layer, module, query, key, mask, scaling) before each attention; shapes as in `attention`."""
 
@@ -41,18 +44,14 @@ AttentionInterface.register(NAME, attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-def attention_stack(model: PreTrainedModel, part: str) -> tuple[PreTrainedModel, list[nn.Module]]:
+def attention_stack(model: PreTrainedModel, part: Part) -> tuple[PreTrainedModel, list[nn.Module]]:
     """The sub-model whose config names the attention function, and its attention modules in layer order.
 
     `part` is "decoder" (the language model) or "tower" (the vision encoder). Raises ValueError for a model whose
     attention cannot be listened to, before anything is changed.
     """
-    if part not in ("decoder", "tower"):
-        raise ValueError(f"part {part!r} is unknown; choose 'decoder' or 'tower'")
-    stack = model.get_decoder() if part == "decoder" else getattr(model.base_model, "vision_tower", None)
-    if stack is None:
-        raise ValueError(f"{type(model).__name__} has no vision tower that can be recorded; LLaVA's can")
-    modules = [m for name, m in stack.named_modules() if name.rpartition(".")[2] == "self_attn"]
+    stack = model.get_decoder() if part == "decoder" else vision_tower(model)
+    modules = [m for name, m in stack.named_modules() if name.rpartition(".")[2] in ATTENTION]
     kind = type(model).__name__
     if not modules or not stack._can_set_attn_implementation():
         raise ValueError(
@@ -72,6 +71,17 @@ def attention_stack(model: PreTrainedModel, part: str) -> tuple[PreTrainedModel,
     return stack, modules
 
 
+def vision_tower(model: PreTrainedModel) -> PreTrainedModel:
+    """The vision encoder. Raises ValueError for a model that has none."""
+    for name in ("vision_tower", "visual"):
+        if hasattr(model.base_model, name):
+            return getattr(model.base_model, name)
+    raise ValueError(
+        f"{type(model).__name__} has no vision tower, so there is none to record; "
+        "LLaVA-1.5, Qwen2-VL and Qwen2.5-VL have one (in Fuyu patches enter the decoder directly)"
+    )
+
+
 def has_sliding_window(config) -> bool:
     """Whether any layer of a decoder with this (text) config forgets keys that lie far back."""
     kinds = getattr(config, "layer_types", None) or ()
@@ -79,7 +89,7 @@ def has_sliding_window(config) -> bool:
 
 
 @contextmanager
-def listening(model: PreTrainedModel, part: str, listener: Listener) -> Iterator[int]:
+def listening(model: PreTrainedModel, part: Part, listener: Listener) -> Iterator[int]:
     """Shows every attention call of `part` to `listener`; yields the number of layers. Leaves the model as it was."""
     stack, modules = attention_stack(model, part)
     attached = [partial(listener, layer) for layer in range(len(modules))]

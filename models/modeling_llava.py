@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 import transformers
 from transformers import LlavaProcessor
 
 from models.layout import ImageGrid
+from models.tower import TowerImage
 from models.vlm import VisionLanguageModel, check_template
 
 
@@ -38,6 +40,22 @@ class LlavaForConditionalGeneration(VisionLanguageModel, transformers.LlavaForCo
             resized=resized,
             offset=offset,
         )
+
+    def tower_layers(self) -> range:
+        """Layers of the tower that the decoder's features went through.
+
+        hidden_states[0] is the embedding, so hidden_states[k] is the output of layer k - 1: -2 of 24 layers reads what
+        layers 0 to 22 made.
+        """
+        read = self.config.vision_feature_layer
+        states = self.config.vision_config.num_hidden_layers + 1
+        return range(max(k % states for k in ([read] if isinstance(read, int) else read)))
+
+    def tower_image(self, grid: ImageGrid) -> TowerImage:
+        """One patch a cell, in raster order, behind the class token where the strategy is to drop it."""
+        dropped = int(self.config.vision_feature_select_strategy == "default")
+        cells = dropped + torch.arange(grid.rows * grid.cols).view(grid.rows, grid.cols, 1)
+        return TowerImage(dropped + cells.numel(), cells)
 
 
 def resized_size(settings, width: int, height: int) -> tuple[int, int]:

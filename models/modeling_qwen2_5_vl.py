@@ -4,15 +4,28 @@ from __future__ import annotations
 
 from functools import partial
 
+import torch
 import transformers
+from transformers.vision_utils import get_vision_window_index
 
+from models.layout import ImageGrid
 from models.modeling_qwen2_vl import QwenGrid
 from models.modeling_qwen2_vl import load_processor as load_qwen_processor
 from models.processors import Qwen2_5_VLImageTextProcessor
+from models.tower import TowerImage
 
 
 class Qwen2_5_VLForConditionalGeneration(QwenGrid, transformers.Qwen2_5_VLForConditionalGeneration):
     """The stock model; only what the mixin adds differs. Same name, so that checkpoints map their keys alike."""
+
+    def tower_image(self, grid: ImageGrid) -> TowerImage:
+        # override: the tower holds the cells window after window; `held` lists them in its order.
+        vision = self.config.vision_config
+        merge = vision.spatial_merge_size
+        patches = torch.tensor([[1, grid.rows * merge, grid.cols * merge]])
+        held, _ = get_vision_window_index(patches, merge, vision.window_size, vision.patch_size)
+        raster = super().tower_image(grid)
+        return TowerImage(raster.length, raster.cells.flatten(0, 1)[held.argsort()].view(raster.cells.shape))
 
 
 load_processor = partial(load_qwen_processor, kind=Qwen2_5_VLImageTextProcessor)

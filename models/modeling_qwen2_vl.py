@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 import transformers
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from models.layout import ImageGrid
 from models.processors import Qwen2VLImageTextProcessor
+from models.tower import TowerImage
 from models.vlm import VisionLanguageModel, check_template
 
 
@@ -31,6 +33,16 @@ class QwenGrid(VisionLanguageModel):
             cell=cell,
             resized=(resized_width, resized_height),
         )
+
+    def tower_layers(self) -> range:
+        """Layers of the tower that the decoder's features went through: all."""
+        return range(self.config.vision_config.depth)
+
+    def tower_image(self, grid: ImageGrid) -> TowerImage:
+        """The patches that are merged into a cell lie together, cells in raster order."""
+        merged = self.config.vision_config.spatial_merge_size**2
+        cells = torch.arange(grid.rows * grid.cols * merged).view(grid.rows, grid.cols, merged)
+        return TowerImage(cells.numel(), cells)
 
 
 class Qwen2VLForConditionalGeneration(QwenGrid, transformers.Qwen2VLForConditionalGeneration):

@@ -17,23 +17,21 @@ from models.attention import listening
 
 
 class AttentionTrace:
-    """Records one forward pass or one `generate` call of a model that runs under SDPA.
+    """Records one forward pass or one `generate` call of a model's decoder, which runs under SDPA.
 
         with AttentionTrace(model) as trace:
             model.generate(**inputs)
         trace.weights(layer=5, queries=[40, 41])        # float32 [sample, head, query, key]
 
-    `part` is "decoder" or "tower" (the vision encoder; its samples are images, its positions CLS and patches).
     `offload` moves queries to the CPU as they come and keys when the block ends; weights are then still computed on the
     model's device, one layer at a time. Positions count from 0 at the first column of the batch, padding included.
     """
 
-    def __init__(self, model: PreTrainedModel, part: str = "decoder", offload: bool = False):
-        self.model, self.part, self.offload = model, part, offload
+    def __init__(self, model: PreTrainedModel, offload: bool = False):
+        self.model, self.offload = model, offload
         self.layers = 0
         self.start: torch.Tensor | None = None  # int64 [sample]: position of the first token that is not padding
         self.prompt_length = 0
-        self.causal = True
         self._prompt: list[torch.Tensor] = []  # per layer: queries [sample, head, row, width]
         self._answer: list[list[torch.Tensor]] = []  # per layer and decode step: queries [sample, head, 1, width]
         self._keys: list[torch.Tensor] = []  # per layer: [sample, key head, key, width], shared with the KV cache
@@ -44,7 +42,7 @@ class AttentionTrace:
     def __enter__(self) -> AttentionTrace:
         if self.layers:
             raise RuntimeError("this trace was used before; open a new AttentionTrace for each generation")
-        self.layers = self._scope.enter_context(listening(self.model, self.part, self._listen))
+        self.layers = self._scope.enter_context(listening(self.model, "decoder", self._listen))
         return self
 
     def __exit__(self, *exception) -> None:
@@ -64,8 +62,8 @@ class AttentionTrace:
         kept = query.detach().to("cpu" if self.offload else query.device)
         if seen == 0:
             if layer == 0:
-                self.prompt_length, self.causal = query.shape[2], bool(module.is_causal)
-                self.start = first_positions(mask, query, self.causal)
+                self.prompt_length = query.shape[2]
+                self.start = first_positions(mask, query)
             self._prompt.append(kept)
             self._answer.append([])
             self._scaling.append(scaling)
@@ -86,7 +84,7 @@ class AttentionTrace:
 
     @property
     def samples(self) -> int:
-        """Size of the recorded batch (of a tower: number of images)."""
+        """Size of the recorded batch."""
         self._need_record()
         return self._prompt[0].shape[0]
 
@@ -112,10 +110,10 @@ class AttentionTrace:
         ValueError for a query that is padding.
         """
         self._need_record()
-        layer = _index(layer, self.layers, "layer")
-        rows = _indices(queries, self.length, "query")
-        picked = _indices(slice(None) if heads is None else heads, self._prompt[layer].shape[1], "head")
-        chosen = _indices(slice(None) if samples is None else samples, self.samples, "sample")
+        layer = index_of(layer, self.layers, "layer")
+        rows = indices_of(queries, self.length, "query")
+        picked = indices_of(slice(None) if heads is None else heads, self._prompt[layer].shape[1], "head")
+        chosen = indices_of(slice(None) if samples is None else samples, self.samples, "sample")
         out = torch.zeros(len(chosen), len(picked), len(rows), self.length, device=self._device[layer])
         for place, sample in enumerate(chosen.tolist()):
             begin = int(self.start[sample])
@@ -134,7 +132,7 @@ class AttentionTrace:
         The fast path for whole matrices: keys run from the sample's first token (`start[sample]`) to the last one that
         any of these rows can see, so nothing is computed above the diagonal's block.
         """
-        begin = int(self.start[_index(sample, self.samples, "sample")])
+        begin = int(self.start[index_of(sample, self.samples, "sample")])
         if not begin <= first < last <= self.length:
             raise IndexError(f"rows [{first}, {last}) of sample {sample} do not exist; it has [{begin}, {self.length})")
         return self._rows(layer, sample, slice(first, last), begin)
@@ -143,9 +141,9 @@ class AttentionTrace:
         """Softmax rows [head, row, key] over the keys from `begin` to the last one that a row can see."""
         query = self._queries(layer, sample, rows).to(self._device[layer]).float()
         positions = torch.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
-        stop = int(positions.max()) + 1 if self.causal else self.length
+        stop = int(positions.max()) + 1
         key = self._keys[layer][sample, :, begin:stop].to(query.device).float()
-        return softmax_rows(query, key, self._scaling[layer], positions - begin if self.causal else None)
+        return softmax_rows(query, key, self._scaling[layer], positions - begin)
 
     def _queries(self, layer: int, sample: int, rows: torch.Tensor | slice) -> torch.Tensor:
         """Recorded queries [head, row, width] at the given positions; a view where the prompt holds them all."""
@@ -182,7 +180,7 @@ def softmax_rows(query: torch.Tensor, key: torch.Tensor, scaling: float, positio
     return scores.softmax(-1)
 
 
-def first_positions(mask: torch.Tensor | None, query: torch.Tensor, causal: bool) -> torch.Tensor:
+def first_positions(mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor:
     """Position of each sample's first real token, int64 [sample], read from the mask that attention was given.
 
     Raises ValueError for a mask that is anything but causal with padding on the left, since weights could then not be
@@ -194,7 +192,7 @@ def first_positions(mask: torch.Tensor | None, query: torch.Tensor, causal: bool
     start = mask[:, 0, -1].int().argmax(-1)
     columns = torch.arange(rows, device=mask.device)
     real = columns >= start[:, None]
-    expected = real[:, None] & (columns <= columns[:, None]) if causal else real[:, None]
+    expected = real[:, None] & (columns <= columns[:, None])
     # Rows of the padding itself are never asked for; transformers fills them one way or another.
     agrees = (mask[:, 0] == expected) | ~real[:, :, None]
     if mask.dtype != torch.bool or not agrees.all():
@@ -205,14 +203,16 @@ def first_positions(mask: torch.Tensor | None, query: torch.Tensor, causal: bool
     return start.cpu()
 
 
-def _index(value: int, count: int, what: str) -> int:
+def index_of(value: int, count: int, what: str) -> int:
+    """`value` counted from 0. Raises IndexError for what is not there; `what` names it in the sentence."""
     if not -count <= value < count:
         raise IndexError(f"{what} {value} does not exist; there are {count}, counted from 0")
     return value % count
 
 
-def _indices(values, count: int, what: str) -> torch.Tensor:
+def indices_of(values, count: int, what: str) -> torch.Tensor:
+    """An int, sequence, tensor or slice as int64 indices counted from 0. Raises IndexError as `index_of` does."""
     if isinstance(values, slice):
         return torch.arange(count)[values]
     values = torch.as_tensor(values).reshape(-1).tolist() if not isinstance(values, range) else values
-    return torch.tensor([_index(int(value), count, what) for value in values], dtype=torch.long)
+    return torch.tensor([index_of(int(value), count, what) for value in values], dtype=torch.long)

@@ -1,0 +1,142 @@
+"""What the vision tower looked at, recorded beside the decoder's attention and recomputed like it.
+
+A tower looks in pieces: CLIP at one whole image, class token first; Qwen's towers at one image a call, or, in
+Qwen2.5-VL's windowed layers, at one window of an image, with the patches reordered so that windows lie together. Every
+piece is kept as its queries and keys; how the pieces make up images and cells is what a family says of itself
+(`tower_layers`, `tower_image`).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from models.attention import attention_stack, listening
+from models.layout import TokenLayout
+from models.trace import index_of, indices_of, softmax_rows
+
+
+@dataclass(frozen=True, eq=False)
+class TowerImage:
+    """How the tower holds one image: as `length` rows, of which `cells` int64 [row, col, patch] go to each cell.
+
+    The cells are those of the decoder's grid. Rows that go to no cell (CLIP's class token) come first.
+    """
+
+    length: int
+    cells: torch.Tensor
+
+    @property
+    def order(self) -> torch.Tensor:
+        """The tower's row of each position (int64): what goes to no cell, then patches cell after cell."""
+        return torch.cat([torch.arange(self.length - self.cells.numel()), self.cells.flatten()])
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """Rows of one image, from `first` on, that look at each other and at nothing else: one call of attention.
+
+    query [head, row, width] and key [key head, row, width] as they were shown; weights are computed on `device`.
+    """
+
+    first: int
+    query: torch.Tensor
+    key: torch.Tensor
+    scaling: float
+    device: torch.device
+
+    @property
+    def last(self) -> int:
+        """One behind the chunk's last row."""
+        return self.first + self.query.shape[1]
+
+    def weights(self, rows: slice | torch.Tensor) -> torch.Tensor:
+        """Weights of some rows, counted from the chunk's first: float32 [head, row, key], keys the chunk's rows."""
+        query, key = self.query[:, rows].to(self.device).float(), self.key.to(self.device).float()
+        return softmax_rows(query, key, self.scaling, None)
+
+
+class TowerTrace:
+    """Records the vision tower during one forward pass or one `generate` call of a model that runs under SDPA.
+
+        inputs, layout = model.prepare(processor, images, prompt)
+        with TowerTrace(model, layout) as seen, AttentionTrace(model) as trace:
+            model.generate(**inputs)
+        seen.weights(layer=3, image=0)                  # float32 [head, query, key]
+
+    `layout` is what `prepare` returned with the inputs, a list of them for a batch; images count from 0 in the order in
+    which the prompts show them, through the whole batch. `depth` is the number of layers, `layers` are those whose
+    output reaches the decoder. `offload` keeps queries and keys on the CPU.
+    """
+
+    def __init__(self, model: PreTrainedModel, layout: TokenLayout | Sequence[TokenLayout], offload: bool = False):
+        _, modules = attention_stack(model, "tower")
+        if not hasattr(model, "tower_image"):
+            raise ValueError(
+                f"how the tower of {type(model).__name__} belongs to its image tokens is not known; "
+                "load LLaVA-1.5, Qwen2-VL or Qwen2.5-VL with models.load"
+            )
+        layouts = [layout] if isinstance(layout, TokenLayout) else layout
+        self.model, self.offload = model, offload
+        self.images: list[TowerImage] = [model.tower_image(grid) for each in layouts for grid in each.grids]
+        self.layers: range = model.tower_layers()
+        self.depth = len(modules)
+        self._ends = list(accumulate(image.length for image in self.images))
+        self._seen = [0] * self.depth  # rows recorded of each layer
+        self._chunks: list[list[list[Chunk]]] = [[[] for _ in self.images] for _ in modules]  # per layer and image
+        self._scope = ExitStack()
+
+    def __enter__(self) -> TowerTrace:
+        if any(self._seen):
+            raise RuntimeError("this trace was used before; open a new TowerTrace for each generation")
+        self._scope.enter_context(listening(self.model, "tower", self._listen))
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._scope.close()
+
+    def _listen(self, layer: int, module: nn.Module, query, key, mask, scaling: float) -> None:
+        where = torch.device("cpu") if self.offload else query.device
+        for rows, keys in zip(query.detach().to(where), key.detach().to(where), strict=True):
+            seen, count = self._seen[layer], rows.shape[1]
+            image = bisect_right(self._ends, seen)
+            if image == len(self.images) or seen + count > self._ends[image]:
+                raise RuntimeError(
+                    f"the tower was shown {count} rows after {seen}, but the layouts account for images of "
+                    f"{[image.length for image in self.images]}; give the layouts of the very inputs, and open a new "
+                    "TowerTrace for each generation"
+                )
+            first = seen - (self._ends[image] - self.images[image].length)
+            self._chunks[layer][image].append(Chunk(first, rows, keys, scaling, query.device))
+            self._seen[layer] += count
+
+    def chunks(self, layer: int, image: int = 0) -> list[Chunk]:
+        """What was recorded of one image in one layer, in the order of the tower's rows."""
+        if not self._ends or self._seen[-1] < self._ends[-1]:
+            raise RuntimeError("nothing was recorded: run the model inside `with TowerTrace(model, layout) as trace:`")
+        image = index_of(image, len(self.images), "image")
+        return self._chunks[index_of(layer, self.depth, "layer")][image]
+
+    def weights(self, layer: int, image: int = 0, queries=slice(None), heads=slice(None)) -> torch.Tensor:
+        """Attention weights within one image, float32 [head, query, key]; each row sums to 1.
+
+        Queries and keys count the image's positions in the order of the decoder's grid: CLIP's class token, then the
+        patches cell after cell (see `TowerImage.order`), whatever order the tower held them in. `queries` and `heads`
+        select in the given order (int, sequence, tensor or slice). A patch outside a query's window has weight 0.
+        """
+        chunks, held = self.chunks(layer, image), self.images[image]
+        picked = indices_of(heads, chunks[0].query.shape[0], "head")
+        rows = held.order[indices_of(queries, held.length, "query")]
+        out = torch.zeros(len(picked), len(rows), held.length, device=chunks[0].device)
+        for chunk in chunks:
+            inside = (rows >= chunk.first) & (rows < chunk.last)
+            if inside.any():
+                out[:, inside, chunk.first : chunk.last] = chunk.weights(rows[inside] - chunk.first)[picked]
+        return out[:, :, held.order]
