@@ -1,0 +1,103 @@
+"""Scanpaths over the shapes of a two-shapes set: on the caption's first shape, on its second, and on the background.
+
+The command is `python -m data.scanpaths`, whose docstring describes the files.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data.twoshapes import Skip, TwoShapes, read
+
+TARGETS = ("first", "second", "background")
+
+
+def generate(
+    data_root: str | Path, count: int = 8, seed: int = 0, jitter: float = 0.5, clearance: float = 0.1
+) -> tuple[dict[str, Path], list[Skip]]:
+    """Writes scanpaths-first, -second and -background (.jsonl) into a two-shapes set: ({target: file}, left out).
+
+    Each picture gets `count` fixations per file, in pixels: on the caption's first shape, on its second, and on the
+    background, at least `clearance` (share of the picture's side) away from both boxes. On a shape they lie around its
+    centre, with a deviation of `jitter` times half its shorter side, and always inside it. The same seed writes the
+    same bytes; a sample does not depend on the others. FileExistsError where a file is there already.
+    """
+    root = Path(data_root).resolve()
+    if count < 1:
+        raise ValueError(f"count is {count}, expected at least 1 fixation")
+    if not 0 < jitter < math.inf:
+        raise ValueError(f"jitter is {jitter}, expected a number > 0")
+    if not 0 <= clearance < 1:
+        raise ValueError(f"clearance is {clearance}, expected a share of the picture's side, 0 to 1")
+    files = {target: root / f"scanpaths-{target}.jsonl" for target in TARGETS}
+    if existing := [path for path in files.values() if path.exists()]:
+        raise FileExistsError(f"{existing[0]} exists; move or remove it first")
+    samples, skipped = read(root)
+    lines = {target: [] for target in TARGETS}
+    for sample in samples:
+        shard, number = (int(part) for part in sample.id.removeprefix("shard").split("/"))
+        for index, target in enumerate(TARGETS):
+            pixels, chances = _places(sample, target, jitter, clearance)
+            if not len(pixels):
+                skipped.append(Skip(sample.id, f"no room for gaze on the {target}"))
+                continue
+            rng = np.random.default_rng([seed, shard, number, index])
+            image = sample.image_path.resolve().relative_to(root).as_posix()
+            fixations = _fixations(rng, pixels, chances, count)
+            lines[target].append(json.dumps({"image": image, "units": "pixels", "on": target, "fixations": fixations}))
+    with tempfile.TemporaryDirectory(prefix=".scanpaths-", dir=root) as unfinished:
+        for target, path in files.items():
+            Path(unfinished, path.name).write_text("".join(f"{text}\n" for text in lines[target]))
+        for path in files.values():
+            Path(unfinished, path.name).replace(path)
+    return files, skipped
+
+
+def _places(sample: TwoShapes, target: str, jitter: float, clearance: float) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (x, y) [pixel, 2] on which a fixation may fall, and their chances [pixel] (sum 1).
+
+    A pixel belongs to a shape where it lies in its box, not in the other's, and is lit at least half as brightly as
+    the shape's centre: pictures are black elsewhere, and shapes fade over their outermost pixel.
+    """
+    with Image.open(sample.image_path) as image:
+        light = np.asarray(image.convert("RGB")).max(-1)
+    side = len(light)
+    if target == "background":
+        away = ~(_box(sample.first.box, side, clearance * side) | _box(sample.second.box, side, clearance * side))
+        pixels = np.argwhere(away)[:, ::-1]
+        return pixels, np.full(len(pixels), 1 / max(len(pixels), 1))
+    own, other = (sample.first, sample.second) if target == "first" else (sample.second, sample.first)
+    x, y = own.centre
+    lit = light >= max(light[min(int(y), side - 1), min(int(x), side - 1)] / 2, 1)
+    pixels = np.argwhere(lit & _box(own.box, side) & ~_box(other.box, side))[:, ::-1]
+    left, top, right, bottom = own.box
+    deviation = jitter * min(right - left, bottom - top) / 2
+    distances = ((pixels + 0.5 - own.centre) ** 2).sum(1)
+    chances = np.exp(-(distances - distances.min(initial=np.inf)) / (2 * deviation**2))
+    return pixels, chances / chances.sum()
+
+
+def _box(box: tuple[float, float, float, float], side: int, around: float = 0.0) -> np.ndarray:
+    """Pixels, bool [row, col], any part of which lies in a box, made larger by `around` pixels on every side."""
+    left, top, right, bottom = box
+    low, high = np.arange(side), np.arange(side) + 1
+    columns = (high > left - around) & (low < right + around)
+    rows = (high > top - around) & (low < bottom + around)
+    return rows[:, None] & columns
+
+
+def _fixations(rng: np.random.Generator, pixels: np.ndarray, chances: np.ndarray, count: int) -> list[dict]:
+    """Fixations anywhere on the drawn pixels, each 150 to 400 ms long with 30 ms on the way to the next."""
+    chosen = pixels[rng.choice(len(pixels), count, p=chances)] + rng.integers(100, size=(count, 2)) / 100
+    durations = rng.integers(150, 401, count)
+    times = np.cumsum(durations + 30) - durations - 30
+    return [
+        {"x": round(float(x), 2), "y": round(float(y), 2), "duration": int(duration), "time": int(time)}
+        for (x, y), duration, time in zip(chosen, durations, times, strict=True)
+    ]
