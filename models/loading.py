@@ -6,18 +6,24 @@ import importlib
 import importlib.util
 import os
 import re
+import warnings
 from contextlib import contextmanager
 
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from transformers import AutoConfig, BitsAndBytesConfig
+from transformers import CONFIG_MAPPING, AutoConfig, BitsAndBytesConfig, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from models import FAMILIES, TINY, embedded
 from models.attention import attention_stack, has_sliding_window
+from models.unpatched import check_config, check_recording
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+SUPPORTED = (
+    f"supported are {', '.join(FAMILIES)}, and without overlays any family of images and text whose attention goes "
+    "through transformers' attention interface and whose image tokens are marked in input_ids"
+)
 
 
 def load(name, device="auto", dtype="auto", load_4bit=False, load_8bit=False, revision=None):
@@ -35,9 +41,11 @@ def load(name, device="auto", dtype="auto", load_4bit=False, load_8bit=False, re
     number = DTYPES.get(dtype, torch.float32 if where == {"": "cpu"} else "auto")
     quantization = quantized(load_4bit, load_8bit, where)
     config = read_config(path, name, revision)
-    family = importlib.import_module(FAMILIES[config.model_type][0])
+    patched = config.model_type in FAMILIES
+    module, class_name = FAMILIES.get(config.model_type, ("models.unpatched", None))
+    family = importlib.import_module(module)
     processor = read_processor(family, path, name, config, revision)
-    model_class = getattr(family, FAMILIES[config.model_type][1])
+    model_class = getattr(family, class_name) if patched else family.model_class(config, processor)
     with quiet():
         model = read_weights(
             model_class,
@@ -49,8 +57,9 @@ def load(name, device="auto", dtype="auto", load_4bit=False, load_8bit=False, re
             quantization_config=quantization,
             revision=revision,
         )
-    check_together(model, processor, name)
-    return model.eval(), processor
+        check = check_together if patched else check_unpatched
+        check(model.eval(), processor, name)
+    return model, processor
 
 
 @contextmanager
@@ -101,6 +110,20 @@ def check_together(model, processor, name: str) -> None:
         raise ValueError(f"{name!r} cannot be used: {error}") from error
 
 
+def check_unpatched(model, processor, name: str) -> None:
+    """Warns of what is not known of a family without a file here. Raises ValueError where it cannot be recorded."""
+    kind = f"{name!r} is of the family {model.config.model_type!r}"
+    try:
+        check_recording(model, processor)
+    except Exception as error:  # nobody has tried this family here; whatever goes wrong is the family's
+        raise ValueError(f"{kind}, which cannot be recorded: {first_line(error)}; {SUPPORTED}") from error
+    warnings.warn(
+        f"{kind}, whose image grid is not known: attention and rollout are exact, but maps are flat over the image "
+        f"tokens and there is no overlay (known grids: {', '.join(FAMILIES)})",
+        stacklevel=4,
+    )
+
+
 def locate(name: str) -> str:
     """Folder of an embedded model, else the name itself as a folder or hub id."""
     if name in embedded():
@@ -145,15 +168,17 @@ def quantized(load_4bit: bool, load_8bit: bool, where) -> BitsAndBytesConfig | N
 
 
 def read_config(path: str, name: str, revision: str | None):
-    """The checkpoint's config, of a family that we support."""
+    """The checkpoint's config, of a family that can be recorded as far as its config tells."""
     try:
-        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+        family = PreTrainedConfig.get_config_dict(path, revision=revision)[0].get("model_type")
+        known = family in CONFIG_MAPPING
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False) if known else None
     except Exception as error:  # a config may be damaged in any way; each has an exception class of its own
         raise FileNotFoundError(
             f"model {name!r} could not be read: {first_line(error)} (embedded models: {', '.join(embedded())})"
         ) from error
-    if config.model_type not in FAMILIES:
-        raise ValueError(f"{name!r} is of the family {config.model_type!r}; supported are {', '.join(FAMILIES)}")
+    if family not in FAMILIES and (fault := check_config(config)):
+        raise ValueError(f"{name!r} is of the family {family!r}, which {fault}; {SUPPORTED}")
     if has_sliding_window(config.get_text_config()):
         raise ValueError(
             f"{name!r} uses sliding-window attention, whose cache forgets the image tokens; "
@@ -174,7 +199,7 @@ def check_keys(name: str, info: dict) -> None:
 
 
 def first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
+    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def describe(model) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from PIL import Image
 
 from models.attention import LISTENERS
@@ -56,9 +57,7 @@ class VisionLanguageModel:
             check_images(batch)
         prompts = [text.strip() for text in prompts]
         texts = [self._render(processor, t, len(p)) for t, p in zip(prompts, pictures, strict=True)]
-        inputs = self._encode(processor, texts, pictures).to(self.device)
-        if "pixel_values" in inputs:
-            inputs["pixel_values"] = inputs["pixel_values"].to(self.dtype)
+        inputs = self._encode(processor, texts, pictures).to(self.device, self.dtype)
         layouts = [
             self._layout(processor, inputs, sample, texts[sample], prompts[sample], pictures[sample])
             for sample in range(len(prompts))
@@ -84,13 +83,18 @@ class VisionLanguageModel:
         cells = [grid.rows * grid.cols for grid in grids]
         return locate(text, ids, processor.tokenizer, self.image_token, cells)
 
+    def _locate(self, processor, inputs, sample: int, ids: list[int], text: str, grids):
+        """Characters of `text` behind each of `ids` (without padding), and each picture's positions among them."""
+        cells = [grid.rows * grid.cols for grid in grids]
+        offsets = self._offsets(processor, text, ids, grids)
+        positions = (torch.tensor(ids) == self.config.image_token_id).nonzero().flatten()
+        return offsets, positions.split(cells) if cells else ()
+
     def _layout(self, processor, inputs, sample, text, prompt, pictures) -> TokenLayout:
         ids, mask = inputs["input_ids"][sample].cpu(), inputs["attention_mask"][sample].cpu()
-        grids = tuple(self.image_grid(processor, *picture.size) for picture in pictures)
         start = int(mask.int().argmax())
-        cells = [grid.rows * grid.cols for grid in grids]
-        offsets = self._offsets(processor, text, ids[start:].tolist(), grids)
-        positions = (ids == self.config.image_token_id).nonzero().flatten()
+        grids = tuple(self.image_grid(processor, *picture.size) for picture in pictures)
+        offsets, images = self._locate(processor, inputs, sample, ids[start:].tolist(), text, grids)
         return TokenLayout(
             sample=sample,
             start=start,
@@ -99,7 +103,7 @@ class VisionLanguageModel:
             prompt=prompt,
             prompt_start=self._prompt_start(processor, text, prompt, len(pictures)),
             offsets=((0, 0),) * start + tuple(offsets),
-            images=positions.split(cells) if cells else (),
+            images=tuple(positions + start for positions in images),
             grids=grids,
         )
 

@@ -146,10 +146,22 @@ def test_names_that_lead_nowhere(tmp_path):
         models.load(str(tmp_path))
 
 
-def test_foreign_families_and_sliding_windows(stock, tmp_path):
-    folder = copy(stock, tmp_path, model_type="bert")
-    with pytest.raises(ValueError, match="is of the family 'bert'; supported are llava, qwen2_vl, qwen2_5_vl, fuyu"):
-        models.load(str(folder))
+@pytest.mark.parametrize(
+    "kind, fault",
+    [
+        ("bert", "is not a model of images and text"),
+        ("llama", "is not a model of images and text"),
+        ("tomorrow_vl", "transformers .* does not know"),
+        ("blip-2", "does not mark its image tokens in input_ids"),
+        ("florence2", "has an encoder and a decoder"),
+    ],
+)
+def test_families_that_cannot_be_recorded(tmp_path, kind, fault):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    sentence = f"is of the family '{kind}', which {fault}.*; supported are llava, qwen2_vl, qwen2_5_vl, fuyu, and"
+    with pytest.raises(ValueError, match=sentence) as error:
+        models.load(str(tmp_path))
+    assert "\n" not in str(error.value)
 
 
 def test_sliding_window_is_refused(stock, tmp_path):

@@ -1,0 +1,185 @@
+"""Families that have no file of their own here: recorded and rolled out, with their image grid unknown.
+
+What such a family must bring is checked when it loads, not believed: image tokens marked in `input_ids`, full attention
+in every layer through transformers' interface, and recomputed weights that equal the eager model's.
+"""
+
+from __future__ import annotations
+
+import torch
+import transformers
+from PIL import Image
+from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, PROCESSOR_MAPPING, ProcessorMixin
+
+from models.attention import attention_stack
+from models.trace import AttentionTrace
+from models.vlm import VisionLanguageModel, check_template
+
+PLACED = "text_replacement_offsets"  # under this name a processor says which characters became image tokens
+TOLERANCE = {torch.float32: 1e-4}  # of a weight, against eager attention
+HALF_TOLERANCE = 5e-2
+
+
+class UnpatchedModel(VisionLanguageModel):
+    """Mixed into the stock class of a family; image tokens are located, but where each one looks is not known."""
+
+    def image_grid(self, processor, width: int, height: int) -> None:
+        """None: the cells of an unknown processor must never be guessed from a token count."""
+
+    def prepare(self, processor, images, prompt):
+        # override: the processor's own account of its placeholders is for the layout, the model does not take it.
+        inputs, layouts = super().prepare(processor, images, prompt)
+        inputs.pop(PLACED, None)
+        return inputs, layouts
+
+    def _encode(self, processor, texts, pictures):
+        # Nested, one list per prompt: some families encode several pictures of one prompt otherwise than single ones.
+        return processor(
+            images=[batch for batch in pictures if batch] or None,
+            text=texts,
+            return_tensors="pt",
+            padding=True,
+            padding_side="left",
+            return_text_replacement_offsets=True,
+        )
+
+    def _locate(self, processor, inputs, sample: int, ids: list[int], text: str, grids):
+        """Offsets of every token and positions of every picture's image tokens, from the processor's own account.
+
+        A placeholder may become anything: image tokens with line breaks and tags between them. The expanded text is
+        put together again and tokenised, so that offsets are exact, and leads back to the text before expansion.
+        Raises ValueError where the tokens are not the processor's, or a picture has no image token.
+        """
+        placed = inputs.get(PLACED, [[]] * len(inputs["input_ids"]))[sample]
+        if len(placed) != len(grids):
+            raise ValueError(f"the processor says where it placed {len(placed)} images, of {len(grids)}")
+        spans = token_spans(processor.tokenizer, expanded(text, placed), ids)
+        images = []
+        for each in placed:
+            first, last = each["new_span"]
+            inside = [i for i, (a, b) in enumerate(spans) if first <= a < b <= last]
+            images.append(torch.tensor([i for i in inside if ids[i] == self.config.image_token_id], dtype=torch.long))
+        if not all(map(len, images)) or sum(map(len, images)) != ids.count(self.config.image_token_id):
+            raise ValueError("the image tokens in input_ids are not those that the processor put in for the images")
+        return [(unexpand(a, placed), unexpand(b, placed, end=True)) for a, b in spans], tuple(images)
+
+
+def expanded(text: str, placed: list[dict]) -> str:
+    """The text with each placeholder replaced, as the processor did; `placed` holds span and replacement of each."""
+    pieces, done = [], 0
+    for each in placed:
+        pieces += [text[done : each["span"][0]], each["replacement"]]
+        done = each["span"][1]
+    return "".join([*pieces, text[done:]])
+
+
+def token_spans(tokenizer, text: str, ids: list[int]) -> list[tuple[int, int]]:
+    """Characters [start, end) of `text` behind each of `ids`. Raises ValueError where the text has other tokens."""
+    for special in (True, False):  # a chat template may have written the special tokens already
+        encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
+        if encoded["input_ids"] == ids:
+            return encoded["offset_mapping"]
+    raise ValueError(
+        f"the processor made {len(ids)} tokens and the text accounts for {len(encoded['input_ids'])} or other ones, so "
+        "words cannot be located"
+    )
+
+
+def unexpand(character: int, placed: list[dict], end: bool = False) -> int:
+    """The character of the text before expansion that a boundary in the expanded text stands for.
+
+    All of a replacement stands for its placeholder; `end` says that the boundary closes a span.
+    """
+    for each in reversed(placed):
+        (first, last), (new_first, new_last) = each["span"], each["new_span"]
+        if character - end >= new_last:
+            return last + character - new_last
+        if character - end >= new_first:
+            return last if end else first
+    return character
+
+
+def model_class(config, processor) -> type[UnpatchedModel]:
+    """The family's stock class with our mixin, under the same name, so that checkpoints map their keys alike."""
+    stock = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    return type(stock.__name__, (UnpatchedModel, stock), {"image_token": processor.image_token})
+
+
+def load_processor(path: str, config, **kwargs) -> ProcessorMixin:
+    """The family's processor, for images and text only: video processors need torchvision.
+
+    Raises ValueError where the rest needs torchvision too, or cannot render a prompt.
+    """
+    stock = PROCESSOR_MAPPING[type(config)]
+    try:
+        processor = image_text(stock).from_pretrained(path, **kwargs)
+    except ImportError as error:
+        raise ValueError(
+            f"{stock.__name__} needs torchvision, and this project does without; choose a checkpoint of another family"
+        ) from error
+    check_template(processor)
+    if not getattr(processor, "image_token", None):
+        raise ValueError("it names no image token, so images cannot be located in a prompt")
+    processor.tokenizer.padding_side = "left"
+    return processor
+
+
+def image_text(stock: type[ProcessorMixin]) -> type[ProcessorMixin]:
+    """A processor class without its video processor, under the same name."""
+
+    class ImageText(stock):
+        @classmethod
+        def get_attributes(cls):
+            # override: transformers builds the sub-processors that are listed here.
+            return [name for name in stock.get_attributes() if name != "video_processor"]
+
+    ImageText.__name__ = stock.__name__
+    return ImageText
+
+
+def check_config(config) -> str | None:
+    """What keeps a model with this config from being recorded, as far as the config tells; None if nothing does.
+
+    `config` is None for a family that transformers does not know. The answer continues "a family that ...".
+    """
+    if config is None:
+        return f"transformers {transformers.__version__} does not know"
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING or type(config) not in PROCESSOR_MAPPING:
+        return "is not a model of images and text"
+    if config.is_encoder_decoder or config.get_text_config(decoder=True).is_encoder_decoder:
+        return "has an encoder and a decoder, whose attention to the image is another one"
+    if getattr(config, "image_token_id", None) is None:
+        return "does not mark its image tokens in input_ids"
+    kinds = set(getattr(config.get_text_config(), "layer_types", None) or ())
+    if other := sorted(kinds - {"full_attention", "sliding_attention"}):  # a sliding window has a sentence of its own
+        return f"has layers without full attention ({', '.join(other)})"
+    return None
+
+
+@torch.no_grad()
+def check_recording(model: UnpatchedModel, processor) -> None:
+    """Generates two tokens about a blank picture under a trace, then compares a few words with eager attention.
+
+    Raises ValueError where a layer is not seen whole, or where its weights are not the softmax of queries and keys.
+    """
+    decoder, modules = attention_stack(model, "decoder")
+    if len(modules) != decoder.config.num_hidden_layers:
+        raise ValueError(f"{len(modules)} of its {decoder.config.num_hidden_layers} layers have self-attention")
+    inputs, _ = model.prepare(processor, [Image.new("RGB", (64, 64))], "a")
+    with AttentionTrace(model) as trace:
+        model.generate(**inputs, do_sample=False, max_new_tokens=2, min_new_tokens=2)
+    inputs, _ = model.prepare(processor, [], "a")
+    with AttentionTrace(model) as trace:
+        model(**inputs)
+    decoder.config._attn_implementation = "eager"
+    try:
+        reference = model(**inputs, output_attentions=True).attentions
+    finally:
+        decoder.config._attn_implementation = "sdpa"
+    pairs = zip(range(trace.layers), reference, strict=True)
+    error = max(float((trace.weights(layer, slice(None)) - expected).abs().max()) for layer, expected in pairs)
+    if not error <= TOLERANCE.get(model.dtype, HALF_TOLERANCE):
+        raise ValueError(
+            f"its attention weights are not the softmax of queries and keys: recomputed ones differ from eager "
+            f"attention's by {error:.2g}"
+        )
