@@ -5,6 +5,7 @@
 
 Per picture: overlays of the mean and the maximum over the answer's tokens, a strip with one overlay per token, the
 share of attention on the image, and the raw maps (maps.npz). Beside them samples.csv, summary.json, settings.json.
+--through-tower adds what lies behind the image tokens: the same maps, handed on to where the vision tower looked.
 `python -m data.twoshapes --out-dir data/generated/twoshapes` makes a set to try it on.
 The embedded model takes about a second a picture; the weights of LLaVA-1.5-7B alone are 14 GB in half precision.
 """
@@ -28,12 +29,15 @@ from models.answer import answer
 from models.errors import SampleError
 from models.flags import LoadFlags
 from models.loading import describe
+from models.tower import check_tower
 
 
 @dataclass(frozen=True)
 class Config(LoadFlags, RolloutFlags, SampleFlags):
     model: str = "tiny-llava"
     """Embedded model, folder, or hub id such as llava-hf/llava-1.5-7b-hf; a model of another family works too."""
+    through_tower: bool = False
+    """Also draw where the vision tower looked for the image tokens that the answer looked at (files with -tower)."""
 
 
 def main(config: Config) -> int:
@@ -42,11 +46,13 @@ def main(config: Config) -> int:
         samples, unusable = collect(config.image, config.data_root, config.prompt, config.limit)
         out_dir = refuse_existing(config.out_dir or default_out_dir(__file__, config.model))
         model, processor = models.load(config.model, **config.loading)
+        if config.through_tower:
+            check_tower(model)
     run = RunFolder.create(out_dir, {"flags": asdict(config), "model": describe(model)}, COLUMNS)
 
     def look(sample: Sample) -> dict:
         picture = read_image(sample.path)
-        said = answer(model, processor, [picture], sample.prompt, **config.answering)
+        said = answer(model, processor, [picture], sample.prompt, tower=config.through_tower, **config.answering)
         rolled = rollout(said.trace, said.layout, tokens=len(said.tokens), **config.rolling)
         return report_answer(run, sample, [picture], said, rolled, config.look)
 

@@ -12,9 +12,10 @@ from tqdm import tqdm
 
 from analysis.overlay import COLOURMAP, overlay, strip
 from analysis.plots import share_plot
-from analysis.results import RunFolder, save_maps
+from analysis.results import RunFolder, save_arrays, save_maps
 from analysis.rollout import Rollout
 from analysis.shares import image_share
+from analysis.tower import rollout_through_tower, tower_look
 
 COLUMNS = ("image", "prompt", "answer", "gold", "tokens", "probability", "image_share", "folder")
 NOTE = "each overlay is scaled to its own maximum"
@@ -32,15 +33,19 @@ class Look:
 
 
 def report_answer(run: RunFolder, sample, pictures: list[Image.Image], said, rollout: Rollout, look: Look) -> dict:
-    """Saves what `save_answer` saves and returns the sample's row, the values of COLUMNS.
+    """Saves what `save_answer` and `save_tower` save and returns the sample's row, the values of COLUMNS.
 
     sample: has name, path, prompt, gold. said: the answer, with `text`, `tokens` and `probabilities` (one per generated
-    token), the `trace` and `layout` of which `rollout` was made, and `unknown`, words that the model does not know.
+    token), the `trace` and `layout` of which `rollout` was made, `unknown`, words that the model does not know, and
+    `tower`, the trace of the vision tower or None.
     """
     if said.unknown:
         tqdm.write(f"note: the model does not know the words {', '.join(said.unknown)}", file=sys.stderr)
     shares = image_share(said.trace, said.layout, rows=rollout.rows, tokens=len(said.tokens)).mean(0)
-    folder = save_answer(run, sample.name, pictures, said.tokens[: len(shares)], rollout, shares, look)
+    tokens = said.tokens[: len(shares)]
+    folder = save_answer(run, sample.name, pictures, tokens, rollout, shares, look)
+    if said.tower is not None:
+        save_tower(run, folder, pictures, tokens, rollout, said.tower, look)
     return {
         "image": sample.path,
         "prompt": sample.prompt,
@@ -69,19 +74,39 @@ def save_answer(
     """
     folder = run.sample_folder(sample)
     share_of_one = shares if len(pictures) == 1 else None  # of several pictures, no single one has this share
+    save_overlays(run, folder, pictures, tokens, rollout, look, shares=share_of_one)
+    run.save(share_plot(tokens, shares), folder.name, "image_share.png")
+    return folder
+
+
+def save_tower(run: RunFolder, folder: Path, pictures, tokens: list[str], rollout: Rollout, tower, look: Look) -> None:
+    """Writes overlays and maps of the rollout through the vision tower, under the names of its own with `-tower`.
+
+    overlay_tower.png and tower.npz (`look` [row, col]) hold where the tower looked on average. `tower` is its trace.
+    """
+    save_overlays(run, folder, pictures, tokens, rollout_through_tower(rollout, tower), look, kind="-tower")
     for index, picture in enumerate(pictures):
-        suffix = f"-{index}" if index else ""
+        seen, suffix = tower_look(tower, index), f"-{index}" if index else ""
+        save_arrays(folder / f"tower{suffix}.npz", look=seen)
+        drawn = draw(picture, seen, rollout.layout.grids[index], look, at_least=look.at_least)
+        run.save(drawn, folder.name, f"overlay_tower{suffix}.png")
+
+
+def save_overlays(run, folder: Path, pictures, tokens, rollout: Rollout, look: Look, shares=None, kind: str = ""):
+    """Writes the maps of every picture and, where its grid is known, their overlays; `kind` goes into the names."""
+    for index, picture in enumerate(pictures):
+        suffix = f"{kind}-{index}" if index else kind
         maps, grid = rollout.maps(index), rollout.layout.grids[index]
         save_maps(folder, maps, tokens, rollout.rows, grid, f"maps{suffix}.npz")
         if grid is None:
             continue
+        for name, cells in (("mean", maps.mean), ("max", maps.max)):
+            drawn = draw(picture, cells, grid, look, at_least=look.at_least)
+            run.save(drawn, folder.name, f"overlay_{name}{suffix}.png")
+        frames = [draw(picture, cells, grid, look, at_least=240, at_most=480) for cells in maps.per_token]
+        run.save(strip(frames, tokens, shares, title=NOTE), folder.name, f"overlay_tokens{suffix}.png")
 
-        def draw(cells, picture=picture, grid=grid, **size):
-            return overlay(picture, cells, grid, look.alpha, look.power, look.blur, look.colourmap, **size)
 
-        run.save(draw(maps.mean, at_least=look.at_least), folder.name, f"overlay_mean{suffix}.png")
-        run.save(draw(maps.max, at_least=look.at_least), folder.name, f"overlay_max{suffix}.png")
-        frames = [draw(cells, at_least=240, at_most=480) for cells in maps.per_token]
-        run.save(strip(frames, tokens, share_of_one, title=NOTE), folder.name, f"overlay_tokens{suffix}.png")
-    run.save(share_plot(tokens, shares), folder.name, "image_share.png")
-    return folder
+def draw(picture: Image.Image, cells, grid, look: Look, **size) -> Image.Image:
+    """One map over the picture; `size` as in `analysis.overlay.overlay`."""
+    return overlay(picture, cells, grid, look.alpha, look.power, look.blur, look.colourmap, **size)

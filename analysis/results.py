@@ -150,7 +150,12 @@ def save_maps(folder: str | Path, maps, tokens: Sequence[str], rows: str, grid, 
         "per_token": per_token, "mean": mean, "max": top, "tokens": np.array(tokens, dtype=str), "rows": np.array(rows),
         **_geometry(grid, shape),
     }  # fmt: skip
-    return write_whole(Path(folder) / name, lambda path: np.savez_compressed(path, **arrays))
+    return save_arrays(Path(folder) / name, **arrays)
+
+
+def save_arrays(path: str | Path, **arrays: np.ndarray) -> Path:
+    """Write arrays under their names as a compressed .npz file."""
+    return write_whole(path, lambda partial: np.savez_compressed(partial, **arrays))
 
 
 def _geometry(grid, shape: tuple[int, int]) -> dict[str, np.ndarray]:

@@ -13,10 +13,12 @@ The trace is duck-typed: `layers`, `images` (each with `length` and `cells` [row
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
-from analysis.rollout import BLOCK_ELEMENTS
+from analysis.rollout import BLOCK_ELEMENTS, Rollout
 
 
 @torch.no_grad()
@@ -44,6 +46,18 @@ def through_tower(cells: np.ndarray, trace, image: int = 0) -> np.ndarray:
             rows = slice(chunk.first, chunk.last)
             mixed[:, rows] += through(chunk, vectors[:, rows], kept[rows]).cpu()
     return (mixed[:, places].sum(-1) / len(trace.layers)).unflatten(1, held.cells.shape[:2]).numpy()
+
+
+def rollout_through_tower(rollout: Rollout, trace, first: int = 0) -> Rollout:
+    """The same rollout with the relevance of every image handed on by the tower, see `through_tower`.
+
+    `first` is the number, among the trace's images, of the first image of the rollout's sample.
+    """
+    relevance = rollout.relevance.clone()
+    for image, positions in enumerate(rollout.layout.images):
+        cells = through_tower(rollout.maps(image).per_token, trace, first + image)
+        relevance[:, positions] = torch.from_numpy(cells).flatten(1)
+    return replace(rollout, relevance=relevance)
 
 
 def tower_look(trace, image: int = 0) -> np.ndarray:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 
 from models.errors import SampleError
 from models.layout import TokenLayout
+from models.tower import TowerTrace
 from models.trace import AttentionTrace
 
 
@@ -17,6 +19,7 @@ class Answer:
 
     `trace` and `layout` belong to the whole generation; the first len(tokens) generated rows are this answer's.
     `unknown` are the words of the prompt that the tokenizer does not know and hands over as one and the same token.
+    `tower` is the vision tower's own trace, where it was asked for.
     """
 
     text: str
@@ -25,19 +28,30 @@ class Answer:
     trace: AttentionTrace
     layout: TokenLayout
     unknown: list[str]
+    tower: TowerTrace | None = None
 
 
 @torch.no_grad()
 def answer(
-    model, processor, images, prompt: str, *, max_new_tokens: int = 16, offload: bool = False, **generation
+    model,
+    processor,
+    images,
+    prompt: str,
+    *,
+    max_new_tokens: int = 16,
+    offload: bool = False,
+    tower: bool = False,
+    **generation,
 ) -> Answer:
     """Greedy answer (unless `generation` says otherwise) to one prompt about a list of RGB pictures, recorded.
 
+    `tower` records the vision tower as well; it costs memory for its queries and keys, and no time worth naming.
     Raises SampleError where the model ends at once, since an answer without a token looks nowhere.
     """
     inputs, layout = model.prepare(processor, images, prompt)
     options = {"do_sample": False, "max_new_tokens": max_new_tokens, **generation}
-    with AttentionTrace(model, offload=offload) as trace:
+    seen = TowerTrace(model, layout, offload=offload) if tower else None
+    with seen or nullcontext(), AttentionTrace(model, offload=offload) as trace:
         output = model.generate(**inputs, **options, return_dict_in_generate=True, output_logits=True)
     ids = output.sequences[0, layout.length :]
     count = answer_length(ids, generation.get("eos_token_id", model.generation_config.eos_token_id))
@@ -51,6 +65,7 @@ def answer(
         trace=trace,
         layout=layout,
         unknown=unknown_words(inputs["input_ids"][0].tolist(), layout, processor.tokenizer.unk_token_id),
+        tower=seen,
     )
 
 

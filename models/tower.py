@@ -77,20 +77,15 @@ class TowerTrace:
     """
 
     def __init__(self, model: PreTrainedModel, layout: TokenLayout | Sequence[TokenLayout], offload: bool = False):
-        _, modules = attention_stack(model, "tower")
-        if not hasattr(model, "tower_image"):
-            raise ValueError(
-                f"how the tower of {type(model).__name__} belongs to its image tokens is not known; "
-                "load LLaVA-1.5, Qwen2-VL or Qwen2.5-VL with models.load"
-            )
+        check_tower(model)
         layouts = [layout] if isinstance(layout, TokenLayout) else layout
         self.model, self.offload = model, offload
         self.images: list[TowerImage] = [model.tower_image(grid) for each in layouts for grid in each.grids]
         self.layers: range = model.tower_layers()
-        self.depth = len(modules)
+        self.depth = len(attention_stack(model, "tower")[1])
         self._ends = list(accumulate(image.length for image in self.images))
         self._seen = [0] * self.depth  # rows recorded of each layer
-        self._chunks: list[list[list[Chunk]]] = [[[] for _ in self.images] for _ in modules]  # per layer and image
+        self._chunks: list[list[list[Chunk]]] = [[[] for _ in self.images] for _ in self._seen]  # per layer and image
         self._scope = ExitStack()
 
     def __enter__(self) -> TowerTrace:
@@ -140,3 +135,13 @@ class TowerTrace:
             if inside.any():
                 out[:, inside, chunk.first : chunk.last] = chunk.weights(rows[inside] - chunk.first)[picked]
         return out[:, :, held.order]
+
+
+def check_tower(model: PreTrainedModel) -> None:
+    """Raises ValueError for a model without a tower, or with one that cannot be recorded or told apart by images."""
+    attention_stack(model, "tower")
+    if not hasattr(model, "tower_image"):
+        raise ValueError(
+            f"how the tower of {type(model).__name__} belongs to its image tokens is not known; "
+            "load LLaVA-1.5, Qwen2-VL or Qwen2.5-VL with models.load"
+        )
