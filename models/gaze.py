@@ -159,7 +159,7 @@ def salient_heads(
     similarity = gaze_similarity(weights, image, mask)
     largest = similarity.amax(-2, keepdim=True)
     relative = torch.where(largest > 0, similarity / largest, 0)
-    rank = relative.argsort(-2, descending=True, stable=True).argsort(-2)
+    rank = relative.argsort(dim=-2, descending=True, stable=True).argsort(dim=-2)
     return (relative > tau) & (rank < heads)
 
 
