@@ -1,0 +1,488 @@
+"""Scanpaths: three file formats, the way to a model's cells, and gaze over the shapes of a two-shapes set."""
+
+import filecmp
+import json
+import math
+import subprocess
+import sys
+from collections import Counter
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.scanpaths import Fixation, Scanpath, ScanpathError, line, read, to_cells
+from data.shapes import Shape, mask
+from data.twoshapes import LAYOUT
+from data.twoshapes import generate as generate_twoshapes
+from data.twoshapes import read as read_twoshapes
+from data.twoshapes_scanpaths import TARGETS, generate
+from models.layout import ImageGrid
+
+REPOSITORY = Path(__file__).parents[1]
+
+# 80 x 40 pixels, doubled, of which the middle square of 4 x 4 cells is seen: x from 20 to 60, cells of 10 pixels
+CROPPED = ImageGrid(rows=4, cols=4, width=80, height=40, cell=20, resized=(160, 80), offset=(40, 0))
+# 30 x 20 pixels, untouched, on 3 x 2 cells and padded on the right
+PADDED = ImageGrid(rows=2, cols=4, width=30, height=20, cell=10, resized=(30, 20))
+GRIDS = [CROPPED, PADDED]
+
+
+def write(folder, name, content):
+    path = folder / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
+
+
+def record(image="a.png", fixations=((1, 2),), **more):
+    return {"image": image, "units": "pixels", "fixations": [list(f) for f in fixations]} | more
+
+
+def path_of(units, *fixations):
+    """A scanpath of (x, y) or (x, y, duration)."""
+    return Scanpath(
+        "a.png", units, tuple(Fixation(i, *f[:2], f[2] if f[2:] else None, None) for i, f in enumerate(fixations))
+    )
+
+
+def reasons(cells):
+    return Counter(skip.reason for skip in cells.dropped)
+
+
+# Files
+
+
+def test_three_formats_say_the_same(tmp_path):
+    fixations = [{"x": 3.5, "y": 4, "duration": 200, "time": 0}, {"x": 1, "y": 2, "duration": 90.5, "time": 230}]
+    other = [{"x": 9, "y": 9, "duration": 1, "time": 2}]
+    records = [{"image": "a.png", "fixations": fixations}, {"image": "cats/b.png", "fixations": other}]
+    stated = [{**r, "units": "fractions"} for r in records]
+    files = [
+        write(tmp_path, "file.json", {"units": "fractions", "scanpaths": records}),
+        write(tmp_path, "list.json", stated),
+        write(tmp_path, "lines.jsonl", "\n".join(map(json.dumps, stated)) + "\n\n"),
+        write(tmp_path, "table.csv", "image,x,y,duration,time,units\na.png,3.5,4,200,0,fractions\n"
+              "cats/b.png,9,9,1,2,fractions\n\na.png, 1,2 ,90.5,230,fractions\n"),
+        write(tmp_path, "marked.csv", "time,image,y,x,duration,units\r\n0,a.png,4,3.5,200,fractions\r\n"
+              "230,a.png,2,1,90.5,fractions\r\n2,cats/b.png,9,9,1,fractions\r\n".encode("utf-8-sig")),
+    ]  # fmt: skip
+    first, *rest = (read(path) for path in files)
+    assert first.by_image == {
+        "a.png": Scanpath("a.png", "fractions", (Fixation(0, 3.5, 4, 200, 0), Fixation(1, 1, 2, 90.5, 230))),
+        "cats/b.png": Scanpath("cats/b.png", "fractions", (Fixation(0, 9, 9, 1, 2),)),
+    }
+    assert all(other == first for other in rest) and first.skipped == []
+
+
+def test_fixations_may_be_lists(tmp_path):
+    path = write(tmp_path, "a.json", [record(fixations=[(1, 2), (3, 4, 50), (5, 6, None)])])
+    assert [f[1:4] for f in read(path).by_image["a.png"].fixations] == [(1, 2, None), (3, 4, 50), (5, 6, None)]
+
+
+def test_time_sorts(tmp_path):
+    fixations = [(1, 1, 9, 300), (2, 2, 9, 100), (3, 3, 9), (4, 4, 9, 200), (5, 5, 9, 100)]
+    scanpath = read(write(tmp_path, "a.json", [record(fixations=fixations)])).by_image["a.png"]
+    assert [f.x for f in scanpath.fixations] == [2, 5, 4, 1, 3]
+    assert [f.number for f in scanpath.fixations] == [1, 4, 3, 0, 2]
+    assert [f.fault for f in scanpath.fixations] == [""] * 4 + ["no time, though others have one"]
+
+
+@pytest.mark.parametrize(
+    "stated, asked, expected",
+    [("pixels", None, "pixels"), (None, "patches", "patches"), ("fractions", "fractions", "fractions")],
+)
+def test_units_from_file_or_flag(tmp_path, stated, asked, expected):
+    for name, content in (
+        ("a.jsonl", json.dumps(record(units=stated))),
+        ("a.json", {"units": stated, "scanpaths": [record(units=None)]}),
+        ("a.csv", f"image,x,y,units\na.png,1,2,{stated or ''}\n"),
+    ):
+        assert read(write(tmp_path, name, content), units=asked).by_image["a.png"].units == expected
+
+
+BAD_LINES = {
+    '{"image": "b.png", "fixations": [': "line is not valid JSON",
+    "[" * 100_000: "line is not valid JSON",
+    "17": "record is not an object",
+    json.dumps({"units": "pixels", "fixations": []}): "no image name",
+    json.dumps(record("  ")): "no image name",
+    json.dumps(record(17)): "no image name",
+    json.dumps({"image": "b.png", "units": "pixels"}): "no list of fixations",
+    json.dumps(record("b.png") | {"fixations": {"x": 1}}): "no list of fixations",
+    json.dumps(record("b.png", units=None)): "units are not stated",
+    json.dumps(record("b.png", units="px")): "unknown units",
+    json.dumps(record("b.png", units=["pixels"])): "unknown units",
+    json.dumps(record("./a.png")): "image has a scanpath already",
+    json.dumps(record("../b.png")): "path leaves the data root",
+    json.dumps(record("/etc/passwd")): "path leaves the data root",
+    json.dumps(record("linked/b.png")): "path leaves the data root",
+    json.dumps(record(".")): "image name is no path",
+    json.dumps(record("b\0.png")): "image name is no path",
+    json.dumps(record("b\udc80.png")): "image name is no path",
+}
+
+
+def root_with_link(tmp_path):
+    (tmp_path / "root").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "root" / "linked").symlink_to(tmp_path / "elsewhere")
+    return tmp_path / "root"
+
+
+@pytest.mark.parametrize("bad, reason", BAD_LINES.items(), ids=range(len(BAD_LINES)))
+def test_bad_line_is_named_and_stops_nothing(tmp_path, bad, reason):
+    path = write(root_with_link(tmp_path), "a.jsonl", f"{json.dumps(record())}\n{bad}\n{json.dumps(record('c.png'))}\n")
+    found = read(path)
+    assert list(found.by_image) == ["a.png", "c.png"]
+    assert [skip.reason for skip in found.skipped] == [reason]
+    assert found.skipped[0].id.startswith("line 2") and found.skipped[0].id.isprintable()
+
+
+def test_skips_name_the_image(tmp_path):
+    path = write(tmp_path, "a.json", {"scanpaths": [record(), record("b.png", units="feet")]})
+    assert read(path).skipped == [("record 1 ('b.png')", "unknown units")]
+
+
+def test_line_that_is_not_text(tmp_path):
+    good = json.dumps(record()).encode()
+    found = read(write(tmp_path, "a.jsonl", good.replace(b"a.png", b"\xff.png") + b"\n" + good))
+    assert found.skipped == [("line 1", "line is not valid JSON")] and list(found.by_image) == ["a.png"]
+
+
+def test_units_other_than_the_ones_asked_for(tmp_path):
+    path = write(tmp_path, "a.jsonl", f"{json.dumps(record())}\n{json.dumps(record('b.png', units='patches'))}\n")
+    found = read(path, units="patches")
+    assert list(found.by_image) == ["b.png"]
+    assert found.skipped == [("line 1 ('a.png')", "units are not the ones asked for")]
+
+
+@pytest.mark.parametrize(
+    "row, reason",
+    [
+        (b"a.png,1", "row does not have one cell per column"),
+        (b"a.png,1,2,pixels,5", "row does not have one cell per column"),
+        (b",1,2,pixels", "no image name"),
+        (b"a.png,1,2,patches", "units change within an image"),
+        (b'"a.png"x,1,2,pixels', "line is not valid CSV"),
+        (b"a.png,1,\xff,pixels", "line is not UTF-8 text"),
+    ],
+)
+def test_bad_row_is_named_and_stops_nothing(tmp_path, row, reason):
+    path = write(tmp_path, "a.csv", b"image,x,y,units\na.png,1,2,pixels\n" + row + b"\na.png,3,4,pixels\n")
+    found = read(path)
+    assert [f.x for f in found.by_image["a.png"].fixations] == [1, 3]
+    assert found.skipped == [("line 3", reason)]
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("a.json", "{", "is not valid JSON"),
+        ("a.json", "[" * 100_000, "is not valid JSON"),
+        ("a.json", "{}", "holds no list of records"),
+        ("a.json", "7", "holds no list of records"),
+        ("a.csv", "", "has no column 'image'"),
+        ("a.csv", "image,x\n", "has no column 'y'"),
+        ("a.csv", "image,x,y,x\n", "has no column 'x', or two"),
+        ("a.csv", "image;x;y\n", "has no column 'image'"),
+        ("a.txt", "", "of no known kind; scanpaths come as .json, .jsonl, .csv"),
+    ],
+)
+def test_file_that_is_broken_as_a_whole(tmp_path, name, content, message):
+    with pytest.raises(ValueError, match=message):
+        read(write(tmp_path, name, content))
+
+
+def test_missing_file_and_unknown_units(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"gone.csv does not exist"):
+        read(tmp_path / "gone.csv")
+    with pytest.raises(ValueError, match="units 'feet' are unknown; choose pixels, fractions, patches"):
+        read(tmp_path / "gone.csv", units="feet")
+
+
+def test_empty_files_hold_nothing(tmp_path):
+    for name, content in (("a.json", "[]"), ("a.jsonl", ""), ("a.csv", "image,x,y\n")):
+        found = read(write(tmp_path, name, content))
+        assert found.by_image == {} and found.skipped == []
+
+
+def test_scanpath_of_a_picture(tmp_path, monkeypatch):
+    found = read(write(tmp_path, "a.jsonl", json.dumps(record("cats/a.png"))))
+    assert found.of(tmp_path / "cats" / "a.png").image == "cats/a.png"
+    monkeypatch.chdir(tmp_path / "..")
+    assert found.of(f"{tmp_path.name}/cats/../cats/a.png").image == "cats/a.png"
+    for missing in (tmp_path / "b.png", "/etc/passwd"):
+        with pytest.raises(ScanpathError, match=r"no scanpath for .*; the file has 1, such as: cats/a.png") as error:
+            found.of(missing)
+        assert error.value.reason == "no scanpath"
+
+
+def test_root_apart_from_the_file(tmp_path):
+    path = write(tmp_path, "a.jsonl", json.dumps(record("a.png")))
+    assert read(path, tmp_path / "pictures").of(tmp_path / "pictures" / "a.png").image == "a.png"
+
+
+# Cells
+
+
+def test_pixels_by_hand():
+    cells = to_cells(path_of("pixels", (20, 0), (29.9, 9.9), (30, 10), (59, 39), (19.9, 0), (60, 0), (80, 0)), CROPPED)
+    assert cells.points == [(0, 0), (0, 0), (1, 1), (3, 3)]
+    assert reasons(cells) == {"cropped away": 2, "outside the picture": 1}
+    assert cells.dropped[0] == ("a.png fixation 4", "cropped away")
+
+
+def test_fractions_by_hand():
+    cells = to_cells(
+        path_of("fractions", (0.25, 0), (0.5, 0.5), (0.74, 0.99), (0.1, 0.5), (1, 0.5), (0, -0.1)), CROPPED
+    )
+    assert cells.points == [(0, 0), (2, 2), (3, 3)]
+    assert reasons(cells) == {"cropped away": 1, "outside the picture": 2}
+
+
+def test_patches_by_hand():
+    cells = to_cells(path_of("patches", (0, 0), (3, 1), (2.9, 0.5), (4, 0), (0, 2), (-0.1, 0)), PADDED)
+    assert cells.points == [(0, 0), (3, 1), (2, 0)]
+    assert reasons(cells) == {"outside the grid": 3}
+
+
+@pytest.mark.parametrize(
+    "fixation, reason",
+    [
+        ([math.nan, 1], "x is not finite"),
+        ([1, math.inf], "y is not finite"),
+        ([1, 10**400], "y is not finite"),
+        ([None, 1], "no x or no y"),
+        ({"x": 1}, "no x or no y"),
+        (["left", 1], "x is not a number"),
+        ([True, 1], "x is not a number"),
+        ([[1], 1], "x is not a number"),
+        ([1, 1, -5], "duration is negative"),
+        ([1, 1, math.nan], "duration is not finite"),
+        ([1, 1, 5, "noon"], "time is not a number"),
+        ([1], "not a fixation"),
+        ([1, 2, 3, 4, 5], "not a fixation"),
+        ("1,2", "not a fixation"),
+    ],
+)
+def test_bad_fixations_are_dropped_by_reason(tmp_path, fixation, reason):
+    raw = record() | {"fixations": [[1, 1], fixation, [11, 1]]}
+    scanpath = read(write(tmp_path, "a.jsonl", json.dumps(raw))).by_image["a.png"]
+    assert to_cells(scanpath, PADDED) == ([(0, 0), (1, 0)], [("a.png fixation 1", reason)])
+
+
+def test_bad_cells_of_a_table(tmp_path):
+    path = write(tmp_path, "a.csv", "image,x,y,duration\na.png,nan,1,2\na.png,,1,2\na.png,1,1,-2\na.png,1,1,\n")
+    cells = to_cells(read(path, units="pixels").by_image["a.png"], PADDED)
+    assert cells.points == [(0, 0)]
+    assert [s.reason for s in cells.dropped] == ["x is not finite", "no x or no y", "duration is negative"]
+
+
+numbers = st.floats(-20, 100) | st.integers(-5, 85)
+
+
+@given(st.lists(st.tuples(numbers, numbers)), st.sampled_from(GRIDS), st.booleans())
+def test_counts_add_up_and_cells_are_the_grids(points, grid, trajectory):
+    cells = to_cells(path_of("pixels", *points), grid)
+    assert len(cells.points) + len(cells.dropped) == len(points)
+    seen = [grid.cell_at(x, y) for x, y in points]
+    assert cells.points == [(cell[1], cell[0]) for cell in seen if cell]
+    assert all(isinstance(number, int) for point in cells.points for number in point)
+    outside = sum(not (0 <= x < grid.width and 0 <= y < grid.height) for x, y in points)
+    assert reasons(cells)["outside the picture"] == outside
+    assert reasons(cells)["cropped away"] == seen.count(None) - outside
+
+
+@given(st.lists(st.tuples(st.integers(-8, 72), st.integers(-8, 72))), st.sampled_from([16, 64]))
+def test_fractions_are_pixels(points, side):
+    grid = ImageGrid(rows=4, cols=4, width=side, height=side, cell=4, resized=(16, 24), offset=(0, 4))
+    fractions = path_of("fractions", *((x / side, y / side) for x, y in points))
+    assert to_cells(fractions, grid) == to_cells(path_of("pixels", *points), grid)
+
+
+# Trajectories and durations
+
+
+def literal_line(start, end):
+    """Cells whose open square the segment between two cell centres meets, by exact clipping, in order of entry."""
+    found = []
+    for x in range(min(start[0], end[0]), max(start[0], end[0]) + 1):
+        for y in range(min(start[1], end[1]), max(start[1], end[1]) + 1):
+            enter, leave, misses = Fraction(0), Fraction(1), False
+            for cell, begin, stop in ((x, start[0], end[0]), (y, start[1], end[1])):
+                step = stop - begin
+                if step == 0:
+                    misses |= cell != begin
+                    continue
+                times = sorted((Fraction(cell - begin) + half) / step for half in (Fraction(-1, 2), Fraction(1, 2)))
+                enter, leave = max(enter, times[0]), min(leave, times[1])
+            if not misses and enter < leave:
+                found.append((enter, (x, y)))
+    return [cell for _, cell in sorted(found)]
+
+
+def test_line_by_hand():
+    assert line((0, 0), (3, 1)) == [(1, 0), (2, 1)]  # through the corner between (1, 0) and (2, 1)
+    assert line((0, 0), (2, 1)) == [(1, 0), (1, 1)]  # supercover: both cells of the middle column
+    assert line((0, 0), (3, 3)) == [(1, 1), (2, 2)]
+    assert line((2, 5), (2, 2)) == [(2, 4), (2, 3)]
+    assert line((1, 1), (1, 1)) == line((1, 1), (2, 2)) == line((1, 1), (0, 1)) == []
+
+
+@pytest.mark.parametrize("end", [(x, y) for x in range(-6, 7) for y in range(-5, 6) if (x, y) != (0, 0)])
+def test_line_is_every_crossed_cell_once(end):
+    cells = line((2, 3), (2 + end[0], 3 + end[1]))
+    assert cells == literal_line((2, 3), (2 + end[0], 3 + end[1]))[1:-1]
+    assert cells == line((2 + end[0], 3 + end[1]), (2, 3))[::-1]
+
+
+def test_trajectory():
+    scanpath = path_of("patches", (0, 0), (3, 1), (0, 1), (0, 1))
+    cells = to_cells(scanpath, PADDED, trajectory=True)
+    assert cells.points == [(0, 0), (1, 0), (2, 1), (3, 1), (2, 1), (1, 1), (0, 1), (0, 1)]
+
+
+def test_dropped_fixation_interrupts_the_path():
+    scanpath = path_of("patches", (0, 0), (9, 9), (3, 0), (1, 0))
+    assert to_cells(scanpath, PADDED, trajectory=True).points == [(0, 0), (3, 0), (2, 0), (1, 0)]
+
+
+def test_durations_become_weights():
+    scanpath = path_of("patches", (0, 0, 200), (3, 0, 100), (1, 1), (1, 1, 0), (0, 1, 7))
+    cells = to_cells(scanpath, PADDED, by_duration=True)
+    assert cells.points == [(0, 0, 200), (3, 0, 100), (0, 1, 7)] and reasons(cells) == {"no duration": 2}
+    between = to_cells(scanpath, PADDED, trajectory=True, by_duration=True)
+    assert between.points == [(0, 0, 200), (1, 0, 100), (2, 0, 100), (3, 0, 100), (0, 1, 7)]
+    assert to_cells(scanpath, PADDED).points == [(0, 0), (3, 0), (1, 1), (1, 1), (0, 1)]
+
+
+# Gaze over two shapes
+
+
+@pytest.fixture(scope="module")
+def twoshapes(tmp_path_factory):
+    root = tmp_path_factory.mktemp("made") / "data"
+    generate_twoshapes(root, 120, seed=3)
+    return root
+
+
+@pytest.fixture
+def root(twoshapes, tmp_path):
+    """A root with the same pictures, to write scanpaths into."""
+    (tmp_path / "root").mkdir()
+    for path in twoshapes.rglob("*.*"):
+        copy = tmp_path / "root" / path.relative_to(twoshapes)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.hardlink_to(path)
+    return tmp_path / "root"
+
+
+def covered(root, sample):
+    """Pixels [row, col] of a sample's first and second shape, drawn anew from the world's own numbers."""
+    shard, number = sample.id.split("/")
+    world = json.loads((root / LAYOUT / shard / "world_model.json").read_text())[int(number)]
+    shapes = [
+        Shape(
+            e["color"]["name"], e["shape"]["name"], *e["center"].values(), *e["shape"]["size"].values(), e["rotation"]
+        )
+        for e in world["entities"]
+    ]
+    shapes = shapes[::-1] if sample.reversed else shapes
+    assert (shapes[0].colour, shapes[0].shape) == (sample.first.colour, sample.first.shape)
+    return [mask(shape, 100) for shape in shapes]
+
+
+def test_generated_gaze_lies_where_it_should(root):
+    files, skipped = generate(root, count=6, seed=1)
+    assert list(files) == list(TARGETS) and skipped == []
+    found = {target: read(path, root) for target, path in files.items()}
+    samples, _ = read_twoshapes(root)
+    assert all(len(f.by_image) == len(samples) == 120 and not f.skipped for f in found.values())
+    for sample in samples:
+        shapes = dict(zip(TARGETS, covered(root, sample), strict=False))
+        for target in TARGETS:
+            scanpath = found[target].of(sample.image_path)
+            points = np.array([(f.x, f.y) for f in scanpath.fixations])
+            assert len(points) == 6 and all(150 <= f.duration <= 400 for f in scanpath.fixations)
+            times = [f.time for f in scanpath.fixations]
+            assert times == sorted(set(times)) and times[0] == 0
+            if target in shapes:
+                assert all(shapes[target][int(y), int(x)] for x, y in points), (sample.id, target)
+                assert not any(shapes[other][int(y), int(x)] for other in shapes if other != target for x, y in points)
+            else:
+                for left, top, right, bottom in (sample.first.box, sample.second.box):
+                    x, y = points.T
+                    assert ((x <= left - 9) | (x >= right + 9) | (y <= top - 9) | (y >= bottom + 9)).all(), sample.id
+
+
+def test_jitter_is_the_spread(root):
+    """In units of half the shorter side of the box; cut at the shape's edge, so less than asked for."""
+    spreads = {}
+    for jitter in (0.05, 0.3):
+        files, _ = generate(root, count=10, seed=1, jitter=jitter)
+        found = read(files["first"], root)
+        offsets = []
+        for sample in read_twoshapes(root)[0]:
+            left, top, right, bottom = sample.first.box
+            half = min(right - left, bottom - top) / 2
+            offsets += [
+                (np.array((f.x, f.y)) - sample.first.centre) / half for f in found.of(sample.image_path).fixations
+            ]
+        spreads[jitter] = np.std(offsets)
+        for path in files.values():
+            path.unlink()
+    assert spreads[0.05] < 0.15 and 0.2 < spreads[0.3] < 0.35  # a pixel itself is about a tenth of a half
+
+
+def test_same_seed_same_bytes_and_samples_stand_alone(root, tmp_path):
+    files, _ = generate(root, count=3, seed=5)
+    kept = {target: path.replace(tmp_path / path.name) for target, path in files.items()}
+    again, _ = generate(root, count=3, seed=5)
+    assert all(filecmp.cmp(again[target], kept[target], shallow=False) for target in TARGETS)
+    assert len({path.read_bytes() for path in kept.values()}) == 3
+    for path in again.values():
+        path.unlink()
+    (root / LAYOUT / "shard0" / "world-0.png").unlink()
+    fewer, skipped = generate(root, count=3, seed=5)
+    assert [skip.id for skip in skipped] == ["shard0/0"]
+    assert fewer["first"].read_text().splitlines() == kept["first"].read_text().splitlines()[1:]
+    for path in fewer.values():
+        path.unlink()
+    other, _ = generate(root, count=3, seed=6)
+    assert other["first"].read_bytes() != kept["first"].read_bytes()
+
+
+def test_no_room_is_named(root):
+    files, skipped = generate(root, clearance=0.9)
+    assert Counter(skip.reason for skip in skipped) == {"no room for gaze on the background": 120}
+    assert files["background"].read_text() == "" and len(read(files["first"], root).by_image) == 120
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [({"count": 0}, "count is 0"), ({"jitter": 0}, "jitter is 0"), ({"clearance": -1}, "clearance is -1")],
+)
+def test_bad_settings_get_a_clear_sentence(root, settings, message):
+    with pytest.raises(ValueError, match=message):
+        generate(root, **settings)
+    assert list(root.glob("*.jsonl")) == []
+
+
+def test_command(root):
+    def run():
+        command = [sys.executable, "-m", "data.scanpaths", "--data-root", root, "--count", "2"]
+        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+
+    done = run()
+    assert done.returncode == 0, done.stderr
+    written = [root / f"scanpaths-{target}.jsonl" for target in TARGETS]
+    assert done.stdout.split() == list(map(str, written)) and all(path.is_file() for path in written)
+    assert sorted(path.name for path in root.iterdir()) == [*sorted(p.name for p in written), "spatial_twoshapes"]
+    again = run()
+    assert again.returncode == 2 and "exists; move or remove it first" in again.stderr
