@@ -55,8 +55,7 @@ def attention_stack(model: PreTrainedModel, part: Part) -> tuple[PreTrainedModel
     kind = type(model).__name__
     if not modules or not stack._can_set_attn_implementation():
         raise ValueError(
-            f"the attention of {kind} does not go through transformers' attention interface, so it "
-            "cannot be recorded; supported families: LLaVA-1.5, Qwen2-VL, Qwen2.5-VL, Fuyu"
+            f"the attention of {kind} does not go through transformers' attention interface, so it cannot be recorded"
         )
     if stack.config._attn_implementation not in ("sdpa", NAME):
         raise ValueError(
@@ -72,13 +71,13 @@ def attention_stack(model: PreTrainedModel, part: Part) -> tuple[PreTrainedModel
 
 
 def vision_tower(model: PreTrainedModel) -> PreTrainedModel:
-    """The vision encoder. Raises ValueError for a model that has none."""
+    """The vision encoder. Raises ValueError for a model that has none, or has it under an unknown name."""
     for name in ("vision_tower", "visual"):
         if hasattr(model.base_model, name):
             return getattr(model.base_model, name)
     raise ValueError(
-        f"{type(model).__name__} has no vision tower, so there is none to record; "
-        "LLaVA-1.5, Qwen2-VL and Qwen2.5-VL have one (in Fuyu patches enter the decoder directly)"
+        f"no vision tower of {type(model).__name__} is known, so there is none to record; known are those of "
+        "LLaVA-1.5, Qwen2-VL and Qwen2.5-VL (Fuyu has none: its patches enter the decoder directly)"
     )
 
 

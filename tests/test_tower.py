@@ -21,7 +21,7 @@ from models.layout import ImageGrid
 from models.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 from models.tower import Chunk, TowerTrace
 from models.trace import AttentionTrace
-from tests.families import FAMILIES, fuyu, fuyu_processor, qwen
+from tests.families import FAMILIES, fuyu, fuyu_processor
 from tests.models import llava, llava_processor, picture
 
 TOWERS = ("llava", "qwen2_vl", "qwen2_5_vl")
@@ -228,14 +228,28 @@ def test_recording_changes_nothing(prepared):
 
 
 @torch.no_grad()
-def test_offload_and_half_precision(prepared):
+def test_offload_gives_the_same(prepared):
     model, inputs, layouts = prepared
     whole = record(model, inputs, layouts)
     with TowerTrace(model, layouts, offload=True) as trace:
         model(**inputs)
     assert torch.equal(trace.weights(0, 1), whole.weights(0, 1))
-    chunk = trace.chunks(0)[0]
-    assert chunk.query.device.type == chunk.key.device.type == "cpu"
+
+
+@pytest.mark.parametrize("family", TOWERS)
+@torch.no_grad()
+def test_half_precision_is_within_a_hundredth(family):
+    """bf16 weights, computed in float32 from bf16 queries and keys, against eager attention in bf16.
+
+    Of the first layer: later ones are handed other hidden states under eager, whose output is rounded otherwise.
+    """
+    model, inputs, layouts = build(family)
+    model.to(torch.bfloat16)
+    inputs["pixel_values"] = inputs["pixel_values"].bfloat16()
+    trace = record(model, inputs, layouts)
+    for image, (expected, *_) in enumerate(eager_matrices(model, inputs, layouts)):
+        ours = trace.weights(0, image)
+        assert ours.dtype == torch.float32 and (ours - expected).norm() / expected.norm() <= 1e-2
 
 
 @torch.no_grad()
@@ -309,7 +323,7 @@ def test_misuse_is_explained():
 def test_towers_that_cannot_be_recorded_are_refused():
     model = fuyu()
     _, layout = model.prepare(fuyu_processor(), [picture()], PROMPTS[0])
-    with pytest.raises(ValueError, match="FuyuForCausalLM has no vision tower"):
+    with pytest.raises(ValueError, match="no vision tower of FuyuForCausalLM is known"):
         TowerTrace(model, layout)
     model = llava()
     _, layout = model.prepare(llava_processor(), [picture()], PROMPTS[0])
@@ -338,20 +352,6 @@ def test_tower_without_class_token():
     grid = ImageGrid(rows=4, cols=4, width=56, height=56, cell=14, resized=(56, 56))
     held = model.tower_image(grid)
     assert held.length == 16 and held.cells.flatten().tolist() == list(range(16))
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@torch.no_grad()
-def test_on_a_gpu_in_half_precision():
-    """bf16 maps on the GPU against the float32 ones of the same model on the CPU."""
-    model = qwen("2.5")
-    inputs, layouts = model.prepare(FAMILIES["qwen2_5_vl"][1](), PICTURES, PROMPTS)
-    expected = tower_look(record(model, inputs, layouts))
-    model = model.to("cuda", torch.bfloat16)
-    inputs = {name: value.cuda() for name, value in inputs.items()}
-    inputs["pixel_values"] = inputs["pixel_values"].bfloat16()
-    ours = tower_look(record(model, inputs, layouts))
-    assert np.linalg.norm(ours - expected) / np.linalg.norm(expected) <= 0.05
 
 
 @pytest.mark.parametrize("family", TOWERS)
@@ -419,4 +419,4 @@ def test_script_refuses_a_model_without_a_tower(tmp_path, capsys):
     )  # fmt: skip
     with pytest.raises(SystemExit, match="2"):
         rollout_llava.main(config)
-    assert "FuyuForCausalLM has no vision tower" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert "no vision tower of FuyuForCausalLM is known" in capsys.readouterr().err and not (tmp_path / "out").exists()
