@@ -29,7 +29,10 @@ def load(
     load_8bit: bool = False,
     revision: str | None = None,
 ):
-    """(model, processor) of an embedded checkpoint, a folder or a hub id; see `models.loading.load`."""
+    """(model, processor) of an embedded checkpoint, a folder or a hub id; see `models.loading.load`.
+
+    Families that are not in FAMILIES load too, with a warning, if they can be recorded; see `models.unpatched`.
+    """
     from models.loading import load as load_now  # transformers takes seconds to import; `import models` must not
 
     return load_now(name, device, dtype, load_4bit, load_8bit, revision)

@@ -29,9 +29,10 @@ SUPPORTED = (
 def load(name, device="auto", dtype="auto", load_4bit=False, load_8bit=False, revision=None):
     """(model, processor), the model in eval mode under SDPA.
 
-    `name` is an embedded checkpoint, a folder or a hub id; the family is read from its config. `device` "auto" spreads
-    the model over the GPUs there are, or takes the CPU; `dtype` "auto" is the checkpoint's own on a GPU and float32 on
-    a CPU, where half precision is slow. Weights come from safetensors only and no code of a checkpoint is run.
+    `name` is an embedded checkpoint, a folder or a hub id; the family is read from its config. A family that has no
+    file here is tried out on a blank picture and loads with a UserWarning of what is not known of it. `device` "auto"
+    spreads the model over the GPUs there are, or takes the CPU; `dtype` "auto" is the checkpoint's own on a GPU and
+    float32 on a CPU, where half precision is slow. Weights come from safetensors only and no code of a checkpoint runs.
     Raises ValueError for a setting or checkpoint that does not work, FileNotFoundError for a name that leads nowhere.
     """
     path = locate(name)
@@ -40,15 +41,14 @@ def load(name, device="auto", dtype="auto", load_4bit=False, load_8bit=False, re
         raise ValueError(f"dtype {dtype!r} is unknown; choose auto, {', '.join(DTYPES)}")
     number = DTYPES.get(dtype, torch.float32 if where == {"": "cpu"} else "auto")
     quantization = quantized(load_4bit, load_8bit, where)
-    config = read_config(path, name, revision)
-    patched = config.model_type in FAMILIES
-    module, class_name = FAMILIES.get(config.model_type, ("models.unpatched", None))
-    family = importlib.import_module(module)
-    processor = read_processor(family, path, name, config, revision)
-    model_class = getattr(family, class_name) if patched else family.model_class(config, processor)
     with quiet():
+        config = read_config(path, name, revision)
+        patched = config.model_type in FAMILIES
+        module, class_name = FAMILIES.get(config.model_type, ("models.unpatched", None))
+        family = importlib.import_module(module)
+        processor = read_processor(family, path, name, config, revision)
         model = read_weights(
-            model_class,
+            getattr(family, class_name) if patched else family.model_class(config, processor),
             path,
             name,
             config=config,
@@ -56,20 +56,29 @@ def load(name, device="auto", dtype="auto", load_4bit=False, load_8bit=False, re
             device_map=where,
             quantization_config=quantization,
             revision=revision,
-        )
+        ).eval()
         check = check_together if patched else check_unpatched
-        check(model.eval(), processor, name)
+        check(model, processor, name)
+    if not patched:
+        warnings.warn(
+            f"{name!r} is of the family {config.model_type!r}, whose image grid is not known: attention and rollout "
+            "are exact, but maps are flat over the image tokens and there is no overlay "
+            f"(known grids: {', '.join(FAMILIES)})",
+            stacklevel=3,
+        )
     return model, processor
 
 
 @contextmanager
 def quiet():
-    """No progress bar and no printed load report: what is wrong with a checkpoint is raised instead."""
+    """No progress bar, no printed load report, no word on the age of a file: what is wrong is raised instead."""
     level, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # published configs keep names that are deprecated by now
+            yield
     finally:
         transformers_logging.set_verbosity(level)
         if bar:
@@ -97,6 +106,9 @@ def read_weights(model_class, path: str, name: str, **settings):
         )
     except (SafetensorError, OSError) as error:
         raise ValueError(f"the weights of {name!r} cannot be read (safetensors only): {first_line(error)}") from error
+    except ValueError as error:  # a part of the model that has no SDPA attention
+        sentence = first_line(error).split(". ")[0]
+        raise ValueError(f"{name!r} cannot be built under SDPA attention: {sentence}; {SUPPORTED}") from error
     check_keys(name, info)
     return model
 
@@ -111,17 +123,14 @@ def check_together(model, processor, name: str) -> None:
 
 
 def check_unpatched(model, processor, name: str) -> None:
-    """Warns of what is not known of a family without a file here. Raises ValueError where it cannot be recorded."""
-    kind = f"{name!r} is of the family {model.config.model_type!r}"
+    """A family without a file here can be recorded, tried on a blank picture. Raises ValueError where it cannot."""
     try:
         check_recording(model, processor)
     except Exception as error:  # nobody has tried this family here; whatever goes wrong is the family's
-        raise ValueError(f"{kind}, which cannot be recorded: {first_line(error)}; {SUPPORTED}") from error
-    warnings.warn(
-        f"{kind}, whose image grid is not known: attention and rollout are exact, but maps are flat over the image "
-        f"tokens and there is no overlay (known grids: {', '.join(FAMILIES)})",
-        stacklevel=4,
-    )
+        raise ValueError(
+            f"{name!r} is of the family {model.config.model_type!r}, which cannot be recorded: {first_line(error)}; "
+            f"{SUPPORTED}"
+        ) from error
 
 
 def locate(name: str) -> str:

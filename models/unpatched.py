@@ -144,8 +144,10 @@ def check_config(config) -> str | None:
     """
     if config is None:
         return f"transformers {transformers.__version__} does not know"
-    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING or type(config) not in PROCESSOR_MAPPING:
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return "is not a model of images and text"
+    if type(config) not in PROCESSOR_MAPPING:
+        return f"has no processor in transformers {transformers.__version__}"
     if config.is_encoder_decoder or config.get_text_config(decoder=True).is_encoder_decoder:
         return "has an encoder and a decoder, whose attention to the image is another one"
     if getattr(config, "image_token_id", None) is None:

@@ -105,6 +105,36 @@ def internvl():
     return transformers.InternVLForConditionalGeneration(config), processor
 
 
+def mllama():
+    """Looks at its image in a layer of cross-attention."""
+    vision = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_global_layers": 1, "image_size": 56,
+        "attention_heads": 4, "patch_size": 14, "vision_output_dim": 64, "intermediate_layers_indices": [0],
+        "max_num_tiles": 4,
+    }  # fmt: skip
+    text = text_config("mllama_text_model", cross_attention_layers=[1])
+    config = transformers.MllamaConfig(vision_config=vision, text_config=text, image_token_index=4)
+    specials = ["<pad>", "<s>", "</s>", "<|python_tag|>", "<|image|>"]
+    tokenizer = word_level(specials, **MARKS)
+    images = transformers.MllamaImageProcessorPil(size={"height": 56, "width": 56}, max_image_tiles=4)
+    template = TEMPLATE.replace("<image>", "<|image|>")
+    processor = transformers.MllamaProcessor(images, tokenizer, chat_template=template)
+    return transformers.MllamaForConditionalGeneration(config), processor
+
+
+def paligemma():
+    """Its processor writes into the prompt, and the prompt is read in both directions."""
+    images = transformers.SiglipImageProcessorPil(size={"height": 56, "width": 56})
+    images.image_seq_length = 16
+    tokenizer = word_tokenizer()
+    processor = transformers.PaliGemmaProcessor(images, tokenizer, chat_template=TEMPLATE)
+    config = transformers.PaliGemmaConfig(
+        vision_config=SIGLIP | {"vision_use_head": False, "projection_dim": 64}, projection_dim=64,
+        text_config=text_config("gemma", head_dim=16, vocab_size=len(tokenizer)), image_token_index=4,
+    )  # fmt: skip
+    return transformers.PaliGemmaForConditionalGeneration(config), processor
+
+
 UNPATCHED = {each.__name__: each for each in (llava_next, llava_onevision, qwen3_vl, idefics3, internvl)}
 
 
