@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from analysis import rollout as module
+from analysis.errors import Unmeasurable
 from analysis.rollout import rollout
 from analysis.shares import image_share
 from models.layout import ImageGrid
@@ -53,6 +54,16 @@ def test_two_layers_by_hand():
     result = rollout(PlantedTrace(attention, prompt_length=3), planted_layout(3, [0, 1]))
     assert result.relevance.tolist() == [[0.25, 0.25, 0.5]]
     assert result.per_token.tolist() == [[[0.25, 0.25]]]
+
+
+def test_image_tokens_without_a_grid_are_one_row():
+    """As above, for a layout that does not know how its tokens lie in the picture."""
+    attention = torch.eye(3).repeat(1, 1, 1, 1)
+    attention[0, 0, 2] = torch.tensor([0.25, 0.5, 0.25])
+    layout = planted_layout(3, [0, 1])
+    layout.grids = (None,)
+    result = rollout(PlantedTrace(attention, prompt_length=3), layout, residual=0)
+    assert result.per_token.tolist() == [[[0.25, 0.5]]] and result.mean.shape == result.max.shape == (1, 2)
 
 
 @pytest.mark.parametrize("block_elements", [1, 50, 10**6])
@@ -134,5 +145,6 @@ def test_bad_settings_are_explained():
         rollout(trace, layout, rows="both")
     with pytest.raises(ValueError, match="residual weight 1.0 is out of range"):
         rollout(trace, layout, residual=1.0)
-    with pytest.raises(ValueError, match="no generated token has a row under the convention 'query': 1 token"):
+    with pytest.raises(Unmeasurable, match="no generated token has a row under the convention 'query': 1 token") as met:
         rollout(trace, layout, rows="query")
+    assert met.value.reason == "no query row"

@@ -1,0 +1,105 @@
+"""What an answer leaves behind: several pictures of one prompt, a grid that nobody knows; and the loop over samples."""
+
+import csv
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from analysis.errors import Unmeasurable
+from analysis.gallery import COLUMNS, Look, report_answer, save_answer
+from analysis.results import RunFolder
+from analysis.rollout import Rollout, rollout
+from analysis.samples import measure_each
+from models.answer import answer
+from models.layout import ImageGrid
+from tests.families import qwen, qwen_processor
+from tests.models import picture
+
+OVERLAYS = ["overlay_max.png", "overlay_mean.png", "overlay_tokens.png"]
+
+
+def test_without_a_grid_there_are_maps_and_shares_but_no_overlays(tmp_path):
+    relevance = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.5, 0.3, 0.1, 0.1]])
+    layout = SimpleNamespace(images=(torch.tensor([0, 1, 2]),), grids=(None,))
+    run = RunFolder.create(tmp_path / "run", {}, ())
+    folder = save_answer(
+        run, "a", [picture()], ["red", "circle"], Rollout(relevance, "predicting", layout), [0.6, 0.9], Look()
+    )
+    assert sorted(path.name for path in folder.iterdir()) == ["image_share.png", "maps.npz"]
+    with np.load(folder / "maps.npz") as maps:
+        np.testing.assert_array_equal(maps["per_token"], np.float32([[[0.1, 0.2, 0.3]], [[0.5, 0.3, 0.1]]]))
+        np.testing.assert_array_equal(maps["max"], np.float32([[0.5, 0.3, 0.3]]))
+        assert maps["cells"].shape == (1, 3, 4) and maps["image_size"].shape == maps["offset"].shape == (2,)
+        for name in ("cells", "image_size", "resized", "offset", "cell"):
+            assert np.isnan(maps[name]).all(), name
+
+
+def test_a_known_and_an_unknown_grid_in_one_prompt(tmp_path):
+    """The first picture has a grid and is drawn; the second has none; neither spoils the other."""
+    grid = ImageGrid(rows=1, cols=2, width=20, height=10, cell=10, resized=(20, 10))
+    layout = SimpleNamespace(images=(torch.tensor([0, 1]), torch.tensor([2, 3, 4])), grids=(grid, None))
+    rolled = Rollout(torch.full((1, 5), 0.2), "query", layout)
+    run = RunFolder.create(tmp_path / "run", {}, ())
+    folder = save_answer(run, "a", [picture(20, 10), picture(8, 8)], ["red"], rolled, [1.0], Look())
+    assert sorted(path.name for path in folder.iterdir()) == ["image_share.png", "maps-1.npz", "maps.npz", *OVERLAYS]
+
+
+def test_two_pictures_in_one_prompt_of_qwen(tmp_path):
+    """Each gets its own grid and files; the shares of both together are the one share of the row."""
+    model, processor = qwen(), qwen_processor()
+    pictures = [picture(140, 56), picture(56, 168)]
+    said = answer(model, processor, pictures, "what is left ?", max_new_tokens=3)
+    rolled = rollout(said.trace, said.layout, tokens=3)
+    run = RunFolder.create(tmp_path / "run", {}, COLUMNS)
+    sample = SimpleNamespace(name="a", path="a.png", prompt="what is left ?", gold="")
+    row = report_answer(run, sample, pictures, said, rolled, Look())
+    assert set(row) == set(COLUMNS) and row["tokens"] == 3 and 0 < row["image_share"] < 1
+    for suffix, shape, size in (("", (2, 5), (560, 224)), ("-1", (6, 2), (168, 504))):
+        with np.load(run.folder / "a" / f"maps{suffix}.npz") as maps:
+            assert maps["per_token"].shape == (3, *shape)
+        with Image.open(run.folder / "a" / f"overlay_mean{suffix}.png") as drawn:
+            assert drawn.size == size  # 4 and 3 times the pictures: the longer side has at least 480 pixels
+
+
+class BadSample(ValueError):
+    reason = "image empty"
+
+
+def test_each_sample_is_measured_or_counted_by_its_reason(tmp_path, capsys):
+    samples = [SimpleNamespace(name=name) for name in "abcd"]
+
+    def measure(sample):
+        if sample.name == "b":
+            raise BadSample("image b is empty")
+        if sample.name == "c":
+            raise Unmeasurable("no query row", "no generated token has a row")
+        return {"share": ord(sample.name)}
+
+    run = RunFolder.create(tmp_path / "run", {}, ("share",))
+    rows = measure_each(run, samples, measure, (BadSample,), unusable=[("z", "no caption")])
+    assert rows == [{"share": 97}, {"share": 100}]
+    run.finish({})
+    assert json.loads((run.folder / "summary.json").read_text()) == {
+        "n": 2, "skipped": {"no caption": 1, "image empty": 1, "no query row": 1},
+    }  # fmt: skip
+    with open(run.folder / "samples.csv", newline="") as file:
+        assert [(row["sample"], row["share"], row["skipped"]) for row in csv.DictReader(file)] == [
+            ("z", "", "no caption"), ("a", "97", ""), ("b", "", "image empty"), ("c", "", "no query row"),
+            ("d", "100", ""),
+        ]  # fmt: skip
+    said = capsys.readouterr().err
+    assert "skipped b: image b is empty" in said and "skipped c: no generated token has a row" in said
+
+
+def test_an_error_that_is_not_of_the_sample_ends_the_run(tmp_path):
+    def measure(sample):
+        raise BadSample("a fault of the program")
+
+    run = RunFolder.create(tmp_path / "run", {}, ())
+    with pytest.raises(BadSample, match="a fault of the program"):
+        measure_each(run, [SimpleNamespace(name="a")], measure)
+    assert run.done == 0 and not run.skipped
