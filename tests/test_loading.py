@@ -11,6 +11,8 @@ from transformers.utils import logging
 import models
 from models.answer import answer, answer_length
 from models.loading import describe
+from models.trace import AttentionTrace
+from tests.families import FAMILIES
 from tests.models import llava, llava_config, llava_processor, picture
 
 logging.disable_progress_bar()
@@ -168,6 +170,57 @@ def test_sliding_window_is_refused(stock, tmp_path):
     folder = copy(stock, tmp_path, text_config={"model_type": "mistral", "sliding_window": 16})
     with pytest.raises(ValueError, match="uses sliding-window attention"):
         models.load(str(folder))
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family_folder(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    model, processor = FAMILIES[request.param]
+    model().save_pretrained(folder)
+    processor().save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["eager", "flash_attention_2"])
+def test_attention_that_a_config_asks_for_is_not_followed(family_folder, tmp_path, attention):
+    """Whatever the file says, the model comes under SDPA and can be recorded, flash installed or not."""
+    folder = copy(family_folder, tmp_path, attn_implementation=attention, _attn_implementation=attention)
+    model, processor = models.load(str(folder))
+    inputs, _ = model.prepare(processor, [picture()], "what ?")
+    with AttentionTrace(model) as trace:
+        model(**inputs)
+    assert trace.length == inputs["input_ids"].shape[1]
+
+
+def test_attention_that_a_user_forces_is_refused(family_folder):
+    model, processor = models.load(str(family_folder))
+    inputs, _ = model.prepare(processor, [picture()], "what ?")
+    model.set_attn_implementation("eager")
+    sentence = (
+        "attn_implementation='eager'; recording needs 'sdpa' \\(call model.set_attn_implementation\\('sdpa'\\)\\)"
+    )
+    with pytest.raises(ValueError, match=sentence), AttentionTrace(model):
+        pass
+    model.get_decoder().config._attn_implementation = "flash_attention_2"  # not installed here, so set by hand
+    with pytest.raises(ValueError, match="attn_implementation='flash_attention_2'; recording"), AttentionTrace(model):
+        pass
+    model.set_attn_implementation("sdpa")  # what the sentence says to do
+    with torch.no_grad(), AttentionTrace(model) as trace:
+        model(**inputs)
+    assert trace.length == inputs["input_ids"].shape[1]
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl"])
+def test_sliding_window_of_a_patched_family_is_refused(tmp_path, name):
+    """Switched on; folders where it is named but switched off are in test_stock_folders.py."""
+    FAMILIES[name][0]().save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    del fields["text_config"]["layer_types"]
+    fields["text_config"] |= {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match="uses sliding-window attention, whose cache forgets the image tokens"):
+        models.load(str(tmp_path))
 
 
 def test_settings_fail_before_the_model_loads(stock):
