@@ -3,8 +3,9 @@
     python attention_rollout_fuyu.py --image photo.jpg --prompt "describe the image ."
     python attention_rollout_fuyu.py --data-root data/generated/twoshapes --limit 4
 
-Fuyu has no vision tower: patches of 30 pixels go straight into the decoder, from the top left of the picture at its own
-size (shrunk only above the processor's limit), so a patch of the map is a square of the picture.
+Fuyu has no vision tower: patches go straight into the decoder, row by row from the top left of the picture at its own
+size, shrunk only above the processor's limit (Fuyu-8B: 30 pixels a patch, limit 1920 x 1080; the embedded model 8 and
+96 x 96), so a patch of the map is a square of the picture.
 Per picture: overlays of the mean and the maximum over the answer's tokens, a strip with one overlay per token, the
 share of attention on the image, and the raw maps (maps.npz). Beside them samples.csv, summary.json, settings.json.
 The weights of Fuyu-8B alone are 19 GB in half precision.

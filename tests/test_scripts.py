@@ -212,7 +212,7 @@ def test_wrong_use_is_one_sentence_and_status_2(name, capsys, monkeypatch, tmp_p
 @pytest.mark.parametrize(
     "changes, sentence",
     [
-        ({"model_type": "bert"}, "is of the family 'bert'; supported are llava"),
+        ({"model_type": "bert"}, "is of the family 'bert', which is not a model of images and text; supported"),
         ({"text_config": {"model_type": "mistral", "sliding_window": 8}}, "uses sliding-window attention"),
     ],
 )
