@@ -35,7 +35,8 @@ from models.loading import describe
 @dataclass(frozen=True)
 class Config(LoadFlags, RolloutFlags, SampleFlags):
     model: str = "tiny-fuyu"
-    """Embedded model, folder, or hub id such as adept/fuyu-8b; a model of another family works too."""
+    """Embedded model, folder, or hub id such as adept/fuyu-8b. The family may be any of LLaVA-1.5, Qwen2-VL,
+    Qwen2.5-VL and Fuyu; others that can be recorded give maps without overlays."""
     blur: float = 0.3
     """Standard deviation of the overlay's blur, in patches: light, as each patch was read by itself."""
 

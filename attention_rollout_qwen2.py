@@ -37,7 +37,8 @@ from models.tower import check_tower
 @dataclass(frozen=True)
 class Config(LoadFlags, RolloutFlags, SampleFlags):
     model: str = "tiny-qwen2.5-vl"
-    """Embedded model, folder, or hub id such as Qwen/Qwen2.5-VL-3B-Instruct; a model of another family works too."""
+    """Embedded model, folder, or hub id such as Qwen/Qwen2.5-VL-3B-Instruct. The family may be any of LLaVA-1.5,
+    Qwen2-VL, Qwen2.5-VL and Fuyu; others that can be recorded give maps without overlays."""
     through_tower: bool = False
     """Also draw where the vision tower looked for the image tokens that the answer looked at (files with -tower)."""
 

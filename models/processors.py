@@ -9,21 +9,24 @@ import numpy as np
 import torch
 from transformers import FuyuProcessor, Qwen2_5_VLProcessor, Qwen2VLProcessor
 from transformers.models.fuyu.image_processing_pil_fuyu import FuyuImageProcessorPil
-from transformers.processing_utils import ProcessorMixin
 
 
-class _ImageText:
-    """A Qwen processor for images and text. The stock one also needs a video processor, which needs torchvision.
+class WithoutVideo:
+    """Mixed into a stock processor of images, text and videos: leaves out videos, which need torchvision."""
 
-    transformers reads the sub-processors off the signature of __init__, so leaving `video_processor` out of it is
-    what leaves it out of loading and saving.
-    """
+    @classmethod
+    def get_attributes(cls):
+        # override: transformers builds, loads and saves the sub-processors that are listed here.
+        return [name for name in super().get_attributes() if name != "video_processor"]
 
-    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
-        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
-        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
-        self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
-        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+    @classmethod
+    def from_args_and_dict(cls, args, processor_dict, **kwargs):
+        # override: the video section of a folder is left out too, and a constructor may insist on being told of none.
+        return super().from_args_and_dict(args, processor_dict | {"video_processor": None}, **kwargs)
+
+
+class _ImageText(WithoutVideo):
+    """A Qwen processor for images and text that writes the folders which the stock one reads."""
 
     def save_pretrained(self, save_directory, **kwargs):
         # override: with torchvision the stock class refuses a folder without a video section, so one is written.

@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, PROCESSOR_MAPPING, ProcessorMixin
 
 from models.attention import attention_stack
+from models.processors import WithoutVideo
 from models.trace import AttentionTrace
 from models.vlm import VisionLanguageModel, check_template
 
@@ -108,12 +109,14 @@ def model_class(config, processor) -> type[UnpatchedModel]:
 def load_processor(path: str, config, **kwargs) -> ProcessorMixin:
     """The family's processor, for images and text only: video processors need torchvision.
 
-    Raises ValueError where the rest needs torchvision too, or cannot render a prompt.
+    Raises ValueError where the rest needs torchvision too, or cannot render a prompt; ImportError for other packages.
     """
     stock = PROCESSOR_MAPPING[type(config)]
     try:
         processor = image_text(stock).from_pretrained(path, **kwargs)
     except ImportError as error:
+        if "torchvision" not in str(error).lower():
+            raise
         raise ValueError(
             f"{stock.__name__} needs torchvision, and this project does without; choose a checkpoint of another family"
         ) from error
@@ -125,16 +128,8 @@ def load_processor(path: str, config, **kwargs) -> ProcessorMixin:
 
 
 def image_text(stock: type[ProcessorMixin]) -> type[ProcessorMixin]:
-    """A processor class without its video processor, under the same name."""
-
-    class ImageText(stock):
-        @classmethod
-        def get_attributes(cls):
-            # override: transformers builds the sub-processors that are listed here.
-            return [name for name in stock.get_attributes() if name != "video_processor"]
-
-    ImageText.__name__ = stock.__name__
-    return ImageText
+    """A stock processor class without its video processor, under the same name."""
+    return type(stock.__name__, (WithoutVideo, stock), {})
 
 
 def check_config(config) -> str | None:
