@@ -5,7 +5,7 @@
 
 Which of the two it is stands in the model's config. Both see the whole picture, whatever its shape: resized to whole
 cells of 2 x 2 merged patches. Released models keep its size within wide limits (a cell is 28 pixels, more picture is
-more cells); the embedded ones bring every picture to about 96 x 96 pixels.
+more cells); the embedded ones bring every picture to the area of 96 x 96 pixels.
 Per picture: overlays of the mean and the maximum over the answer's tokens, a strip with one overlay per token, the
 share of attention on the image, and the raw maps (maps.npz). Beside them samples.csv, summary.json, settings.json.
 --through-tower adds what lies behind the image tokens: the same maps, handed on to where the vision tower looked.
