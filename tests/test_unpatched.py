@@ -1,11 +1,7 @@
 """Families that have no file here: recorded exactly and their words found, or refused in one sentence."""
 
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import transformers
@@ -19,7 +15,6 @@ from models.unpatched import check_recording, unexpand
 from tests.models import picture
 from tests.unpatched import UNPATCHED, llava_next, mllama, paligemma, save, text_config
 
-ROOT = Path(__file__).parent.parent
 PROMPTS = ["is the red circle left of the Red square ?", "what is red ?"]
 PICTURES = [[picture(90, 70), picture(60, 130, seed=1)], [picture(60, 90, seed=2)]]
 TINY = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 3, "d_model": 64, "n_heads": 4, "n_layers": 3}
@@ -206,30 +201,3 @@ def test_weights_that_are_not_the_eager_models_are_refused(tmp_path):
     with pytest.raises(ValueError, match="attention weights are not the softmax of queries and keys"):
         check_recording(model, processor)
     assert layer.config._attn_implementation == "sdpa"
-
-
-def run_script(*arguments):
-    command = [sys.executable, ROOT / "attention_rollout_llava.py", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
-
-
-def test_script_from_folder_to_maps(tmp_path):
-    save(tmp_path / "model", llava_next)
-    picture(90, 70).save(tmp_path / "photo.png")
-    asked = ["--image", tmp_path / "photo.png", "--prompt", "where is the red circle ?", "--max-new-tokens", "3"]
-    done = run_script("--model", tmp_path / "model", *asked, "--out-dir", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    assert "of the family 'llava_next', whose image grid is not known" in done.stderr
-    (maps,) = (tmp_path / "out").rglob("maps*.npz")
-    with np.load(maps) as saved:
-        assert saved["per_token"].shape[:2] == (3, 1) and saved["per_token"].shape[2] > 16
-    assert not list((tmp_path / "out").rglob("overlay*"))
-
-
-def test_script_refuses_in_one_sentence(tmp_path):
-    transformers.LlamaConfig(**text_config()).save_pretrained(tmp_path)
-    picture().save(tmp_path / "photo.png")
-    done = run_script("--model", tmp_path, "--image", tmp_path / "photo.png", "--prompt", "what ?")
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("error: ") and "supported are llava, qwen2_vl, qwen2_5_vl, fuyu" in line
