@@ -65,7 +65,7 @@ class TokenLayout:
     prompt_start: int
     offsets: tuple[tuple[int, int], ...] = field(repr=False)
     images: tuple[torch.Tensor, ...] = field(repr=False)
-    grids: tuple[ImageGrid, ...] = ()
+    grids: tuple[ImageGrid | None, ...] = ()
 
     @property
     def image_positions(self) -> torch.Tensor:

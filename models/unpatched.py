@@ -17,8 +17,8 @@ from models.trace import AttentionTrace
 from models.vlm import VisionLanguageModel, check_template
 
 PLACED = "text_replacement_offsets"  # under this name a processor says which characters became image tokens
-TOLERANCE = {torch.float32: 1e-4}  # of a weight, against eager attention
-HALF_TOLERANCE = 5e-2
+TOLERANCE = {torch.float32: 1e-3}  # relative error of a layer's weights against eager attention
+HALF_TOLERANCE = 0.1  # two kernels drift apart from layer to layer; another formula would be further off
 
 
 class UnpatchedModel(VisionLanguageModel):
@@ -173,10 +173,12 @@ def check_recording(model: UnpatchedModel, processor) -> None:
         reference = model(**inputs, output_attentions=True).attentions
     finally:
         decoder.config._attn_implementation = "sdpa"
-    pairs = zip(range(trace.layers), reference, strict=True)
-    error = max(float((trace.weights(layer, slice(None)) - expected).abs().max()) for layer, expected in pairs)
+    error = 0.0
+    for layer, expected in zip(range(trace.layers), reference, strict=True):
+        difference = trace.weights(layer, slice(None)) - expected
+        error = max(error, float(difference.norm() / expected.float().norm()))
     if not error <= TOLERANCE.get(model.dtype, HALF_TOLERANCE):
         raise ValueError(
-            f"its attention weights are not the softmax of queries and keys: recomputed ones differ from eager "
-            f"attention's by {error:.2g}"
+            "its attention weights are not the softmax of queries and keys: recomputed ones differ from eager "
+            f"attention's by {error:.0%} in some layer"
         )

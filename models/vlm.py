@@ -24,8 +24,8 @@ class VisionLanguageModel:
         # keep random weights under the names that changed.
         return False
 
-    def image_grid(self, processor, width: int, height: int) -> ImageGrid:
-        """The grid of a picture of width x height original pixels after this family's processor."""
+    def image_grid(self, processor, width: int, height: int) -> ImageGrid | None:
+        """The grid of a picture of width x height original pixels after this family's processor; None if unknown."""
         raise TypeError(f"{type(self).__name__} does not define its image grid")
 
     def generate(self, *args, **kwargs):

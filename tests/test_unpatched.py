@@ -112,6 +112,15 @@ def test_answer_and_rollout_run(family):
     assert answer(model, processor, [], "what is red ?", max_new_tokens=1).layout.images == ()
 
 
+@torch.no_grad()
+def test_half_precision_is_accepted(family):
+    folder, _, _, _ = family
+    with pytest.warns(UserWarning, match="grid is not known"):
+        model, processor = models.load(str(folder), dtype="bfloat16")
+    assert model.dtype == torch.bfloat16
+    assert len(answer(model, processor, PICTURES[0], PROMPTS[0], max_new_tokens=2).tokens) == 2
+
+
 def test_unexpand_by_hand():
     """'ab<>cd<>e' where the first <> became five characters and the second one."""
     placed = [{"span": (2, 4), "new_span": (2, 7)}, {"span": (6, 8), "new_span": (9, 10)}]
