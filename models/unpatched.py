@@ -175,8 +175,9 @@ def check_recording(model: UnpatchedModel, processor) -> None:
         decoder.config._attn_implementation = "sdpa"
     error = 0.0
     for layer, expected in zip(range(trace.layers), reference, strict=True):
-        difference = trace.weights(layer, slice(None)) - expected
-        error = max(error, float(difference.norm() / expected.float().norm()))
+        weights = trace.weights(layer, slice(None))
+        expected = expected.to(weights)
+        error = max(error, float((weights - expected).norm() / expected.norm()))
     if not error <= TOLERANCE.get(model.dtype, HALF_TOLERANCE):
         raise ValueError(
             "its attention weights are not the softmax of queries and keys: recomputed ones differ from eager "
