@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+import models
 from data.shapes import Shape, draw
 from models.tiny import build_llava
-from models.tiny.packing import IGNORE, pack, segment_mask
+from models.tiny.packing import segment_mask
 from models.tiny.patches import PatchLabels
 from models.tiny.questions import KINDS, ask_amb, in_corner, place, relation, right
 from models.tiny.scenes import Layout, augment, mixed, permute_colours, render
@@ -31,11 +31,7 @@ def circle(x: float, y: float, colour: str = "red") -> Shape:
 @pytest.fixture(scope="module")
 def llava():
     """Model (float32) and processor as a user loads them; read only."""
-    model, loading = LlavaForConditionalGeneration.from_pretrained(
-        CHECKPOINT, dtype=torch.float32, output_loading_info=True
-    )
-    assert not loading["missing_keys"] and not loading["unexpected_keys"]
-    return model.eval(), AutoProcessor.from_pretrained(CHECKPOINT)
+    return models.load("tiny-llava")
 
 
 @pytest.mark.parametrize(
@@ -118,33 +114,9 @@ def test_segments_see_the_prefix_and_themselves():
     assert mask.tolist() == [[bool(seen) for seen in row] for row in expected]
 
 
-def test_packed_questions_are_read_as_if_asked_alone(llava):
-    model, processor = llava
-    vocabulary = processor.tokenizer.get_vocab()
-    picture = draw([circle(0.2, 0.3), Shape("blue", "square", 0.7, 0.6, 0.1, 0.1)], 100)
-    pairs = [("what colour is the square ?", "blue"), ("where is the red circle ?", "top left")]
-    prefix, (start, stop) = build_llava.prefix(vocabulary)
-    packed = pack(prefix, [pairs], vocabulary, build_llava.PAD)
-    for number, (question, answer) in enumerate(pairs, 1):
-        text = f"user : <image> {question} assistant : {answer} </s>"
-        alone = processor(images=picture, text=text, return_tensors="pt")
-        here = (packed.segment[0] == 0) | (packed.segment[0] == number)
-        assert packed.ids[0][here].tolist() == alone["input_ids"][0].tolist()
-        assert packed.positions[0][here].tolist() == list(range(alone["input_ids"].shape[1]))
-    with torch.no_grad():
-        embedded = model.get_input_embeddings()(packed.ids)
-        features = build_llava.features(model, alone["pixel_values"])
-        embedded[:, start:stop] = model.model.multi_modal_projector(features)
-        together = model(inputs_embeds=embedded, attention_mask=packed.mask.float(), position_ids=packed.positions)
-        expected = model(**alone).logits[0]
-    assert torch.allclose(together.logits[0][here], expected, atol=1e-4)
-    learnt = packed.targets[0] != IGNORE
-    assert packed.targets[0][learnt].tolist() == [vocabulary[w] for w in ("blue", "</s>", "top", "left", "</s>")]
-
-
 def test_fresh_tower_attends_to_its_neighbours():
     torch.manual_seed(0)
-    model = build_llava.build_model(200).eval()
+    model = build_llava.build_model(build_llava.build_tokenizer().get_vocab()).eval()
     tower = model.model.vision_tower
     tower.set_attn_implementation("eager")
     picture = draw([circle(0.5, 0.5)], 96)

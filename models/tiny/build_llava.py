@@ -27,6 +27,7 @@ PATCHES = SIDE // PATCH
 WIDTH = 128
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>", "<image>")  # ids 0..4
 PAD, BOS, EOS, UNK, IMAGE = range(5)
+AFTER_QUESTION, END = ("assistant", ":"), "</s>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }} : "
     "{% if message['content'] is string %}{{ message['content'] }} {% else %}"
@@ -111,10 +112,15 @@ def build_config(vocabulary: int) -> LlavaConfig:
     )
 
 
-def prefix(vocabulary: dict[str, int]) -> tuple[list[int], tuple[int, int]]:
-    """Token ids before the question, `<s> user : <image> ...`, and where (start, stop) the picture is among them."""
+def prefix(vocabulary: dict[str, int]) -> tuple[list[int], list[int]]:
+    """Token ids before the question, `<s> user : <image> ...`, and which of them are the picture's."""
     start = [BOS, vocabulary["user"], vocabulary[":"]]
-    return [*start, *[IMAGE] * PATCHES**2], (len(start), len(start) + PATCHES**2)
+    return [*start, *[IMAGE] * PATCHES**2], list(range(len(start), len(start) + PATCHES**2))
+
+
+def prefix_positions(ids: list[int]) -> torch.Tensor:
+    """[1, token]"""
+    return torch.arange(len(ids))[None]
 
 
 def features(model: LlavaForConditionalGeneration, pixels: torch.Tensor) -> torch.Tensor:
@@ -122,9 +128,24 @@ def features(model: LlavaForConditionalGeneration, pixels: torch.Tensor) -> torc
     return model.model.vision_tower(pixels).last_hidden_state[:, 1:]
 
 
-def build_model(vocabulary: int) -> LlavaForConditionalGeneration:
+def project(model: LlavaForConditionalGeneration, features: torch.Tensor) -> torch.Tensor:
+    return model.model.multi_modal_projector(features)
+
+
+def parts(model: LlavaForConditionalGeneration) -> dict[str, list]:
+    """What learns together; see `models.tiny.learning`."""
+    inner = model.model
+    return {
+        "tower": [inner.vision_tower],
+        "projector": [inner.multi_modal_projector],
+        "embeddings": [inner.language_model.embed_tokens],
+        "decoder": [inner.language_model.layers, inner.language_model.norm],
+    }
+
+
+def build_model(vocabulary: dict[str, int]) -> LlavaForConditionalGeneration:
     """An untrained model; the random part of its start comes from torch's global generator."""
-    model = LlavaForConditionalGeneration(build_config(vocabulary))
+    model = LlavaForConditionalGeneration(build_config(len(vocabulary)))
     convolution_like(model.model.vision_tower, PATCHES, PATCHES)
     mimetic(model.model.language_model)
     model.generation_config = GenerationConfig(

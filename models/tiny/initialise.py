@@ -118,3 +118,124 @@ def mimetic(language_model: torch.nn.Module) -> None:
         turn = dialect(width).to(attention.q_proj.weight)
         attention.k_proj.weight[half:] = PICTURE_GAIN * attention.q_proj.weight[half:] @ turn.T
         attention.v_proj.weight[half:] = attention.v_proj.weight[half:] @ turn.T
+
+
+NEIGHBOUR_SCORE = 24.0  # squared norm per frequency of the queries and keys that find a neighbour by rotation
+REACH = (1, 1, 2, 2)  # distance of the neighbours, per layer
+
+
+@torch.no_grad()
+def neighbours_by_rotation(attention: torch.nn.Module, frequencies: torch.Tensor, layer: int) -> None:
+    """Start a Qwen tower's attention as a convolution: each head attends to the patch at one fixed offset.
+
+    Queries and keys start from their biases alone; under a rotary embedding their product then depends on the distance
+    of two patches only, and it is largest where the key's bias, turned back by the offset, meets the query's.
+    """
+    half = attention.head_dim // 2
+    query, key = torch.zeros(2, attention.num_heads, attention.head_dim)
+    for head, offset in enumerate(DIAGONAL if layer % 2 else BESIDE):
+        right, down = (step * REACH[layer] for step in offset)
+        angle = torch.cat([down * frequencies, right * frequencies])
+        query[head, :half] = NEIGHBOUR_SCORE**0.5
+        key[head, :half] = NEIGHBOUR_SCORE**0.5 * angle.cos()
+        key[head, half:] = -(NEIGHBOUR_SCORE**0.5) * angle.sin()
+    width = attention.dim
+    attention.qkv.weight[: 2 * width] = 0
+    attention.qkv.bias[: 2 * width] = torch.cat([query.flatten(), key.flatten()])
+
+
+PLACE_SCORE = 12.0  # how much more a cell heeds the two words before the picture than the picture
+PLACE_GAINS = (3.0, 3.0, 9.0, 9.0)  # a gentle and a steep slope for row and column, one per head
+ROW_PAIR, COLUMN_PAIR = 3, 4  # rotary pairs that turn with the row and with the column
+
+
+@torch.no_grad()
+def place_heads(layer: torch.nn.Module, landmarks: torch.Tensor, cells: int) -> None:
+    """Start a decoder layer so that every cell learns its row and column from two words before the picture.
+
+    `landmarks` [2, width] are the embeddings of the words. Every query is the same (a bias). A key of either word is
+    heeded through a channel that does not turn; which of the two wins depends, through a pair of channels that turns
+    with the row or the column, on how far away the cell lies.
+    """
+    attention, norm = layer.self_attn, layer.input_layernorm
+    head_dim = attention.head_dim
+    seen = landmarks / landmarks.square().mean(1, keepdim=True).sqrt() * norm.weight
+    reader = torch.linalg.pinv(seen).T  # [2, width]: 1 on its own landmark, 0 on the other
+    either, contrast = reader.sum(0), reader[0] - reader[1]
+    still = head_dim // 2 - 1  # the slowest pair
+    scale = head_dim**0.5
+    for linear in (attention.q_proj, attention.k_proj):
+        linear.weight.mul_(0.1)
+        linear.bias.zero_()
+    attention.v_proj.weight.mul_(0.1)
+    layer.mlp.down_proj.weight.zero_()  # says nothing at first, so that words pass through
+    for head, gain in enumerate(PLACE_GAINS):
+        first = head * head_dim
+        pair = ROW_PAIR if head % 2 == 0 else COLUMN_PAIR
+        frequency = 10000.0 ** (-pair / (head_dim // 2))
+        middle = torch.tensor(frequency * (cells / 2 + 2))  # two words: about how far the landmarks lie before it
+        attention.q_proj.bias[first + still] = (PLACE_SCORE * scale) ** 0.5
+        attention.k_proj.weight[first + still] = (PLACE_SCORE * scale) ** 0.5 * either
+        # a query (-sin, -cos) of the middle and a key (1, 0) turned back by the distance: sin(distance - middle)
+        attention.q_proj.bias[first + pair] = -((gain * scale) ** 0.5) * middle.sin()
+        attention.q_proj.bias[first + pair + head_dim // 2] = -((gain * scale) ** 0.5) * middle.cos()
+        attention.k_proj.weight[first + pair] = (gain * scale) ** 0.5 * contrast
+        attention.v_proj.weight[first] = contrast
+
+
+EARLIER_SCORE = 30.0  # squared norm per frequency, as NEIGHBOUR_SCORE
+RASTER_GAINS = (3.0, 3.0, 4.0, 7.0)  # of the heads for column (cosine, sine) and row (gentle, steep)
+NEWLINE_SCORE = 2.5  # a newline is heeded as much as the twelve patches of its row: log 12
+ROW_PERIOD_PAIR, SLOW_PAIR = 1, 6  # rotary pairs: one turn to a row; a third of a turn to a picture
+
+
+@torch.no_grad()
+def earlier_by_rotation(layer: torch.nn.Module, frequencies: torch.Tensor, row: int, index: int) -> None:
+    """Start a Persimmon layer as a causal convolution over patches in raster order, `row` tokens to a row: the heads
+    attend to the patch on the left, above, above left and above right (twice as far in the middle layer)."""
+    attention = layer.self_attn
+    heads, head_dim, pairs = attention.num_heads, attention.head_dim, len(frequencies)
+    far = 2 if index == 1 else 1
+    bias = torch.zeros(heads, 3, head_dim)
+    for head, (right, down) in enumerate(((-far, 0), (0, -far), (-far, -far), (far, -far))):
+        angle = (down * row + right) * frequencies
+        bias[head, 0, :pairs] = EARLIER_SCORE**0.5
+        bias[head, 1, :pairs] = EARLIER_SCORE**0.5 * angle.cos()
+        bias[head, 1, pairs : 2 * pairs] = -(EARLIER_SCORE**0.5) * angle.sin()
+    quiet(layer)
+    attention.query_key_value.bias.copy_(bias.flatten())
+    attention.query_key_value.weight.view(heads, 3, head_dim, -1)[:, :2] = 0
+
+
+@torch.no_grad()
+def raster_heads(layer: torch.nn.Module, newline: torch.Tensor, frequencies: torch.Tensor, row: int) -> None:
+    """Start a Persimmon layer so that every patch learns its row and column from the newlines before it.
+
+    How much a head heeds newlines, against the patches between them, depends on how far back they lie: through a
+    rotary pair that turns once in a row of tokens for the column, through a slow one for the row. `newline` [width] is
+    the newline's embedding.
+    """
+    attention = layer.self_attn
+    heads, head_dim, pairs = attention.num_heads, attention.head_dim, len(frequencies)
+    seen = torch.nn.functional.layer_norm(newline, newline.shape)
+    reader = seen / seen.square().sum()  # 1 on the newline, about 0 on anything else
+    weight = attention.query_key_value.weight.view(heads, 3, head_dim, -1)
+    bias = attention.query_key_value.bias.view(heads, 3, head_dim)
+    weight.mul_(0.1)
+    quiet(layer)
+    scale = head_dim**0.5
+    turns = ((ROW_PERIOD_PAIR, 0.0), (ROW_PERIOD_PAIR, 0.25), (SLOW_PAIR, 0.5), (SLOW_PAIR, 0.5))
+    for head, ((pair, phase), gain) in enumerate(zip(turns, RASTER_GAINS, strict=True)):
+        angle = torch.tensor(2 * torch.pi * phase)
+        bias[head, 0, 2 * pairs] = (NEWLINE_SCORE * scale) ** 0.5
+        weight[head, 1, 2 * pairs] = (NEWLINE_SCORE * scale) ** 0.5 * reader
+        bias[head, 0, pair] = (gain * scale) ** 0.5 * angle.cos()
+        bias[head, 0, pair + pairs] = -((gain * scale) ** 0.5) * angle.sin()
+        weight[head, 1, pair] = (gain * scale) ** 0.5 * reader
+        weight[head, 2, 0] = 2 * reader
+
+
+def quiet(layer: torch.nn.Module) -> None:
+    """A layer that says little at first, so that words pass through."""
+    layer.mlp.dense_4h_to_h.weight.zero_()
+    layer.self_attn.dense.weight.mul_(0.2)

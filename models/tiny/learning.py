@@ -1,4 +1,4 @@
-"""The learner: model, readouts, one step of each kind of stage, and the optimisers.
+"""The learner: model, readouts, one loss for each kind of stage, and the optimisers.
 
 Hidden matrices learn by Muon, everything else (embeddings, norms, biases, readouts) by AdamW. Matrix products run in
 bfloat16, weights and sums stay in float32.
@@ -15,101 +15,172 @@ from torch.nn import functional as F
 
 from models.tiny.fast_attention import register
 from models.tiny.initialise import dialect
-from models.tiny.packing import IGNORE, Pack, pack
-from models.tiny.patches import PatchLabels, PatchReadout, WordAlignment
+from models.tiny.packing import IGNORE, Pack, Prefix, pack
+from models.tiny.patches import BACKGROUND_WEIGHT, PatchLabels, PatchReadout, WordAlignment
 from models.tiny.questions import ask
 from models.tiny.scenes import Scene
+from models.tiny.teacher import load_teacher, observe, say, teachers_frame
 
-PARTS = ("tower", "projector", "embeddings", "decoder", "readout")
 MUON_RATE, ADAM_RATE = 0.03, 2e-3
+BY_MUON = ("tower", "first_layers", "decoder")
+QUESTIONS_PER_SCENE = 8
 WARM_UP = 50  # steps
 CLIP = 1.0
+WORDS_WEIGHT = 0.3
+
+Loss = tuple[torch.Tensor, dict[str, float]]
 
 
 class Learner:
     """A model of one family, its processor, and what only training needs: readouts, alignment, random numbers.
 
-    `family` is a module such as `build_llava`. `prefix` is the token ids before a question; `image_span` (start, stop)
-    is where the picture's tokens are among them.
+    `family` is a module such as `build_llava`.
     """
 
     def __init__(self, family, seed: int) -> None:
         torch.manual_seed(seed)
         self.processor = family.build_processor()
         self.vocabulary = self.processor.tokenizer.get_vocab()
-        self.model = family.build_model(len(self.vocabulary))
+        self.model = family.build_model(self.vocabulary)
         self.model.set_attn_implementation(register())
         self.family, self.rng = family, np.random.default_rng(seed)
-        self.prefix, self.image_span = family.prefix(self.vocabulary)
-        width = self.model.config.text_config.hidden_size
-        self.readout = PatchReadout(self.model.config.vision_config.hidden_size, family.PATCHES)
-        self.projected_readout = PatchReadout(width, family.PATCHES)
-        self.alignment = WordAlignment(self.vocabulary, self.model.config.text_config.initializer_range, dialect(width))
+        ids, image = family.prefix(self.vocabulary)
+        self.prefix = Prefix(ids, image, family.prefix_positions(ids), family.AFTER_QUESTION, family.END)
+        width = self.model.config.get_text_config().hidden_size
+        self.token_readout = PatchReadout(width, family.PATCHES)
+        self.prepare(width)
+
+    def prepare(self, width: int) -> None:
+        """What only this kind of learner needs; `width` is the decoder's."""
+        self.readout = PatchReadout(self.model.config.vision_config.hidden_size, self.family.PATCHES)
+        spread = self.model.config.text_config.initializer_range
+        self.alignment = WordAlignment(self.vocabulary, spread, dialect(width))
+
+    def readouts(self) -> list[nn.Module]:
+        return [self.readout, self.token_readout]
 
     def part(self, name: str) -> nn.ModuleList:
-        """The modules of one of PARTS."""
-        inner = self.model.model
-        return nn.ModuleList(
-            {
-                "tower": [inner.vision_tower],
-                "projector": [inner.multi_modal_projector],
-                "embeddings": [inner.language_model.embed_tokens],
-                "decoder": [inner.language_model.layers, inner.language_model.norm],
-                "readout": [self.readout, self.projected_readout],
-            }[name]
-        )
+        """The modules that go by a name of `family.parts`, or "readout"."""
+        return nn.ModuleList(self.readouts() if name == "readout" else self.family.parts(self.model)[name])
 
-    def features(self, scenes: list[Scene]) -> torch.Tensor:
-        """Tower features [picture, patch, width]."""
+    def pixels(self, scenes: list[Scene]) -> torch.Tensor:
+        """[picture, rgb, row, column] in -1..1."""
         pixels = torch.from_numpy(np.stack([scene.picture for scene in scenes])).permute(0, 3, 1, 2)
-        return self.family.features(self.model, pixels.float().div(127.5).sub(1).contiguous())
+        return pixels.float().div(127.5).sub(1).contiguous()
 
-    def patch_loss(self, scenes: list[Scene]) -> tuple[torch.Tensor, dict[str, float]]:
+    def patches_loss(self, scenes: list[Scene]) -> Loss:
+        """What lies under each patch, read off the tower."""
         with torch.autocast("cpu", torch.bfloat16):
-            features = self.features(scenes)
+            features = self.family.features(self.model, self.pixels(scenes))
         return self.readout.loss(features.float(), PatchLabels(scenes))
 
-    def align_loss(self, scenes: list[Scene]) -> tuple[torch.Tensor, dict[str, float]]:
+    def words_loss(self, scenes: list[Scene]) -> Loss:
         """Projector and word embeddings only; the tower is read without gradient."""
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            features = self.features(scenes)
-        projected = self.model.model.multi_modal_projector(features.float())
+            features = self.family.features(self.model, self.pixels(scenes))
+        projected = self.family.project(self.model, features.float())
         labels = PatchLabels(scenes)
         loss = self.alignment.loss(projected, labels, self.model.get_input_embeddings().weight)
-        readable, measured = self.projected_readout.loss(projected, labels)
+        readable, measured = self.token_readout.loss(projected, labels)
         return loss + readable, measured
 
-    def question_loss(
-        self, scenes: list[Scene], mix: dict[str, float], per_scene: int, patch_weight: float
-    ) -> tuple[torch.Tensor, dict[str, float]]:
+    def questions(self, scenes: list[Scene], mix: dict[str, float], count: int, prefix: Prefix, vocabulary) -> tuple:
+        """`count` questions about each scene, packed, and their kinds [scene][question]."""
+        asked = [ask(scene.shapes, mix, count, self.rng) for scene in scenes]
+        pairs = [[(question, answer) for _, question, answer in one] for one in asked]
+        packed = pack(prefix, pairs, vocabulary, self.processor.tokenizer.pad_token_id)
+        return packed, [[kind for kind, _, _ in one] for one in asked]
+
+    def questions_loss(self, scenes: list[Scene], mix: dict[str, float], patch_weight: float) -> Loss:
         """Mean cross entropy of the answers' words, plus the patch loss of the same pictures."""
-        asked = [ask(scene.shapes, mix, per_scene, self.rng) for scene in scenes]
-        packed = pack(
-            self.prefix,
-            [[(question, answer) for _, question, answer in one] for one in asked],
-            self.vocabulary,
-            self.processor.tokenizer.pad_token_id,
-        )
+        packed, kinds = self.questions(scenes, mix, QUESTIONS_PER_SCENE, self.prefix, self.vocabulary)
         with torch.autocast("cpu", torch.bfloat16):
-            features = self.features(scenes)
-            hidden = self.decode(features, packed)
+            hidden, readable = self.read(scenes, packed)
         learnt = packed.targets != IGNORE
         logits = self.model.lm_head(hidden[learnt])
         loss = F.cross_entropy(logits, packed.targets[learnt])
-        patch, _ = self.readout.loss(features.float(), PatchLabels(scenes))
-        kinds = [[kind for kind, _, _ in one] for one in asked]
-        return loss + patch_weight * patch, {"loss": loss.item(), **exact_by_kind(logits, packed, kinds)}
+        return loss + patch_weight * readable, {"loss": loss.item(), **exact_by_kind(logits, packed, kinds)}
 
-    def decode(self, features: torch.Tensor, packed: Pack) -> torch.Tensor:
+    def read(self, scenes: list[Scene], packed: Pack) -> tuple[torch.Tensor, torch.Tensor]:
+        """Last hidden states [picture, token, width] (float32), and the patch loss."""
+        features = self.family.features(self.model, self.pixels(scenes))
+        readable, _ = self.readout.loss(features.float(), PatchLabels(scenes))
+        return self.decode(self.embed(self.family.project(self.model, features), packed), packed), readable
+
+    def embed(self, tokens: torch.Tensor, packed: Pack) -> torch.Tensor:
+        """What enters the decoder, [picture, token, width]: words, and the picture's tokens in their place."""
+        embedded = self.model.get_input_embeddings()(packed.ids)
+        return embedded.index_copy(1, torch.tensor(self.prefix.image), tokens.float())
+
+    def decode(self, embedded: torch.Tensor, packed: Pack) -> torch.Tensor:
         """Last hidden states [picture, token, width] (float32)."""
-        inner = self.model.model
-        embedded = inner.language_model.embed_tokens(packed.ids)
-        start, stop = self.image_span
-        projected = inner.multi_modal_projector(features).float()
-        embedded = torch.cat([embedded[:, :start], projected, embedded[:, stop:]], 1)
-        return inner.language_model(
-            inputs_embeds=embedded, attention_mask=packed.mask, position_ids=packed.positions, use_cache=False
+        positions = packed.positions if len(packed.positions) > 1 else packed.positions[0]
+        return self.model.model.language_model(
+            inputs_embeds=embedded, attention_mask=packed.mask, position_ids=positions, use_cache=False
         ).last_hidden_state.float()
+
+
+class Pupil(Learner):
+    """Learns from the embedded LLaVA: its first decoder layers come to say of a picture what the teacher's projector
+    says, and the layers above them started as the teacher's."""
+
+    def prepare(self, width: int) -> None:
+        self.teacher = load_teacher()
+        self.teachers_frame = teachers_frame()
+
+    def readouts(self) -> list[nn.Module]:
+        return [self.token_readout]
+
+    def see_loss(self, scenes: list[Scene], mix: dict[str, float]) -> Loss:
+        """How far the picture's tokens after the first layers are from the teacher's, and words from what they were;
+        and the patch loss."""
+        pixels, labels = self.pixels(scenes), PatchLabels(scenes)
+        packed, _ = self.questions(scenes, mix, 1, self.prefix, self.vocabulary)
+        with torch.autocast("cpu", torch.bfloat16):
+            embedded = self.embed(self.family.features(self.model, pixels), packed)
+            states = self.first_layers(embedded, packed).float()
+        seen, wanted = states[:, self.prefix.image], say(self.teacher, pixels)
+        weight = torch.where(labels.colour == 0, BACKGROUND_WEIGHT, 1.0)  # most of a picture is ground
+        missed = (seen - wanted).square().mean(-1) / wanted.square().mean()
+        missed = (weight * missed).sum() / weight.sum()
+        word, meant = packed.segment > 0, embedded.detach()
+        garbled = (states - meant)[word].square().mean() / meant[word].square().mean()
+        readable, measured = self.token_readout.loss(seen, labels)
+        measured = {"missed": missed.item(), "garbled": garbled.item(), **measured}
+        return missed + WORDS_WEIGHT * garbled + readable, measured
+
+    def hear_loss(self, scenes: list[Scene], mix: dict[str, float]) -> Loss:
+        """How far the feed-forward blocks above the first layers are from the teacher's, each given the teacher's
+        states. For a family whose blocks are of another kind and cannot be copied."""
+        packed, _ = self.questions(scenes, mix, QUESTIONS_PER_SCENE, *self.teachers_frame)
+        before, after = observe(self.teacher, say(self.teacher, self.pixels(scenes)), packed)
+        loss, layers = 0.0, self.model.model.language_model.layers[self.family.FIRST_LAYERS :]
+        with torch.autocast("cpu", torch.bfloat16):
+            for layer, states, wanted in zip(layers, before, after, strict=True):
+                said = layer.mlp(layer.post_attention_layernorm(states)).float()
+                for here in (packed.segment > 0, packed.segment == 0):  # words, and the picture
+                    loss = loss + (said - wanted)[here].square().mean() / wanted[here].square().mean()
+        return loss, {"misheard": loss.item() / 2 / len(before)}
+
+    def first_layers(self, embedded: torch.Tensor, packed: Pack) -> torch.Tensor:
+        """Hidden states [picture, token, width] after the layers that stand before the teacher's."""
+        decoder = self.model.model.language_model
+        positions = packed.positions if len(packed.positions) > 1 else packed.positions[0]
+        rotation = decoder.rotary_emb(embedded, positions)
+        for layer in decoder.layers[: self.family.FIRST_LAYERS]:
+            embedded = layer(embedded, attention_mask=packed.mask, position_embeddings=rotation)
+        return embedded
+
+    def read(self, scenes: list[Scene], packed: Pack) -> tuple[torch.Tensor, torch.Tensor]:
+        embedded = self.embed(self.family.features(self.model, self.pixels(scenes)), packed)
+        hidden = []  # of the picture's tokens after the first layers
+        watch = self.model.model.language_model.layers[self.family.FIRST_LAYERS].register_forward_pre_hook(
+            lambda _, states: hidden.append(states[0][:, self.prefix.image].float())
+        )
+        decoded = self.decode(embedded, packed)
+        watch.remove()
+        readable, _ = self.token_readout.loss(hidden[0], PatchLabels(scenes))
+        return decoded, readable
 
 
 def exact_by_kind(logits: torch.Tensor, packed: Pack, kinds: list[list[str]]) -> dict[str, float]:
@@ -137,7 +208,7 @@ class Optimisers:
             part = learner.part(name)
             hidden = {id(module.weight) for module in part.modules() if isinstance(module, nn.Linear)}
             for parameter in part.parameters():
-                by_muon = id(parameter) in hidden and name in ("tower", "decoder")
+                by_muon = id(parameter) in hidden and name in BY_MUON
                 (matrices if by_muon else others).append({"params": [parameter], "factor": factor})
         self.parameters = [group["params"][0] for group in matrices + others]
         self.optimisers = [torch.optim.AdamW(others, lr=ADAM_RATE, betas=(0.9, 0.98), weight_decay=0.0)]

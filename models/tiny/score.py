@@ -1,6 +1,6 @@
 """Accuracies of a checkpoint by kind of question: exact match of the whole generated answer, as a user would get it.
 
-    python -m models.tiny.score --checkpoint models/tiny/tiny-llava        (two minutes; prints a table)
+    python -m models.tiny.score --model tiny-llava        (two minutes; prints a table)
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ import numpy as np
 import torch
 import tyro
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
-from transformers.utils import logging
 
+import models
 from data.shapes import Shape, draw
 from models.tiny.questions import KINDS, right
 from models.tiny.scenes import mixed
@@ -28,8 +27,8 @@ RELATION_WORDS = "the spatial relation is"
 
 @dataclass(frozen=True)
 class Config:
-    checkpoint: Path = HERE / "tiny-llava"
-    """Folder of the checkpoint."""
+    model: str = "tiny-llava"
+    """Embedded model, or folder of a checkpoint."""
     held_out: int = 500
     """Held-out questions of each kind."""
     real: Path = HERE.parents[2] / "shared/data"
@@ -47,8 +46,8 @@ class Trial:
     answer: str
 
 
-def held_out_trials(count: int, seed: int = HELD_OUT_SEED) -> list[Trial]:
-    """`count` questions of each kind, each about a scene of its own."""
+def held_out_trials(count: int, smallest: int = 0, seed: int = HELD_OUT_SEED) -> list[Trial]:
+    """`count` questions of each kind, each about a scene of its own, drawn at `smallest` pixels or more."""
     rng = np.random.default_rng(seed)
     trials = []
     for kind, ask in KINDS.items():
@@ -56,7 +55,7 @@ def held_out_trials(count: int, seed: int = HELD_OUT_SEED) -> list[Trial]:
         while found < count:
             layout = mixed(rng)
             if asked := ask(layout.shapes, rng):
-                picture = draw(list(layout.shapes), layout.side, layout.background)
+                picture = draw(list(layout.shapes), max(layout.side, smallest), layout.background)
                 trials.append(Trial(kind, picture, layout.shapes, *asked))
                 found += 1
     return trials
@@ -98,21 +97,19 @@ def shape_of(entity: dict) -> Shape:
 
 def answers(model, processor, trials: list[Trial]) -> list[str]:
     """What the model says, greedily, in batches."""
-    processor.tokenizer.padding_side = "left"
     said = []
     for start in range(0, len(trials), BATCH):
         batch = trials[start : start + BATCH]
-        prompts = [
-            processor.apply_chat_template(
-                [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": trial.question}]}],
-                add_generation_prompt=True,
-            )
-            for trial in batch
-        ]
-        inputs = processor(images=[trial.picture for trial in batch], text=prompts, padding=True, return_tensors="pt")
+        inputs, _ = model.prepare(processor, [[trial.picture] for trial in batch], [trial.question for trial in batch])
         output = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
-        said += [text.strip() for text in processor.batch_decode(output, skip_special_tokens=True)]
+        said += [text.strip() for text in processor.tokenizer.batch_decode(output, skip_special_tokens=True)]
     return said
+
+
+def smallest_side(model, processor) -> int:
+    """Side in pixels of the pictures that the checkpoint was trained on, where its processor does not enlarge smaller
+    ones to it (Fuyu's does not); else 0."""
+    return processor.image_processor.size["width"] if model.config.model_type == "fuyu" else 0
 
 
 def accuracy(model, processor, trials: list[Trial]) -> dict[str, dict[str, float]]:
@@ -123,12 +120,10 @@ def accuracy(model, processor, trials: list[Trial]) -> dict[str, dict[str, float
     return {kind: {"accuracy": round(float(np.mean(hits)), 4), "n": len(hits)} for kind, hits in marks.items()}
 
 
-def score(folder: Path, held_out: int, real: Path) -> dict[str, dict]:
-    """Accuracies of the checkpoint in `folder` as it was saved: on held-out scenes, and on real pictures if any."""
-    logging.disable_progress_bar()
-    processor = AutoProcessor.from_pretrained(folder)
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-    found = {"held_out": accuracy(model, processor, held_out_trials(held_out))}
+def score(name: str, held_out: int, real: Path) -> dict[str, dict]:
+    """Accuracies of a checkpoint as it was saved: on held-out scenes, and on real pictures if any."""
+    model, processor = models.load(name, device="cpu")
+    found = {"held_out": accuracy(model, processor, held_out_trials(held_out, smallest_side(model, processor)))}
     if trials := real_trials(real):
         found["real"] = accuracy(model, processor, trials)
     return found
@@ -136,7 +131,7 @@ def score(folder: Path, held_out: int, real: Path) -> dict[str, dict]:
 
 def main(config: Config) -> None:
     torch.set_num_threads(config.threads)
-    for source, kinds in score(config.checkpoint, config.held_out, config.real).items():
+    for source, kinds in score(config.model, config.held_out, config.real).items():
         print(source)
         for kind, row in kinds.items():
             print(f"  {kind:<12}{row['accuracy']:.3f}  n {row['n']}")

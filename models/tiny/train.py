@@ -1,13 +1,17 @@
-"""Train an embedded checkpoint on a CPU, from scratch, on generated pictures and questions.
+"""Train an embedded checkpoint on a CPU, on generated pictures and questions.
 
-    python -m models.tiny.train --family llava        (about an hour on two cores)
+    python -m models.tiny.train --family llava                       (about an hour on two cores)
+    python -m models.tiny.train --family qwen2.5-vl --threads 1      (qwen2-vl, fuyu: less than an hour on one core)
 
 Writes the checkpoint (fp16), and beside it `training.json`: settings, versions, minutes, the learning curve, and the
 accuracies by kind of question on held-out scenes and, where they are there, on real ShapeWorld pictures.
 
-The stages: patches (the tower alone learns what lies under each patch), words (projector and embeddings: the picture's
-tokens come to speak the decoder's words), lookup (questions about one shape), far (relations of shapes in different
-halves of the picture, where "left" and "top" as the tokens carry them settle the order), natural (everything).
+LLaVA learns from nothing, in five stages: patches (the tower alone learns what lies under each patch), words (projector
+and embeddings: the picture's tokens come to speak the decoder's words), lookup (questions about one shape), far
+(relations of shapes in different halves of the picture, where "left" and "top" as the tokens carry them settle the
+order), natural (everything). The other families learn from it: see (their towers and first decoder layers come to say
+of a picture what LLaVA's projector says), natural (everything); Fuyu hears first (its feed-forward blocks, which are of
+another kind, come to answer as LLaVA's do).
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import json
 import platform
 import time
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,12 +32,11 @@ import transformers
 import tyro
 from tqdm import tqdm
 
-from models.tiny.learning import WARM_UP, Learner, Optimisers
+from models.tiny.learning import WARM_UP, Learner, Optimisers, Pupil
 from models.tiny.scenes import Layout, Pool, crowd, far_pairs, mixed
 from models.tiny.score import score
 
 HERE = Path(__file__).resolve().parent
-QUESTIONS_PER_SCENE = 8
 LOG_EVERY = 50  # steps
 
 
@@ -59,17 +62,17 @@ class Config:
 
 @dataclass(frozen=True)
 class Stage:
-    """`learns`: factor on the learning rate of each part that learns; `rate`: from, to (cosine); `renew`: scenes drawn
-    anew at each step."""
+    """`loss`: a method of the learner, without "_loss", and `options` what it takes; `learns`: factor on the learning
+    rate of each part that learns; `rate`: from, to (cosine); `renew`: scenes drawn anew at each step."""
 
     name: str
+    loss: str
     steps: int
     batch: int
     learns: dict[str, float]
     rate: tuple[float, float]
     renew: int
-    mix: dict[str, float] | None = None
-    patch_weight: float = 0.0
+    options: dict = field(default_factory=dict)
 
 
 LOOKUP = {"where": 2, "colour": 1.4, "shape": 1.2, "cornerwhat": 1.2, "corner": 0.6, "side": 0.5, "exist": 0.5}
@@ -79,20 +82,33 @@ RELATIONS = {
 }
 # the decoder starts from structure that Muon at its full rate would wash out
 EVERYTHING = {"tower": 0.05, "projector": 1.0, "embeddings": 1.0, "decoder": 0.27, "readout": 1.0}
-STAGES = (
-    Stage("patches", 1800, 64, {"tower": 1.0, "readout": 1.0}, (1.0, 0.03), 6),
-    Stage("words", 300, 64, {"projector": 1.0, "embeddings": 1.0, "readout": 1.0}, (1.0, 0.05), 6),
-    Stage("lookup", 900, 16, EVERYTHING, (1.0, 1.0), 4, LOOKUP, 0.2),
-    Stage("far", 2200, 16, EVERYTHING, (1.0, 1.0), 4, RELATIONS, 0.2),
-    Stage("natural", 5400, 16, EVERYTHING, (1.0, 0.02), 4, RELATIONS, 0.2),
+FROM_SCRATCH = (
+    Stage("patches", "patches", 1800, 64, {"tower": 1.0, "readout": 1.0}, (1.0, 0.03), 6),
+    Stage("words", "words", 300, 64, {"projector": 1.0, "embeddings": 1.0, "readout": 1.0}, (1.0, 0.05), 6),
+    Stage("lookup", "questions", 900, 16, EVERYTHING, (1.0, 1.0), 4, {"mix": LOOKUP, "patch_weight": 0.2}),
+    Stage("far", "questions", 2200, 16, EVERYTHING, (1.0, 1.0), 4, {"mix": RELATIONS, "patch_weight": 0.2}),
+    Stage("natural", "questions", 5400, 16, EVERYTHING, (1.0, 0.02), 4, {"mix": RELATIONS, "patch_weight": 0.2}),
 )
+EYES = {"tower": 1.0, "projector": 1.0, "first_layers": 0.27, "readout": 1.0}
+ALL_EYES = {**EVERYTHING, "first_layers": 0.1}
+FROM_TEACHER = (
+    Stage("see", "see", 1200, 32, EYES, (1.0, 0.03), 6, {"mix": RELATIONS}),
+    Stage("natural", "questions", 900, 16, ALL_EYES, (0.5, 0.02), 4, {"mix": RELATIONS, "patch_weight": 0.2}),
+)
+HEAR = Stage("hear", "hear", 500, 16, {"decoder": 1.0}, (1.0, 0.03), 4, {"mix": RELATIONS})
+KINDS = {"llava": (Learner, FROM_SCRATCH), "fuyu": (Pupil, (HEAR, *FROM_TEACHER))}
+"""How a family learns, if not as a pupil by FROM_TEACHER: its learner and its stages."""
 
 
 def crowds_and_more(rng: np.random.Generator) -> Layout:
     return crowd(rng) if rng.random() < 0.8 else mixed(rng)
 
 
-SCENES = {"patches": crowds_and_more, "words": crowds_and_more, "lookup": mixed, "far": far_pairs, "natural": mixed}
+SCENES = {
+    **dict.fromkeys(("patches", "words", "see"), crowds_and_more),
+    **dict.fromkeys(("lookup", "hear", "natural"), mixed),
+    "far": far_pairs,
+}
 
 
 def rate_at(step: int, steps: int, rate: tuple[float, float]) -> float:
@@ -111,12 +127,7 @@ def run_stage(learner: Learner, stage: Stage, seed: int, pool_size: int) -> list
     optimisers = Optimisers(learner, stage.learns)
     for step in tqdm(range(stage.steps), desc=stage.name, mininterval=10):
         scenes = pool.pick(stage.batch, stage.renew)
-        if stage.mix:
-            loss, found = learner.question_loss(scenes, stage.mix, QUESTIONS_PER_SCENE, stage.patch_weight)
-        elif "tower" in stage.learns:
-            loss, found = learner.patch_loss(scenes)
-        else:
-            loss, found = learner.align_loss(scenes)
+        loss, found = getattr(learner, f"{stage.loss}_loss")(scenes, **stage.options)
         optimisers.step(loss, rate_at(step, stage.steps, stage.rate))
         for name, value in found.items():
             measured[name].append(value)
@@ -144,8 +155,9 @@ def main(config: Config) -> None:
     family = importlib.import_module(f"models.tiny.build_{config.family.replace('-', '_').replace('.', '_')}")
     folder = config.out or HERE / f"tiny-{config.family}"
     began, started = time.perf_counter(), datetime.now(UTC)
-    learner, curve = Learner(family, config.seed), []
-    stages = [Stage(**{**asdict(stage), "steps": max(1, round(stage.steps * config.scale))}) for stage in STAGES]
+    kind, table = KINDS.get(config.family, (Pupil, FROM_TEACHER))
+    learner, curve = kind(family, config.seed), []
+    stages = [replace(stage, steps=max(1, round(stage.steps * config.scale))) for stage in table]
     for index, stage in enumerate(stages):
         curve += run_stage(learner, stage, config.seed * 1000 + index, config.pool)
         save(learner, folder)  # so that what a broken run has learnt is not lost
@@ -160,7 +172,7 @@ def main(config: Config) -> None:
         "parameters": sum(parameter.numel() for parameter in learner.model.parameters()),
         "training_minutes": round((time.perf_counter() - began) / 60, 1),
     }
-    record["accuracy"] = score(folder, config.held_out, config.real)
+    record["accuracy"] = score(str(folder), config.held_out, config.real)
     record["curve"] = curve
     (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n")
 
