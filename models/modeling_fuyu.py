@@ -34,8 +34,10 @@ class FuyuForCausalLM(VisionLanguageModel, transformers.FuyuForCausalLM):
             scale = min(limit["height"] / height, limit["width"] / width)
             resized = (int(width * scale), int(height * scale))
         if min(resized) < 1:
-            raise ValueError(
-                f"an image of {width} x {height} pixels vanishes when shrunk to Fuyu's limit; crop it first"
+            raise SampleError(
+                "image too elongated",
+                f"an image of {width} x {height} pixels vanishes when shrunk to the limit of {limit['width']} x "
+                f"{limit['height']}; crop it first",
             )
         return ImageGrid(
             rows=math.ceil(resized[1] / patch),
@@ -54,6 +56,8 @@ class FuyuForCausalLM(VisionLanguageModel, transformers.FuyuForCausalLM):
     def _encode(self, processor: FuyuProcessor, texts, pictures) -> BatchFeature:
         # One sample at a time: the processor returns a single-cell picture without its patch axis, which would be lost
         # among others. Patches of all samples are then one list, as the model reads them.
+        for picture in pictures:
+            self.image_grid(processor, *picture[0].size)  # raises for one that the processor would fail on
         samples = [
             processor(images=picture[0], text=text, return_tensors="pt", return_legacy_image_output=False)
             for text, picture in zip(texts, pictures, strict=True)
