@@ -1,4 +1,5 @@
-"""One measurement for four families: attention, geometry, words and checkpoints, on small real classes."""
+"""One measurement for four families: attention, geometry, words and checkpoints, on small random models of the real
+classes and on the embedded checkpoints."""
 
 import json
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 import models
 from analysis.rollout import rollout
+from models.errors import SampleError
 from models.trace import AttentionTrace
 from tests.families import FAMILIES
 from tests.models import picture
@@ -21,10 +23,14 @@ SIZES = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=[*FAMILIES, *models.embedded()])
 def family(request):
-    model, processor = FAMILIES[request.param]
-    return request.param, model(), processor()
+    """Family, model, processor."""
+    if request.param in FAMILIES:
+        model, processor = (make() for make in FAMILIES[request.param])
+    else:
+        model, processor = models.load(request.param)
+    return model.config.model_type, model, processor
 
 
 def images_of(name, count):
@@ -44,7 +50,7 @@ def test_weights_equal_eager(family, images, batch):
         pictures = [images_of(name, images), [picture(60, 90, seed=5)]]
         inputs, layouts = model.prepare(processor, pictures, PROMPTS)
         assert layouts[0].start != layouts[1].start
-    options = {"max_new_tokens": 4, "do_sample": False}
+    options = {"min_new_tokens": 4, "max_new_tokens": 4, "do_sample": False}
     plain = model.generate(**inputs, **options)
     with AttentionTrace(model) as trace:
         assert torch.equal(model.generate(**inputs, **options), plain)
@@ -122,6 +128,12 @@ def test_words_and_image_tokens(family):
     first = layouts[0]
     assert int(first.word("circle")) == int(first.word("red")) + 1
     assert int(first.word("red", 1)) == int(first.word("square")) - 1
+
+
+def test_a_picture_that_vanishes_when_shrunk_is_a_bad_sample():
+    model, processor = (make() for make in FAMILIES["fuyu"])  # 180 x 120 at most
+    with pytest.raises(SampleError, match="40 x 6000 pixels vanishes when shrunk to the limit of 180 x 120"):
+        model.prepare(processor, [Image.new("RGB", (40, 6000))], "describe the image")
 
 
 def test_fuyu_rows_end_in_newlines():
