@@ -1,7 +1,7 @@
-"""The one attention function: SDPA exactly as the model runs it, with listeners that are shown queries and keys.
+"""The one attention function: SDPA exactly as the model runs it, shown to listeners, or steered.
 
-transformers looks an attention function up by name in the config of each sub-model. While a listener is attached the
-name is ours; afterwards it is what it was. The mask function under the same name is SDPA's own, so the kernel that
+transformers looks an attention function up by name in the config of each sub-model. While anything is attached the name
+is ours; afterwards it is what it was. The mask function under the same name is SDPA's own, so the kernel that
 runs, and with it every bit of the output, is the plain model's. A function registered without a mask function would be
 handed no mask at all, even for padded batches.
 """
@@ -22,6 +22,7 @@ from transformers.masking_utils import sdpa_mask
 NAME = "sightline"
 ATTENTION = ("self_attn", "attn")  # what attention modules are called; the second in Qwen's towers
 LISTENERS = "sightline_listeners"  # the attribute of an attention module that holds what listens to it
+STEERING = "sightline_steering"  # the attribute of one that holds what is done to it, a `models.steering.Steering`
 
 Part = Literal["decoder", "tower"]
 Listener = Callable[[int, nn.Module, torch.Tensor, torch.Tensor, torch.Tensor | None, float], None]
@@ -29,14 +30,19 @@ Listener = Callable[[int, nn.Module, torch.Tensor, torch.Tensor, torch.Tensor | 
 
 
 def attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
-    """SDPA, shown to the listeners of `module` first.
+    """SDPA, shown to the listeners of `module` first, and steered where something steers it.
 
     query [batch, head, row, width] and key, value [batch, key head, key, width] are post-rotary, the cache included;
     attention_mask is None (causal in prefill, everything in decode) or bool [batch, 1, row, key], True = attend.
     Returns (output [batch, row, head, width], None).
     """
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     for listener in getattr(module, LISTENERS, ()):
-        listener(module, query, key, attention_mask, query.shape[-1] ** -0.5 if scaling is None else scaling)
+        listener(module, query, key, attention_mask, scale)
+    steering = getattr(module, STEERING, None)
+    if steering is not None:
+        plain = partial(sdpa_attention_forward, module, scaling=scale, dropout=dropout, **kwargs)
+        return steering.attend(lambda *args: plain(*args)[0], query, key, value, attention_mask, scale), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
 
 
@@ -94,12 +100,17 @@ def listening(model: PreTrainedModel, part: Part, listener: Listener) -> Iterato
     attached = [partial(listener, layer) for layer in range(len(modules))]
     for module, each in zip(modules, attached, strict=True):
         setattr(module, LISTENERS, (*getattr(module, LISTENERS, ()), each))
-    stack.config._attn_implementation = NAME
+    name_attention(stack, modules)
     try:
         yield len(modules)
     finally:
         for module, each in zip(modules, attached, strict=True):
             left = tuple(other for other in getattr(module, LISTENERS) if other is not each)
             setattr(module, LISTENERS, left) if left else delattr(module, LISTENERS)
-        if not hasattr(modules[0], LISTENERS):  # the last one to leave, in whatever order they close
-            stack.config._attn_implementation = "sdpa"
+        name_attention(stack, modules)
+
+
+def name_attention(stack: PreTrainedModel, modules: list[nn.Module]) -> None:
+    """Puts our name into the config while anything is attached, SDPA's once the last one left, in whatever order."""
+    attached = any(hasattr(module, name) for module in modules for name in (LISTENERS, STEERING))
+    stack.config._attn_implementation = NAME if attached else "sdpa"

@@ -9,7 +9,8 @@ Three methods, published with code for LLaVA-1.5-7B alone. Each makes a mask G [
 and either multiplies the keys of all queries by G (the first two: softmax(z) * g, renormalised, is softmax(z + log g),
 an additive bias) or edits single softmax rows of the heads that follow the gaze already (the third).
 
-Here are settings (frozen dataclasses) and pure functions over tensors; nothing knows a model. A gaze point is a cell
+Here are settings (frozen dataclasses) and pure functions over tensors; nothing knows a model. What settings do to a
+batch they hand over as a `Steering`, whose two edits are just these. A gaze point is a cell
 (x, y): x counts columns to the right, y rows down, both from 0. Layers and heads count from 0.
 
 Sizes. A margin is in cells and means the same on every grid: margin 1 opens 3 x 3 cells, 2 opens 5 x 5, clipped at the
@@ -27,10 +28,13 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
+
+from models.steering import KeyBias, RowEdit, Steering
 
 PUBLISHED_GRID = 24  # cells per side, LLaVA-1.5
 PUBLISHED_LAYERS = (19, 27, 32)  # salient heads: first, one past the last, of how many
@@ -180,6 +184,13 @@ def in_cells(sigma: float, rows: int, cols: int, grid: float | None = PUBLISHED_
     return sigma if grid is None else sigma * math.sqrt(rows * cols) / grid
 
 
+class PlacedMask(NamedTuple):
+    """G of one sample, float32 [row, col], and where its cells are in the sequence, int64 [cell] in raster order."""
+
+    mask: torch.Tensor
+    image: torch.Tensor
+
+
 @dataclass(frozen=True)
 class GazeMask:
     """What the three methods share: the layers that they act on, and a mask, or none where there is nothing to do."""
@@ -202,9 +213,27 @@ class GazeMask:
         """G as the method defines it, float32 [row, col]."""
         raise NotImplementedError
 
+    def steering(self, placed: Mapping[int, PlacedMask], starts: torch.Tensor, length: int) -> Steering:
+        """What the masks of some samples do to a layer; the other samples are left alone.
+
+        `starts` int64 [sample]: where each sample's padding ends; `length`: of the prompt. Positions include padding.
+        """
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
-class Gaussian(GazeMask):
+class KeyMask(GazeMask):
+    """A mask that multiplies the image keys of all queries."""
+
+    def steering(self, placed: Mapping[int, PlacedMask], starts: torch.Tensor, length: int) -> Steering:
+        multipliers = torch.ones(len(starts), length, device=starts.device)
+        for sample, (mask, image) in placed.items():
+            multipliers[sample] = over_keys(mask, image, length)
+        return Steering(length, tuple(starts.tolist()), bias=KeyBias.multiply(multipliers, starts))
+
+
+@dataclass(frozen=True)
+class Gaussian(KeyMask):
     """Image keys multiplied by Gaussians around the gaze, in all rows of `layers`. `sigma`: cells at `grid`."""
 
     sigma: float = 4.0
@@ -218,7 +247,7 @@ class Gaussian(GazeMask):
 
 
 @dataclass(frozen=True)
-class NonGaussian(GazeMask):
+class NonGaussian(KeyMask):
     """Image keys outside the windows around the gaze are hidden, in all rows of `layers`. `margin`: cells."""
 
     margin: int = 1
@@ -260,18 +289,31 @@ class SalientHead(GazeMask):
     def draw(self, gaze: Gaze, rows: int, cols: int) -> torch.Tensor:
         return connected_decay(gaze, rows, cols, self.margin, in_cells(self.sigma, rows, cols, self.grid))
 
+    def steering(self, placed: Mapping[int, PlacedMask], starts: torch.Tensor, length: int) -> Steering:
+        first = starts.tolist()
+        edits = {
+            sample: RowEdit(length - 1 - first[sample], partial(self.edit, image=image - first[sample], mask=mask))
+            for sample, (mask, image) in placed.items()
+        }
+        return Steering(length, tuple(first), edits=edits)
+
     def edit(self, weights: torch.Tensor, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Softmax rows [..., head, row, key] of one layer, edited; see `edit_salient_heads`."""
+        image, mask = image.to(weights.device), mask.to(weights.device)  # a model may lie on several devices
         return edit_salient_heads(weights, image, mask, self.tau, self.heads)
 
 
-def parse_mask_type(mask_type: Mapping, layers: int, heads: int) -> Gaussian | NonGaussian | SalientHead:
+def parse_mask_type(mask_type: Mapping | GazeMask, layers: int, heads: int) -> GazeMask:
     """Settings from {"type": ..., "margin": int, "target-layer": None | int | [int]} for a model of that size.
+
+    Settings that are already made, for a sigma, tau or number of heads of one's own, only have their layers checked.
 
     `margin` defaults to 1 and is without effect for "gaussian". "target-layer" None (or absent) is every layer; for
     "salient-head" the published 19..26 of 32 in proportion, with at most a quarter of the heads (8 of 32).
     Raises ValueError for an unknown type or key, a margin < 0 and a layer that the model does not have.
     """
+    if isinstance(mask_type, GazeMask):
+        return replace(mask_type, layers=check_layers(mask_type.layers, layers))
     if not isinstance(mask_type, Mapping):
         raise ValueError(f'mask_type is {mask_type!r}; give a dictionary such as {{"type": "gaussian", "margin": 1}}')
     if unknown := [key for key in mask_type if key not in KEYS]:

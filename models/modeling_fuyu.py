@@ -48,6 +48,19 @@ class FuyuForCausalLM(VisionLanguageModel, transformers.FuyuForCausalLM):
             resized=resized,
         )
 
+    def input_grids(self, inputs) -> list[tuple[int, int]]:
+        """Read from the prompts: one token, the newline, stands between two rows of patches."""
+        grids = []
+        for sample, ids in enumerate(inputs["input_ids"]):
+            positions = (ids == self.config.image_token_id).nonzero().flatten()
+            rows = int((positions.diff() > 1).sum()) + 1
+            cols = len(positions) // rows
+            expected = torch.arange(rows)[:, None] * (cols + 1) + torch.arange(cols)
+            if (positions - positions[:1]).tolist() != expected.flatten().tolist():
+                raise ValueError(f"the image tokens of sample {sample} are not rows of equal length of one image")
+            grids += [(rows, cols)] * (cols > 0)
+        return grids
+
     def _render(self, processor, prompt: str, images: int) -> str:
         if images != 1:
             raise SampleError("number of images", f"Fuyu takes exactly one image per prompt, but {images} were given")

@@ -41,6 +41,10 @@ class LlavaForConditionalGeneration(VisionLanguageModel, transformers.LlavaForCo
             offset=offset,
         )
 
+    def input_grids(self, inputs) -> list[tuple[int, int]]:
+        patch, pixels = self.config.vision_config.patch_size, inputs.get("pixel_values")
+        return [] if pixels is None else [(pixels.shape[-2] // patch, pixels.shape[-1] // patch)] * len(pixels)
+
     def tower_layers(self) -> range:
         """Layers of the tower that the decoder's features went through.
 

@@ -34,6 +34,10 @@ class QwenGrid(VisionLanguageModel):
             resized=(resized_width, resized_height),
         )
 
+    def input_grids(self, inputs) -> list[tuple[int, int]]:
+        merge, patches = self.config.vision_config.spatial_merge_size, inputs.get("image_grid_thw")
+        return [] if patches is None else [(h // merge, w // merge) for _, h, w in patches.tolist()]
+
     def tower_layers(self) -> range:
         """Layers of the tower that the decoder's features went through: all."""
         return range(self.config.vision_config.depth)

@@ -8,12 +8,13 @@ matrices never exist.
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from models.attention import listening
+from models.attention import STEERING, listening
 
 
 class AttentionTrace:
@@ -23,8 +24,9 @@ class AttentionTrace:
             model.generate(**inputs)
         trace.weights(layer=5, queries=[40, 41])        # float32 [sample, head, query, key]
 
-    `offload` moves queries to the CPU as they come and keys when the block ends; weights are then still computed on the
-    model's device, one layer at a time. Positions count from 0 at the first column of the batch, padding included.
+    Weights are those that the model used: where the generation is steered, as steered. `offload` moves queries to the
+    CPU as they come and keys when the block ends; weights are then still computed on the model's device, one layer at a
+    time. Positions count from 0 at the first column of the batch, padding included.
     """
 
     def __init__(self, model: PreTrainedModel, offload: bool = False):
@@ -36,6 +38,7 @@ class AttentionTrace:
         self._answer: list[list[torch.Tensor]] = []  # per layer and decode step: queries [sample, head, 1, width]
         self._keys: list[torch.Tensor] = []  # per layer: [sample, key head, key, width], shared with the KV cache
         self._scaling: list[float] = []
+        self._steering: list = []  # per layer: what steered it (`models.steering.Steering`), or None
         self._device: list[torch.device] = []
         self._scope = ExitStack()
 
@@ -67,6 +70,7 @@ class AttentionTrace:
             self._prompt.append(kept)
             self._answer.append([])
             self._scaling.append(scaling)
+            self._steering.append(getattr(module, STEERING, None))
             self._device.append(query.device)
             self._keys.append(key.detach())
         else:
@@ -143,7 +147,9 @@ class AttentionTrace:
         positions = torch.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
         stop = int(positions.max()) + 1
         key = self._keys[layer][sample, :, begin:stop].to(query.device).float()
-        return softmax_rows(query, key, self._scaling[layer], positions - begin)
+        steering = self._steering[layer]
+        recompute = softmax_rows if steering is None else partial(steering.rows, sample)
+        return recompute(query, key, self._scaling[layer], positions - begin)
 
     def _queries(self, layer: int, sample: int, rows: torch.Tensor | slice) -> torch.Tensor:
         """Recorded queries [head, row, width] at the given positions; a view where the prompt holds them all."""
@@ -162,16 +168,24 @@ class AttentionTrace:
         return taken
 
 
-def softmax_rows(query: torch.Tensor, key: torch.Tensor, scaling: float, positions: torch.Tensor | None):
-    """softmax(scaling * query key^T), float32 [head, row, key].
+def softmax_rows(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    scaling: float,
+    positions: torch.Tensor | None,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """softmax(scaling * query key^T + bias), float32 [head, row, key].
 
     query [head, row, width] and key [key head, key, width] in float32; heads are groups of equal size over the key
     heads (grouped-query attention), which are never repeated. `positions` [row] is the last key that each row may see
-    (None: all of them).
+    (None: all of them); `bias` [row or 1, key] is the same for all heads (None: 0).
     """
     heads, rows, width = query.shape
     grouped = (query * scaling).reshape(key.shape[0], -1, width)
     scores = torch.bmm(grouped, key.transpose(1, 2)).view(heads, rows, key.shape[1])
+    if bias is not None:
+        scores += bias
     if positions is not None:
         # Every row sees the keys up to the smallest position, so only the columns behind it need the mask.
         free = int(positions.min()) + 1

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from PIL import Image
 
-from models.attention import LISTENERS
+from models.attention import LISTENERS, attention_stack
 from models.errors import SampleError
+from models.gaze import PlacedMask, check_scanpath, parse_mask_type
 from models.layout import ImageGrid, TokenLayout, locate
+from models.steering import Steering, steered
 
 ASPECT_LIMIT = 200  # of an image; beyond it a resize by the shortest edge makes gigabytes out of a few pixels
 MARK = "\ue000"  # from Unicode's private use area
@@ -28,15 +30,91 @@ class VisionLanguageModel:
         """The grid of a picture of width x height original pixels after this family's processor; None if unknown."""
         raise TypeError(f"{type(self).__name__} does not define its image grid")
 
-    def generate(self, *args, **kwargs):
-        # override: beams and repeated samples reorder or multiply the batch, and a trace would not know.
-        if any(hasattr(module, LISTENERS) for module in self.modules()):
-            for name in ("num_beams", "num_return_sequences"):
-                count = kwargs.get(name) or getattr(kwargs.get("generation_config"), name, None)
-                count = count or getattr(self.generation_config, name) or 1
-                if count > 1:
-                    raise ValueError(f"{name}={count} cannot be recorded; use {name}=1 (greedy or sampling)")
-        return super().generate(*args, **kwargs)
+    def input_grids(self, inputs) -> list[tuple[int, int]]:
+        """(rows, cols) of every image in the model inputs, in the order in which the prompts show them."""
+        raise ValueError(
+            f"where the image tokens of {type(self).__name__} lie in the picture is not known, so gaze cannot be put "
+            "on them; load LLaVA-1.5, Qwen2-VL, Qwen2.5-VL or Fuyu"
+        )
+
+    def generate(self, *args, mask_type=None, scanpaths=None, **kwargs):
+        """The stock `generate`; `mask_type` and `scanpaths` steer it by human gaze, for this call alone.
+
+        mask_type: {"type": "gaussian" | "non-gaussian" | "salient-head", "margin": int,
+        "target-layer": None | int | [int]}, or settings of `models.gaze`. scanpaths: for each sample a list of (x, y)
+        cells of its image, x to the right and y down from 0; an empty one leaves its sample as it is. A sample with
+        gaze shows exactly one image.
+        Raises ValueError for anything wrong with them before the model runs.
+        """
+        # override: steering, and beams or repeated samples would reorder or multiply the batch unknown to it or a trace
+        steering = {}
+        if mask_type is not None or scanpaths is not None:
+            steering = self._steer_by_gaze(mask_type, scanpaths, kwargs)
+        if steering:
+            self._refuse_reordering("steered", kwargs)
+        elif any(hasattr(module, LISTENERS) for module in self.modules()):
+            self._refuse_reordering("recorded", kwargs)
+        with steered(self, steering):
+            return super().generate(*args, **kwargs)
+
+    def _refuse_reordering(self, done: str, kwargs) -> None:
+        def setting(name):
+            return kwargs.get(name) or getattr(kwargs.get("generation_config") or self.generation_config, name, None)
+
+        for name in ("num_beams", "num_return_sequences"):
+            count = setting(name) or 1
+            if count > 1:
+                raise ValueError(f"{name}={count} cannot be {done}; use {name}=1 (greedy or sampling)")
+        if kwargs.get("assistant_model") or setting("prompt_lookup_num_tokens"):
+            raise ValueError(
+                f"assisted generation cannot be {done}, since it feeds several tokens a step; leave out "
+                "assistant_model and prompt_lookup_num_tokens"
+            )
+
+    def _steer_by_gaze(self, mask_type, scanpaths, inputs) -> dict[int, Steering]:
+        """What the gaze does to each layer; nothing, where no sample has any or the settings are neutral."""
+        if mask_type is None or scanpaths is None:
+            raise ValueError("mask_type and scanpaths belong together; give both, or neither for the plain model")
+        stack, modules = attention_stack(self, "decoder")
+        settings = parse_mask_type(mask_type, len(modules), stack.config.num_attention_heads)
+        ids, starts = check_inputs(inputs)
+        scanpaths = scanpaths.tolist() if hasattr(scanpaths, "tolist") else scanpaths
+        if not isinstance(scanpaths, list | tuple) or len(scanpaths) != len(ids):
+            found = f"{len(scanpaths)}" if isinstance(scanpaths, list | tuple) else f"{scanpaths!r}"
+            raise ValueError(f"scanpaths of {len(ids)} samples: {found}; give one list of (x, y) each, [] for no gaze")
+        gazed = [sample for sample, points in enumerate(scanpaths) if not is_empty(points)]
+        grids = self._grids_by_sample(ids, inputs) if gazed else []
+        placed = {}
+        for sample in gazed:
+            if len(grids[sample]) != 1:
+                raise ValueError(
+                    f"sample {sample} has gaze and {len(grids[sample])} images; a scanpath belongs to exactly one, so "
+                    "give an empty one ([]) or a prompt with one image"
+                )
+            rows, cols = grids[sample][0]
+            mask = settings.mask(check_scanpath(scanpaths[sample], rows, cols, sample), rows, cols)
+            if mask is not None:
+                image = (ids[sample] == self.config.image_token_id).nonzero().flatten()
+                placed[sample] = PlacedMask(mask.to(ids.device), image)
+        steering = settings.steering(placed, starts, ids.shape[1]) if placed else None
+        return dict.fromkeys(settings.layers, steering) if placed else {}
+
+    def _grids_by_sample(self, ids: torch.Tensor, inputs) -> list[list[tuple[int, int]]]:
+        """(rows, cols) of the images of each sample, shared out by the samples' image tokens."""
+        left = iter(self.input_grids(inputs))
+        shared = []
+        for sample, count in enumerate((ids == self.config.image_token_id).sum(1).tolist()):
+            grids, cells = [], 0
+            while cells < count and (grid := next(left, None)):
+                grids.append(grid)
+                cells += grid[0] * grid[1]
+            if cells != count:
+                raise ValueError(
+                    f"sample {sample} has {count} image tokens, but its {len(grids)} images have {cells} cells; give "
+                    "the inputs as prepare returns them"
+                )
+            shared.append(grids)
+        return shared
 
     def prepare(self, processor, images, prompt):
         """Model inputs and the token layout for one prompt, or for a batch of prompts.
@@ -106,6 +184,30 @@ class VisionLanguageModel:
             images=tuple(positions + start for positions in images),
             grids=grids,
         )
+
+
+def is_empty(points) -> bool:
+    """Whether a scanpath holds no gaze; what is no scanpath at all is for `check_scanpath` to say."""
+    return points is None or (hasattr(points, "__len__") and len(points) == 0)
+
+
+def check_inputs(inputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """input_ids [sample, position] and where each sample's padding ends, int64 [sample], of inputs that can be steered.
+
+    Raises ValueError for inputs without them, and for padding anywhere but on the left.
+    """
+    ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+    if ids is None or mask is None or inputs.get("past_key_values") is not None:
+        raise ValueError(
+            "steering needs input_ids and attention_mask by name and an empty cache; call generate(**inputs, ...) with "
+            "the inputs that prepare returns"
+        )
+    if mask.ndim != 2 or not mask[:, -1].all() or (mask[:, 1:] < mask[:, :-1]).any():
+        raise ValueError(
+            "the attention mask is not one of padding on the left, so it is not clear which rows and keys to steer; "
+            "pad on the left (processor.tokenizer.padding_side = 'left')"
+        )
+    return ids, mask.int().argmax(1)
 
 
 def check_prompt(prompt: str, special_tokens: list[str]) -> None:

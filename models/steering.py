@@ -1,0 +1,190 @@
+"""Steering: what one `generate` call does to attention, while the model goes on running under SDPA.
+
+Every intervention is one of two edits of a layer. A key bias is added to the scores of all queries: multiplying softmax
+weights by g >= 0 per key and renormalising is adding log g, and SDPA computes that itself. A row edit is a function of
+the softmax weights of some rows: those rows are recomputed by hand, edited, and written over SDPA's output. A trace
+recomputes its weights through the same `Steering`, so it shows them as steered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch.nn.functional import pad
+from transformers import PreTrainedModel
+
+from models.attention import STEERING, attention_stack, name_attention
+from models.trace import softmax_rows
+
+BLOCK_ELEMENTS = 2**22  # softmax weights of edited rows held at a time
+
+
+@dataclass(frozen=True, eq=False)
+class KeyBias:
+    """What is added to the scores of each key of the prompt; keys that come later have 0.
+
+    `values` float32 [sample, key], -inf for a hidden key. `first` int64 [sample]: the first row that keeps a key. Rows
+    before it stay as the model makes them, since a softmax over nothing is not defined.
+    """
+
+    values: torch.Tensor
+    first: torch.Tensor
+
+    @classmethod
+    def multiply(cls, multipliers: torch.Tensor, starts: torch.Tensor) -> KeyBias:
+        """The bias of key multipliers >= 0, float32 [sample, key]; `starts` [sample] is where padding ends."""
+        length = multipliers.shape[1]
+        kept = (multipliers > 0) & (torch.arange(length, device=multipliers.device) >= starts[:, None])
+        first = torch.where(kept.any(1), kept.int().argmax(1), length)
+        return cls(multipliers.log(), first)
+
+    def of(self, sample: int, start: int, positions: torch.Tensor, keys: int) -> torch.Tensor:
+        """The bias of one sample's rows, [row or 1, key]; `positions` [row] and keys count from its token `start`."""
+        values = self.values[sample, start : start + keys]
+        values = pad(values, (0, keys - len(values)))[None]
+        steered = positions.to(values.device) + start >= self.first[sample]
+        return torch.where(steered[:, None], values, 0)
+
+    def widen(self, query, key, value, scaling: float):
+        """Query, key and value of a whole prompt with the bias in extra head dimensions.
+
+        [q, 1, 1, 0 ...] . [k, b, b', 0 ...] = q . k + (b + b'), with b + b' the bias / scaling and b' what b loses by
+        rounding to half precision. A row that keeps no key has 0 in place of the ones, so hidden keys have the lowest
+        finite number instead of -inf; kept keys lose nothing by it. Fast kernels want a width that is a multiple of 8,
+        and values as wide as keys.
+        """
+        width, dtype = query.shape[-1], query.dtype
+        target = (0, 2 + -(width + 2) % 8)
+        exact = (self.values.to(query.device) / scaling).clamp_min(torch.finfo(dtype).min / 2)
+        rounded = exact.to(dtype)
+        rows = torch.arange(query.shape[2], device=query.device)
+        query, key, value = pad(query, target), pad(key, target), pad(value, target)
+        query[..., width : width + 2] = (rows >= self.first.to(rows.device)[:, None])[:, None, :, None]
+        key[..., width] = rounded[:, None]
+        key[..., width + 1] = (exact - rounded.float())[:, None]
+        return query, key, value
+
+    def mask(self, mask: torch.Tensor | None, query: torch.Tensor, keys: int) -> torch.Tensor:
+        """The bias as an additive mask [sample, 1, 1, key] for one row behind the prompt, joined with a bool mask."""
+        bias = pad(self.values, (0, keys - self.values.shape[1])).to(query.device, query.dtype)[:, None, None]
+        return bias if mask is None else bias.masked_fill(~mask, float("-inf"))
+
+
+@dataclass(frozen=True, eq=False)
+class RowEdit:
+    """A change to the softmax rows of one sample, from row `first` on; rows and keys count from its first token.
+
+    `change` is given float32 [head, row, key], rows that sum to 1, and returns the same.
+    """
+
+    first: int
+    change: Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Steering:
+    """What is done to one layer in one `generate` call: a key bias, or edits of rows by sample, or both in that order.
+
+    `starts` is where each sample's padding ends, `prompt_length` the number of positions of the prompt.
+    """
+
+    prompt_length: int
+    starts: tuple[int, ...]
+    bias: KeyBias | None = None
+    edits: Mapping[int, RowEdit] = field(default_factory=dict)
+
+    def attend(self, plain: Callable, query, key, value, mask, scaling: float) -> torch.Tensor:
+        """The steered output, [sample, row, head, width]; shapes and mask as in `models.attention.attention`.
+
+        `plain` is SDPA. Where one row of every sample is edited, as in decoding, it need not run.
+        """
+        self._check(query, key)
+        rows, keys, width = query.shape[2], key.shape[2], value.shape[-1]
+        if rows == 1 and len(self.edits) == len(self.starts):
+            output = query.new_empty(len(query), rows, query.shape[1], width)
+        elif self.bias is None:
+            output = plain(query, key, value, mask)
+        elif rows == 1:
+            output = plain(query, key, value, self.bias.mask(mask, query, keys))
+        else:
+            output = plain(*self.bias.widen(query, key, value, scaling), mask)[..., :width]
+        for sample, edit in self.edits.items():
+            real = slice(self.starts[sample], None)
+            skipped = max(edit.first + self.starts[sample] - (keys - rows), 0)
+            output[sample, skipped:] = self._edited_rows(
+                sample, query[sample, :, skipped:], key[sample, :, real], value[sample, :, real], scaling
+            )
+        return output
+
+    def _check(self, query, key) -> None:
+        rows, keys = query.shape[2], key.shape[2]
+        prefill, decode = rows == keys == self.prompt_length, rows == 1 and keys > self.prompt_length
+        if len(query) != len(self.starts) or not (prefill or decode):
+            raise RuntimeError(
+                f"{rows} tokens of {len(query)} samples were fed, with {keys} keys, while a prompt of "
+                f"{self.prompt_length} tokens and {len(self.starts)} samples is steered; steering needs an empty "
+                "default (dynamic) cache, the prompt in one piece, and one token a step"
+            )
+
+    def _edited_rows(self, sample: int, query, key, value, scaling: float) -> torch.Tensor:
+        """Output of the last rows of one sample, [row, head, width], from query [head, row, width], block by block."""
+        heads, count, _ = query.shape
+        first = key.shape[1] - count
+        wide = key.float()
+        step = max(1, BLOCK_ELEMENTS // (heads * key.shape[1]))
+        blocks = []
+        for begin in range(0, count, step):
+            positions = torch.arange(first + begin, first + min(begin + step, count))
+            stop = int(positions[-1]) + 1
+            weights = self.rows(sample, query[:, begin : begin + step].float(), wide[:, :stop], scaling, positions)
+            blocks.append(weigh(weights.to(value.dtype), value[:, :stop]))
+        return torch.cat(blocks, 1).transpose(0, 1)
+
+    def rows(self, sample: int, query, key, scaling: float, positions: torch.Tensor) -> torch.Tensor:
+        """Softmax rows of one sample as steered, float32 [head, row, key]; see `models.trace.softmax_rows`.
+
+        Positions and keys count from the sample's first token.
+        """
+        bias = None
+        if self.bias is not None:
+            bias = self.bias.of(sample, self.starts[sample], positions, key.shape[1]).to(query.device)
+        weights = softmax_rows(query, key, scaling, positions, bias)
+        edit = self.edits.get(sample)
+        late = positions >= (key.shape[1] if edit is None else edit.first)
+        if late.all():  # no copy, and no wait for a GPU
+            return edit.change(weights)
+        if late.any():
+            weights[:, late] = edit.change(weights[:, late])
+        return weights
+
+
+def weigh(weights: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Weights [head, row, key] times value [key head, key, width], heads in equal groups: [head, row, width]."""
+    grouped = weights.reshape(len(value), -1, weights.shape[-1])
+    return torch.bmm(grouped, value).view(*weights.shape[:2], -1)
+
+
+@contextmanager
+def steered(model: PreTrainedModel, layers: Mapping[int, Steering]) -> Iterator[None]:
+    """Steers the given layers of the decoder for the length of the block; no layer leaves the model untouched.
+
+    Raises ValueError for a model whose attention cannot be reached, RuntimeError where it is being steered already.
+    """
+    if not layers:
+        yield
+        return
+    stack, modules = attention_stack(model, "decoder")
+    if any(hasattr(module, STEERING) for module in modules):
+        raise RuntimeError("the model is being steered by another generation; wait until that has ended")
+    for layer, steering in layers.items():
+        setattr(modules[layer], STEERING, steering)
+    name_attention(stack, modules)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            delattr(modules[layer], STEERING)
+        name_attention(stack, modules)
