@@ -1,4 +1,4 @@
-"""One question answered under a trace: the generated tokens, and everything needed to ask where each one looked."""
+"""Questions answered under a trace: the generated tokens, and everything needed to ask where each one looked."""
 
 from __future__ import annotations
 
@@ -17,61 +17,95 @@ from models.trace import AttentionTrace
 class Answer:
     """What was generated, without the end token. `tokens` are decoded one by one, `probabilities` those of the model.
 
-    `trace` and `layout` belong to the whole generation; the first len(tokens) generated rows are this answer's.
+    `trace` belongs to the whole batch, where `layout.sample` is this answer's place; of its generated rows the first
+    len(tokens) are this answer's.
+    `first` float32 [vocabulary] are the probabilities of all tokens to begin the answer.
     `unknown` are the words of the prompt that the tokenizer does not know and hands over as one and the same token.
-    `tower` is the vision tower's own trace, where it was asked for.
+    `tower` is the vision tower's own trace, where it was asked for; its images count through the whole batch.
     """
 
     text: str
     tokens: list[str]
     probabilities: list[float]
+    first: torch.Tensor
     trace: AttentionTrace
     layout: TokenLayout
     unknown: list[str]
     tower: TowerTrace | None = None
 
 
+def answer(model, processor, images, prompt: str, **options) -> Answer:
+    """The answer to one prompt about a list of RGB pictures; options as in `answers`.
+
+    Raises SampleError where the model ends at once, since an answer without a token looks nowhere.
+    """
+    [said] = answers(model, processor, [images], [prompt], **options)
+    if isinstance(said, SampleError):
+        raise said
+    return said
+
+
 @torch.no_grad()
-def answer(
+def answers(
     model,
     processor,
     images,
-    prompt: str,
+    prompts,
     *,
     max_new_tokens: int = 16,
     offload: bool = False,
     tower: bool = False,
     **generation,
-) -> Answer:
-    """Greedy answer (unless `generation` says otherwise) to one prompt about a list of RGB pictures, recorded.
+) -> list[Answer | SampleError]:
+    """Greedy answers (unless `generation` says otherwise) to a batch, generated together under one trace.
 
-    `tower` records the vision tower as well; it costs memory for its queries and keys, and no time worth naming.
-    Raises SampleError where the model ends at once, since an answer without a token looks nowhere.
+    images: for each prompt a list of RGB pictures. `tower` records the vision tower as well; it costs memory for its
+    queries and keys, and no time worth naming. `generation` may hold `mask_type` and, for each sample, `scanpaths`.
+    In place of an empty answer stands the SampleError that says so. Raises SampleError for a sample that cannot be
+    prepared.
     """
-    inputs, layout = model.prepare(processor, images, prompt)
+    inputs, layouts = model.prepare(processor, images, prompts)
     options = {"do_sample": False, "max_new_tokens": max_new_tokens, **generation}
-    seen = TowerTrace(model, layout, offload=offload) if tower else None
+    seen = TowerTrace(model, layouts, offload=offload) if tower else None
     with seen or nullcontext(), AttentionTrace(model, offload=offload) as trace:
         output = model.generate(**inputs, **options, return_dict_in_generate=True, output_logits=True)
-    ids = output.sequences[0, layout.length :]
-    count = answer_length(ids, generation.get("eos_token_id", model.generation_config.eos_token_id))
+    eos = generation.get("eos_token_id", model.generation_config.eos_token_id)
+    return [_read(processor, inputs, layout, output, eos, trace, seen) for layout in layouts]
+
+
+def _read(processor, inputs, layout: TokenLayout, output, eos, trace, seen) -> Answer | SampleError:
+    """One sample's answer out of what was generated for all."""
+    ids = output.sequences[layout.sample, layout.length :]
+    count = answer_length(ids, eos)
     if count == 0:
-        raise SampleError("empty answer", "the answer is empty: the model ended at once")
-    chosen = torch.stack(output.logits[:count])[:, 0].float().softmax(-1).gather(1, ids[:count, None]).flatten()
+        return SampleError("empty answer", "the answer is empty: the model ended at once")
+    chances = torch.stack([step[layout.sample] for step in output.logits[:count]]).float().softmax(-1)
     return Answer(
         text=processor.tokenizer.decode(ids[:count], skip_special_tokens=True).strip(),
         tokens=[processor.tokenizer.decode([token]) for token in ids[:count].tolist()],
-        probabilities=chosen.tolist(),
+        probabilities=chances.gather(1, ids[:count, None]).flatten().tolist(),
+        first=chances[0].cpu(),
         trace=trace,
         layout=layout,
-        unknown=unknown_words(inputs["input_ids"][0].tolist(), layout, processor.tokenizer.unk_token_id),
+        unknown=unknown_words(inputs["input_ids"][layout.sample].tolist(), layout, processor.tokenizer.unk_token_id),
         tower=seen,
     )
 
 
+def word_probability(first: torch.Tensor, tokenizer, word: str) -> float | None:
+    """Probability that an answer begins with a word, of `Answer.first`, however the word's token is written.
+
+    Sums over the tokens that are the word but for case and a space in front; None where no single token is.
+    """
+    space = "\u2581\u0120 "  # as SentencePiece and byte-level tokenizers write it
+    spellings = [id for token, id in tokenizer.get_vocab().items() if token.lstrip(space).lower() == word.lower()]
+    return float(first[spellings].sum()) if spellings else None
+
+
 def unknown_words(ids: list[int], layout: TokenLayout, unknown: int | None) -> list[str]:
     """Pieces of the rendered prompt that became the unknown token, each once, in order."""
-    spans = [span for token, span in zip(ids, layout.offsets, strict=True) if token == unknown]
+    placed = list(zip(ids, layout.offsets, strict=True))[layout.start :]  # a pad token may be the unknown one
+    spans = [span for token, span in placed if token == unknown]
     return list(dict.fromkeys(layout.text[first:last] for first, last in spans))
 
 
