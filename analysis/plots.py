@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from analysis.overlay import visible
 
-BLUE = "#31688e"
+BLUE, ORANGE = "#31688e", "#e07b39"
 
 
 def share_plot(tokens: Sequence[str], shares: Sequence[float], title: str = "") -> Figure:
@@ -32,4 +34,74 @@ def share_plot(tokens: Sequence[str], shares: Sequence[float], title: str = "") 
     axes.yaxis.grid(True, linewidth=0.5, alpha=0.4)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def head_heatmap(panels: Sequence[tuple[str, np.ndarray]], marked: np.ndarray | None = None) -> Figure:
+    """Values of heads as layers x heads, one panel per (title, values [layer, head]), each on a scale of its own.
+
+    Layer 0 is at the top. Scales begin at 0, or are symmetric around it where values are negative. `marked` bool
+    [layer, head] puts a dot on heads; values that are not known (NaN) stay white.
+    """
+    layers, heads = panels[0][1].shape
+    width, height = max(2.4, 0.2 * heads + 1.4), max(1.9, 0.2 * layers + 0.9)  # inches
+    figure = Figure(figsize=(width * len(panels), height), dpi=200, layout="constrained")
+    figure.get_layout_engine().set(wspace=0.06)
+    for axes, (title, values) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        top = float(np.nanmax(np.abs(values), initial=0)) or 1.0
+        signed = np.nanmin(values, initial=0) < 0
+        scale = {"cmap": "RdBu_r", "vmin": -top, "vmax": top} if signed else {"cmap": "viridis", "vmin": 0, "vmax": top}
+        picture = axes.imshow(values, aspect="auto", interpolation="nearest", **scale)
+        if marked is not None:
+            row, col = np.nonzero(marked)
+            axes.plot(col, row, "o", markersize=4, markerfacecolor="white", markeredgecolor="black", linestyle="none")
+        axes.set_xlabel("head", fontsize=8)
+        axes.set_ylabel("layer", fontsize=8)
+        axes.set_title(title, fontsize=8, loc="left")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 4, 5, 10], min_n_ticks=1))
+        axes.tick_params(labelsize=7)
+        figure.colorbar(picture, ax=axes, shrink=0.9, pad=0.02).ax.tick_params(labelsize=7)
+    return figure
+
+
+def ranked_bars(
+    names: Sequence[str],
+    means: Sequence[float],
+    lows: Sequence[float],
+    highs: Sequence[float],
+    controls: Sequence[float] | None = None,
+    label: str = "",
+    control_label: str = "",
+    axis_label: str = "",
+    most: int = 32,
+) -> Figure:
+    """Bars in falling order of their means with whiskers from `lows` to `highs`; the largest `most` of them.
+
+    `controls` is drawn over each bar as a mark. `label` and `axis_label` name the axes of values and of bars,
+    `control_label` the marks.
+    """
+    means, lows, highs = (np.asarray(values, np.float64) for values in (means, lows, highs))
+    order = np.argsort(-np.nan_to_num(means, nan=-np.inf), kind="stable")[:most]
+    width = min(12, max(3.6, 1.2 + 0.26 * len(order)))
+    figure = Figure(figsize=(width, 2.7), dpi=200, layout="constrained")
+    axes = figure.subplots()
+    places, values = np.arange(len(order)), means[order]
+    reach = np.abs(np.stack([values - lows[order], highs[order] - values]))
+    axes.bar(places, values, width=0.7, color=BLUE, yerr=reach, error_kw={"linewidth": 0.9, "capsize": 1.5})
+    if controls is not None:
+        marks = np.asarray(controls, np.float64)[order]
+        axes.plot(places, marks, "D", color=ORANGE, markersize=3.5, markeredgecolor="white", label=control_label)
+        axes.legend(frameon=False, fontsize=8, loc="upper right")
+    axes.set_xticks(places, labels=[names[index] for index in order], fontsize=7, rotation=90)
+    axes.set_xlim(-0.6, len(order) - 0.4)
+    axes.set_ylabel(label, fontsize=8)
+    axes.set_xlabel(axis_label, fontsize=8)
+    axes.tick_params(axis="x", length=0)
+    axes.tick_params(axis="y", labelsize=7)
+    axes.yaxis.grid(True, linewidth=0.5, alpha=0.4)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(order) < len(means):
+        axes.set_title(f"the {len(order)} highest of {len(means)}", fontsize=8, loc="left")
     return figure

@@ -24,16 +24,41 @@ def measure_each(
     told on stderr and counted under that reason; any other error ends the run. `unusable` are (name, reason) of samples
     that were given up before.
     """
+    return measure_batches(run, samples, lambda batch: [measure(batch[0])], 1, bad_sample, unusable)
+
+
+def measure_batches(
+    run: RunFolder,
+    samples: Sequence,
+    measure: Callable[[Sequence], list[dict]],
+    size: int,
+    bad_sample: tuple[type[Exception], ...] = (),
+    unusable: Iterable[tuple[str, str]] = (),
+) -> list[dict]:
+    """As `measure_each`, with `measure(batch)` for up to `size` samples at a time, which returns a row for each.
+
+    Where a batch holds a bad sample, its samples are measured one by one.
+    """
     for name, reason in unusable:
         run.skip(name, reason)
     rows = []
-    for sample in tqdm(samples, unit="sample"):
-        try:
-            row = measure(sample)
-        except (Unmeasurable, *bad_sample) as error:
-            tqdm.write(f"skipped {sample.name}: {error}", file=sys.stderr)
-            run.skip(sample.name, error.reason)
-            continue
-        run.add(sample.name, **row)
-        rows.append(row)
+    with tqdm(total=len(samples), unit="sample") as progress:
+        for first in range(0, len(samples), size):
+            batch = samples[first : first + size]
+            for sample, found in zip(batch, _attempt(measure, batch, (Unmeasurable, *bad_sample)), strict=True):
+                progress.update()
+                if isinstance(found, Exception):
+                    tqdm.write(f"skipped {sample.name}: {found}", file=sys.stderr)
+                    run.skip(sample.name, found.reason)
+                    continue
+                run.add(sample.name, **found)
+                rows.append(found)
     return rows
+
+
+def _attempt(measure, batch: Sequence, bad: tuple[type[Exception], ...]) -> list:
+    """A row, or the error that says why there is none, for each sample of a batch."""
+    try:
+        return measure(batch)
+    except bad as error:
+        return [error] if len(batch) == 1 else [found for one in batch for found in _attempt(measure, [one], bad)]

@@ -7,16 +7,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.images import list_images
-from data.twoshapes import LAYOUT, Skip, read
+from data.twoshapes import LAYOUT, Skip, TwoShapes, read
 
 
 class Sample(NamedTuple):
-    """One question about one picture; `gold` is the right answer, "" where nobody knows it."""
+    """One question about one picture; `gold` is the right answer, "" where nobody knows it.
+
+    `shapes` are (colour, shape) of what the picture shows, in the order of its caption, where that is known.
+    """
 
     name: str
     path: Path
     prompt: str
     gold: str = ""
+    shapes: tuple[tuple[str, str], ...] = ()
 
 
 def collect(
@@ -25,7 +29,8 @@ def collect(
     """Samples to look at, and those that cannot be used with their reasons.
 
     Either `images` (paths) or `data_root`: a folder of pictures, or one that holds spatial_twoshapes/, whose own
-    questions are asked unless `prompt` is given. `limit` counts samples of the folder, 0 takes all.
+    questions are asked unless `prompt` is given; there, {first} and {second} in it stand for the caption's shapes,
+    such as "red circle". `limit` counts samples of the folder, 0 takes all.
     Raises ValueError for flags that do not go together, FileNotFoundError where nothing is found.
     """
     if bool(images) == bool(data_root):
@@ -37,15 +42,22 @@ def collect(
     root = Path(data_root or "")
     if data_root and ((root / LAYOUT).is_dir() or not root.is_dir()):
         samples, skipped = read(root, limit=limit or None)
-        return [
-            Sample(s.id, s.image_path, prompt or s.question, "" if prompt else s.relation) for s in samples
-        ], skipped
+        return [_question(sample, prompt) for sample in samples], skipped
     paths = [Path(path) for path in images] or list_images(root)[: limit or None]
     if prompt is None:
         raise ValueError("pictures need a --prompt, such as --prompt 'describe the image .'")
     if not any(path.exists() for path in paths):
         raise FileNotFoundError(f"none of the pictures exists: {', '.join(map(str, paths[:3]))}")
     return [Sample(name, path, prompt) for name, path in zip(names(paths), paths, strict=True)], []
+
+
+def _question(sample: TwoShapes, prompt: str | None) -> Sample:
+    shapes = tuple((entity.colour, entity.shape) for entity in (sample.first, sample.second))
+    if prompt is None:
+        return Sample(sample.id, sample.image_path, sample.question, sample.relation, shapes)
+    for place, shape in zip(("{first}", "{second}"), shapes, strict=True):
+        prompt = prompt.replace(place, " ".join(shape))
+    return Sample(sample.id, sample.image_path, prompt, "", shapes)
 
 
 def names(paths: list[Path]) -> list[str]:

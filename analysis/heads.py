@@ -1,0 +1,93 @@
+"""Which heads look where people look: how much of a head's attention to the image falls on the gaze.
+
+    Sim(h) = sum over the generated tokens and the image cells of A_h * G / the same sum of A_h
+
+with A_h the attention of the rows that stand for the generated tokens and G a mask over the cells, in 0..1. The
+salient-head method divides it by the layer's largest. A head can have a large Sim and hardly look at the image at all,
+so the attention that it is a share of is reported with it; where that is 0, Sim is undefined (NaN).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy import stats
+
+from analysis.errors import Unmeasurable
+from analysis.rollout import answer_rows, check_layout
+
+
+class Inside(NamedTuple):
+    """Attention to the image, mean over the rows: `seen` float64 [layer, head] in all, `inside` [mask, layer, head]
+    with each cell times the mask's value there."""
+
+    seen: np.ndarray
+    inside: np.ndarray
+
+    @property
+    def similarity(self) -> np.ndarray:
+        """Sim of every head with every mask, float64 [mask, layer, head]; NaN where nothing of the image is seen."""
+        return np.divide(self.inside, self.seen, out=np.full_like(self.inside, np.nan), where=self.seen > 0)
+
+    @property
+    def share(self) -> np.ndarray:
+        """Share of the whole model's image attention that is inside each mask, float64 [mask]; NaN where none is."""
+        total = self.seen.sum()
+        return self.inside.sum((1, 2)) / total if total > 0 else np.full(len(self.inside), np.nan)
+
+
+@torch.no_grad()
+def attention_inside(
+    trace, layout, masks: Sequence, *, image: int = 0, rows: str = "predicting", tokens: int | None = None
+) -> Inside:
+    """Attention of the generated tokens' rows to one image of the prompt, and how much of it falls on each mask.
+
+    masks: each [row, col] over the image's grid, in 0..1. `rows` and `tokens` as in `analysis.rollout.rollout`.
+    Raises ValueError for a mask of another size, Unmeasurable where the prompt has no image or no token has a row.
+    """
+    check_layout(trace, layout)
+    if not layout.images:
+        raise Unmeasurable("no image", "the prompt has no image, so there is nothing to look at in it")
+    positions = answer_rows(trace, rows, tokens)
+    if not positions:
+        raise Unmeasurable(f"no {rows} row", f"no generated token has a row under the convention {rows!r}")
+    cells = layout.images[image]
+    stacked = torch.stack([torch.as_tensor(mask).flatten().double() for mask in masks])
+    if stacked.shape[1] != len(cells):
+        raise ValueError(f"the masks have {stacked.shape[1]} cells but the image has {len(cells)}")
+    seen, inside = [], []
+    for layer in range(trace.layers):
+        weights = trace.weights(layer, positions, samples=[layout.sample])[0][:, :, cells.to(trace.device(layer))]
+        looked = weights.double().mean(1).cpu()  # [head, cell]
+        seen.append(looked.sum(-1))
+        inside.append(stacked @ looked.T)
+    return Inside(torch.stack(seen).numpy(), torch.stack(inside, dim=1).numpy())
+
+
+def relative(similarity: np.ndarray) -> np.ndarray:
+    """Similarities [..., layer, head] divided by the layer's largest; 0 where that is 0, NaN where it is undefined."""
+    similarity = np.asarray(similarity, np.float64)
+    largest = np.fmax.reduce(similarity, axis=-1, keepdims=True)
+    return np.divide(similarity, largest, out=np.where(np.isnan(similarity), np.nan, 0.0), where=largest > 0)
+
+
+def mean_heads(values: np.ndarray, confidence: float = 0.95) -> dict[str, np.ndarray]:
+    """Mean over images of values [image, layer, head] with Student's t interval, each array [layer, head].
+
+    Returns {"mean", "deviation", "low", "high", "n"}; images in which a head is undefined (NaN) do not count for it.
+    """
+    known = ~np.isnan(values)
+    count = known.sum(0)
+    mean = _divide(np.where(known, values, 0).sum(0), count)
+    squares = (np.where(known, values - mean, 0) ** 2).sum(0)
+    deviation = np.sqrt(_divide(squares, np.maximum(count - 1, 0)))
+    reach = stats.t.ppf(0.5 + confidence / 2, np.maximum(count - 1, 1)) * _divide(deviation, np.sqrt(count))
+    return {"mean": mean, "deviation": deviation, "low": mean - reach, "high": mean + reach, "n": count}
+
+
+def _divide(above, below) -> np.ndarray:
+    """above / below, NaN where below is 0."""
+    return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=below > 0)

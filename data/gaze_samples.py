@@ -1,0 +1,160 @@
+"""Pictures with a question and where somebody looked in them: what the gaze scripts measure and steer with."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from data import scanpaths, twoshapes
+from data.images import ImageError, read_image
+from data.samples import Sample, collect
+from data.scanpaths import ScanpathError, Scanpaths, to_cells
+from data.twoshapes import Skip
+from data.twoshapes_scanpaths import TARGETS
+
+GENERATED = Path("data", "generated")
+
+
+class GazeSample(NamedTuple):
+    """A sample and one scanpath on its picture, in cells of the model's grid.
+
+    `gaze` names the file that the scanpath is from, `points` are (x, y) or (x, y, weight), at least one, and `dropped`
+    says which fixations were left out and why. `name` is the sample's, with `gaze` behind it where there are several.
+    """
+
+    name: str
+    sample: Sample
+    gaze: str
+    points: list[tuple]
+    grid: object
+    dropped: list[Skip]
+
+
+def example_set(count: int, seed: int) -> str:
+    """Folder of `count` generated pictures of two shapes of different colour, with scanpaths; made where it is not."""
+    root = GENERATED / f"gaze-{count}-seed-{seed}"
+    if not root.exists():
+        twoshapes.generate(root, count, seed, same_colour=0.0)
+    if not any(root.glob("scanpaths-*.jsonl")):
+        scanpaths.generate(root, seed=seed)
+    return str(root)
+
+
+def gather(flags, scanpath_files: Sequence[str], targets: Sequence[str], count: int):
+    """Samples, the unusable ones among them, and scanpaths by the short names of their files, as flags ask for them.
+
+    flags: `data.flags.SampleFlags` and `GazeFlags`, and a `seed`. Without pictures they are `count` generated ones;
+    without `scanpath_files` they are those that `data.scanpaths` writes into a data root for `targets`.
+    Raises ValueError and FileNotFoundError for flags that do not work.
+    """
+    check_flags(flags)
+    given = flags.image or flags.data_root
+    data_root = flags.data_root if given else example_set(count, flags.seed)
+    samples, unusable = collect(flags.image, data_root, flags.prompt, flags.limit)
+    return samples, unusable, read_all(find_files(data_root, scanpath_files, targets), data_root, flags.units)
+
+
+def check_flags(flags) -> None:
+    """What can be told of wrong flags before any picture is made or read."""
+    if flags.limit < 0:
+        raise ValueError(f"--limit {flags.limit} is negative; give 0 for all samples")
+    if flags.margin < 0:
+        raise ValueError(f"--margin {flags.margin} is negative; 0 opens the fixation's own cell, 1 opens 3 x 3")
+    if flags.seed < 0:
+        raise ValueError(f"--seed {flags.seed} is negative; give 0 or more")
+
+
+def find_files(data_root: str | None, given: Sequence[str], targets: Sequence[str] = TARGETS) -> list[Path]:
+    """The scanpath files `given`, or those in the data root. Raises ValueError where there is none."""
+    if given:
+        return [Path(path) for path in given]
+    if data_root is None:
+        raise ValueError("pictures need --scanpaths: a .json, .jsonl or .csv file of where people looked in them")
+    found = [Path(data_root, f"scanpaths-{target}.jsonl") for target in targets]
+    found = [path for path in found if path.is_file()]
+    if not found:
+        raise ValueError(
+            f"no scanpaths in {data_root}: give --scanpaths, or make some for pictures of two shapes with"
+            f" `python -m data.scanpaths --data-root {data_root}`"
+        )
+    return found
+
+
+def read_all(files: Sequence[Path], data_root: str | None, units: str | None) -> dict[str, Scanpaths]:
+    """Scanpaths of several files by the files' short names; those of a data root name pictures below it."""
+    names = [path.stem.removeprefix("scanpaths-") for path in files]
+    if len(set(names)) < len(names):
+        raise ValueError(f"scanpath files need names of their own, but these are {', '.join(map(str, files))}")
+    return {name: scanpaths.read(path, data_root, units) for name, path in zip(names, files, strict=True)}
+
+
+def locate(
+    samples: Sequence[Sample],
+    paths: dict[str, Scanpaths],
+    grid_of: Callable[[int, int], object],
+    bad_sample: tuple[type[Exception], ...] = (),
+    **mapping,
+) -> tuple[list[GazeSample], list[Skip]]:
+    """Every sample with every scanpath on its picture, and what cannot be used, with its reason.
+
+    grid_of: the model's grid of a picture of (width, height) pixels; `bad_sample` are errors that it raises for one
+    picture, each with a `reason`. mapping: `trajectory` and `by_duration` of `data.scanpaths.to_cells`.
+    Raises ValueError for a model whose grid is not known (None).
+    """
+    found, skipped = [], []
+    for sample in tqdm(samples, desc="reading scanpaths", unit="picture", disable=None):
+        try:
+            grid = grid_of(*read_image(sample.path).size)
+        except (ImageError, *bad_sample) as error:
+            skipped.append(Skip(sample.name, error.reason))
+            continue
+        if grid is None:
+            raise ValueError(
+                "where this model's image tokens lie in the picture is not known, so gaze cannot be put on them;"
+                " load LLaVA-1.5, Qwen2-VL, Qwen2.5-VL or Fuyu"
+            )
+        for gaze, known in paths.items():
+            name = f"{sample.name} {gaze}" if len(paths) > 1 else sample.name
+            try:
+                cells = to_cells(known.of(sample.path), grid, **mapping)
+            except ScanpathError as error:
+                skipped.append(Skip(name, error.reason))
+                continue
+            if cells.points:
+                found.append(GazeSample(name, sample, gaze, cells.points, grid, cells.dropped))
+            else:
+                skipped.append(Skip(name, "no fixation that the model can see"))
+    return found, skipped
+
+
+def left_out(paths: dict[str, Scanpaths], samples: Sequence[GazeSample]) -> dict[str, dict[str, int]]:
+    """How many records of the scanpath files, and how many fixations of the samples, were left out for which reason."""
+    return {
+        "records": dict(Counter(skip.reason for known in paths.values() for skip in known.skipped)),
+        "fixations": dict(Counter(skip.reason for sample in samples for skip in sample.dropped)),
+    }
+
+
+def shuffled(samples: Sequence[GazeSample], rng: np.random.Generator) -> list[list[tuple] | None]:
+    """Another sample's gaze for each one, on its own grid: each scanpath is used once, none on its own picture.
+
+    A control: whatever follows such a gaze follows where people look in general, not what they looked at here. Where
+    grids differ, points keep their place as fractions of the grid. None for all where there is a single sample.
+    """
+    if len(samples) < 2:
+        return [None] * len(samples)
+    order = rng.permutation(len(samples)).tolist()
+    other = dict(zip(order, [*order[1:], order[0]], strict=True))
+    return [moved(samples[other[index]], sample.grid) for index, sample in enumerate(samples)]
+
+
+def moved(sample: GazeSample, grid) -> list[tuple]:
+    """The sample's points on another grid: the cell that holds the centre of the old one."""
+    across, down = grid.cols / sample.grid.cols, grid.rows / sample.grid.rows
+    return [(math.floor((x + 0.5) * across), math.floor((y + 0.5) * down), *weight) for x, y, *weight in sample.points]

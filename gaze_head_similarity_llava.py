@@ -1,0 +1,101 @@
+"""Which heads look where people look, and which of them should the salient-head method take on this model?
+
+    python gaze_head_similarity_llava.py
+    python gaze_head_similarity_llava.py --data-root pictures --scanpaths gaze.jsonl --prompt "describe the image ."
+
+Without data it makes pictures of two shapes, asks where the first one is, and takes scanpaths on that shape.
+heads.csv has every head's similarity with the gaze (mean, deviation, n), the same with another image's gaze, and how
+much it looks at the image at all; heads.png shows them as layers x heads, ranked.png as bars. summary.json proposes
+tau, k and the layers, chosen on one half of the images, and says how well they do on the other half; similarity.npz
+has the values of every image. The embedded model takes half a minute.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import partial
+
+import numpy as np
+
+import models
+from analysis import command
+from analysis.head_report import COLUMNS, Measured, sample_row, save_heads, sentence, study
+from analysis.heads import Inside, attention_inside
+from analysis.results import RunFolder, default_out_dir, refuse_existing
+from analysis.salient_heads import Settings
+from analysis.samples import measure_each
+from data.flags import GazeFlags, SampleFlags
+from data.gaze_samples import GazeSample, gather, left_out, locate, shuffled
+from data.images import ImageError, read_image
+from models.answer import answer
+from models.errors import SampleError
+from models.flags import LoadFlags
+from models.gaze import SalientHead, check_scanpath, parse_mask_type
+from models.loading import describe
+
+
+@dataclass(frozen=True)
+class Config(LoadFlags, GazeFlags, SampleFlags):
+    model: str = "tiny-llava"
+    """Embedded model, folder, or hub id; of LLaVA-1.5, Qwen2-VL, Qwen2.5-VL or Fuyu."""
+    scanpaths: str | None = None
+    """Where people looked: a .json, .jsonl or .csv file (default: scanpaths-first.jsonl of the data root)."""
+    prompt: str | None = "where is the {first} ?"
+    """What to ask; {first} and {second} are the shapes of a two-shapes set. None: the set's own questions."""
+    limit: int = 100
+    """Use at most so many samples of --data-root; 0 uses all."""
+    sigma: float = 1.5
+    """Fall-off of the mask around the gaze, in cells of a 24 x 24 grid (other grids in proportion)."""
+    max_new_tokens: int = 16
+    """Longest answer, in tokens."""
+    seed: int = 0
+    """Seed of generated pictures, of the shuffled scanpaths, of the halves and of the bootstrap intervals."""
+    out_dir: str | None = None
+    """New or empty folder for the results (default: results/<script>/<model>-<date>)."""
+
+    def check(self) -> SalientHead:
+        """The mask that these flags describe. Raises ValueError for flags that cannot work."""
+        if self.max_new_tokens < 1:
+            raise ValueError(f"--max-new-tokens {self.max_new_tokens} must be at least 1")
+        return SalientHead((0,), margin=self.margin, sigma=self.sigma)
+
+
+def main(config: Config) -> int:
+    with command.setting_up():
+        masks = config.check()
+        files = (config.scanpaths,) if config.scanpaths else ()
+        samples, unusable, paths = gather(config, files, targets=("first",), count=config.limit or 100)
+        out_dir = refuse_existing(config.out_dir or default_out_dir(__file__, config.model))
+        model, processor = models.load(config.model, **config.loading)
+        gazed, without = locate(samples, paths, partial(model.image_grid, processor), (SampleError,), **config.mapping)
+    run = RunFolder.create(out_dir, {"flags": asdict(config), "model": describe(model)}, COLUMNS)
+    others = dict(zip((s.name for s in gazed), shuffled(gazed, np.random.default_rng(config.seed)), strict=True))
+    found = []
+
+    def measure(sample: GazeSample) -> dict:
+        picture, (rows, cols) = read_image(sample.sample.path), (sample.grid.rows, sample.grid.cols)
+        said = answer(model, processor, [picture], sample.sample.prompt, max_new_tokens=config.max_new_tokens)
+        gazes = [points for points in (sample.points, others[sample.name]) if points]
+        drawn = [masks.draw(check_scanpath(points, rows, cols), rows, cols) for points in gazes]
+        inside = attention_inside(said.trace, said.layout, drawn, tokens=len(said.tokens))
+        row = sample_row(sample, said, drawn[0], inside)
+        found.append((sample.name, inside))
+        return row
+
+    measure_each(run, gazed, measure, (ImageError, SampleError), [*unusable, *without])
+    run.finish({"left_out": left_out(paths, gazed), **(report(run, found, config.seed) if found else {})})
+    return command.conclude(run)
+
+
+def report(run: RunFolder, found: list[tuple[str, Inside]], seed: int) -> dict:
+    """The files about all images together; returns the summary's figures."""
+    measured = Measured(found)
+    published = parse_mask_type({"type": "salient-head"}, *measured.own.shape[1:])
+    proposal, summary = study(measured, Settings(published.layers, published.tau, published.heads), seed)
+    save_heads(run, measured, proposal)
+    print(sentence(proposal))
+    return summary
+
+
+if __name__ == "__main__":
+    command.run(main, Config, __doc__)
