@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.overlay import visible
 
-BLUE, ORANGE = "#31688e", "#e07b39"
+BLUE, ORANGE, GREEN = "#31688e", "#e07b39", "#7a9a4e"
 
 
 def share_plot(tokens: Sequence[str], shares: Sequence[float], title: str = "") -> Figure:
@@ -104,4 +104,51 @@ def ranked_bars(
     axes.spines[["top", "right"]].set_visible(False)
     if len(order) < len(means):
         axes.set_title(f"the {len(order)} highest of {len(means)}", fontsize=8, loc="left")
+    return figure
+
+
+def dimension_heatmap(values: np.ndarray, dimensions: Sequence[int], marked: np.ndarray, title: str = "") -> Figure:
+    """Values of hidden dimensions, [layer, column], as layers x dimensions from 0 up; layer 0 is at the top.
+
+    `dimensions` names the columns, and `marked` bool [layer, column] puts a dot on some.
+    """
+    layers, columns = values.shape
+    size = (min(14, max(3.4, 0.34 * columns + 1.6)), max(1.9, 0.2 * layers + 1.1))  # inches
+    figure = Figure(figsize=size, dpi=200, layout="constrained")
+    axes = figure.subplots()
+    top = max(float(values.max(initial=0)), 1.0)
+    picture = axes.imshow(values, aspect="auto", interpolation="nearest", cmap="viridis", vmin=0, vmax=top)
+    row, column = np.nonzero(marked)
+    axes.plot(column, row, "o", markersize=4, markerfacecolor="white", markeredgecolor="black", linestyle="none")
+    axes.set_xticks(range(columns), labels=[str(dimension) for dimension in dimensions], rotation=90)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 4, 5, 10], min_n_ticks=1))
+    axes.set_xlabel("dimension", fontsize=8)
+    axes.set_ylabel("layer", fontsize=8)
+    axes.set_title(title, fontsize=8, loc="left")
+    axes.tick_params(labelsize=7)
+    figure.colorbar(picture, ax=axes, shrink=0.9, pad=0.02).ax.tick_params(labelsize=7)
+    return figure
+
+
+def precision_and_recall(panels: Sequence[tuple[str, Sequence[float], Sequence[dict]]], chance: float) -> Figure:
+    """Precision and recall as lines with their intervals, one panel per (axis label, places, scores).
+
+    Each of `scores` holds "precision" and "recall" as `analysis.statistics.mean_interval` returns them; what is not
+    defined leaves a gap. `chance`, the precision of guessing, is a dotted line.
+    """
+    figure = Figure(figsize=(3.4 * len(panels), 2.5), dpi=200, layout="constrained")
+    for axes, (label, places, scores) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for name, colour in (("precision", BLUE), ("recall", ORANGE)):
+            means, lows, highs = (
+                np.array([each[name][key] for each in scores], np.float64) for key in ("mean", "low", "high")
+            )
+            axes.fill_between(places, lows, highs, color=colour, alpha=0.2, linewidth=0)
+            axes.plot(places, means, "o-", color=colour, markersize=3, linewidth=1.2, label=name)
+        axes.axhline(chance, color="grey", linestyle=":", linewidth=1, label="chance")
+        axes.set(ylim=(-0.03, 1.03))
+        axes.set_xlabel(label, fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.grid(True, linewidth=0.5, alpha=0.4)
+        axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=7)
     return figure
