@@ -23,3 +23,16 @@ def mean_interval(values, seed: int = 0, confidence: float = 0.95) -> dict:
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return {"mean": float(values.mean()), "low": float(interval.low), "high": float(interval.high), "n": len(values)}
+
+
+def rate_interval(outcomes, confidence: float = 0.95) -> dict:
+    """Share of true outcomes, one per sample, with Wilson's score interval.
+
+    Returns {"rate", "low", "high", "count", "n"}; rate and bounds are None for no outcome.
+    """
+    outcomes = [bool(outcome) for outcome in outcomes]
+    if not outcomes:
+        return {"rate": None, "low": None, "high": None, "count": 0, "n": 0}
+    count, n = sum(outcomes), len(outcomes)
+    interval = stats.binomtest(count, n).proportion_ci(confidence, method="wilson")
+    return {"rate": count / n, "low": float(interval.low), "high": float(interval.high), "count": count, "n": n}

@@ -1,0 +1,166 @@
+"""What does a model answer when it is made to look where people looked?
+
+    python gaze_generation_llava.py --limit 200
+    python gaze_generation_llava.py --data-root pictures --scanpaths gaze.jsonl --prompt "describe the image ."
+
+Each picture is asked about without gaze and under each mask type. samples.csv has the answers side by side, with the
+probability of every token and the share of attention inside the gaze; summary.json the paired differences (steered
+minus plain) with intervals. The first --pictures samples also get comparison.png, with masks and rollout overlays, and
+the raw maps.
+Without data it makes pictures of two shapes of different colour, with scanpaths on the first, on the second and on
+neither, and asks for "the" colour: colours.png shows how often the answer follows the gaze. The embedded model takes a
+minute for 200 of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Literal
+
+import models
+from analysis import command
+from analysis.flags import RolloutFlags
+from analysis.gaze_figures import colour_figure, save_sample
+from analysis.gaze_table import PLAIN, Outcome, columns, summarise, summarise_colours, table_row
+from analysis.heads import attention_inside
+from analysis.results import RunFolder, default_out_dir, refuse_existing
+from analysis.rollout import rollout
+from analysis.samples import measure_batches
+from data.flags import GazeFlags, SampleFlags
+from data.gaze_samples import GazeSample, gather, left_out, locate
+from data.images import ImageError, read_image
+from data.twoshapes_scanpaths import TARGETS
+from models.answer import Answer, answers, word_probability
+from models.errors import SampleError
+from models.flags import LoadFlags
+from models.gaze import GazeMask, SalientHead, check_scanpath, parse_mask_type, windows
+from models.loading import describe
+
+MaskType = Literal["gaussian", "non-gaussian", "salient-head"]
+
+
+@dataclass(frozen=True)
+class Config(LoadFlags, RolloutFlags, GazeFlags, SampleFlags):
+    model: str = "tiny-llava"
+    """Embedded model, folder, or hub id; of LLaVA-1.5, Qwen2-VL, Qwen2.5-VL or Fuyu."""
+    mask_types: tuple[MaskType, ...] = ("gaussian", "non-gaussian", "salient-head")
+    """How gaze becomes attention; one answer for each."""
+    scanpaths: tuple[str, ...] = ()
+    """Where people looked: .json, .jsonl or .csv files, one answer for each (default: those of the data root)."""
+    prompt: str | None = "what colour is the shape ?"
+    """What to ask; {first} and {second} are the shapes of a two-shapes set. None: the set's own questions."""
+    limit: int = 100
+    """Use at most so many samples of --data-root; 0 uses all."""
+    target_layer: tuple[int, ...] = ()
+    """Layers to steer, 0-based (default: all; for salient-head the published 19..26 of 32 in proportion)."""
+    tau: float = 0.5232
+    """salient-head: similarity with the gaze, over the layer's largest, that a head must exceed."""
+    salient_heads: int | None = None
+    """salient-head: at most so many heads of a layer (default: a quarter of them)."""
+    batch_size: int = 8
+    """Samples generated together."""
+    pictures: int = 6
+    """Samples that get pictures and maps; the table has all."""
+
+    def check(self) -> None:
+        """Raises ValueError for flags that cannot work with any model."""
+        super().check()
+        if not self.mask_types:
+            raise ValueError("--mask-types is empty; give gaussian, non-gaussian or salient-head")
+        if self.batch_size < 1 or self.pictures < 0:
+            raise ValueError("give --batch-size of at least 1 and --pictures of at least 0")
+        if lowest := [layer for layer in self.target_layer if layer < 0]:
+            raise ValueError(f"--target-layer {lowest[0]} does not exist; layers count from 0")
+        self.masks(layers=1 + max(self.target_layer, default=0), heads=1)
+
+    def masks(self, layers: int, heads: int) -> dict[str, GazeMask | None]:
+        """The ways in which each question is answered, for a model of that size; None is the plain one."""
+        target = list(self.target_layer) or None
+        found = {
+            kind: parse_mask_type({"type": kind, "margin": self.margin, "target-layer": target}, layers, heads)
+            for kind in dict.fromkeys(self.mask_types)
+        }
+        if isinstance(salient := found.get("salient-head"), SalientHead):
+            at_most = salient.heads if self.salient_heads is None else self.salient_heads
+            found["salient-head"] = replace(salient, tau=self.tau, heads=at_most)
+        return {PLAIN: None, **found}
+
+
+def main(config: Config) -> int:
+    with command.setting_up():
+        config.check()
+        samples, unusable, paths = gather(config, config.scanpaths, TARGETS, count=config.limit or 100)
+        out_dir = refuse_existing(config.out_dir or default_out_dir(__file__, config.model))
+        model, processor = models.load(config.model, **config.loading)
+        decoder = model.config.get_text_config()
+        ways = config.masks(decoder.num_hidden_layers, decoder.num_attention_heads)
+        gazed, without = locate(samples, paths, partial(model.image_grid, processor), (SampleError,), **config.mapping)
+    settings = {"flags": asdict(config), "model": describe(model), "masks": {w: m for w, m in ways.items() if m}}
+    run = RunFolder.create(out_dir, settings, columns(ways))
+    drawn = {sample.name for sample in gazed[: config.pictures]}
+
+    def measure(batch: list[GazeSample]) -> list[dict]:
+        pictures = [read_image(sample.sample.path) for sample in batch]
+        outcomes = [{} for _ in batch]
+        for way, mask in ways.items():
+            said = ask(model, processor, batch, pictures, mask, config)
+            for sample, answer, found in zip(batch, said, outcomes, strict=True):
+                found[way] = outcome(processor, sample, answer, mask, config, with_maps=sample.name in drawn)
+        return [
+            table_row(
+                sample, colours(sample), found,
+                save_sample(run, sample, picture, found, config.rows, config.look) if sample.name in drawn else "",
+            )
+            for sample, picture, found in zip(batch, pictures, outcomes, strict=True)
+        ]  # fmt: skip
+
+    bad = (ImageError, SampleError)
+    rows = measure_batches(run, gazed, measure, config.batch_size, bad, [*unusable, *without])
+    by_colour = summarise_colours(rows, list(ways), config.seed)
+    if by_colour:
+        run.save(colour_figure(by_colour), "colours.png")
+    found = {"rows": config.rows, "gaze": summarise(rows, list(ways), config.seed), "colours": by_colour}
+    run.finish({"left_out": left_out(paths, gazed), **found})
+    return command.conclude(run)
+
+
+def ask(model, processor, batch: list[GazeSample], pictures, mask: GazeMask | None, config: Config) -> list[Answer]:
+    """The batch's answers one way. Raises SampleError where one is empty."""
+    steering = {} if mask is None else {"mask_type": mask, "scanpaths": [sample.points for sample in batch]}
+    prompts = [sample.sample.prompt for sample in batch]
+    said = answers(model, processor, [[p] for p in pictures], prompts, **config.answering, **steering)
+    for answer in said:
+        if isinstance(answer, SampleError):
+            raise answer
+    return said
+
+
+def outcome(processor, sample: GazeSample, said: Answer, mask: GazeMask | None, config: Config, with_maps: bool):
+    """What is kept of one answer: the trace that it belongs to is large."""
+    rows, cols = sample.grid.rows, sample.grid.cols
+    gaze = check_scanpath(sample.points, rows, cols)
+    count = len(said.tokens)
+    looked = attention_inside(
+        said.trace, said.layout, [windows(gaze, rows, cols, config.margin)], rows=config.rows, tokens=count
+    )
+    return Outcome(
+        text=said.text,
+        tokens=said.tokens,
+        probabilities=said.probabilities,
+        inside=float(looked.share[0]),
+        image_attention=float(looked.seen.mean()),
+        colours=tuple(word_probability(said.first, processor.tokenizer, colour) for colour in colours(sample)),
+        mask=None if mask is None else mask.draw(gaze, rows, cols).numpy(),
+        maps=rollout(said.trace, said.layout, tokens=count, **config.rolling).maps() if with_maps else None,
+    )
+
+
+def colours(sample: GazeSample) -> tuple[str, ...]:
+    """Of the picture's first and second shape; empty where they are not known or alike."""
+    found = tuple(colour for colour, _ in sample.sample.shapes)
+    return found if len(set(found)) == 2 else ()
+
+
+if __name__ == "__main__":
+    command.run(main, Config, __doc__)
