@@ -1,0 +1,240 @@
+"""Which dimensions of the residual stream spike at the tokens that receive most attention.
+
+A sink is a token that draws attention without meaning anything, and shows it: in a few dimensions of the model its
+residual stream is far larger than elsewhere (Sun et al., "Massive Activations in Large Language Models", COLM 2024).
+All magnitudes here are m = |x| / RMS(x), each token's own: 1 is ordinary, sqrt(width) is all of a token in one
+dimension. Per layer the candidates (the image's tokens, or those of the first half of a text) are split into the tokens
+that receive most attention and the rest, and every dimension is asked three things:
+
+    top     its mean over the most attended tokens, weighted by the attention that they receive, since few of them are
+            sinks and those few receive most of it
+    gap     how far that is above its mean over the rest; a dimension that is large everywhere has none
+    above   the share of the rest that is below top
+
+It stands out where top is a spike and above nearly 1. Nothing here holds more than one layer of one sample; layers
+count from 0, layer l meaning what enters layer l.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from analysis.errors import Unmeasurable
+
+SPIKE = 20 / math.sqrt(4096)  # share of sqrt(width) that makes a spike: the published tau at the published width
+ABOVE = 0.9  # share of the other tokens that a spike must be above
+FIRST_LAYER = 2  # sinks form in the first layers, which are shown and not counted
+FEWEST = 10  # candidates, so that a tenth of them is a token
+EPSILON = 1e-6  # of the RMS normalisation
+BLOCK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}  # attention weights held at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Watch:
+    """Whose attention counts, and for which tokens: `candidates` int64 [candidate], and rows `first` to `last` - 1.
+
+    Every row sees every candidate. Were rows counted that see only some, early tokens would seem to receive more.
+    """
+
+    candidates: torch.Tensor
+    first: int
+    last: int
+
+
+def watch(layout) -> Watch:
+    """The tokens of all images, seen from the rows behind them; without images, the first half from the second.
+
+    Raises Unmeasurable where there are fewer than ten candidates, or no row.
+    """
+    candidates, last = layout.image_positions, layout.length
+    first = int(candidates.max()) + 1 if len(candidates) else (layout.start + last + 1) // 2
+    if not len(candidates):
+        candidates = torch.arange(layout.start, first)
+    if len(candidates) < FEWEST or first >= last:
+        raise Unmeasurable(
+            "prompt too short",
+            f"{len(candidates)} tokens could be sinks and {last - first} rows look at all of them; at least {FEWEST} "
+            "and one are needed: give a larger picture or a longer text",
+        )
+    return Watch(candidates, first, last)
+
+
+def attention_received(trace, watched: Watch, sample: int = 0) -> torch.Tensor:
+    """Attention on each candidate, mean over heads and watched rows, block by block: float32 [layer, candidate]."""
+    begin = int(trace.start[sample])
+    received = torch.zeros(trace.layers, len(watched.candidates))
+    for layer in range(trace.layers):
+        elements = BLOCK_ELEMENTS.get(trace.device(layer).type, BLOCK_ELEMENTS["cpu"])
+        step = max(1, elements // (trace.heads * (watched.last - begin)))
+        for first in range(watched.first, watched.last, step):
+            weights = trace.block(layer, sample, first, min(first + step, watched.last))
+            received[layer] += weights.mean(0).sum(0).cpu()[watched.candidates - begin]
+    return received / (watched.last - watched.first)
+
+
+def check_top_percent(top_percent: float) -> None:
+    """Raises ValueError for what is no fraction that leaves anything over."""
+    if not 0 < top_percent <= 0.5:
+        raise ValueError(f"--top-percent {top_percent} is out of range; give a fraction such as 0.1, at most 0.5")
+
+
+def top_count(candidates: int, top_percent: float) -> int:
+    """How many of the candidates are "most attended"; `top_percent` is a fraction, as in the published script."""
+    return min(max(1, int(candidates * top_percent)), candidates - 1)
+
+
+class Contrast:
+    """Of one sample: what sets its most attended tokens apart, per layer and dimension.
+
+    `see` takes the residual stream of one layer after the other; `top`, `gap` and `above` are float32 [layer, width].
+    """
+
+    def __init__(self, received: torch.Tensor, candidates: torch.Tensor, top_percent: float):
+        self.received, self.candidates = received, candidates
+        self.most = received.topk(top_count(len(candidates), top_percent), dim=1).indices
+        self._layers: list[torch.Tensor] = []
+
+    def see(self, layer: int, hidden: torch.Tensor) -> None:
+        """Reduces what enters a layer, [sample, row, width] with one sample, to its [3, width]."""
+        magnitude = hidden[0, self.candidates.to(hidden.device)].float().abs_()
+        square = torch.linalg.vector_norm(magnitude, dim=-1, keepdim=True) ** 2 / magnitude.shape[-1]
+        magnitude *= torch.rsqrt(square + EPSILON)
+        most = torch.zeros(len(magnitude), dtype=torch.bool, device=hidden.device)
+        most[self.most[layer].to(hidden.device)] = True
+        attention = self.received[layer].to(hidden.device)[most]
+        total = attention.sum()
+        shares = torch.where(total > 0, attention / total, 1 / len(attention))
+        top, rest = shares @ magnitude[most], magnitude[~most]
+        self._layers.append(torch.stack([top, top - rest.mean(0), (rest < top).sum(0) / len(rest)]).cpu())
+
+    @property
+    def top_share(self) -> float:
+        """Share of the attention on all candidates that the most attended ones receive, mean over layers."""
+        return float((self.received.gather(1, self.most).sum(1) / self.received.sum(1)).mean())
+
+    @property
+    def statistics(self) -> torch.Tensor:
+        """top, gap and above: float32 [3, layer, width]."""
+        return torch.stack(self._layers, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """Means over samples of top, gap and above, each [layer, width], in the order of the layers."""
+
+    top: np.ndarray
+    gap: np.ndarray
+    above: np.ndarray
+
+    @property
+    def stands_out(self) -> np.ndarray:
+        """Where a dimension spikes at the most attended tokens and not at the others: bool [layer, width]."""
+        return (self.top >= SPIKE * math.sqrt(self.top.shape[1])) & (self.above >= ABOVE)
+
+    def consistent(self) -> list[dict]:
+        """Dimensions that stand out in a quarter of the counted layers (at least two, if there are), best first.
+
+        `frequency` is the number of these layers and `avg_score` the mean gap in them.
+        """
+        counted = self.stands_out[FIRST_LAYER:]
+        needed = max(min(2, len(counted)), math.ceil(len(counted) / 4))
+        frequency = counted.sum(0)
+        gaps = self.gap[FIRST_LAYER:]
+        found = [
+            {"dim": int(d), "frequency": int(frequency[d]), "avg_score": float(gaps[counted[:, d], d].mean())}
+            for d in np.flatnonzero(frequency >= max(needed, 1))
+        ]
+        return sorted(found, key=lambda each: (-each["frequency"], -each["avg_score"]))
+
+    def per_layer_top(self, count: int = 10) -> dict[str, list[dict]]:
+        """The dimensions of largest gap in each layer."""
+        return {
+            f"layer_{layer}": [{"dim": int(d), "score": float(gaps[d])} for d in np.argsort(-gaps)[:count]]
+            for layer, gaps in enumerate(self.gap)
+        }
+
+    def tau(self, dimensions: list[int]) -> float | None:
+        """The middle between the attended tokens and the rest, in the largest of these dimensions; None for none.
+
+        Mean over the counted layers in which one of them stands out, rounded to a tenth.
+        """
+        if not dimensions:
+            return None
+        layers = FIRST_LAYER + np.flatnonzero(self.stands_out[FIRST_LAYER:, dimensions].any(1))
+        top = self.top[np.ix_(layers, dimensions)]
+        rest = top - self.gap[np.ix_(layers, dimensions)]
+        return round(float((top.max(1) + rest.max(1)).mean() / 2), 1)
+
+
+class SinkSearch:
+    """Sums over samples, in two halves (every other sample), so that a finding can be checked against itself."""
+
+    def __init__(self):
+        self._sums: list[torch.Tensor | None] = [None, None]
+        self._counts = [0, 0]
+
+    def add(self, contrast: Contrast) -> None:
+        half = sum(self._counts) % 2
+        statistics = contrast.statistics.double()
+        self._sums[half] = statistics if self._sums[half] is None else self._sums[half] + statistics
+        self._counts[half] += 1
+
+    @property
+    def samples(self) -> int:
+        return sum(self._counts)
+
+    def profile(self, half: int | None = None) -> Profile:
+        """Of all samples, or of one half. Raises ValueError where there is no sample."""
+        chosen = [0, 1] if half is None else [half]
+        count = sum(self._counts[each] for each in chosen)
+        if not count:
+            raise ValueError("no sample was added, so there is nothing to tell")
+        means = sum(self._sums[each] for each in chosen if self._sums[each] is not None) / count
+        return Profile(*means.numpy())
+
+    def findings(self, most: int = 2) -> dict:
+        """What was found, as the published script names it: recommended and consistent dimensions, the top per layer.
+
+        Recommended are the first `most` consistent dimensions that are consistent in each half of the samples, too;
+        `reason` says why there are no more, `tau` is a threshold to begin with.
+        """
+        whole = self.profile()
+        consistent = whole.consistent()
+        halves = [[each["dim"] for each in self.profile(half).consistent()] for half in (0, 1) if self._counts[half]]
+        both = set(halves[0]) & set(halves[-1]) if len(halves) == 2 else set()
+        stable = [each["dim"] for each in consistent if each["dim"] in both]
+        recommended = stable[:most]
+        layers, width = whole.top.shape
+        return {
+            "recommended_dimensions": recommended,
+            "tau": whole.tau(recommended),
+            "reason": self._reason(whole, consistent, stable, most),
+            "num_samples": self.samples,
+            "num_layers": layers,
+            "hidden_dim": width,
+            "consistent_dimensions": consistent[:20],
+            "halves": [half[:20] for half in halves],
+            "per_layer_top": whole.per_layer_top(),
+        }
+
+    def _reason(self, whole: Profile, consistent: list[dict], stable: list[int], most: int) -> str:
+        if not consistent:
+            top = np.where(whole.above >= ABOVE, whole.top, 0)[FIRST_LAYER:]
+            if not top.size:
+                return f"the model has no layer behind the first {FIRST_LAYER}, where sinks could be told"
+            layer, dimension = np.unravel_index(top.argmax(), top.shape)
+            return (
+                "no dimension spikes at the most attended tokens in enough layers: the largest, "
+                f"{dimension} in layer {layer + FIRST_LAYER}, reaches {top.max():.1f}, and a spike is "
+                f"{SPIKE * math.sqrt(whole.top.shape[1]):.1f} in a model {whole.top.shape[1]} wide"
+            )
+        if self.samples < 2:
+            return "one sample alone cannot show that a dimension is the same in others; give more"
+        if not stable:
+            return f"no dimension is consistent in both halves of the {self.samples} samples; give more"
+        kept = f"{len(stable)} consistent in both halves of the samples"
+        return f"{kept}, the first {most} are recommended" if len(stable) > most else kept

@@ -1,0 +1,165 @@
+"""Plain causal language models, for what is measured on words alone: loaded and prepared like the others.
+
+A checkpoint folder or hub id, or a GGUF file, which is dequantised while it loads (needs the package gguf).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedConfig,
+)
+
+import models
+from models.attention import attention_stack, has_sliding_window
+from models.layout import TokenLayout
+from models.loading import DTYPES, check_keys, first_line, locate, place, quantized, quiet, read_weights
+from models.vlm import MARK, check_prompt
+
+
+class CausalLanguageModel:
+    """Mixed into a family's stock class; prompts are prepared as for the vision-language models, without pictures."""
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        # override: a subclass outside transformers would otherwise skip the renaming of checkpoint keys.
+        return False
+
+    def prepare(self, tokenizer, images, prompt: str):
+        """(inputs, TokenLayout) of one prompt; `images` must be empty. The chat template is applied where there is one.
+
+        Raises SampleError for a prompt that no model can use, ValueError for images.
+        """
+        if images:
+            raise ValueError(f"{type(self).__name__} is a language model and sees no pictures; give images=[]")
+        check_prompt(prompt, tokenizer.all_special_tokens)
+        prompt = prompt.strip()
+        text, start = render(tokenizer, prompt), render(tokenizer, MARK).find(MARK)
+        if not text.startswith(prompt, start):
+            raise ValueError("the chat template does not hand the prompt on as it is, so its words cannot be located")
+        special = tokenizer.chat_template is None  # a template writes the special tokens itself
+        encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
+        ids = torch.tensor([encoded["input_ids"]], device=self.device)
+        layout = TokenLayout(
+            sample=0,
+            start=0,
+            length=ids.shape[1],
+            text=text,
+            prompt=prompt,
+            prompt_start=start,
+            offsets=tuple(encoded["offset_mapping"]),
+            images=(),
+        )
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, layout
+
+
+def render(tokenizer, prompt: str) -> str:
+    """The prompt as the chat template puts it; as it is, where there is none."""
+    if tokenizer.chat_template is None:
+        return prompt
+    conversation = [{"role": "user", "content": prompt}]
+    return tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+
+
+def load(name: str, device="auto", dtype="auto", load_4bit=False, load_8bit=False, revision=None):
+    """(model, processor or tokenizer): `load_causal` for a causal language model, `models.load` for anything else."""
+    settings = {"device": device, "dtype": dtype, "load_4bit": load_4bit, "load_8bit": load_8bit, "revision": revision}
+    return (load_causal if is_causal(name, revision) else models.load)(name, **settings)
+
+
+def is_causal(name: str, revision: str | None = None) -> bool:
+    """Whether a name leads to a plain causal language model, as far as its file or config tells."""
+    if is_gguf(name):
+        return True
+    path = locate(name)
+    try:
+        family = PreTrainedConfig.get_config_dict(path, revision=revision)[0].get("model_type")
+    except (OSError, ValueError):
+        return False  # models.load says what is wrong with it
+    causal, pictured = (
+        {config.model_type for config in mapping}
+        for mapping in (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)
+    )
+    return family in causal and family not in pictured and family not in models.FAMILIES
+
+
+def is_gguf(name: str) -> bool:
+    return name.lower().endswith(".gguf")
+
+
+def load_causal(name: str, device="auto", dtype="auto", load_4bit=False, load_8bit=False, revision=None):
+    """(model, tokenizer) of a causal language model, in eval mode under SDPA; flags as in `models.load`.
+
+    Weights come from safetensors or a GGUF file only and no code of a checkpoint runs. Raises ValueError for a setting
+    or checkpoint that does not work, FileNotFoundError for a name that leads nowhere.
+    """
+    where = place(device)
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} is unknown; choose auto, {', '.join(DTYPES)}")
+    number = DTYPES.get(dtype, torch.float32 if where == {"": "cpu"} else "auto")
+    quantization = quantized(load_4bit, load_8bit, where)
+    path, source = (gguf_source(name)) if is_gguf(name) else (locate(name), {"revision": revision})
+    with quiet():
+        config = read_config(path, name, source)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path, config=config, trust_remote_code=False, **source)
+        except Exception as error:  # tokenizers raise bare Exceptions over a damaged file
+            raise ValueError(f"the tokenizer of {name!r} cannot be read: {first_line(error)}") from error
+        if not tokenizer.is_fast:
+            raise ValueError(f"the tokenizer of {name!r} does not tell where its tokens are in the text")
+        stock = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        model_class = type(stock.__name__, (CausalLanguageModel, stock), {})
+        settings = {"dtype": number, "device_map": where}
+        if is_gguf(name):
+            model = read_gguf(model_class, path, name, **settings, **source)
+        else:
+            settings |= {"config": config, "quantization_config": quantization}
+            model = read_weights(model_class, path, name, **settings, **source)
+        try:
+            attention_stack(model, "decoder")
+        except ValueError as error:
+            raise ValueError(f"{name!r} cannot be used: {error}") from error
+    return model.eval(), tokenizer
+
+
+def gguf_source(name: str) -> tuple[str, dict]:
+    """Folder of a GGUF file, and how transformers is told about it."""
+    file = Path(name)
+    if not file.is_file():
+        raise FileNotFoundError(f"the model file {name!r} does not exist")
+    if importlib.util.find_spec("gguf") is None:
+        raise ValueError(f"reading {name!r} needs the package gguf, which is not installed: pip install gguf")
+    return str(file.parent), {"gguf_file": file.name}
+
+
+def read_config(path: str, name: str, source: dict):
+    """The config of a causal language model with full attention. Raises ValueError for any other."""
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False, **source)
+    except Exception as error:  # a config may be damaged in any way; each has an exception class of its own
+        raise ValueError(f"model {name!r} could not be read: {first_line(error)}") from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(f"{name!r} is of the family {config.model_type!r}, which is no causal language model")
+    if has_sliding_window(config):
+        raise ValueError(f"{name!r} uses sliding-window attention; use a checkpoint with full attention")
+    return config
+
+
+def read_gguf(model_class, path: str, name: str, **settings):
+    """The model of a GGUF file, with every weight found and used. Raises ValueError otherwise."""
+    try:
+        model, info = model_class.from_pretrained(
+            path, attn_implementation="sdpa", trust_remote_code=False, output_loading_info=True, **settings
+        )
+    except Exception as error:  # readers of a binary format fail in any way over a damaged file
+        raise ValueError(f"the weights of {name!r} cannot be read: {first_line(error)}") from error
+    check_keys(name, info)
+    model.config.name_or_path = name  # the folder says little of a file
+    return model

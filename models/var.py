@@ -1,0 +1,257 @@
+"""Visual attention redistribution (VAR): what attention sinks hold of a row is handed to the rest of the image.
+
+Kang et al., "See What You Are Told: Visual Attention Sink in Large Multimodal Models" (ICLR 2025). In each layer,
+tokens whose residual stream spikes in a few dimensions of the model draw attention without meaning anything. VAR finds
+them (`detect_sinks`; DimProspector in the published code), picks the heads that look at the image beyond them
+(`select_heads`; HeadFork), and lets each sink keep a fraction p of its weight, the rest of which goes to the other
+image tokens in proportion to theirs (`redistribute`; VARProcessor).
+
+Here are settings (a frozen dataclass) and pure functions over tensors; nothing holds state. Where we differ: a row
+without any weight on the image outside the sinks stays as it is (theirs becomes NaN), and sinks belong to one sample.
+Positions and layers count from 0.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import operator
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+EPSILON = 1e-6  # of the RMS normalisation, as published
+FINDER = "find_sink_dimensions_simple.py"
+
+
+def spikes(hidden: torch.Tensor, dimensions: tuple[int, ...]) -> torch.Tensor:
+    """max over `dimensions` d of |RMSNorm(x)_d|, float32 [..., row], of the residual stream x [..., row, width].
+
+    RMSNorm without weights: x / sqrt(mean(x^2) + 1e-6). At most sqrt(width).
+    """
+    square = torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float32) ** 2 / hidden.shape[-1]
+    return hidden[..., list(dimensions)].float().abs().amax(-1) * torch.rsqrt(square + EPSILON)
+
+
+def detect_sinks(hidden: torch.Tensor, dimensions: tuple[int, ...], tau: float = 20.0) -> torch.Tensor:
+    """Which tokens are sinks: bool [..., row], of the residual stream [..., row, width] that enters a layer."""
+    return spikes(hidden, dimensions) > tau
+
+
+def split_image(image: torch.Tensor, sinks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Image positions [cell] that are sinks, and those that are not; `sinks` are positions of any tokens."""
+    sunk = torch.isin(image, sinks)
+    return image[sunk], image[~sunk]
+
+
+def select_heads(
+    weights: torch.Tensor,
+    image: torch.Tensor,
+    sinks: torch.Tensor,
+    rho: float = 0.5,
+    min_image_mass: float = 0.2,
+) -> torch.Tensor:
+    """Which (head, row) look at the image, and at most a share `rho` of that at its sinks: bool [..., head, row].
+
+    weights: softmax rows [..., head, row, key]; image and sinks: positions, int64 [cell] and [sink].
+    """
+    sunk, plain = split_image(image, sinks)
+    on_sinks = weights[..., sunk].sum(-1)
+    on_image = on_sinks + weights[..., plain].sum(-1)
+    return (on_image >= min_image_mass) & (on_sinks <= rho * on_image)
+
+
+def redistribute(weights: torch.Tensor, image: torch.Tensor, sinks: torch.Tensor, p: float = 0.6) -> torch.Tensor:
+    """Rows [..., key] in which every sink keeps p of its weight; image tokens that are no sinks share what it loses.
+
+    They get it in proportion to their weights, so each row keeps its sum. A row without any weight on them comes back
+    bit for bit, and so does every row with p = 1 or without sinks. Sinks may be any tokens. Positions as above.
+    """
+    _, plain = split_image(image, sinks)
+    mass = weights[..., plain].sum(-1, keepdim=True)
+    freed = (1 - p) * weights[..., sinks].sum(-1, keepdim=True)
+    shares = torch.where(mass > 0, weights[..., plain] / mass, 0)
+    edited = weights.clone()
+    edited[..., sinks] *= p
+    edited[..., plain] += shares * freed
+    return torch.where(mass > 0, edited, weights)
+
+
+@dataclass(frozen=True)
+class VAR:
+    """Settings of the redistribution. `source` says where the dimensions are from, for a run's log.
+
+    Edited are layers from `first_layer` on, all but the last where `spare_last_layer`; in each, the rows of heads that
+    `select_heads` picks. Raises ValueError for settings out of range.
+    """
+
+    dimensions: tuple[int, ...]
+    tau: float = 20.0
+    rho: float = 0.5
+    min_image_mass: float = 0.2
+    p: float = 0.6
+    first_layer: int = 2
+    spare_last_layer: bool = True
+    source: str = "given"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dimensions", check_dimensions(self.dimensions))
+        for name in ("rho", "min_image_mass", "p"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is a share, so give 0 to 1")
+        if not 0 < self.tau < math.inf:
+            raise ValueError(f"tau is {self.tau}; it is compared with |RMSNorm(x)|, so give a finite number > 0")
+        if self.first_layer < 0:
+            raise ValueError(f"first_layer is {self.first_layer}; layers count from 0")
+
+    @classmethod
+    def for_model(cls, model, dimensions=None, file: str | Path | None = None, **settings) -> VAR:
+        """Settings for a model: with the given dimensions, those in a file of the finder, or those known of its LLM.
+
+        `settings` are the other fields; tau is the file's where it is not given. Raises ValueError where no dimensions
+        are known, where the file is of a model of another size or recommends none, and where they do not fit the model;
+        FileNotFoundError for a file that does not exist. Warns where the file is of a model of another name.
+        """
+        if dimensions is not None and file is not None:
+            raise ValueError("dimensions and file were both given; choose one")
+        config = model.config.get_text_config(decoder=True)
+        if file is not None:
+            dimensions, tau, source = read_findings(file, model)
+            settings = {"tau": tau, **settings}
+        elif dimensions is None:
+            dimensions, source = known_dimensions(model)
+        else:
+            source = "given"
+        var = cls(dimensions, source=source, **settings)
+        var.check(config.hidden_size, config.num_hidden_layers)
+        return var
+
+    def check(self, width: int, layers: int) -> None:
+        """Raises ValueError unless these settings make sense for a model `width` wide of so many layers."""
+        if outside := [dimension for dimension in self.dimensions if dimension >= width]:
+            raise ValueError(
+                f"sink dimension {outside[0]} does not exist; the model is {width} wide, so give 0 to {width - 1}"
+            )
+        if self.tau >= math.sqrt(width):
+            raise ValueError(
+                f"tau is {self.tau:g}, which no token can pass: |RMSNorm(x)| is at most {math.sqrt(width):.1f} in a "
+                f"model {width} wide; {FINDER} recommends a tau"
+            )
+        if self.first_layer >= layers:
+            raise ValueError(f"first_layer {self.first_layer} does not exist; the model has layers 0 to {layers - 1}")
+
+    @property
+    def neutral(self) -> bool:
+        """Whether these settings leave every model as it is."""
+        return self.p == 1
+
+    def layers(self, count: int) -> range:
+        """The layers that are edited, of `count`."""
+        return range(self.first_layer, count - self.spare_last_layer)
+
+    def sinks(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Sinks among the tokens of one sample: positions, int64 [sink], of the residual stream [row, width]."""
+        return detect_sinks(hidden, self.dimensions, self.tau).nonzero().flatten()
+
+    def select(self, weights: torch.Tensor, image: torch.Tensor, sinks: torch.Tensor) -> torch.Tensor:
+        """The (head, row) that are edited, see `select_heads`."""
+        return select_heads(weights, image, sinks, self.rho, self.min_image_mass)
+
+    def edit(self, weights: torch.Tensor, image: torch.Tensor, sinks: torch.Tensor) -> torch.Tensor:
+        """Softmax rows [..., head, row, key] of one sample, redistributed where selected; others bit for bit.
+
+        Positions behind the last key, which no row of an early block sees, are left out.
+        """
+        keys = weights.shape[-1]
+        image, sinks = image[image < keys], sinks[sinks < keys]
+        selected = self.select(weights, image, sinks)
+        return torch.where(selected[..., None], redistribute(weights, image, sinks, self.p), weights)
+
+
+def check_dimensions(dimensions) -> tuple[int, ...]:
+    """Each dimension once, in the given order. Raises ValueError for none, or for what is no index."""
+    try:
+        found = tuple(dict.fromkeys(operator.index(dimension) for dimension in dimensions))
+    except TypeError as error:
+        raise ValueError(f"sink dimensions are {dimensions!r}; give whole numbers, counted from 0") from error
+    if not found or min(found) < 0:
+        raise ValueError(f"sink dimensions are {list(found)}; give one or more whole numbers, counted from 0")
+    return found
+
+
+class LanguageModel(NamedTuple):
+    """A language model of known sink dimensions: what it and its offspring are called, and its sizes."""
+
+    names: str  # a regular expression
+    sizes: dict[str, int]
+    dimensions: tuple[int, ...]
+
+
+# Sun et al., "Massive Activations in Large Language Models" (COLM 2024), and the table of VAR's published code. Vicuna
+# 1.5 is LLaMA-2 trained on (1.3 and before are LLaMA-1), LLaVA-1.5 is Vicuna 1.5 trained on: their dimensions stay.
+KNOWN = {
+    "LLaMA-2-7B": LanguageModel(
+        r"llama-?2-7b|vicuna-7b-v1\.5|llava-v?1\.5-7b",
+        {"hidden_size": 4096, "num_hidden_layers": 32, "num_key_value_heads": 32},
+        (2533, 1415),
+    ),
+    "LLaMA-2-13B": LanguageModel(
+        r"llama-?2-13b|vicuna-13b-v1\.5|llava-v?1\.5-13b|llava-v1\.6-vicuna-13b",
+        {"hidden_size": 5120, "num_hidden_layers": 40, "num_key_value_heads": 40},
+        (2100, 4743),
+    ),
+}
+
+
+def known_dimensions(model) -> tuple[tuple[int, ...], str]:
+    """Sink dimensions of a model's language model, and by what it was recognised: its name and its sizes, both.
+
+    The name is what the text config says it was made from, else what the whole model is called. Raises ValueError
+    where it is none that is known.
+    """
+    text = model.config.get_text_config(decoder=True)
+    called = [name for name in (text.name_or_path, model.config.name_or_path) if name]
+    alike = None
+    for language_model, (pattern, sizes, dimensions) in KNOWN.items():
+        if text.model_type != "llama" or any(getattr(text, key, None) != size for key, size in sizes.items()):
+            continue
+        for name in called:
+            if re.search(pattern, name, re.IGNORECASE):
+                return dimensions, f"{language_model}, recognised by the name {name!r} and its sizes"
+        alike = f" (its sizes are those of {language_model}, {dimensions}, but its config does not name that)"
+    command = f"python {FINDER} --model {model.config.name_or_path or 'MODEL'} --data-root DATA --output sinks.json"
+    raise ValueError(
+        f"no sink dimensions are known for {model.config.name_or_path or type(model).__name__!r}{alike or ''}; "
+        f"find them with `{command}` and pass file='sinks.json', or pass dimensions=(...)"
+    )
+
+
+def read_findings(file: str | Path, model) -> tuple[tuple[int, ...], float, str]:
+    """(dimensions, tau, source) that the finder wrote for this model; see `VAR.for_model` for what it raises."""
+    path, config = Path(file), model.config.get_text_config(decoder=True)
+    if not path.is_file():
+        raise FileNotFoundError(f"the file of sink dimensions {path} does not exist; write it with {FINDER}")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        name, dimensions, tau = found["model"], found["recommended_dimensions"], found["tau"]
+        sizes = (found["hidden_dim"], found["num_layers"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a file of sink dimensions as {FINDER} writes it ({error!r})") from error
+    if sizes != (config.hidden_size, config.num_hidden_layers):
+        raise ValueError(
+            f"{path} is of {name}, {sizes[0]} wide and {sizes[1]} layers deep, but the model is {config.hidden_size} "
+            f"wide and {config.num_hidden_layers} layers deep; find its own dimensions with {FINDER}"
+        )
+    if not dimensions:
+        raise ValueError(
+            f"{path} recommends no sink dimension for {name} ({found.get('reason')}); without sinks there is nothing "
+            "to redistribute"
+        )
+    own = model.config.name_or_path
+    if Path(str(name)).name.lower() != Path(own).name.lower():
+        warnings.warn(f"{path} holds sink dimensions of {name!r}, and the model is {own!r}", stacklevel=3)
+    return tuple(dimensions), tau, f"{path}, found on {name}"
