@@ -42,7 +42,7 @@ class KeyBias:
         return cls(multipliers.log(), first)
 
     def of(self, sample: int, start: int, positions: torch.Tensor, keys: int) -> torch.Tensor:
-        """The bias of one sample's rows, [row or 1, key]; `positions` [row] and keys count from its token `start`."""
+        """The bias of some rows of one sample, [row, key]; `positions` [row] and keys count from its token `start`."""
         values = self.values[sample, start : start + keys]
         values = pad(values, (0, keys - len(values)))[None]
         steered = positions.to(values.device) + start >= self.first[sample]

@@ -179,7 +179,7 @@ def softmax_rows(
 
     query [head, row, width] and key [key head, key, width] in float32; heads are groups of equal size over the key
     heads (grouped-query attention), which are never repeated. `positions` [row] is the last key that each row may see
-    (None: all of them); `bias` [row or 1, key] is the same for all heads (None: 0).
+    (None: all of them); `bias` [row, key] is the same for all heads (None: 0).
     """
     heads, rows, width = query.shape
     grouped = (query * scaling).reshape(key.shape[0], -1, width)

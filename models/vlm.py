@@ -46,7 +46,8 @@ class VisionLanguageModel:
         gaze shows exactly one image.
         Raises ValueError for anything wrong with them before the model runs.
         """
-        # override: steering, and beams or repeated samples would reorder or multiply the batch unknown to it or a trace
+        # override: steers. Beams and repeated samples reorder or multiply the batch, and neither steering nor a trace
+        # would know.
         steering = {}
         if mask_type is not None or scanpaths is not None:
             steering = self._steer_by_gaze(mask_type, scanpaths, kwargs)

@@ -131,6 +131,8 @@ def test_grids_are_read_from_the_inputs(name):
     expected = [[(grid.rows, grid.cols) for grid in layout.grids] for layout in layouts]
     assert model.input_grids(inputs) == sum(expected, [])
     assert model._grids_by_sample(inputs["input_ids"], inputs) == expected
+    if name == "llava":
+        assert model.input_grids({"pixel_values": torch.zeros(2, 3, 70, 56)}) == [(5, 4)] * 2
 
 
 @pytest.mark.parametrize(
@@ -247,6 +249,7 @@ def test_one_steering_at_a_time():
 def test_answers_of_a_batch_are_those_of_each_prompt():
     """Steered, with one sample without gaze; the one that ends at once leaves its sentence in its place."""
     model, processor = llava(), llava_processor()
+    processor.tokenizer.pad_token = "<unk>"  # as some checkpoints have it; padding is no unknown word
     pictures = [[picture(100, 80)], [picture(60, 90)], [Image.new("RGB", (40, 40))]]
     prompts = ["where is the red circle ?", "what ?", "describe the dodo ."]
     scanpaths = [[(0, 1)], [], [(3, 3), (2, 3)]]
