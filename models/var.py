@@ -217,7 +217,7 @@ def known_dimensions(model) -> tuple[tuple[int, ...], str]:
     called = [name for name in (text.name_or_path, model.config.name_or_path) if name]
     alike = None
     for language_model, (pattern, sizes, dimensions) in KNOWN.items():
-        if text.model_type != "llama" or any(getattr(text, key, None) != size for key, size in sizes.items()):
+        if any(getattr(text, key, None) != size for key, size in sizes.items()):
             continue
         for name in called:
             if re.search(pattern, name, re.IGNORECASE):
