@@ -87,13 +87,15 @@ def summarise(rows: Sequence[dict], ways: Sequence[str], seed: int) -> dict:
 
 
 def _way_summary(rows: Sequence[dict], way: str, seed: int) -> dict:
-    values = {measure: np.array([row[f"{measure}_{way}"] for row in rows], np.float64) for measure in PAIRED}
-    summary = {measure: mean_interval(values[measure], seed) for measure in PAIRED}
-    if way == PLAIN:
-        return summary
-    before = {measure: np.array([row[f"{measure}_{PLAIN}"] for row in rows], np.float64) for measure in PAIRED}
-    summary |= {f"{measure}_difference": mean_interval(values[measure] - before[measure], seed) for measure in PAIRED}
-    summary["answer_changed"] = rate_interval(row[f"answer_{way}"] != row[f"answer_{PLAIN}"] for row in rows)
+    summary = {}
+    for measure in PAIRED:
+        values, before = (np.array([row[f"{measure}_{each}"] for row in rows], np.float64) for each in (way, PLAIN))
+        known = np.isfinite(values - before)  # of a model that does not look at the image at all, no share is inside
+        summary[measure] = mean_interval(values[known], seed)
+        if way != PLAIN:
+            summary[f"{measure}_difference"] = mean_interval((values - before)[known], seed)
+    if way != PLAIN:
+        summary["answer_changed"] = rate_interval(row[f"answer_{way}"] != row[f"answer_{PLAIN}"] for row in rows)
     return summary
 
 

@@ -25,7 +25,7 @@ def sample_row(sample, said, mask, inside: Inside) -> dict:
     """The row of one image, the values of COLUMNS: `mask` is G's mean, which even attention would have as similarity;
     `image_attention` the mean over heads of what they spend on the image; best is the head of largest similarity."""
     own, shuffled = inside.similarity[0], inside.similarity[1:]
-    layer, head = np.unravel_index(np.nanargmax(own), own.shape)
+    layer, head = np.unravel_index(np.nan_to_num(own, nan=-1).argmax(), own.shape)
     return {
         "image": sample.sample.path,
         "prompt": sample.sample.prompt,

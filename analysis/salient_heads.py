@@ -64,12 +64,14 @@ def propose(own: np.ndarray, shuffled: np.ndarray, seen: np.ndarray) -> Proposal
     shape); to edit a head that does not look changes nothing. k: the most followers that such a layer holds, those
     that do not look included, since the method takes them as well. tau: see `best_threshold`.
     """
-    followers = find_followers(own - shuffled) if len(own) >= LEAST else np.zeros(own.shape[1:], bool)
+    if len(own) < LEAST:
+        few = f"{len(own)} images are too few to choose from (at least {LEAST}); give twice as many or more"
+        return Proposal(None, few, np.zeros(own.shape[1:], bool))
+    followers = find_followers(own - shuffled)
     looking = followers & (seen.mean(0) >= LOOKS)
     if not looking.any():
-        few = f"{len(own)} images are too few to choose from (at least {LEAST})"
         none = "no head that looks at the image follows its gaze more than it follows another image's"
-        return Proposal(None, few if len(own) < LEAST else none, followers)
+        return Proposal(None, none, followers)
     layers = np.flatnonzero(looking.any(1)).tolist()
     follows = followers[layers]
     heads = int(follows.sum(1).max())

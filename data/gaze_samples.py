@@ -64,8 +64,6 @@ def check_flags(flags) -> None:
     """What can be told of wrong flags before any picture is made or read."""
     if flags.limit < 0:
         raise ValueError(f"--limit {flags.limit} is negative; give 0 for all samples")
-    if flags.margin < 0:
-        raise ValueError(f"--margin {flags.margin} is negative; 0 opens the fixation's own cell, 1 opens 3 x 3")
     if flags.seed < 0:
         raise ValueError(f"--seed {flags.seed} is negative; give 0 or more")
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from analysis.statistics import mean_interval
+from analysis.statistics import mean_interval, rate_interval
 
 
 def test_few_values_have_no_interval():
@@ -31,3 +31,16 @@ def test_interval_holds_the_mean_as_often_as_it_says():
 def test_seed_decides():
     values = np.random.default_rng(1).random(20)
     assert mean_interval(values, seed=1) == mean_interval(values, seed=1) != mean_interval(values, seed=2)
+
+
+def test_rate_interval_is_wilsons():
+    """(p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n), z = 1.959964."""
+    count, n, z = 7, 20, 1.959963984540054
+    p = count / n
+    middle, reach = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    found = rate_interval([True] * count + [False] * (n - count))
+    assert (found["rate"], found["count"], found["n"]) == (0.35, 7, 20)
+    assert found["low"] == pytest.approx((middle - reach) / (1 + z**2 / n))
+    assert found["high"] == pytest.approx((middle + reach) / (1 + z**2 / n))
+    assert rate_interval([]) == {"rate": None, "low": None, "high": None, "count": 0, "n": 0}
+    assert rate_interval([np.bool_(True)] * 3)["rate"] == 1
