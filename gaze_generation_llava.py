@@ -3,10 +3,10 @@
     python gaze_generation_llava.py --limit 200
     python gaze_generation_llava.py --data-root pictures --scanpaths gaze.jsonl --prompt "describe the image ."
 
-Each picture is asked about without gaze and under each mask type. samples.csv has the answers side by side, with the
-probability of every token and the share of attention inside the gaze; summary.json the paired differences (steered
-minus plain) with intervals. The first --pictures samples also get comparison.png, with masks and rollout overlays, and
-the raw maps.
+Each picture is asked about without gaze and under each mask type. samples.csv has the answers side by side, one row
+for each picture and scanpath file, with the probability of every token and the share of attention inside the gaze;
+summary.json the paired differences (steered minus plain) with intervals. The first --pictures rows also get
+comparison.png, with masks and rollout overlays, and the raw maps.
 Without data it makes pictures of two shapes of different colour, with scanpaths on the first, on the second and on
 neither, and asks for "the" colour: colours.png shows how often the answer follows the gaze. The embedded model takes a
 minute for 200 of them.
@@ -61,7 +61,7 @@ class Config(LoadFlags, RolloutFlags, GazeFlags, SampleFlags):
     batch_size: int = 8
     """Samples generated together."""
     pictures: int = 6
-    """Samples that get pictures and maps; the table has all."""
+    """Rows of the table that get pictures and maps."""
 
     def check(self) -> None:
         """Raises ValueError for flags that cannot work with any model."""

@@ -17,6 +17,9 @@ from analysis.plots import BLUE, GREEN, ORANGE
 from analysis.results import RunFolder, save_arrays, save_maps
 
 LINE, LINES = 26, 5  # characters of an answer under a picture
+COLOURS = (BLUE, ORANGE, GREEN)
+CRIMSON = "#d4004b"  # seen on skin, sky, paper and black
+WHISKER = {"linewidth": 0.9, "capsize": 2}
 
 
 def save_sample(
@@ -53,9 +56,7 @@ def comparison(sample, picture: Image.Image, outcomes: dict[str, Outcome], look:
         if outcome.mask is None:
             _scanpath(axes, sample, picture, look)
         else:
-            axes.imshow(
-                overlay(picture, outcome.mask, sample.grid, alpha=0.6, power=1, blur=0, at_least=look.at_least)
-            )
+            axes.imshow(overlay(picture, outcome.mask, sample.grid, alpha=0.6, power=1, blur=0, at_least=look.at_least))
         axes.set_title("no gaze" if way == PLAIN else way, fontsize=8)
         other.imshow(draw(picture, outcome.maps.mean, sample.grid, look, at_least=look.at_least))
         other.set_xlabel(texts[way], fontsize=7, parse_math=False)
@@ -74,8 +75,8 @@ def _scanpath(axes, sample, picture: Image.Image, look: Look) -> None:
     rects = np.array([sample.grid.rect(int(y), int(x)) for x, y, *_ in sample.points]) * scale
     across, down = rects[:, 0::2].mean(1), rects[:, 1::2].mean(1)
     axes.imshow(shown)
-    axes.plot(across, down, color="white", linewidth=2.2, alpha=0.9)
-    axes.plot(across, down, "o-", color=ORANGE, linewidth=1.1, markersize=4, markeredgecolor="white")
+    axes.plot(across, down, color="white", linewidth=2.4)
+    axes.plot(across, down, "o-", color=CRIMSON, linewidth=1.2, markersize=4.5, markeredgecolor="white")
 
 
 def caption(outcome: Outcome) -> str:
@@ -116,10 +117,6 @@ def rate_bars(groups: Sequence[str], series: dict[str, Sequence[dict]], base: di
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize=7, ncols=4, loc="outside upper left")
     return figure
-
-
-COLOURS = (BLUE, ORANGE, GREEN)
-WHISKER = {"linewidth": 0.9, "capsize": 2}
 
 
 def colour_figure(colours: dict) -> Figure:
