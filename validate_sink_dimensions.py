@@ -25,7 +25,7 @@ from analysis.plots import precision_and_recall
 from analysis.results import RunFolder, default_out_dir, refuse_existing
 from analysis.samples import measure_each
 from analysis.sink_agreement import Agreement, Spikes, edited_layers, random_sets
-from analysis.sinks import attention_received, check_top_percent, watch
+from analysis.sinks import attention_received, check_top_percent, spike, watch
 from data.images import ImageError, read_image
 from data.prompts import Prompt, PromptFlags, gather
 from models.errors import SampleError
@@ -120,11 +120,11 @@ def main(config: Config) -> int:
     layers = [each["layer"] for each in summary["by_layer"]]
     panels = [("layer", layers, summary["by_layer"]), ("tau", sweep, summary["by_tau"])]
     run.save(precision_and_recall(panels, summary["chance"]), "agreement.png")
-    tell(settings, summary)
+    tell(settings, summary, decoder.hidden_size)
     return command.conclude(run) or (0 if summary["verdict"] == "good" else 1)
 
 
-def tell(settings: VAR, summary: dict) -> None:
+def tell(settings: VAR, summary: dict, width: int) -> None:
     print(f"dimensions {' '.join(map(str, settings.dimensions))} ({settings.source}) at tau {settings.tau:g}")
     for name, scores in {
         "these dimensions": summary,
@@ -136,6 +136,11 @@ def tell(settings: VAR, summary: dict) -> None:
     for each in summary["by_tau"]:
         precision, recall = interval(each["precision"]), interval(each["recall"])
         print(f"tau {each['tau']:<20.1f} precision {precision}, recall {recall}, {each['detected']:.2f} tokens a layer")
+    if settings.tau < spike(width):
+        print(
+            f"tau {settings.tau:g} is below {spike(width):.1f}, where a spike begins in a model {width} wide: what "
+            "agrees with the attention there may be content and no sink"
+        )
     print(f"verdict: {summary['verdict']}")
 
 

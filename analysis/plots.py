@@ -150,5 +150,7 @@ def precision_and_recall(panels: Sequence[tuple[str, Sequence[float], Sequence[d
         axes.tick_params(labelsize=7)
         axes.grid(True, linewidth=0.5, alpha=0.4)
         axes.spines[["top", "right"]].set_visible(False)
+        if all(place == int(place) for place in places):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 4, 5, 10], min_n_ticks=1))
     axes.legend(frameon=False, fontsize=7)
     return figure

@@ -25,7 +25,6 @@ import torch
 
 from analysis.errors import Unmeasurable
 
-SPIKE = 20 / math.sqrt(4096)  # share of sqrt(width) that makes a spike: the published tau at the published width
 ABOVE = 0.9  # share of the other tokens that a spike must be above
 FIRST_LAYER = 2  # sinks form in the first layers, which are shown and not counted
 FEWEST = 10  # candidates, so that a tenth of them is a token
@@ -74,6 +73,11 @@ def attention_received(trace, watched: Watch, sample: int = 0) -> torch.Tensor:
             weights = trace.block(layer, sample, first, min(first + step, watched.last))
             received[layer] += weights.mean(0).sum(0).cpu()[watched.candidates - begin]
     return received / (watched.last - watched.first)
+
+
+def spike(width: int) -> float:
+    """The magnitude that makes a spike: the published tau, 20 of a model 4096 wide, as a share of sqrt(width)."""
+    return 20 * math.sqrt(width / 4096)
 
 
 def check_top_percent(top_percent: float) -> None:
@@ -133,7 +137,7 @@ class Profile:
     @property
     def stands_out(self) -> np.ndarray:
         """Where a dimension spikes at the most attended tokens and not at the others: bool [layer, width]."""
-        return (self.top >= SPIKE * math.sqrt(self.top.shape[1])) & (self.above >= ABOVE)
+        return (self.top >= spike(self.top.shape[1])) & (self.above >= ABOVE)
 
     def consistent(self) -> list[dict]:
         """Dimensions that stand out in a quarter of the counted layers (at least two, if there are), best first.
@@ -226,11 +230,12 @@ class SinkSearch:
             top = np.where(whole.above >= ABOVE, whole.top, 0)[FIRST_LAYER:]
             if not top.size:
                 return f"the model has no layer behind the first {FIRST_LAYER}, where sinks could be told"
+            width = top.shape[1]
             layer, dimension = np.unravel_index(top.argmax(), top.shape)
             return (
                 "no dimension spikes at the most attended tokens in enough layers: the largest, "
                 f"{dimension} in layer {layer + FIRST_LAYER}, reaches {top.max():.1f}, and a spike is "
-                f"{SPIKE * math.sqrt(whole.top.shape[1]):.1f} in a model {whole.top.shape[1]} wide"
+                f"{spike(width):.1f} in a model {width} wide"
             )
         if self.samples < 2:
             return "one sample alone cannot show that a dimension is the same in others; give more"

@@ -139,6 +139,10 @@ def test_contrast_is_the_literal_loop():
         magnitude = rows.abs() / rows.pow(2).mean(-1, keepdim=True).sqrt()
         expected = literal(received[layer].tolist(), magnitude.tolist(), 3)
         torch.testing.assert_close(contrast.statistics[:, layer], expected, atol=1e-4, rtol=0)
+        half = Contrast(received, candidates, 0.1)
+        half.received, half.most = received[layer : layer + 1], contrast.most[layer : layer + 1]
+        half.see(0, 300 * each.half())  # squares beyond float16
+        torch.testing.assert_close(half.statistics[:2, 0], expected[:2], atol=1e-2, rtol=0)
     share = np.mean([row.topk(3).values.sum() / row.sum() for row in received])
     assert contrast.top_share == pytest.approx(share, abs=1e-6)
 
@@ -164,6 +168,8 @@ def test_consistent_dimensions_by_hand():
         {"dim": 7, "frequency": 3, "avg_score": 5.0},
         {"dim": 5, "frequency": 2, "avg_score": 5.0},
     ]
+    deep = profile(22, d5=range(2, 7), d7=range(8, 12)).consistent()
+    assert [each["dim"] for each in deep] == [5]  # five of twenty layers
     assert profile(3, d5=[2]).consistent()[0]["frequency"] == 1 and profile(4, d5=[2]).consistent() == []
     assert profile(2, d5=[0, 1]).consistent() == []
 
@@ -174,6 +180,9 @@ def test_a_spike_is_a_third_of_the_width_and_above_the_rest():
     made.top[:, 1], made.top[:, 2] = 2.51, 2.49
     made.above[:, 3] = 0.89
     assert sorted(each["dim"] for each in made.consistent()) == [1, 4]
+    made = profile(4, width=256, d1=[2, 3], d2=[2, 3])
+    made.top[:, 1], made.top[:, 2] = 5.01, 4.99
+    assert [each["dim"] for each in made.consistent()] == [1]
 
 
 def test_tau_lies_between_the_attended_tokens_and_the_rest():
