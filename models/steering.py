@@ -4,22 +4,44 @@ Every intervention is one of two edits of a layer. A key bias is added to the sc
 weights by g >= 0 per key and renormalising is adding log g, and SDPA computes that itself. A row edit is a function of
 the softmax weights of some rows: those rows are recomputed by hand, edited, and written over SDPA's output. A trace
 recomputes its weights through the same `Steering`, so it shows them as steered.
+
+Settings of an intervention (`Intervention`) make the `Steering` of each layer out of what they are told of the prompt
+(`Prompt`), or, where that takes the residual stream, as soon as the layer is reached (`FromResidual`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from models.attention import STEERING, attention_stack, name_attention
+from models.residual import residual_stream
+from models.touched import Note, Touched
 from models.trace import softmax_rows
 
 BLOCK_ELEMENTS = 2**22  # softmax weights of edited rows held at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """What settings are told of a batch of prompts, and of the decoder that they are put to.
+
+    `length` counts positions, padding included; `starts` is where each sample's padding ends. `images` holds for each
+    sample the positions of its image tokens, of all images in order, int64 [cell], counted from its first token.
+    """
+
+    length: int
+    starts: tuple[int, ...]
+    images: tuple[torch.Tensor, ...]
+    layers: int
+    heads: int
+    width: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +99,8 @@ class KeyBias:
 class RowEdit:
     """A change to the softmax rows of one sample, from row `first` on; rows and keys count from its first token.
 
-    `change` is given float32 [head, row, key], rows that sum to 1, and returns the same.
+    `change` is given float32 [head, row, key], rows that sum to 1, and returns new ones; keys end with the last one
+    that any of the rows sees.
     """
 
     first: int
@@ -88,13 +111,16 @@ class RowEdit:
 class Steering:
     """What is done to one layer in one `generate` call: a key bias, or edits of rows by sample, or both in that order.
 
-    `starts` is where each sample's padding ends, `prompt_length` the number of positions of the prompt.
+    `starts` is where each sample's padding ends, `prompt_length` the number of positions of the prompt. `counts` is
+    what was found in each sample, for a run's log; `note` is shown the edited rows of each sample, as the model runs.
     """
 
     prompt_length: int
     starts: tuple[int, ...]
     bias: KeyBias | None = None
     edits: Mapping[int, RowEdit] = field(default_factory=dict)
+    counts: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
+    note: Note | None = None
 
     def attend(self, plain: Callable, query, key, value, mask, scaling: float) -> torch.Tensor:
         """The steered output, [sample, row, head, width]; shapes and mask as in `models.attention.attention`.
@@ -114,6 +140,8 @@ class Steering:
         for sample, edit in self.edits.items():
             real = slice(self.starts[sample], None)
             skipped = max(edit.first + self.starts[sample] - (keys - rows), 0)
+            if skipped == rows:  # the prompt ends before its first edited row
+                continue
             output[sample, skipped:] = self._edited_rows(
                 sample, query[sample, :, skipped:], key[sample, :, real], value[sample, :, real], scaling
             )
@@ -139,8 +167,12 @@ class Steering:
         for begin in range(0, count, step):
             positions = torch.arange(first + begin, first + min(begin + step, count))
             stop = int(positions[-1]) + 1
-            weights = self.rows(sample, query[:, begin : begin + step].float(), wide[:, :stop], scaling, positions)
-            blocks.append(weigh(weights.to(value.dtype), value[:, :stop]))
+            rows = query[:, begin : begin + step].float()
+            before = self._unedited(sample, rows, wide[:, :stop], scaling, positions)
+            after = self.edits[sample].change(before)
+            if self.note is not None:
+                self.note(sample, before, after)
+            blocks.append(weigh(after.to(value.dtype), value[:, :stop]))
         return torch.cat(blocks, 1).transpose(0, 1)
 
     def rows(self, sample: int, query, key, scaling: float, positions: torch.Tensor) -> torch.Tensor:
@@ -148,10 +180,7 @@ class Steering:
 
         Positions and keys count from the sample's first token.
         """
-        bias = None
-        if self.bias is not None:
-            bias = self.bias.of(sample, self.starts[sample], positions, key.shape[1]).to(query.device)
-        weights = softmax_rows(query, key, scaling, positions, bias)
+        weights = self._unedited(sample, query, key, scaling, positions)
         edit = self.edits.get(sample)
         late = positions >= (key.shape[1] if edit is None else edit.first)
         if late.all():  # no copy, and no wait for a GPU
@@ -160,6 +189,13 @@ class Steering:
             weights[:, late] = edit.change(weights[:, late])
         return weights
 
+    def _unedited(self, sample: int, query, key, scaling: float, positions: torch.Tensor) -> torch.Tensor:
+        """Softmax rows with the bias alone; shapes as in `rows`."""
+        bias = None
+        if self.bias is not None:
+            bias = self.bias.of(sample, self.starts[sample], positions, key.shape[1]).to(query.device)
+        return softmax_rows(query, key, scaling, positions, bias)
+
 
 def weigh(weights: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """Weights [head, row, key] times value [key head, key, width], heads in equal groups: [head, row, width]."""
@@ -167,11 +203,28 @@ def weigh(weights: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     return torch.bmm(grouped, value).view(*weights.shape[:2], -1)
 
 
+FromResidual = Callable[[torch.Tensor], Steering]
+"""Makes a layer's `Steering` of the residual stream [sample, row, width] that enters it at prefill."""
+
+
+class Intervention(Protocol):
+    """Settings that steer: what `generate(steering=...)` takes. They hold no state of any generation."""
+
+    def steering(self, prompt: Prompt) -> Mapping[int, Steering | FromResidual]:
+        """What is done to which layers; nothing, where the settings leave the model as it is.
+
+        Raises ValueError for settings that do not fit the model or the prompt.
+        """
+
+
 @contextmanager
-def steered(model: PreTrainedModel, layers: Mapping[int, Steering]) -> Iterator[None]:
+def steered(
+    model: PreTrainedModel, layers: Mapping[int, Steering | FromResidual], touched: Touched | None = None
+) -> Iterator[None]:
     """Steers the given layers of the decoder for the length of the block; no layer leaves the model untouched.
 
-    Raises ValueError for a model whose attention cannot be reached, RuntimeError where it is being steered already.
+    `touched` is told what changes. Raises ValueError for a model whose attention cannot be reached, RuntimeError where
+    it is being steered already.
     """
     if not layers:
         yield
@@ -179,12 +232,28 @@ def steered(model: PreTrainedModel, layers: Mapping[int, Steering]) -> Iterator[
     stack, modules = attention_stack(model, "decoder")
     if any(hasattr(module, STEERING) for module in modules):
         raise RuntimeError("the model is being steered by another generation; wait until that has ended")
-    for layer, steering in layers.items():
-        setattr(modules[layer], STEERING, steering)
-    name_attention(stack, modules)
-    try:
-        yield
-    finally:
+    pending = {layer: steering for layer, steering in layers.items() if not isinstance(steering, Steering)}
+
+    def attach(layer: int, steering: Steering) -> None:
+        setattr(modules[layer], STEERING, steering if touched is None else touched.watch(layer, steering))
+
+    def see(layer: int, hidden: torch.Tensor) -> None:
+        if layer in pending:
+            attach(layer, pending.pop(layer)(hidden))
+
+    def detach() -> None:
         for layer in layers:
             delattr(modules[layer], STEERING)
         name_attention(stack, modules)
+
+    with ExitStack() as scope:
+        for layer in layers:
+            setattr(modules[layer], STEERING, None)  # holds the place until the layer's steering is known
+        scope.callback(detach)
+        for layer, steering in layers.items():
+            if layer not in pending:
+                attach(layer, steering)
+        name_attention(stack, modules)
+        if pending:
+            scope.enter_context(residual_stream(model, see))
+        yield

@@ -19,10 +19,14 @@ import operator
 import re
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+
+from models.redistribution import Redistribution
+from models.steering import FromResidual, Prompt, RowEdit, Steering
 
 EPSILON = 1e-6  # of the RMS normalisation, as published
 FINDER = "find_sink_dimensions_simple.py"
@@ -170,6 +174,29 @@ class VAR:
         image, sinks = image[image < keys], sinks[sinks < keys]
         selected = self.select(weights, image, sinks)
         return torch.where(selected[..., None], redistribute(weights, image, sinks, self.p), weights)
+
+    def steering(self, prompt: Prompt) -> dict[int, FromResidual]:
+        """What is done to each layer, known when its residual stream is; raises ValueError as `check` does."""
+        self.check(prompt.width, prompt.layers)
+        layers = () if self.neutral else self.layers(prompt.layers)
+        return {layer: partial(self.in_layer, prompt) for layer in layers}
+
+    def in_layer(self, prompt: Prompt, hidden: torch.Tensor) -> Steering:
+        """Edits of the rows behind each sample's last image: the prompt's text, and every later token.
+
+        Sinks are those of the residual stream [sample, row, width]. A sample without any, or without image tokens that
+        are none, is left alone.
+        """
+        settings = {"rho": self.rho, "min_image_mass": self.min_image_mass, "p": self.p}
+        edits, counts = {}, {}
+        for sample, (start, image) in enumerate(zip(prompt.starts, prompt.images, strict=True)):
+            image, sinks = image.to(hidden.device), self.sinks(hidden[sample, start:])
+            sunk, plain = split_image(image, sinks)
+            counts[sample] = {"visual_sinks": len(sunk), "text_sinks": len(sinks) - len(sunk)}
+            if len(sinks) and len(plain):
+                change = Redistribution.of(image, sinks, prompt.length - start, **settings)
+                edits[sample] = RowEdit(int(image[-1]) + 1, change)
+        return Steering(prompt.length, prompt.starts, edits=edits, counts=counts)
 
 
 def check_dimensions(dimensions) -> tuple[int, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from PIL import Image
 
@@ -9,7 +11,7 @@ from models.attention import LISTENERS, attention_stack
 from models.errors import SampleError
 from models.gaze import PlacedMask, check_scanpath, parse_mask_type
 from models.layout import ImageGrid, TokenLayout, locate
-from models.steering import Steering, steered
+from models.steering import FromResidual, Prompt, Steering, steered
 
 ASPECT_LIMIT = 200  # of an image; beyond it a resize by the shortest edge makes gigabytes out of a few pixels
 MARK = "\ue000"  # from Unicode's private use area
@@ -37,25 +39,31 @@ class VisionLanguageModel:
             "on them; load LLaVA-1.5, Qwen2-VL, Qwen2.5-VL or Fuyu"
         )
 
-    def generate(self, *args, mask_type=None, scanpaths=None, **kwargs):
-        """The stock `generate`; `mask_type` and `scanpaths` steer it by human gaze, for this call alone.
+    def generate(self, *args, mask_type=None, scanpaths=None, steering=None, touched=None, **kwargs):
+        """The stock `generate`; steered by human gaze or by the settings of an intervention, for this call alone.
 
         mask_type: {"type": "gaussian" | "non-gaussian" | "salient-head", "margin": int,
         "target-layer": None | int | [int]}, or settings of `models.gaze`. scanpaths: for each sample a list of (x, y)
         cells of its image, x to the right and y down from 0; an empty one leaves its sample as it is. A sample with
         gaze shows exactly one image.
+        steering: settings that make a `Steering` (`models.steering.Intervention`), such as `VAR.for_model(model)`.
+        touched: a new `models.touched.Touched`, which is told what was changed.
         Raises ValueError for anything wrong with them before the model runs.
         """
         # override: steers. Beams and repeated samples reorder or multiply the batch, and neither steering nor a trace
         # would know.
-        steering = {}
+        layers = {}
         if mask_type is not None or scanpaths is not None:
-            steering = self._steer_by_gaze(mask_type, scanpaths, kwargs)
-        if steering:
+            if steering is not None:
+                raise ValueError("mask_type and steering were both given; steer by one of them in each generate call")
+            layers = self._steer_by_gaze(mask_type, scanpaths, kwargs)
+        elif steering is not None:
+            layers = self._steer_by(steering, kwargs)
+        if layers:
             self._refuse_reordering("steered", kwargs)
         elif any(hasattr(module, LISTENERS) for module in self.modules()):
             self._refuse_reordering("recorded", kwargs)
-        with steered(self, steering):
+        with steered(self, layers, touched):
             return super().generate(*args, **kwargs)
 
     def _refuse_reordering(self, done: str, kwargs) -> None:
@@ -71,6 +79,27 @@ class VisionLanguageModel:
                 f"assisted generation cannot be {done}, since it feeds several tokens a step; leave out "
                 "assistant_model and prompt_lookup_num_tokens"
             )
+
+    def _steer_by(self, settings, inputs) -> Mapping[int, Steering | FromResidual]:
+        """What the settings of an intervention do to each layer."""
+        if isinstance(settings, type) or not callable(getattr(settings, "steering", None)):
+            raise ValueError(
+                f"steering is {settings!r}; give settings of an intervention, such as VAR.for_model(model) (gaze goes "
+                "into mask_type and scanpaths)"
+            )
+        stack, modules = attention_stack(self, "decoder")
+        ids, starts = check_inputs(inputs)
+        starts = tuple(starts.tolist())
+        image = ids == self.config.image_token_id
+        prompt = Prompt(
+            length=ids.shape[1],
+            starts=starts,
+            images=tuple(image[sample, start:].nonzero().flatten() for sample, start in enumerate(starts)),
+            layers=len(modules),
+            heads=stack.config.num_attention_heads,
+            width=stack.config.hidden_size,
+        )
+        return settings.steering(prompt)
 
     def _steer_by_gaze(self, mask_type, scanpaths, inputs) -> dict[int, Steering]:
         """What the gaze does to each layer; nothing, where no sample has any or the settings are neutral."""
