@@ -4,12 +4,13 @@ A sink is a token that draws attention without meaning anything, and shows it: i
 residual stream is far larger than elsewhere (Sun et al., "Massive Activations in Large Language Models", COLM 2024).
 All magnitudes here are m = |x| / RMS(x), each token's own: 1 is ordinary, sqrt(width) is all of a token in one
 dimension. Per layer the candidates (the image's tokens, or those of the first half of a text) are split into the tokens
-that receive most attention and the rest, and every dimension is asked three things:
+that receive most attention and the rest, and every dimension is asked four things:
 
     top     its mean over the most attended tokens, weighted by the attention that they receive, since few of them are
             sinks and those few receive most of it
     gap     how far that is above its mean over the rest; a dimension that is large everywhere has none
     above   the share of the rest that is below top
+    high    what nine tenths of the rest stay below; a threshold lies between it and top
 
 It stands out where top is a spike and above nearly 1. Nothing here holds more than one layer of one sample; layers
 count from 0, layer l meaning what enters layer l.
@@ -94,7 +95,7 @@ def top_count(candidates: int, top_percent: float) -> int:
 class Contrast:
     """Of one sample: what sets its most attended tokens apart, per layer and dimension.
 
-    `see` takes the residual stream of one layer after the other; `top`, `gap` and `above` are float32 [layer, width].
+    `see` takes the residual stream of one layer after the other.
     """
 
     def __init__(self, received: torch.Tensor, candidates: torch.Tensor, top_percent: float):
@@ -103,7 +104,7 @@ class Contrast:
         self._layers: list[torch.Tensor] = []
 
     def see(self, layer: int, hidden: torch.Tensor) -> None:
-        """Reduces what enters a layer, [sample, row, width] with one sample, to its [3, width]."""
+        """Reduces what enters a layer, [sample, row, width] with one sample, to its [4, width]."""
         magnitude = hidden[0, self.candidates.to(hidden.device)].float().abs_()
         square = torch.linalg.vector_norm(magnitude, dim=-1, keepdim=True) ** 2 / magnitude.shape[-1]
         magnitude *= torch.rsqrt(square + EPSILON)
@@ -113,7 +114,8 @@ class Contrast:
         total = attention.sum()
         shares = torch.where(total > 0, attention / total, 1 / len(attention))
         top, rest = shares @ magnitude[most], magnitude[~most]
-        self._layers.append(torch.stack([top, top - rest.mean(0), (rest < top).sum(0) / len(rest)]).cpu())
+        high = rest.kthvalue(math.ceil(ABOVE * len(rest)), dim=0).values
+        self._layers.append(torch.stack([top, top - rest.mean(0), (rest < top).sum(0) / len(rest), high]).cpu())
 
     @property
     def top_share(self) -> float:
@@ -122,17 +124,18 @@ class Contrast:
 
     @property
     def statistics(self) -> torch.Tensor:
-        """top, gap and above: float32 [3, layer, width]."""
+        """top, gap, above and high: float32 [4, layer, width]."""
         return torch.stack(self._layers, 1)
 
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """Means over samples of top, gap and above, each [layer, width], in the order of the layers."""
+    """Means over samples of top, gap, above and high, each [layer, width], in the order of the layers."""
 
     top: np.ndarray
     gap: np.ndarray
     above: np.ndarray
+    high: np.ndarray
 
     @property
     def stands_out(self) -> np.ndarray:
@@ -162,16 +165,15 @@ class Profile:
         }
 
     def tau(self, dimensions: list[int]) -> float | None:
-        """The middle between the attended tokens and the rest, in the largest of these dimensions; None for none.
+        """Halfway from what most of the rest stay below to the attended tokens, in the largest of these dimensions.
 
-        Mean over the counted layers in which one of them stands out, rounded to a tenth.
+        Mean over the counted layers in which one of them stands out, rounded to a tenth; None without dimensions.
         """
         if not dimensions:
             return None
         layers = FIRST_LAYER + np.flatnonzero(self.stands_out[FIRST_LAYER:, dimensions].any(1))
-        top = self.top[np.ix_(layers, dimensions)]
-        rest = top - self.gap[np.ix_(layers, dimensions)]
-        return round(float((top.max(1) + rest.max(1)).mean() / 2), 1)
+        chosen = np.ix_(layers, dimensions)
+        return round(float((self.top[chosen].max(1) + self.high[chosen].max(1)).mean() / 2), 1)
 
 
 class SinkSearch:

@@ -113,7 +113,7 @@ def test_residual_stream_leaves_no_hook():
 
 
 def literal(received, magnitude, count):
-    """top, gap and above of one layer, looped over; received [token], magnitude [token][dimension]."""
+    """top, gap, above and high of one layer, looped over; received [token], magnitude [token][dimension]."""
     order = sorted(range(len(received)), key=lambda token: -received[token])
     most, rest = order[:count], order[count:]
     total = sum(received[token] for token in most)
@@ -121,7 +121,9 @@ def literal(received, magnitude, count):
     for dimension in range(len(magnitude[0])):
         top = sum(received[token] / total * magnitude[token][dimension] for token in most)
         others = [magnitude[token][dimension] for token in rest]
-        found.append((top, top - sum(others) / len(others), sum(other < top for other in others) / len(others)))
+        above = sum(other < top for other in others) / len(others)
+        high = next(other for other in sorted(others) if sum(o <= other for o in others) >= 0.9 * len(others))
+        found.append((top, top - sum(others) / len(others), above, high))
     return torch.tensor(found).T
 
 
@@ -153,12 +155,12 @@ def test_top_count():
 
 
 def profile(layers, width=WIDTH, **spiking):
-    """top 8 * share, gap and above of a model in which d5=[2, 3] says that dimension 5 stands out in layers 2 and 3."""
+    """Statistics of a model in which d5=[2, 3] says that dimension 5 stands out in layers 2 and 3."""
     top, gap, above = np.ones((layers, width)), np.zeros((layers, width)), np.full((layers, width), 0.5)
     for name, places in spiking.items():
         dimension = int(name[1:])
         top[places, dimension], gap[places, dimension], above[places, dimension] = 6, 5, 1
-    return Profile(top, gap, above)
+    return Profile(top, gap, above, top - gap)
 
 
 def test_consistent_dimensions_by_hand():
@@ -187,7 +189,7 @@ def test_a_spike_is_a_third_of_the_width_and_above_the_rest():
 
 def test_tau_lies_between_the_attended_tokens_and_the_rest():
     made = profile(4, d5=[2, 3], d6=[3])
-    made.top[3, 6], made.gap[3, 6] = 7, 3  # layer 2: 6 and 1; layer 3: 7 and 4
+    made.top[3, 6], made.high[3, 6] = 7, 4  # layer 2: 6 and 1; layer 3: 7 and 4
     assert made.tau([5, 6]) == 4.5 and made.tau([5]) == 3.5 and made.tau([]) is None
 
 
@@ -200,7 +202,7 @@ def test_per_layer_top():
 
 
 def sample(made):
-    return SimpleNamespace(statistics=torch.from_numpy(np.stack([made.top, made.gap, made.above])).float())
+    return SimpleNamespace(statistics=torch.from_numpy(np.stack([made.top, made.gap, made.above, made.high])).float())
 
 
 def search(*profiles):
@@ -321,6 +323,7 @@ def test_precision_and_recall_by_hand():
 def test_the_highest_by_layer():
     values = np.array([[0.1, 0.5, 0.5, 0.2], [3, 1, 2, 0]])
     assert highest(values, np.array([1, 2])).tolist() == [[False, True, False, False], [True, False, True, False]]
+    assert highest(np.tile([1.0, 1, 0], (1, 20)), np.array([3])).nonzero()[1].tolist() == [0, 1, 3]
     assert most_attended(np.arange(20.0)[None], 0.1).nonzero()[1].tolist() == [18, 19]
 
 
