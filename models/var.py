@@ -125,7 +125,7 @@ class VAR:
         config = model.config.get_text_config(decoder=True)
         if file is not None:
             dimensions, tau, source = read_findings(file, model)
-            settings = {"tau": tau, **settings}
+            settings = settings if tau is None else {"tau": tau, **settings}
         elif dimensions is None:
             dimensions, source = known_dimensions(model)
         else:
@@ -257,16 +257,19 @@ def known_dimensions(model) -> tuple[tuple[int, ...], str]:
     )
 
 
-def read_findings(file: str | Path, model) -> tuple[tuple[int, ...], float, str]:
-    """(dimensions, tau, source) that the finder wrote for this model; see `VAR.for_model` for what it raises."""
+def read_findings(file: str | Path, model) -> tuple[tuple[int, ...], float | None, str]:
+    """(dimensions, tau, source) that the finder wrote for this model; see `VAR.for_model` for what it raises.
+
+    The published finder's files can be read, too; they hold no tau.
+    """
     path, config = Path(file), model.config.get_text_config(decoder=True)
     if not path.is_file():
         raise FileNotFoundError(f"the file of sink dimensions {path} does not exist; write it with {FINDER}")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        name, dimensions, tau = found["model"], found["recommended_dimensions"], found["tau"]
+        name, dimensions, tau = found["model"], found["recommended_dimensions"], found.get("tau")
         sizes = (found["hidden_dim"], found["num_layers"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a file of sink dimensions as {FINDER} writes it ({error!r})") from error
     if sizes != (config.hidden_size, config.num_hidden_layers):
         raise ValueError(

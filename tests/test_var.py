@@ -269,6 +269,13 @@ def test_a_file_of_the_finder(tmp_path):
     assert VAR.for_model(small(), file=written(tmp_path, model="/elsewhere/Model")).dimensions == (5, 9)
 
 
+def test_a_file_of_the_published_finder(tmp_path):
+    (tmp_path / "sinks.json").write_text(json.dumps({name: FOUND[name] for name in FOUND if name != "tau"}))
+    assert VAR.for_model(small(), file=tmp_path / "sinks.json", tau=7).tau == 7
+    with pytest.raises(ValueError, match="tau is 20, which no token can pass"):
+        VAR.for_model(small(), file=tmp_path / "sinks.json")
+
+
 def test_files_that_do_not_fit(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist; write it with find_sink_dimensions_simple.py"):
         VAR.for_model(small(), file=tmp_path / "none.json")
