@@ -117,6 +117,12 @@ def check_together(model, processor, name: str) -> None:
     """Model and processor belong together and can be recorded, tried on a blank picture before any sample is lost."""
     try:
         attention_stack(model, "decoder")
+        token, marked = processor.tokenizer.convert_tokens_to_ids(model.image_token), model.config.image_token_id
+        if token != marked:
+            raise ValueError(
+                f"the tokenizer writes an image as {model.image_token!r} (token {token}), but the model looks for "
+                f"token {marked}: they do not belong together"
+            )
         model.prepare(processor, [Image.new("RGB", (64, 64))], "a")
     except ValueError as error:
         raise ValueError(f"{name!r} cannot be used: {error}") from error

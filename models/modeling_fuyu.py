@@ -28,7 +28,13 @@ class FuyuForCausalLM(VisionLanguageModel, transformers.FuyuForCausalLM):
     def image_grid(self, processor, width: int, height: int) -> ImageGrid:
         """The picture lies at the top left, shrunk only above the size limit; the last cells may stick out of it."""
         settings = processor.image_processor
-        limit, patch = settings.size, settings.patch_size["height"]
+        limit, patch = settings.size, self.config.patch_size
+        made = (settings.patch_size["width"], settings.patch_size["height"])
+        if made != (patch, patch):
+            raise ValueError(
+                f"the processor makes patches of {made[0]} x {made[1]} pixels, but the model reads {patch} x {patch}: "
+                "they do not belong together"
+            )
         resized = (width, height)
         if settings.do_resize and (width > limit["width"] or height > limit["height"]):
             scale = min(limit["height"] / height, limit["width"] / width)
@@ -96,7 +102,11 @@ class FuyuForCausalLM(VisionLanguageModel, transformers.FuyuForCausalLM):
                 f"prompt account for {len(before) + len(encoded['input_ids'])}: processor and tokenizer do not belong "
                 "together, or the image was not resized as expected"
             )
-        return [(0, 0)] * len(before) + [(min(a, len(text)), min(b, len(text))) for a, b in encoded["offset_mapping"]]
+        spans = [(min(a, len(text)), min(b, len(text))) for a, b in encoded["offset_mapping"]]
+        # A blank that the tokenizer puts before the text claims the first word's first character.
+        blank = tokenizer.convert_tokens_to_ids("\u2581")
+        spans = [(0, 0) if token == blank else span for token, span in zip(encoded["input_ids"], spans, strict=True)]
+        return [(0, 0)] * len(before) + spans
 
 
 def load_processor(path: str, config, **kwargs) -> FuyuProcessor:

@@ -18,7 +18,13 @@ class QwenGrid(VisionLanguageModel):
     image_token = "<|image_pad|>"
 
     def image_grid(self, processor, width: int, height: int) -> ImageGrid:
-        settings = processor.image_processor
+        settings, vision = processor.image_processor, self.config.vision_config
+        made, read = (settings.patch_size, settings.merge_size), (vision.patch_size, vision.spatial_merge_size)
+        if made != read:
+            raise ValueError(
+                f"the processor makes patches of {made[0]} pixels, to be merged {made[1]} x {made[1]}, but the model "
+                f"reads patches of {read[0]} pixels and merges {read[1]} x {read[1]}: they do not belong together"
+            )
         cell = settings.patch_size * settings.merge_size
         resized_height, resized_width = height, width
         if settings.do_resize:

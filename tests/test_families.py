@@ -136,6 +136,13 @@ def test_a_picture_that_vanishes_when_shrunk_is_a_bad_sample():
         model.prepare(processor, [Image.new("RGB", (40, 6000))], "describe the image")
 
 
+def test_the_blank_before_fuyus_first_word_belongs_to_no_word():
+    model, processor = (make() for make in FAMILIES["fuyu"])
+    inputs, layout = model.prepare(processor, [picture(60, 30)], "red circle ?")
+    ids = inputs["input_ids"][0]
+    assert processor.tokenizer.convert_ids_to_tokens(ids[layout.word("red")].tolist()) == ["red"]
+
+
 def test_fuyu_rows_end_in_newlines():
     model, processor = FAMILIES["fuyu"][0](), FAMILIES["fuyu"][1]()
     inputs, layout = model.prepare(processor, [picture(150, 70)], "what ?")

@@ -157,6 +157,35 @@ def test_folder_of_another_hand_loads_whole(family, tmp_path, write):
     assert trace.length == layout.length
 
 
+def edit(path, *where, value):
+    """Puts `value` into a JSON file, under the last of the keys `where`."""
+    settings = inner = json.loads(path.read_text())
+    for key in where[:-1]:
+        inner = inner[key]
+    inner[where[-1]] = value
+    path.write_text(json.dumps(settings))
+
+
+@pytest.mark.parametrize(
+    "name, where, value, sentence",
+    [
+        ("qwen2_vl", ("image_processor", "patch_size"), 16, "patches of 16 pixels .* reads patches of 14 pixels"),
+        ("qwen2_5_vl", ("image_processor", "merge_size"), 1, "merged 1 x 1, but the model .* merges 2 x 2"),
+        ("fuyu", ("image_processor", "patch_size"), {"height": 30, "width": 15}, "15 x 30 pixels, .* reads 30 x 30"),
+        ("llava", ("image_token_index",), 1, "'<image>' .token 4., but the model looks for token 1: they"),
+        ("qwen2_vl", ("image_token_id",), 1, "token 5., but the model looks for token 1: they"),
+        ("fuyu", ("image_token_id",), 1, "token 10., but the model looks for token 1: they"),
+    ],
+)
+def test_processor_of_another_model_is_told(tmp_path, name, where, value, sentence):
+    model, processor = (make() for make in FAMILIES[name])
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    edit(tmp_path / ("config.json" if len(where) == 1 else "processor_config.json"), *where, value=value)
+    with pytest.raises(ValueError, match=f"cannot be used: .*{sentence}"):
+        models.load(str(tmp_path))
+
+
 def test_tied_published_checkpoint_has_no_head(tmp_path):
     """Qwen2-VL-2B ties its word embeddings, and its file holds no lm_head."""
     model, processor = FAMILIES["qwen2_vl"][0](), FAMILIES["qwen2_vl"][1]()
