@@ -232,6 +232,8 @@ class SinkSearch:
             top = np.where(whole.above >= ABOVE, whole.top, 0)[FIRST_LAYER:]
             if not top.size:
                 return f"the model has no layer behind the first {FIRST_LAYER}, where sinks could be told"
+            if not top.any():
+                return "no dimension is larger at the most attended tokens than at nine tenths of the others"
             width = top.shape[1]
             layer, dimension = np.unravel_index(top.argmax(), top.shape)
             return (

@@ -229,6 +229,8 @@ def test_at_most_two_are_recommended_and_none_of_one_sample():
     assert found["recommended_dimensions"] == [5, 7] and "first 2 are recommended" in found["reason"]
     alone = search(made).findings()
     assert alone["recommended_dimensions"] == [] and alone["tau"] is None and "one sample alone" in alone["reason"]
+    assert "no dimension is larger" in search(profile(6), profile(6)).findings()["reason"]
+    assert "no layer behind the first 2" in search(profile(2), profile(2)).findings()["reason"]
     with pytest.raises(ValueError, match="no sample was added"):
         search().profile()
 
