@@ -169,7 +169,7 @@ def edit(path, *where, value):
 @pytest.mark.parametrize(
     "name, where, value, sentence",
     [
-        ("qwen2_vl", ("image_processor", "patch_size"), 16, "patches of 16 pixels .* reads patches of 14 pixels"),
+        ("qwen2_vl", ("image_processor", "patch_size"), 16, "patches of 16 pixels, .* reads patches of 14 pixels"),
         ("qwen2_5_vl", ("image_processor", "merge_size"), 1, "merged 1 x 1, but the model .* merges 2 x 2"),
         ("fuyu", ("image_processor", "patch_size"), {"height": 30, "width": 15}, "15 x 30 pixels, .* reads 30 x 30"),
         ("llava", ("image_token_index",), 1, "'<image>' .token 4., but the model looks for token 1: they"),
