@@ -39,6 +39,9 @@ class Config(LoadFlags, RolloutFlags, SampleFlags):
     Qwen2.5-VL and Fuyu; others that can be recorded give maps without overlays."""
     blur: float = 0.3
     """Standard deviation of the overlay's blur, in patches: light, as each patch was read by itself."""
+    lowest: float = 0.5
+    """Where the product of layers ends, as a share of the depth. The lower layers do a vision tower's work here;
+    composed too (0, as published), they carry every map to the first patches, the only ones that all others see."""
 
 
 def main(config: Config) -> int:

@@ -24,6 +24,9 @@ class RolloutFlags:
     """Weight w of the identity in each layer's (1 - w) A + w I."""
     drop_first: bool = False
     """Leave out attention to the first token, where many models park what they do not need."""
+    lowest: float = 0.0
+    """Where the product of layers ends, as a share of the depth: 0 composes all, 0.5 the upper half. In a causal
+    decoder the lower layers carry every map towards the first positions."""
     offload: bool = False
     """Keep recorded queries on the CPU, for long prompts on a small GPU."""
     alpha: float = 0.7
@@ -45,7 +48,7 @@ class RolloutFlags:
 
     @property
     def rolling(self) -> dict:
-        return {"rows": self.rows, "residual": self.residual, "drop_first": self.drop_first}
+        return {"rows": self.rows, "residual": self.residual, "drop_first": self.drop_first, "lowest": self.lowest}
 
     @property
     def look(self) -> Look:
@@ -57,6 +60,8 @@ class RolloutFlags:
             raise ValueError(f"--max-new-tokens {self.max_new_tokens} must be at least 1")
         if not 0 <= self.residual < 1:
             raise ValueError(f"--residual {self.residual} is out of range; give 0 <= w < 1")
+        if not 0 <= self.lowest < 1:
+            raise ValueError(f"--lowest {self.lowest} is out of range; give a share of the depth, 0 <= share < 1")
         if not 0 <= self.alpha <= 1 or self.power <= 0 or self.blur < 0:
             raise ValueError("give --alpha within 0..1, --power above 0 and --blur of at least 0")
         if self.colourmap not in matplotlib.colormaps:

@@ -92,17 +92,22 @@ def rollout(
     rows: str = "predicting",
     residual: float = 0.5,
     drop_first: bool = False,
+    lowest: float = 0.0,
 ) -> Rollout:
     """Rolls the generated tokens of one sample out to every position of its sequence.
 
     `tokens` limits the map to the first so many generated tokens (default all); `residual` is the weight w of the
     identity, in [0, 1). `drop_first` takes the first token's column, where many models park attention, out of every
-    A_l before the rows are renormalised; a row that looks at nothing else keeps it. Without `tokens`, a sample of a
-    batch that ended early also gets maps of its end and padding tokens. Raises Unmeasurable where no token has a row.
+    A_l before the rows are renormalised; a row that looks at nothing else keeps it. `lowest` is where the product
+    ends, as a share of the depth in [0, 1): 0 composes all layers, 0.5 the upper half, which then says where the states
+    at half depth were read from. Without `tokens`, a sample of a batch that ended early also gets maps of its end and
+    padding tokens. Raises Unmeasurable where no token has a row.
     """
     check_layout(trace, layout)
     if not 0 <= residual < 1:
         raise ValueError(f"residual weight {residual} is out of range; give 0 <= w < 1")
+    if not 0 <= lowest < 1:
+        raise ValueError(f"lowest layer {lowest} is out of range; give a share of the depth, 0 <= share < 1")
     start = layout.start
     positions = answer_rows(trace, rows, tokens)
     if not positions:
@@ -113,7 +118,7 @@ def rollout(
         )
     vectors = torch.zeros(len(positions), positions[-1] + 1 - start)
     vectors[torch.arange(len(positions)), torch.tensor(positions) - start] = 1
-    for layer in reversed(range(trace.layers)):
+    for layer in reversed(range(int(lowest * trace.layers), trace.layers)):
         vectors = through(trace, layer, layout.sample, vectors, start, residual, drop_first)
     relevance = torch.zeros(len(positions), trace.length)
     relevance[:, start : start + vectors.shape[1]] = vectors.cpu()

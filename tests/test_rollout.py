@@ -98,6 +98,15 @@ def test_first_token_can_be_dropped():
     assert result.relevance[:, 0].max() == 0
 
 
+@pytest.mark.parametrize(("lowest", "first"), [(0.0, 0), (0.2, 1), (0.5, 2), (0.99, 4)])
+def test_the_product_may_end_above_the_lowest_layers(lowest, first):
+    generator = torch.Generator().manual_seed(2)
+    scores = 3 * torch.randn(5, 2, 8, 8, generator=generator)
+    attention = scores.masked_fill(torch.ones(8, 8).triu(1).bool(), -torch.inf).softmax(-1)
+    result = rollout(PlantedTrace(attention, 6), planted_layout(6, [1, 2]), lowest=lowest)
+    assert (result.relevance - literal(attention[first:], range(5, 8))).abs().max() <= 1e-6
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("key_heads", [4, 2])
 def test_model_against_full_matrices_in_a_padded_batch(key_heads):
@@ -145,6 +154,8 @@ def test_bad_settings_are_explained():
         rollout(trace, layout, rows="both")
     with pytest.raises(ValueError, match="residual weight 1.0 is out of range"):
         rollout(trace, layout, residual=1.0)
+    with pytest.raises(ValueError, match="lowest layer 1.0 is out of range"):
+        rollout(trace, layout, lowest=1.0)
     with pytest.raises(Unmeasurable, match="no generated token has a row under the convention 'query': 1 token") as met:
         rollout(trace, layout, rows="query")
     assert met.value.reason == "no query row"

@@ -171,9 +171,14 @@ def main(config: Config) -> None:
         "started": started.isoformat(timespec="seconds"),
         "parameters": sum(parameter.numel() for parameter in learner.model.parameters()),
         "training_minutes": round((time.perf_counter() - began) / 60, 1),
+        "processor_minutes": round(time.process_time() / 60, 1),
+        "curve": curve,
     }
-    record["accuracy"] = score(str(folder), config.held_out, config.real)
-    record["curve"] = curve
+    write(folder, record)  # before the scores, so that a failure there loses nothing
+    write(folder, {**record, "accuracy": score(str(folder), config.held_out, config.real)})
+
+
+def write(folder: Path, record: dict) -> None:
     (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
