@@ -36,7 +36,7 @@ class UnpatchedModel(VisionLanguageModel):
     def _encode(self, processor, texts, pictures):
         # Nested, one list per prompt: some families encode several pictures of one prompt otherwise than single ones.
         return processor(
-            images=[batch for batch in pictures if batch] or None,
+            images=pictures if any(pictures) else None,
             text=texts,
             return_tensors="pt",
             padding=True,

@@ -103,6 +103,16 @@ def test_image_tokens_are_shared_out_between_the_pictures(family):
     assert "text_replacement_offsets" not in inputs
 
 
+def test_a_prompt_without_pictures_in_a_batch(family):
+    """Each prompt has the tokens that it has alone."""
+    _, _, model, processor = family
+    inputs, layouts = model.prepare(processor, [PICTURES[1], []], PROMPTS)
+    assert [len(layout.images) for layout in layouts] == [1, 0]
+    for layout, prompt, pictures in zip(layouts, PROMPTS, [PICTURES[1], []], strict=True):
+        alone, _ = model.prepare(processor, pictures, prompt)
+        assert torch.equal(inputs["input_ids"][layout.sample, layout.start :], alone["input_ids"][0])
+
+
 def test_answer_and_rollout_run(family):
     _, _, model, processor = family
     said = answer(model, processor, [picture(90, 70)], PROMPTS[0], max_new_tokens=3)
