@@ -1,158 +1,33 @@
 """VAR in generation against a literal eager model: sinks, heads and rows found and edited one after another."""
 
-import math
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
-from transformers.masking_utils import eager_mask
+from transformers import DynamicCache
 
 import models
-from models.attention import LISTENERS, STEERING
-from models.gaze import NonGaussian, PlacedMask
-from models.redistribution import Redistribution
-from models.steering import Prompt, RowEdit, Steering
 from models.touched import Touched, by_layer
 from models.trace import AttentionTrace
 from models.var import VAR
 from tests.families import FAMILIES
+from tests.literal_var import (
+    LAYERS,
+    PLANTED,
+    PROMPTS,
+    STEPS,
+    Literal,
+    batch,
+    different_sinks,
+    generate,
+    image_positions,
+    is_whole,
+    largest_change,
+    planted,
+)
 from tests.models import llava, llava_processor, picture
 
-LAYERS, STEPS = 3, 4
-SPIKES = (7, 40)  # dimensions
-PLANTED = VAR(SPIKES, tau=5.0, first_layer=0, spare_last_layer=False)  # |RMSNorm(x)| is at most 8 in a model 64 wide
 STRICT = replace(PLANTED, first_layer=1, spare_last_layer=True, p=0.3, rho=0.15, min_image_mass=0.6)
-
-
-# Sinks at known tokens
-
-
-@contextmanager
-def planted(model, sinks):
-    """Lets tokens spike in the residual stream that enters a layer; sinks: (layer, sample, position) -> dimension."""
-
-    def spike(layer, args):
-        hidden = args[0].clone()
-        for (where, sample, position), dimension in sinks.items() if hidden.shape[1] > 1 else ():
-            if where == layer:
-                hidden[sample, position, dimension] = 40 * hidden[sample, position].float().square().mean().sqrt()
-        return (hidden, *args[1:])
-
-    layers = model.get_decoder().layers
-    handles = [
-        module.register_forward_pre_hook(lambda _, args, layer=layer: spike(layer, args))
-        for layer, module in enumerate(layers)
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def image_positions(model, inputs):
-    """Of each sample, as lists; positions include padding."""
-    return [(row == model.config.image_token_id).nonzero().flatten().tolist() for row in inputs["input_ids"]]
-
-
-# The formulas, token by token and row by row
-
-
-def literal_sinks(hidden, dimensions, tau):
-    """Positions of a residual stream [row, width] whose largest |x_d| / sqrt(mean x^2 + 1e-6) is above tau."""
-    found = []
-    for position, x in enumerate(hidden.double()):
-        rms = math.sqrt(float((x * x).mean()) + 1e-6)
-        if max(abs(float(x[d])) / rms for d in dimensions) > tau:
-            found.append(position)
-    return found
-
-
-def literal_row(row, image, sinks, var):
-    """(One softmax row [key] after its edit, or why it has none)."""
-    image, sinks = [k for k in image if k < len(row)], [k for k in sinks if k < len(row)]
-    others = [k for k in image if k not in sinks]
-    mass, rest = sum(float(row[k]) for k in image), sum(float(row[k]) for k in others)
-    if mass < var.min_image_mass:
-        return row, "little image"
-    if mass - rest > var.rho * mass:
-        return row, "sinks"
-    if rest == 0:
-        return row, "nothing left"
-    freed = sum((1 - var.p) * float(row[k]) for k in sinks)
-    edited = row.clone()
-    for k in sinks:
-        edited[k] = var.p * row[k]
-    for k in others:
-        edited[k] = row[k] + freed * float(row[k]) / rest
-    return edited, "no sinks" if torch.equal(edited, row) else "edited"
-
-
-class Literal:
-    """The steered model as one would first write it: eager, every matrix whole, edited one row after another."""
-
-    def __init__(self, model, inputs, var):
-        self.model, self.var, self.image = model, var, image_positions(model, inputs)
-        self.starts = inputs["attention_mask"].int().argmax(1).tolist()
-        self.layers = range(var.first_layer, LAYERS - var.spare_last_layer)
-        self.sinks = {}  # (layer, sample): positions
-        self.rows = {}  # (layer, sample): [(head, row, what came of it)]
-        self.weights = []  # per call of a layer: [sample, head, query, key]
-
-    def see(self, layer, hidden):
-        for sample, start in enumerate(self.starts):
-            if (layer, sample) not in self.sinks:
-                found = literal_sinks(hidden[sample, start:], self.var.dimensions, self.var.tau)
-                self.sinks[layer, sample] = [position + start for position in found]
-
-    def __call__(self, module, query, key, value, attention_mask, scaling=None, **_):
-        groups = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-        weights = ((query @ key.transpose(2, 3)) * scaling + attention_mask).softmax(-1)
-        past, layer = key.shape[2] - query.shape[2], module.layer_idx
-        for sample, image in enumerate(self.image) if layer in self.layers else ():
-            for row in range(query.shape[2]) if image else ():
-                if past + row > image[-1]:
-                    for head in range(query.shape[1]):
-                        before, sinks = weights[sample, head, row, : past + row + 1], self.sinks[layer, sample]
-                        after, outcome = literal_row(before, image, sinks, self.var)
-                        weights[sample, head, row, : past + row + 1] = after
-                        self.rows.setdefault((layer, sample), []).append((head, past + row, outcome))
-        self.weights.append(weights)
-        return (weights @ value).transpose(1, 2).contiguous(), weights
-
-    def generate(self, inputs):
-        AttentionInterface.register("literal", self)
-        self.model.set_attn_implementation({"text_config": "literal"})
-        handles = [
-            module.register_forward_pre_hook(lambda _, args, layer=layer: self.see(layer, args[0]))
-            for layer, module in enumerate(self.model.get_decoder().layers)
-        ]
-        try:
-            return generate(self.model, inputs)
-        finally:
-            self.model.set_attn_implementation({"text_config": "sdpa"})
-            for handle in handles:
-                handle.remove()
-
-
-AttentionMaskInterface.register("literal", eager_mask)
-
-
-@torch.no_grad()
-def generate(model, inputs, **options):
-    options = {"max_new_tokens": STEPS, "do_sample": False, "output_logits": True} | options
-    return model.generate(**inputs, return_dict_in_generate=True, **options)
-
-
-def largest_change(ours, theirs, sample=slice(None)):
-    """Of any logit of any step."""
-    return max(float((a - b)[sample].abs().max()) for a, b in zip(ours.logits, theirs.logits, strict=True))
-
-
-# Batches
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -160,35 +35,6 @@ def family(request):
     """(name, model, processor) of a small random model."""
     model, processor = FAMILIES[request.param]
     return request.param, model(), processor()
-
-
-PROMPTS = ["where is the red circle ?", "what is it ?", "describe the image to the left ."]
-
-
-def batch(model, processor, padded=True, images=(1, 1, 1), seed=0):
-    """Inputs of three samples with so many images each."""
-    sizes = [(150, 90), (60, 90), (120, 120)] if padded else [(150, 90)] * 3
-    pictures = [
-        [picture(*size, seed=seed + 10 * index + place) for index in range(count)]
-        for place, (size, count) in enumerate(zip(sizes, images, strict=True))
-    ]
-    inputs, _ = model.prepare(processor, pictures, PROMPTS if padded else PROMPTS[:1] * 3)
-    assert bool((inputs["attention_mask"] == 0).any()) == padded
-    return inputs
-
-
-def different_sinks(model, inputs):
-    """Sample 0: its first token, the third and the last cell, from layer 0 on. Sample 1: cells that spike late, and a
-    word behind the image. Sample 2: nothing."""
-    image, start = image_positions(model, inputs), inputs["attention_mask"].int().argmax(1).tolist()
-    return {
-        (0, 0, start[0]): 40,
-        (0, 0, image[0][2]): 7,
-        (0, 0, image[0][-1]): 40,
-        (1, 1, image[1][0]): 7,
-        (1, 1, image[1][1]): 7,
-        (0, 1, image[1][-1] + 2): 7,
-    }
 
 
 def check_against_literal(model, inputs, var, sinks):
@@ -257,14 +103,15 @@ def test_several_images_in_one_prompt(name):
     model, processor = (make() for make in FAMILIES[name])
     inputs = batch(model, processor, images=(2, 1, 0))
     image = image_positions(model, inputs)
-    sinks = {(0, 0, image[0][1]): 7, (0, 0, image[0][-2]): 40, (1, 1, image[1][0]): 7, (0, 2, inputs_end(inputs)): 7}
+    sinks = {
+        (0, 0, image[0][1]): 7,
+        (0, 0, image[0][-2]): 40,
+        (1, 1, image[1][0]): 7,
+        (0, 2, inputs["input_ids"].shape[1] - 1): 7,
+    }
     _, literal = check_against_literal(model, inputs, PLANTED, sinks)
     assert {(True, "edited"), (False, "edited")} <= outcomes(literal, 0)
     assert (2, 2) not in literal.rows and literal.sinks[0, 2]  # a sink, but no image
-
-
-def inputs_end(inputs):
-    return inputs["input_ids"].shape[1] - 1
 
 
 @pytest.mark.parametrize("padded", [False, True], ids=["unpadded", "left_padded"])
@@ -315,13 +162,6 @@ def test_a_prompt_that_ends_with_its_image():
 
 
 # State
-
-
-def is_whole(model):
-    """Nothing hangs on the model, and it names SDPA as it did."""
-    hooks = any(module._forward_pre_hooks for module in model.get_decoder().layers)
-    attached = any(hasattr(module, name) for module in model.modules() for name in (LISTENERS, STEERING))
-    return not hooks and not attached and model.config.text_config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -429,114 +269,6 @@ def test_other_caches_are_refused(options):
     with pytest.raises(RuntimeError, match="steering needs an empty default"):
         model.generate(**inputs, max_new_tokens=3, steering=PLANTED, **options)
     assert is_whole(model)
-
-
-@torch.no_grad()
-def test_a_report_is_of_one_generation():
-    model, processor = llava(), llava_processor()
-    inputs, _ = model.prepare(processor, [picture()], "what ?")
-    touched = Touched()
-    model.generate(**inputs, max_new_tokens=1, steering=PLANTED, touched=touched)
-    with pytest.raises(RuntimeError, match="already holds a generation; hand in a new Touched"):
-        model.generate(**inputs, max_new_tokens=1, steering=PLANTED, touched=touched)
-    assert is_whole(model) and Touched().table() == []
-
-
-# The report, the two matrix products, other settings, half precision, an embedded model
-
-
-def test_counts_add_up_over_calls():
-    tables = [
-        {"layer": 4, "sample": 0, "visual_sinks": 3, "heads": 2, "rows": 5, "pairs": 7},
-        {"layer": 2, "sample": 0, "visual_sinks": 1, "heads": 0, "rows": 0, "pairs": 0},
-        {"layer": 4, "sample": 1, "visual_sinks": 0, "heads": 1, "rows": 1, "pairs": 1},
-    ]
-    assert by_layer(tables) == [
-        {"layer": 2, "samples": 1, "visual_sinks": 1, "heads": 0, "rows": 0, "pairs": 0},
-        {"layer": 4, "samples": 2, "visual_sinks": 3, "heads": 3, "rows": 6, "pairs": 8},
-    ]
-    assert by_layer([]) == []
-
-
-def test_a_report_of_gaze_counts_its_rows():
-    """Salient heads edit the last prompt row and each decode row; a key bias edits no row by hand."""
-    model, processor = llava(), llava_processor()
-    inputs, _ = model.prepare(processor, [picture()], "what ?")
-    for kind, rows in (("salient-head", STEPS), ("gaussian", 0)):
-        touched = Touched()
-        gaze = {"mask_type": {"type": kind, "target-layer": 1}, "scanpaths": [[(0, 0)]]}
-        generate(model, inputs, touched=touched, **gaze)
-        [row] = touched.table()
-        assert row["rows"] == rows and row["layer"] == 1 and row["pairs"] == row["rows"]  # one head of four a row
-
-
-@pytest.mark.parametrize("keys", [20, 9, 31], ids=["prompt", "early_rows", "decode"])
-@pytest.mark.parametrize("settings", [{}, {"rho": 0.0}, {"rho": 1.0, "min_image_mass": 0.0, "p": 0.0}])
-def test_two_matrix_products_are_the_edit(keys, settings):
-    """Against the definition, also where a row sees part of the prompt or more; other rows bit for bit."""
-    generator = torch.Generator().manual_seed(0)
-    weights = (4 * torch.randn(6, 30, keys, generator=generator)).softmax(-1)
-    image, sinks = torch.arange(4, 16), torch.tensor([0, 5, 6, 11, 18])
-    weights[:, 3, [k for k in range(4, min(16, keys)) if k not in sinks]] = 0  # nothing left
-    weights[:, 4, sinks[sinks < keys]] = 0
-    var = replace(PLANTED, **settings)
-    redistribution = Redistribution.of(image, sinks, 20, rho=var.rho, min_image_mass=var.min_image_mass, p=var.p)
-    found, expected = redistribution(weights), var.edit(weights, image, sinks)
-    assert (found - expected).abs().max() <= 1e-6
-    same = (weights == expected).all(-1)
-    assert torch.equal(found[same], weights[same]) and same[:, 3:5].all() and (same.all() == (var.rho == 0))
-
-
-def test_hardly_any_weight_left_is_none():
-    weights = torch.tensor([[[1.0, 1e-44, 3e-44]]])
-    redistribution = Redistribution.of(torch.arange(3), torch.tensor([0]), 3, rho=1.0, min_image_mass=0.0, p=0.6)
-    assert torch.equal(redistribution(weights), weights)
-
-
-@dataclass(frozen=True)
-class Deaf:
-    """One head of each layer stops looking at the image, from the first row behind it on."""
-
-    head: int
-
-    def steering(self, prompt: Prompt):
-        edits = {s: RowEdit(int(image[-1]) + 1, self.without(image)) for s, image in enumerate(prompt.images)}
-        assert prompt.heads == 4 and prompt.width == 64
-        return dict.fromkeys(range(prompt.layers), Steering(prompt.length, prompt.starts, edits=edits))
-
-    def without(self, image):
-        def change(weights):
-            kept = weights.clone()
-            kept[self.head, :, image] = 0
-            return kept / kept.sum(-1, keepdim=True)
-
-        return change
-
-
-@dataclass(frozen=True)
-class Hidden:
-    """Gaze of the settings' own: the first cell of each image is all that any row sees of it."""
-
-    def steering(self, prompt: Prompt):
-        corner = torch.zeros(4, 4)
-        corner[0, 0] = 1
-        starts = torch.tensor(prompt.starts)
-        placed = {s: PlacedMask(corner, image + prompt.starts[s]) for s, image in enumerate(prompt.images)}
-        return {1: NonGaussian((1,)).steering(placed, starts, prompt.length)}
-
-
-def test_settings_of_other_interventions():
-    """Whatever makes a `Steering` of a `Prompt` steers: row edits and key biases, of any layer."""
-    model, processor = llava(), llava_processor()
-    inputs = batch(model, processor)
-    with AttentionTrace(model) as trace:
-        generate(model, inputs, steering=Deaf(2))
-    for sample, image in enumerate(image_positions(model, inputs)):
-        rows = trace.weights(1, range(image[-1] + 1, trace.length), samples=[sample])[0]
-        assert (rows[2][:, image] == 0).all() and (rows[[0, 1, 3]][..., image].sum(-1) > 0).all()
-        torch.testing.assert_close(rows.sum(-1), torch.ones_like(rows[..., 0]))
-    gaze = {"mask_type": {"type": "non-gaussian", "margin": 0, "target-layer": 1}, "scanpaths": [[(0, 0)]] * 3}
-    assert largest_change(generate(model, inputs, steering=Hidden()), generate(model, inputs, **gaze)) == 0
 
 
 def test_half_precision():

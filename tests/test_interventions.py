@@ -1,0 +1,119 @@
+"""Settings of any intervention steer; what they touched is reported; VAR's rows in two matrix products."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from models.gaze import NonGaussian, PlacedMask
+from models.redistribution import Redistribution
+from models.steering import Prompt, RowEdit, Steering
+from models.touched import Touched, by_layer
+from models.trace import AttentionTrace
+from tests.literal_var import PLANTED, STEPS, batch, generate, image_positions, is_whole, largest_change
+from tests.models import llava, llava_processor, picture
+
+
+@torch.no_grad()
+def test_a_report_is_of_one_generation():
+    model, processor = llava(), llava_processor()
+    inputs, _ = model.prepare(processor, [picture()], "what ?")
+    touched = Touched()
+    model.generate(**inputs, max_new_tokens=1, steering=PLANTED, touched=touched)
+    with pytest.raises(RuntimeError, match="already holds a generation; hand in a new Touched"):
+        model.generate(**inputs, max_new_tokens=1, steering=PLANTED, touched=touched)
+    assert is_whole(model) and Touched().table() == []
+
+
+def test_counts_add_up_over_calls():
+    tables = [
+        {"layer": 4, "sample": 0, "visual_sinks": 3, "heads": 2, "rows": 5, "pairs": 7},
+        {"layer": 2, "sample": 0, "visual_sinks": 1, "heads": 0, "rows": 0, "pairs": 0},
+        {"layer": 4, "sample": 1, "visual_sinks": 0, "heads": 1, "rows": 1, "pairs": 1},
+    ]
+    assert by_layer(tables) == [
+        {"layer": 2, "samples": 1, "visual_sinks": 1, "heads": 0, "rows": 0, "pairs": 0},
+        {"layer": 4, "samples": 2, "visual_sinks": 3, "heads": 3, "rows": 6, "pairs": 8},
+    ]
+    assert by_layer([]) == []
+
+
+def test_a_report_of_gaze_counts_its_rows():
+    """Salient heads edit the last prompt row and each decode row; a key bias edits no row by hand."""
+    model, processor = llava(), llava_processor()
+    inputs, _ = model.prepare(processor, [picture()], "what ?")
+    for kind, rows in (("salient-head", STEPS), ("gaussian", 0)):
+        touched = Touched()
+        gaze = {"mask_type": {"type": kind, "target-layer": 1}, "scanpaths": [[(0, 0)]]}
+        generate(model, inputs, touched=touched, **gaze)
+        [row] = touched.table()
+        assert row["rows"] == rows and row["layer"] == 1 and row["pairs"] == row["rows"]  # one head of four a row
+
+
+@pytest.mark.parametrize("keys", [20, 9, 31], ids=["prompt", "early_rows", "decode"])
+@pytest.mark.parametrize("settings", [{}, {"rho": 0.0}, {"rho": 1.0, "min_image_mass": 0.0, "p": 0.0}])
+def test_two_matrix_products_are_the_edit(keys, settings):
+    """Against the definition, also where a row sees part of the prompt or more; other rows bit for bit."""
+    generator = torch.Generator().manual_seed(0)
+    weights = (4 * torch.randn(6, 30, keys, generator=generator)).softmax(-1)
+    image, sinks = torch.arange(4, 16), torch.tensor([0, 5, 6, 11, 18])
+    weights[:, 3, [k for k in range(4, min(16, keys)) if k not in sinks]] = 0  # nothing left
+    weights[:, 4, sinks[sinks < keys]] = 0
+    var = replace(PLANTED, **settings)
+    redistribution = Redistribution.of(image, sinks, 20, rho=var.rho, min_image_mass=var.min_image_mass, p=var.p)
+    found, expected = redistribution(weights), var.edit(weights, image, sinks)
+    assert (found - expected).abs().max() <= 1e-6
+    same = (weights == expected).all(-1)
+    assert torch.equal(found[same], weights[same]) and same[:, 3:5].all() and (same.all() == (var.rho == 0))
+
+
+def test_hardly_any_weight_left_is_none():
+    weights = torch.tensor([[[1.0, 1e-44, 3e-44]]])
+    redistribution = Redistribution.of(torch.arange(3), torch.tensor([0]), 3, rho=1.0, min_image_mass=0.0, p=0.6)
+    assert torch.equal(redistribution(weights), weights)
+
+
+@dataclass(frozen=True)
+class Deaf:
+    """One head of each layer stops looking at the image, from the first row behind it on."""
+
+    head: int
+
+    def steering(self, prompt: Prompt):
+        edits = {s: RowEdit(int(image[-1]) + 1, self.without(image)) for s, image in enumerate(prompt.images)}
+        assert prompt.heads == 4 and prompt.width == 64
+        return dict.fromkeys(range(prompt.layers), Steering(prompt.length, prompt.starts, edits=edits))
+
+    def without(self, image):
+        def change(weights):
+            kept = weights.clone()
+            kept[self.head, :, image] = 0
+            return kept / kept.sum(-1, keepdim=True)
+
+        return change
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """Gaze of the settings' own: the first cell of each image is all that any row sees of it."""
+
+    def steering(self, prompt: Prompt):
+        corner = torch.zeros(4, 4)
+        corner[0, 0] = 1
+        starts = torch.tensor(prompt.starts)
+        placed = {s: PlacedMask(corner, image + prompt.starts[s]) for s, image in enumerate(prompt.images)}
+        return {1: NonGaussian((1,)).steering(placed, starts, prompt.length)}
+
+
+def test_settings_of_other_interventions():
+    """Whatever makes a `Steering` of a `Prompt` steers: row edits and key biases, of any layer."""
+    model, processor = llava(), llava_processor()
+    inputs = batch(model, processor)
+    with AttentionTrace(model) as trace:
+        generate(model, inputs, steering=Deaf(2))
+    for sample, image in enumerate(image_positions(model, inputs)):
+        rows = trace.weights(1, range(image[-1] + 1, trace.length), samples=[sample])[0]
+        assert (rows[2][:, image] == 0).all() and (rows[[0, 1, 3]][..., image].sum(-1) > 0).all()
+        torch.testing.assert_close(rows.sum(-1), torch.ones_like(rows[..., 0]))
+    gaze = {"mask_type": {"type": "non-gaussian", "margin": 0, "target-layer": 1}, "scanpaths": [[(0, 0)]] * 3}
+    assert largest_change(generate(model, inputs, steering=Hidden()), generate(model, inputs, **gaze)) == 0
