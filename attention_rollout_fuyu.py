@@ -41,7 +41,8 @@ class Config(LoadFlags, RolloutFlags, SampleFlags):
     """Standard deviation of the overlay's blur, in patches: light, as each patch was read by itself."""
     lowest: float = 0.5
     """Where the product of layers ends, as a share of the depth. The lower layers do a vision tower's work here;
-    composed too (0, as published), they carry every map to the first patches, the only ones that all others see."""
+    composed too (0, as published), they carry every map to the first patches, the only ones that all others see.
+    Fewer layers drift less, and still drift: see docs/corrections.md."""
 
 
 def main(config: Config) -> int:

@@ -97,7 +97,7 @@ def save_overlays(run, folder: Path, pictures, tokens, rollout: Rollout, look: L
     for index, picture in enumerate(pictures):
         suffix = f"{kind}-{index}" if index else kind
         maps, grid = rollout.maps(index), rollout.layout.grids[index]
-        save_maps(folder, maps, tokens, rollout.rows, grid, f"maps{suffix}.npz")
+        save_maps(folder, maps, tokens, rollout.rows, grid, f"maps{suffix}.npz", **rollout.composed)
         if grid is None:
             continue
         for name, cells in (("mean", maps.mean), ("max", maps.max)):

@@ -129,15 +129,17 @@ class RunFolder:
             csv.writer(table).writerow(cells)
 
 
-def save_maps(folder: str | Path, maps, tokens: Sequence[str], rows: str, grid, name: str = "maps.npz") -> Path:
+def save_maps(
+    folder: str | Path, maps, tokens: Sequence[str], rows: str, grid, name: str = "maps.npz", **composed: float
+) -> Path:
     """Write folder/name, the raw maps of one sample with what is needed to read them later.
 
     maps: has per_token [token, row, col], mean and max [row, col]. tokens: the generated tokens as text.
     rows: which attention row a token's map is ("predicting" or "query"). grid: as in `analysis.overlay`, with
     `rect(row, col)`. The file holds no pickle: `numpy.load` with its defaults reads it. Besides the maps (float32),
     `tokens` and `rows` there are `cells` [row, col, 4], left, top, right, bottom of each cell in the original picture's
-    pixels, and the grid's `image_size` and `resized` (width, height), `offset` (left, top) and `cell`. A grid that is
-    not known is None: the maps are one row of image tokens then, and all that would say where they lie is NaN.
+    pixels, and the grid's `image_size` and `resized` (width, height), `offset` (left, top) and `cell`; `composed` are
+    the settings of the rollout, each under its own name. A grid that is not known is None: the maps are one row of image tokens then, and all that would say where they lie is NaN.
     """
     per_token, mean, top = (np.asarray(array, np.float32) for array in (maps.per_token, maps.mean, maps.max))
     shape = (1, per_token.shape[-1]) if grid is None else (grid.rows, grid.cols)
@@ -148,7 +150,7 @@ def save_maps(folder: str | Path, maps, tokens: Sequence[str], rows: str, grid, 
         )
     arrays = {
         "per_token": per_token, "mean": mean, "max": top, "tokens": np.array(tokens, dtype=str), "rows": np.array(rows),
-        **_geometry(grid, shape),
+        **_geometry(grid, shape), **{name: np.array(value) for name, value in composed.items()},
     }  # fmt: skip
     return save_arrays(Path(folder) / name, **arrays)
 

@@ -8,7 +8,7 @@ to the first, and A_l is made block by block from recorded queries and keys. The
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -36,11 +36,13 @@ class Rollout:
 
     `rows` says which query a token's map belongs to: "predicting" (the row that produced it) or "query" (the row in
     which the token itself is read; the last token generated, end token included, was never read and has none).
+    `composed` are the settings of the product: residual, drop_first, lowest.
     """
 
     relevance: torch.Tensor
     rows: str
     layout: object
+    composed: dict[str, float] = field(default_factory=dict)
 
     def maps(self, image: int = 0) -> Maps:
         """The maps of one image of the prompt, in the order in which the prompt shows them."""
@@ -122,7 +124,8 @@ def rollout(
         vectors = through(trace, layer, layout.sample, vectors, start, residual, drop_first)
     relevance = torch.zeros(len(positions), trace.length)
     relevance[:, start : start + vectors.shape[1]] = vectors.cpu()
-    return Rollout(relevance, rows, layout)
+    composed = {"residual": residual, "drop_first": drop_first, "lowest": lowest}
+    return Rollout(relevance, rows, layout, composed)
 
 
 def through(trace, layer: int, sample: int, vectors, start: int, residual: float, drop_first: bool) -> torch.Tensor:

@@ -13,7 +13,9 @@ cp "$work/describe/shard0-3/overlay_tokens.png" docs/pictures/describe.png
 
 question="there are two shapes a red circle and a gray circle . where is the first shape ?"
 for model in tiny-llava tiny-qwen2-vl tiny-qwen2.5-vl tiny-fuyu; do
-    $python attention_rollout_llava.py --model "$model" --image "$work/data/spatial_twoshapes/agreement/relational/shard0/world-3.png" \
+    script=attention_rollout_llava.py
+    [[ $model != tiny-fuyu ]] || script=attention_rollout_fuyu.py
+    $python $script --model "$model" --image "$work/data/spatial_twoshapes/agreement/relational/shard0/world-3.png" \
         --prompt "$question" --out-dir "$work/families/$model"
 done
 $python -m docs.side_by_side "$work/families" docs/pictures/families.png

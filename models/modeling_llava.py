@@ -87,5 +87,16 @@ def load_processor(path: str, config, **kwargs) -> LlavaProcessor:
         processor.num_additional_image_tokens = 1  # CLIP's class token
     if processor.vision_feature_select_strategy is None:
         processor.vision_feature_select_strategy = config.vision_feature_select_strategy
+    check_crop(processor.image_processor, config.vision_config)
     processor.tokenizer.padding_side = "left"
     return processor
+
+
+def check_crop(settings, vision) -> None:
+    """Raises ValueError for a centre crop of another size than CLIP's tower takes."""
+    crop = (settings.crop_size["width"], settings.crop_size["height"]) if settings.do_center_crop else None
+    if vision.model_type == "clip_vision_model" and crop not in (None, (vision.image_size, vision.image_size)):
+        raise ValueError(
+            f"it makes {crop[0]} x {crop[1]} pixels of a picture and the vision tower takes {vision.image_size} x "
+            f"{vision.image_size}: processor and model do not belong together"
+        )

@@ -18,7 +18,7 @@ from tests.models import picture
 
 PROMPTS = ["where is the red circle ?", "describe the image ."]
 SIZES = [
-    (28, 28), (30, 30), (100, 100), (14, 100), (100, 14), (28, 224), (224, 28), (640, 80), (97, 640), (501, 333),
+    (8, 8), (8, 64), (64, 8), (28, 28), (30, 30), (100, 100), (14, 100), (100, 14), (28, 224), (224, 28), (640, 80), (97, 640), (501, 333),
     (333, 501), (181, 121), (29, 61), (1000, 999),
 ]  # fmt: skip
 
@@ -43,6 +43,8 @@ def images_of(name, count):
 @pytest.mark.parametrize("batch", [1, 2], ids=["single", "left_padded_batch"])
 def test_weights_equal_eager(family, images, batch):
     name, model, processor = family
+    if name == "fuyu" and images == 2:
+        pytest.skip("Fuyu takes one image per prompt")
     if batch == 1:
         inputs, layouts = model.prepare(processor, images_of(name, images), PROMPTS[0])
         layouts = [layouts]
@@ -108,7 +110,7 @@ def test_marked_pixels_land_in_the_predicted_cell(family, size):
         assert np.unravel_index(light.argmax(), light.shape) == (row, col)
         assert grid.cell_at((box[0] + box[2]) / 2, (box[1] + box[3]) / 2) == (row, col)
         tried += 1
-    assert tried >= 1
+    assert tried >= 1 or min(size) < 0.3 * grid.cell  # all sliver
 
 
 def test_words_and_image_tokens(family):

@@ -123,6 +123,16 @@ def test_processor_of_another_model_is_noticed_at_once(stock, tmp_path):
         models.load(str(folder))
 
 
+def test_processor_with_another_crop_is_noticed_at_once(stock, tmp_path):
+    folder = copy(stock, tmp_path)
+    path = folder / "processor_config.json"
+    settings = json.loads(path.read_text())
+    settings["image_processor"]["crop_size"] = {"height": 70, "width": 70}
+    path.write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="cannot be read: it makes 70 x 70 pixels of a picture and the vision tower takes 56 x 56"):
+        models.load(str(folder))
+
+
 def test_damaged_or_pickled_weights_are_refused(stock, tmp_path):
     folder = copy(stock, tmp_path)
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:5000])

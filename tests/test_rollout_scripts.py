@@ -90,6 +90,7 @@ def test_photographs_of_every_shape(family, checkpoints, photographs, tmp_path):
         width, height = right - left, lower - upper
         shape, first_cell = EXPECTED[family][name]
         with np.load(out / name / "maps.npz") as maps:
+            assert maps["lowest"] == (0.5 if family == "fuyu" else 0) and maps["residual"] == 0.5
             assert maps["per_token"].shape == (3, *shape) and maps["image_size"].tolist() == [width, height]
             np.testing.assert_allclose(maps["cells"][0, 0], first_cell, atol=1e-3)
             box = maps["cells"].reshape(-1, 4)[maps["mean"].argmax()]
@@ -155,11 +156,12 @@ def test_wrong_use_of_the_other_scripts(script, photographs, tmp_path):
 
 def test_flags_are_the_same_but_for_what_the_family_decides():
     configs = {script: importlib.import_module(script).Config() for script in SCRIPTS.values()}
-    decided = {script: (vars(config).pop("model"), vars(config).pop("blur")) for script, config in configs.items()}
+    family = ("model", "blur", "lowest")
+    decided = {script: tuple(vars(config).pop(name) for name in family) for script, config in configs.items()}
     assert decided == {
-        "attention_rollout_llava": ("tiny-llava", 0.5),
-        "attention_rollout_qwen2": ("tiny-qwen2.5-vl", 0.5),
-        "attention_rollout_fuyu": ("tiny-fuyu", 0.3),
+        "attention_rollout_llava": ("tiny-llava", 0.5, 0.0),
+        "attention_rollout_qwen2": ("tiny-qwen2.5-vl", 0.5, 0.0),
+        "attention_rollout_fuyu": ("tiny-fuyu", 0.3, 0.5),
     }
     shared = vars(configs["attention_rollout_fuyu"]).items()
     assert all(shared <= vars(config).items() for config in configs.values())
