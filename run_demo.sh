@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up what is missing, lets the embedded LLaVA answer, and draws where it looked.
+# Sets up what is missing, lets the embedded models answer, and draws where they looked.
 #   bash run_demo.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -20,6 +20,10 @@ $python attention_rollout_llava.py --data-root "$data" --limit 4 --out-dir "$out
 echo "2. A photograph (matplotlib's own; a portrait, so a crop takes its upper and lower edge)"
 photo=$($python -c 'import matplotlib; print(matplotlib.get_data_path() + "/sample_data/grace_hopper.jpg")')
 $python attention_rollout_llava.py --image "$photo" --prompt "describe the image ." --out-dir "$out/photograph"
+
+echo "3. The same shapes, seen by Qwen2.5-VL and by Fuyu"
+$python attention_rollout_qwen2.py --data-root "$data" --limit 2 --prompt "describe the image ." --out-dir "$out/qwen2.5-vl"
+$python attention_rollout_fuyu.py --data-root "$data" --limit 2 --prompt "describe the image ." --out-dir "$out/fuyu"
 
 echo
 echo "Pictures:"

@@ -18,8 +18,8 @@ from tests.models import picture
 
 PROMPTS = ["where is the red circle ?", "describe the image ."]
 SIZES = [
-    (8, 8), (8, 64), (64, 8), (28, 28), (30, 30), (100, 100), (14, 100), (100, 14), (28, 224), (224, 28), (640, 80), (97, 640), (501, 333),
-    (333, 501), (181, 121), (29, 61), (1000, 999),
+    (8, 8), (8, 64), (64, 8), (28, 28), (30, 30), (100, 100), (14, 100), (100, 14), (28, 224), (224, 28), (640, 80),
+    (97, 640), (501, 333), (333, 501), (181, 121), (29, 61), (1000, 999),
 ]  # fmt: skip
 
 
@@ -111,6 +111,45 @@ def test_marked_pixels_land_in_the_predicted_cell(family, size):
         assert grid.cell_at((box[0] + box[2]) / 2, (box[1] + box[3]) / 2) == (row, col)
         tried += 1
     assert tried >= 1 or min(size) < 0.3 * grid.cell  # all sliver
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl"])
+def test_a_marked_cell_changes_its_own_image_token_most(name):
+    """Behind the tower too, whose windows and merging reorder the patches."""
+    model, processor = (make() for make in FAMILIES[name])
+    size = (200, 120)
+    grid = model.image_grid(processor, *size)
+
+    def tokens(image):
+        inputs, _ = model.prepare(processor, [image], "what ?")
+        return model.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"]).pooler_output
+
+    ground = tokens(Image.new("RGB", size))
+    for row in range(grid.rows):
+        for col in range(grid.cols):
+            image = Image.new("RGB", size)
+            image.paste((255, 255, 255), tuple(round(edge) for edge in grid.rect(row, col)))
+            changed = (tokens(image) - ground).norm(dim=-1).argmax()
+            assert int(changed) == row * grid.cols + col
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", FAMILIES)
+def test_half_precision_is_within_a_hundredth(name):
+    """bf16 weights, computed in float32 from bf16 queries and keys, against the eager model in bf16."""
+    model, processor = (make() for make in FAMILIES[name])
+    model = model.to(torch.bfloat16)
+    pictures = [images_of(name, 1), [picture(60, 90, seed=5)]]
+    inputs, layouts = model.prepare(processor, pictures, PROMPTS)
+    with AttentionTrace(model) as trace:
+        model(**inputs)
+    model.set_attn_implementation({"text_config": "eager"})
+    for layer, expected in enumerate(model(**inputs, output_attentions=True).attentions):
+        for layout in layouts:
+            ours = trace.weights(layer, range(layout.start, trace.length), samples=[layout.sample])[0]
+            theirs = expected[layout.sample][:, layout.start :].float()
+            assert (ours - theirs).norm() / theirs.norm() <= 1e-2
 
 
 def test_words_and_image_tokens(family):
