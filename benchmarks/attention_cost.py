@@ -1,14 +1,18 @@
-"""What do recorded attention and exact rollout cost, next to plain generation and next to stored matrices?
+"""What do recorded attention, exact rollout and steering cost, next to plain generation and next to stored matrices?
 
-    python -m benchmarks.attention_cost                       (2 CPU cores: about 5 minutes)
+    python -m benchmarks.attention_cost --ways plain recording rollout eager-rows eager      (2 CPU cores: 5 minutes)
+    python -m benchmarks.attention_cost --ways plain gaussian eager-gaussian var eager-var
     python -m benchmarks.attention_cost --device cuda --dtype bfloat16 --lengths 640 4096 16384
 
 Five ways to generate the same tokens with the same random decoder: `plain` SDPA; `recording` queries; recording and
 `rollout` of every generated token; `eager`, the common way: output_attentions, every matrix stored, full T x T
 product; and `eager-rows`, which stores the matrices but carries only the generated tokens' rows through them.
+Four interventions, `gaussian`, `non-gaussian`, `salient-head` and `var`, each beside the literal eager implementation
+of the same formulas (`eager-gaussian`, ...); see benchmarks/steering.py.
 Times are medians over rounds that take turns, so that a slow moment of the machine hits all alike; peak memory is
 measured in a fresh process each (resident size on a CPU, the allocator's own count on a GPU), as a whole and above what
-the loaded model holds. Prints a table, writes cost.csv and cost.png. The run fails if the ways do not agree.
+the loaded model holds. Prints a table, writes cost.csv and cost.png. The run fails if the ways do not agree, or if
+steering changes nothing.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,19 +40,31 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from analysis import command
 from analysis.results import default_out_dir, refuse_existing, write_json, writing
 from analysis.rollout import rollout
+from benchmarks import steering
 from models.trace import AttentionTrace
 
-WAYS = ("plain", "recording", "rollout", "eager-rows", "eager")
+RECORDING = ("plain", "recording", "rollout", "eager-rows", "eager")
+WAYS = RECORDING + tuple(way for method in steering.METHODS for way in (method, f"eager-{method}"))
 MEGABYTE = 2**20
 HEAD_WIDTH = 64
+VOCABULARY = 1000
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}  # between two rollouts; entries are shares of 1
+FIGURES = (("seconds", "seconds"), ("above_model_MB", "peak MB above the model"))
+LOGIT_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}  # between two ways to steer; of the largest logit
 
 
 @dataclass(frozen=True)
 class Config:
     lengths: tuple[int, ...] = (640, 4096)
     """Prompt lengths T, in tokens."""
-    ways: tuple[Literal["plain", "recording", "rollout", "eager-rows", "eager"], ...] = WAYS
+    ways: tuple[
+        Literal[
+            "plain", "recording", "rollout", "eager-rows", "eager",
+            "gaussian", "eager-gaussian", "non-gaussian", "eager-non-gaussian",
+            "salient-head", "eager-salient-head", "var", "eager-var",
+        ],
+        ...,
+    ] = WAYS  # fmt: skip
     """What to compare; plain is always measured."""
     new_tokens: int = 16
     """Tokens to generate."""
@@ -77,6 +94,10 @@ def check(config: Config) -> None:
         raise ValueError(f"--width {config.width} is not a multiple of the head width {HEAD_WIDTH}")
     if config.key_heads < 1 or (config.width // HEAD_WIDTH) % config.key_heads:
         raise ValueError(f"--key-heads {config.key_heads} does not divide the {config.width // HEAD_WIDTH} heads")
+    if config.layers < steering.LAYERS_FOR_VAR and {"var", "eager-var"} & set(config.ways):
+        raise ValueError(f"--layers {config.layers} leaves none for VAR; give {steering.LAYERS_FOR_VAR} or more")
+    if min(config.lengths) < 8 and set(steering.WAYS) & set(config.ways):
+        raise ValueError(f"--lengths {min(config.lengths)} has no room for an image to steer by; give 8 or more")
     if config.device != "cpu" and not torch.cuda.is_available():
         raise ValueError(f"--device {config.device} was asked for, but torch sees no GPU; use cpu")
 
@@ -86,7 +107,7 @@ def build(config: Config) -> LlamaForCausalLM:
     torch.set_num_threads(config.threads)
     torch.manual_seed(0)
     settings = LlamaConfig(
-        vocab_size=1000,
+        vocab_size=VOCABULARY,
         hidden_size=config.width,
         intermediate_size=config.width * 8 // 3,
         num_hidden_layers=config.layers,
@@ -100,29 +121,37 @@ def build(config: Config) -> LlamaForCausalLM:
     model = LlamaForCausalLM(settings).eval().to(config.device, getattr(torch, config.dtype))
     for layer in model.model.layers:
         layer.self_attn.q_proj.weight.data *= 4
+    steering.plant_sinks(model)
     return model
 
 
 @torch.no_grad()
 def generate(model, way: str, length: int, config: Config) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Runs one way on the same prompt: (tokens [1, position], rollout rows [token, key] where the way makes some)."""
-    prompt = torch.randint(0, 1000, (1, length), generator=torch.Generator().manual_seed(1)).to(model.device)
+    """Runs one way on the same prompt: (tokens [1, position], what else it makes).
+
+    That is rollout rows [token, key], or, of `plain` and of ways that steer, logits [token, vocabulary], or None.
+    """
+    prompt = torch.randint(0, VOCABULARY, (1, length), generator=torch.Generator().manual_seed(1)).to(model.device)
     options = {
         "attention_mask": torch.ones_like(prompt),
         "max_new_tokens": config.new_tokens,
         "min_new_tokens": config.new_tokens,
         "do_sample": False,
+        "return_dict_in_generate": True,
+        "output_logits": True,
     }
-    if way == "plain":
-        return model.generate(prompt, **options), None
+    if way == "plain" or way in steering.WAYS:
+        with steering.WAYS[way](model, length=length) if way in steering.WAYS else nullcontext():
+            output = model.generate(prompt, **options)
+        return output.sequences, torch.cat(output.logits).float().cpu()
     if way.startswith("eager"):
         model.set_attn_implementation("eager")
-        output = model.generate(prompt, output_attentions=True, return_dict_in_generate=True, **options)
+        output = model.generate(prompt, output_attentions=True, **options)
         model.set_attn_implementation("sdpa")
         roll = full_product if way == "eager" else stored_rows
         return output.sequences, roll(output.attentions, length)
     with AttentionTrace(model) as trace:
-        tokens = model.generate(prompt, **options)
+        tokens = model.generate(prompt, **options).sequences
     layout = SimpleNamespace(sample=0, start=0, length=length)
     return tokens, rollout(trace, layout).relevance if way == "rollout" else None
 
@@ -208,11 +237,17 @@ def measure(model, length: int, config: Config) -> list[dict]:
         seconds = None if None in times[way] else statistics.median(times[way])
         rows.append({"T": length, "way": way, "seconds": seconds, "peak_MB": peak, "above_model_MB": above})
     for row in rows:
-        for base in ("plain", "eager"):
-            other = next((r for r in rows if r["way"] == base), {})
+        for base, way in (("plain", "plain"), ("eager", eager_of(row["way"]))):
+            other = next((r for r in rows if r["way"] == way), {})
             for name, figure in (("time", "seconds"), ("memory", "peak_MB"), ("above", "above_model_MB")):
                 row[f"{name}_to_{base}"] = row[figure] / other[figure] if row[figure] and other.get(figure) else None
     return rows
+
+
+def eager_of(way: str) -> str:
+    """The eager way that a way is compared with: for an intervention its own."""
+    method = way.removeprefix("eager-")
+    return f"eager-{method}" if method in steering.METHODS else "eager"
 
 
 def attempt(call, *arguments):
@@ -228,15 +263,35 @@ def attempt(call, *arguments):
 
 
 def agree(model, ways: list[str], length: int, config: Config) -> None:
-    """Warms every way up; raises RuntimeError unless tokens and rollouts agree, or the comparison means nothing."""
+    """Warms every way up; raises RuntimeError unless those that should agree do, or the comparison means nothing."""
     results = {way: found for way in ways if (found := attempt(generate, model, way, length, config))}
-    if config.dtype == "float32" and any(not torch.equal(t, results["plain"][0]) for t, _ in results.values()):
+    alike = [results[way][0] for way in RECORDING if way in results]
+    if config.dtype == "float32" and any(not torch.equal(tokens, alike[0]) for tokens in alike):
         raise RuntimeError(f"T = {length}: the ways did not generate the same tokens")
-    rollouts = [rows for _, rows in results.values() if rows is not None]
+    rollouts = [results[way][1] for way in RECORDING[2:] if way in results]
     gap = max((float((rows - rollouts[0]).abs().max()) for rows in rollouts), default=0.0)
     print(f"T = {length}: largest difference between {len(rollouts)} rollouts {gap:.1e}")
     if gap > TOLERANCE[config.dtype]:
         raise RuntimeError(f"T = {length}: the rollouts differ by {gap:.1e}, more than {TOLERANCE[config.dtype]}")
+    for method in steering.METHODS:
+        steers_alike(method, results, length, config)
+
+
+def steers_alike(method: str, results: dict, length: int, config: Config) -> None:
+    """Raises RuntimeError unless an intervention changes the logits, and in both ways alike.
+
+    Of half precision only the first token's are compared: after that the two may well write different words.
+    """
+    tokens = slice(None) if config.dtype == "float32" else slice(1)
+    found = [results[way][1][tokens] for way in (method, f"eager-{method}") if way in results]
+    if not found:
+        return
+    scale, tolerance = float(found[0].abs().max()), LOGIT_TOLERANCE[config.dtype]
+    gap = float((found[0] - found[-1]).abs().max()) / scale
+    effect = float((found[0] - results["plain"][1][tokens]).abs().max()) / scale
+    print(f"T = {length}: {method} moves a logit by {effect:.1e} of the largest; {len(found)} ways differ by {gap:.1e}")
+    if gap > tolerance or effect <= gap:
+        raise RuntimeError(f"T = {length}: {method} is not the same in both ways, or it changes nothing")
 
 
 def table(rows: list[dict]) -> str:
@@ -255,22 +310,33 @@ def shown(value) -> str:
 
 
 def plot(rows: list[dict], title: str) -> Figure:
-    """Time and memory against T, one line per way, both axes logarithmic."""
-    figure = Figure(figsize=(7, 3), dpi=200, layout="constrained")
+    """Time and memory against T, one line per way, both axes logarithmic; recording above, steering below."""
+    measured = {row["way"] for row in rows}
+    groups = [ways for ways in (RECORDING, ("plain", *WAYS[len(RECORDING) :])) if len(measured & set(ways)) > 1]
+    groups = groups or [("plain",)]
+    figure = Figure(figsize=(7, 3 * len(groups)), dpi=200, layout="constrained")
     figure.suptitle(title, fontsize=9)
-    figures = (("seconds", "seconds"), ("above_model_MB", "peak MB above the model"))
-    for axes, (name, label) in zip(figure.subplots(1, 2), figures, strict=True):
-        for way in WAYS:
-            points = [(row["T"], row[name]) for row in rows if row["way"] == way and row[name]]
-            if points:
-                axes.plot(*zip(*points, strict=True), marker="o", label=way)
-        lengths = sorted({row["T"] for row in rows})
-        axes.set(xscale="log", yscale="log", xlabel="prompt length T", ylabel=label)
-        axes.set_xticks(lengths, labels=[str(length) for length in lengths])
-        axes.set_xticks([], minor=True)
-        axes.grid(True, which="both", linewidth=0.4, alpha=0.4)
-        axes.legend(fontsize=8)
+    grid = figure.subplots(len(groups), 2, squeeze=False)
+    for ways, line in zip(groups, grid, strict=True):
+        for axes, (name, label) in zip(line, FIGURES, strict=True):
+            draw(axes, rows, ways, name)
+            axes.set(ylabel=label)
     return figure
+
+
+def draw(axes, rows: list[dict], ways: tuple[str, ...], name: str) -> None:
+    """One figure of some ways against T."""
+    for way in ways:
+        points = [(row["T"], row[name]) for row in rows if row["way"] == way and row[name]]
+        if points:
+            style = "--" if way.startswith("eager-") else "-"
+            axes.plot(*zip(*points, strict=True), marker="o", linestyle=style, label=way)
+    lengths = sorted({row["T"] for row in rows})
+    axes.set(xscale="log", yscale="log", xlabel="prompt length T")
+    axes.set_xticks(lengths, labels=[str(length) for length in lengths])
+    axes.set_xticks([], minor=True)
+    axes.grid(True, which="both", linewidth=0.4, alpha=0.4)
+    axes.legend(fontsize=6)
 
 
 def save(out_dir: Path, rows: list[dict], title: str) -> None:

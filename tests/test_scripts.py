@@ -285,19 +285,39 @@ def test_data_generator(tmp_path):
 
 
 def test_benchmark_measures_what_it_says(tmp_path):
-    out = tmp_path / "cost"
+    out, ways = tmp_path / "cost", ["plain", "recording", "rollout", "eager-rows", "eager", "var", "eager-var"]
     done = run(
-        "-m", "benchmarks.attention_cost", "--lengths", 64, "--layers", 2, "--width", 128, "--key-heads", 1,
-        "--rounds", 1, "--new-tokens", 3, "--threads", 1, "--out-dir", out,
+        "-m", "benchmarks.attention_cost", "--lengths", 64, "--layers", 4, "--width", 128, "--key-heads", 1,
+        "--rounds", 1, "--new-tokens", 3, "--threads", 1, "--out-dir", out, "--ways", *ways,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     gap = float(done.stdout.split("between 3 rollouts ")[1].split()[0])
     assert gap <= 1e-6
     with open(out / "cost.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["way"] for row in rows] == ["plain", "recording", "rollout", "eager-rows", "eager"]
-    assert all(float(row["seconds"]) > 0 and float(row["peak_MB"]) > 50 for row in rows)
+        rows = {row["way"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ways
+    assert all(float(row["seconds"]) > 0 and float(row["peak_MB"]) > 50 for row in rows.values())
+    for way, base in (("rollout", "eager"), ("var", "eager-var"), ("eager-var", "eager-var")):
+        ratio = float(rows[way]["seconds"]) / float(rows[base]["seconds"])
+        assert float(rows[way]["time_to_eager"]) == pytest.approx(ratio)
     assert (out / "cost.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("key_heads", [1, 2])
+def test_benchmark_steers_alike_in_both_ways(key_heads, capsys):
+    """Or refuses to compare: without sinks VAR changes nothing."""
+    config = attention_cost.Config(layers=5, width=128, key_heads=key_heads, new_tokens=3, threads=1)
+    model = attention_cost.build(config)
+    attention_cost.agree(model, list(attention_cost.WAYS), 100, config)
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert len(lines) == 4 and all("; 2 ways differ by " in line for line in lines)
+    for line in lines:
+        moved, gap = (float(part.split()[0]) for part in line.split(" by ")[1:])
+        assert moved > 1e-3 and gap <= 1e-5
+    assert attention_cost.generate(model, "plain", 100, config)[0].shape == (1, 103)
+    model.get_input_embeddings().weight.data[:, 3] = 0
+    with pytest.raises(RuntimeError, match="var is not the same in both ways, or it changes nothing"):
+        attention_cost.agree(model, ["plain", "var", "eager-var"], 100, config)
 
 
 @pytest.mark.parametrize(
@@ -307,6 +327,8 @@ def test_benchmark_measures_what_it_says(tmp_path):
         ({"rounds": 0}, "must be at least 1"),
         ({"width": 100}, "--width 100 is not a multiple of the head width 64"),
         ({"key_heads": 3}, "--key-heads 3 does not divide the 8 heads"),
+        ({"layers": 3}, "--layers 3 leaves none for VAR; give 4 or more"),
+        ({"lengths": (7,), "ways": ("gaussian",)}, "--lengths 7 has no room for an image"),
     ],
 )
 def test_benchmark_refuses_what_it_cannot_measure(flags, sentence, capsys):
