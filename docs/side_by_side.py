@@ -8,14 +8,17 @@ from __future__ import annotations
 import csv
 import sys
 from pathlib import Path
+from textwrap import fill
 
 from matplotlib.figure import Figure
 from PIL import Image
 
+WIDTH = 28  # characters of a line of the answer
+
 
 def main(folder: Path, out: Path) -> None:
     runs = sorted(folder.iterdir())
-    figure = Figure(figsize=(2 * len(runs), 2.45), dpi=150, layout="compressed")
+    figure = Figure(figsize=(2 * len(runs), 2.6), dpi=150, layout="compressed")
     for run, axes in zip(runs, figure.subplots(1, len(runs), squeeze=False).flat, strict=True):
         with open(run / "samples.csv", newline="") as table:
             row = next(csv.DictReader(table))
@@ -23,7 +26,7 @@ def main(folder: Path, out: Path) -> None:
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
         axes.set_title(run.name, fontsize=9, parse_math=False)
-        axes.set_xlabel(row["answer"], fontsize=9, parse_math=False)
+        axes.set_xlabel(fill(row["answer"], WIDTH), fontsize=8, parse_math=False)
     figure.savefig(out)
 
 

@@ -8,6 +8,9 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 import models
 from analysis.rollout import rollout
@@ -43,6 +46,8 @@ def images_of(name, count):
 @pytest.mark.parametrize("batch", [1, 2], ids=["single", "left_padded_batch"])
 def test_weights_equal_eager(family, images, batch):
     name, model, processor = family
+    # The embedded Qwens have heads so sharp that the eager model's states lead away from those under SDPA; see below.
+    allowed = 5e-5 if "tiny-qwen" in model.name_or_path else 1e-5
     if name == "fuyu" and images == 2:
         pytest.skip("Fuyu takes one image per prompt")
     if batch == 1:
@@ -63,14 +68,50 @@ def test_weights_equal_eager(family, images, batch):
         for layer in range(trace.layers):
             prefill = trace.weights(layer, range(layout.start, layout.length), samples=[layout.sample])[0]
             expected = steps[0][layer][layout.sample, :, layout.start :]
-            assert (prefill[..., : layout.length] - expected).abs().max() <= 1e-5
+            assert (prefill[..., : layout.length] - expected).abs().max() <= allowed
             for step in range(1, 4):
                 row = layout.length + step - 1
                 ours = trace.weights(layer, row, samples=[layout.sample])[0, :, 0, : row + 1]
-                assert (ours - steps[step][layer][layout.sample, :, 0]).abs().max() <= 1e-5
+                assert (ours - steps[step][layer][layout.sample, :, 0]).abs().max() <= allowed
         maps = rollout(trace, layout)
         for index, grid in enumerate(layout.grids):
             assert maps.maps(index).per_token.shape == (4, grid.rows, grid.cols)
+
+
+def eager_rows(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
+    """SDPA's output, and beside it the weights as an eager model computes them from the same queries and keys."""
+    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling)
+    scores = query @ repeat_kv(key, query.shape[1] // key.shape[1]).transpose(2, 3) * scaling
+    rows, keys = scores.shape[2:]
+    causal = torch.ones(rows, keys, dtype=torch.bool).tril(keys - rows)
+    seen = causal if attention_mask is None else attention_mask[:, :, :, :keys]
+    kwargs["rows"].append(scores.masked_fill(~seen, -torch.inf).softmax(-1))
+    return output, None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", models.embedded())
+@pytest.mark.parametrize("batch", [1, 2], ids=["single", "left_padded_batch"])
+def test_weights_equal_eager_given_the_models_own_states(name, batch):
+    """To 1e-5 also where a head is so sharp that the states of an eager run, rounded otherwise, lead further away."""
+    model, processor = models.load(name)
+    pictures = [images_of(model.config.model_type, 2), [picture(60, 90, seed=5)]][:batch]
+    inputs, layouts = model.prepare(processor, pictures, PROMPTS[:batch])
+    with AttentionTrace(model) as trace:
+        tokens = model.generate(**inputs, min_new_tokens=3, max_new_tokens=3)
+    rows = []
+    AttentionInterface.register("eager-rows", lambda *args, **kwargs: eager_rows(*args, **kwargs, rows=rows))
+    AttentionMaskInterface.register("eager-rows", sdpa_mask)
+    model.set_attn_implementation({"text_config": "eager-rows"})
+    assert torch.equal(model.generate(**inputs, min_new_tokens=3, max_new_tokens=3), tokens)
+    assert len(rows) == 3 * trace.layers
+    for layout in layouts:
+        for index, expected in enumerate(rows):
+            step, layer = divmod(index, trace.layers)
+            first = layout.start if step == 0 else trace.prompt_length + step - 1
+            last = trace.prompt_length + step
+            ours = trace.weights(layer, range(first, last), samples=[layout.sample])[0, :, :, :last]
+            assert (ours - expected[layout.sample, :, first - last :]).abs().max() <= 1e-5
 
 
 def brightness(name, inputs, grid):
