@@ -20,6 +20,6 @@ done
 $python -m docs.side_by_side "$work/families" docs/pictures/families.png
 
 if [[ -n ${WITH_COST:-} ]]; then
-    $python -m benchmarks.attention_cost --out-dir "$work/cost"
+    $python -m benchmarks.attention_cost --ways plain recording rollout eager-rows eager --out-dir "$work/cost"
     cp "$work/cost/cost.png" docs/pictures/cost.png
 fi
