@@ -13,7 +13,7 @@ from PIL import Image
 from analysis.gallery import Look, draw
 from analysis.gaze_table import PLAIN, Outcome
 from analysis.overlay import overlay, visible
-from analysis.plots import BLUE, GREEN, ORANGE
+from analysis.plots import BLUE, GREEN, ORANGE, for_bars
 from analysis.results import RunFolder, save_arrays, save_maps
 
 LINE, LINES = 26, 5  # characters of an answer under a picture
@@ -110,11 +110,7 @@ def rate_bars(groups: Sequence[str], series: dict[str, Sequence[dict]], base: di
     axes.set_xticks(range(len(groups)), labels=groups, fontsize=8)
     axes.set_ylim(0, 1)
     axes.set_ylabel(label, fontsize=8)
-    axes.tick_params(axis="x", length=0)
-    axes.tick_params(axis="y", labelsize=7)
-    axes.yaxis.grid(True, linewidth=0.5, alpha=0.4)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    for_bars(axes)
     figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize=7, ncols=4, loc="outside upper left")
     return figure
 

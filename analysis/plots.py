@@ -97,11 +97,7 @@ def ranked_bars(
     axes.set_xlim(-0.6, len(order) - 0.4)
     axes.set_ylabel(label, fontsize=8)
     axes.set_xlabel(axis_label, fontsize=8)
-    axes.tick_params(axis="x", length=0)
-    axes.tick_params(axis="y", labelsize=7)
-    axes.yaxis.grid(True, linewidth=0.5, alpha=0.4)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    for_bars(axes)
     if len(order) < len(means):
         axes.set_title(f"the {len(order)} highest of {len(means)}", fontsize=8, loc="left")
     return figure
@@ -154,3 +150,12 @@ def precision_and_recall(panels: Sequence[tuple[str, Sequence[float], Sequence[d
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 4, 5, 10], min_n_ticks=1))
     axes.legend(frameon=False, fontsize=7)
     return figure
+
+
+def for_bars(axes) -> None:
+    """Faint horizontal lines behind the bars, no ticks under them, no frame above and beside them."""
+    axes.tick_params(axis="x", length=0)
+    axes.tick_params(axis="y", labelsize=7)
+    axes.yaxis.grid(True, linewidth=0.5, alpha=0.4)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)

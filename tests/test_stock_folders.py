@@ -207,4 +207,6 @@ def test_buffers_of_early_files_are_no_fault(tmp_path):
     weights["language_model.model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
     weights["vision_tower.vision_model.embeddings.position_ids"] = torch.arange(17)[None]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    models.load(str(tmp_path))
+    loaded, _ = models.load(str(tmp_path))
+    for name, weight in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], weight), name

@@ -45,11 +45,6 @@ def exact(monkeypatch):
     monkeypatch.setattr(fast_attention, "LONG", 0)
 
 
-def project(learner, pixels):
-    features = learner.family.features(learner.model, pixels)
-    return learner.family.project(learner.model, features) if hasattr(learner.family, "project") else features
-
-
 @torch.no_grad()
 def test_packed_questions_are_read_as_if_asked_alone(learner, exact, tmp_path):
     save(learner, tmp_path)
@@ -58,7 +53,7 @@ def test_packed_questions_are_read_as_if_asked_alone(learner, exact, tmp_path):
     scene = render(Layout(SHAPES, 100), 96, 12)
     packed = pack(learner.prefix, [PAIRS], learner.vocabulary, processor.tokenizer.pad_token_id)
     packed = replace(packed, mask=packed.mask.float())
-    hidden = learner.decode(learner.embed(project(learner, learner.pixels([scene])), packed), packed)
+    hidden = learner.decode(learner.embed(learner.tokens(learner.pixels([scene])), packed), packed)
     for number, (question, answer) in enumerate(PAIRS, 1):
         inputs, _ = loaded.prepare(processor, [Image.fromarray(scene.picture)], question)
         length = inputs["input_ids"].shape[1]

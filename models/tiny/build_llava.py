@@ -37,13 +37,19 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Word level, lower case, punctuation apart: "Where is the red circle?" reads as "where is the red circle ?"."""
-    vocabulary = {word: index for index, word in enumerate((*SPECIALS, *words()))}
+def word_level(specials: tuple[str, ...]) -> Tokenizer:
+    """Lower case, punctuation apart: "Where is the red circle?" reads as "where is the red circle ?". The
+    special tokens have the first ids."""
+    vocabulary = {word: index for index, word in enumerate((*specials, *words()))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     punctuation = pre_tokenizers.Split(Regex(r"[^\w\s]"), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), punctuation])
+    return tokenizer
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = word_level(SPECIALS)
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

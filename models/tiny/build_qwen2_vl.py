@@ -8,7 +8,6 @@ it lies (the tower's rotary embedding knows distances only); the layers above it
 from __future__ import annotations
 
 import torch
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch.nn import functional as F
 from transformers import (
     GenerationConfig,
@@ -21,9 +20,9 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_
 from transformers.vision_utils import get_vision_position_ids
 
 from models.processors import Qwen2VLImageTextProcessor
+from models.tiny.build_llava import word_level
 from models.tiny.fast_attention import fast_attention
 from models.tiny.initialise import neighbours_by_rotation, patch_filters, place_heads
-from models.tiny.questions import words
 from models.tiny.teacher import copy_embeddings, copy_layers
 
 SIDE, PATCH, MERGE = 96, 4, 2
@@ -55,7 +54,7 @@ TEXT = {
     "max_position_embeddings": 2048,
     "initializer_range": WIDTH**-0.5,
     "rms_norm_eps": 1e-6,
-    # time, height and width: a cell's row and column turn at rates at which twelve cells are about half a turn
+    # time, height and width: twelve rows or columns turn every pair by less than one turn
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 2, 12]},
     "tie_word_embeddings": True,
     "pad_token_id": PAD,
@@ -67,14 +66,8 @@ TOWER_ROPE = {"rope_type": "axial", "rope_theta": 20.0}  # neighbours within a p
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Word level, lower case, punctuation apart, as the embedded LLaVA's."""
-    vocabulary = {word: index for index, word in enumerate((*SPECIALS, *words()))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    punctuation = pre_tokenizers.Split(Regex(r"[^\w\s]"), "isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), punctuation])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=word_level(SPECIALS),
         pad_token="<|endoftext|>",
         eos_token="<|im_end|>",
         unk_token="<unk>",
@@ -133,7 +126,8 @@ def start(model, vocabulary: dict[str, int]):
     decoder = model.model.language_model
     copy_embeddings(decoder, vocabulary, TEACHERS_NAME)
     copy_layers(decoder, FIRST_LAYERS)
-    place_heads(decoder.layers[0], decoder.embed_tokens.weight[[START, VISION_START]], PATCHES)
+    landmarks = decoder.embed_tokens.weight[[START, VISION_START]]
+    place_heads(decoder.layers[0], landmarks, decoder.rotary_emb.inv_freq, PATCHES)
     model.generation_config = GenerationConfig(
         do_sample=False, max_new_tokens=16, pad_token_id=PAD, bos_token_id=START, eos_token_id=EOS
     )

@@ -150,7 +150,7 @@ ROW_PAIR, COLUMN_PAIR = 3, 4  # rotary pairs that turn with the row and with the
 
 
 @torch.no_grad()
-def place_heads(layer: torch.nn.Module, landmarks: torch.Tensor, cells: int) -> None:
+def place_heads(layer: torch.nn.Module, landmarks: torch.Tensor, frequencies: torch.Tensor, cells: int) -> None:
     """Start a decoder layer so that every cell learns its row and column from two words before the picture.
 
     `landmarks` [2, width] are the embeddings of the words. Every query is the same (a bias). A key of either word is
@@ -172,8 +172,7 @@ def place_heads(layer: torch.nn.Module, landmarks: torch.Tensor, cells: int) -> 
     for head, gain in enumerate(PLACE_GAINS):
         first = head * head_dim
         pair = ROW_PAIR if head % 2 == 0 else COLUMN_PAIR
-        frequency = 10000.0 ** (-pair / (head_dim // 2))
-        middle = torch.tensor(frequency * (cells / 2 + 2))  # two words: about how far the landmarks lie before it
+        middle = frequencies[pair] * (cells / 2 + 2)  # two words: about how far the landmarks lie before it
         attention.q_proj.bias[first + still] = (PLACE_SCORE * scale) ** 0.5
         attention.k_proj.weight[first + still] = (PLACE_SCORE * scale) ** 0.5 * either
         # a query (-sin, -cos) of the middle and a key (1, 0) turned back by the distance: sin(distance - middle)

@@ -68,6 +68,10 @@ class Learner:
         pixels = torch.from_numpy(np.stack([scene.picture for scene in scenes])).permute(0, 3, 1, 2)
         return pixels.float().div(127.5).sub(1).contiguous()
 
+    def tokens(self, pixels: torch.Tensor) -> torch.Tensor:
+        """What enters the decoder of pictures: [picture, cell, width]."""
+        return self.family.project(self.model, self.family.features(self.model, pixels))
+
     def patches_loss(self, scenes: list[Scene]) -> Loss:
         """What lies under each patch, read off the tower."""
         with torch.autocast("cpu", torch.bfloat16):
@@ -122,7 +126,7 @@ class Learner:
 
 class Pupil(Learner):
     """Learns from the embedded LLaVA: its first decoder layers come to say of a picture what the teacher's projector
-    says, and the layers above them started as the teacher's."""
+    says, and the layers above them started as the teacher's. No family of these has a projector of its own."""
 
     def prepare(self, width: int) -> None:
         self.teacher = load_teacher()
@@ -131,13 +135,16 @@ class Pupil(Learner):
     def readouts(self) -> list[nn.Module]:
         return [self.token_readout]
 
+    def tokens(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.family.features(self.model, pixels)
+
     def see_loss(self, scenes: list[Scene], mix: dict[str, float]) -> Loss:
         """How far the picture's tokens after the first layers are from the teacher's, and words from what they were;
         and the patch loss."""
         pixels, labels = self.pixels(scenes), PatchLabels(scenes)
         packed, _ = self.questions(scenes, mix, 1, self.prefix, self.vocabulary)
         with torch.autocast("cpu", torch.bfloat16):
-            embedded = self.embed(self.family.features(self.model, pixels), packed)
+            embedded = self.embed(self.tokens(pixels), packed)
             states = self.first_layers(embedded, packed).float()
         seen, wanted = states[:, self.prefix.image], say(self.teacher, pixels)
         weight = torch.where(labels.colour == 0, BACKGROUND_WEIGHT, 1.0)  # most of a picture is ground
@@ -172,7 +179,7 @@ class Pupil(Learner):
         return embedded
 
     def read(self, scenes: list[Scene], packed: Pack) -> tuple[torch.Tensor, torch.Tensor]:
-        embedded = self.embed(self.family.features(self.model, self.pixels(scenes)), packed)
+        embedded = self.embed(self.tokens(self.pixels(scenes)), packed)
         hidden = []  # of the picture's tokens after the first layers
         watch = self.model.model.language_model.layers[self.family.FIRST_LAYERS].register_forward_pre_hook(
             lambda _, states: hidden.append(states[0][:, self.prefix.image].float())

@@ -14,7 +14,7 @@ from models.tiny.fast_attention import register
 from models.tiny.packing import Pack, Prefix
 
 CHECKPOINT = Path(__file__).parent / "tiny-llava"
-LOUDNESS = 0.05  # of what is said; tokens as loud as the teacher's (rms 46 to 84) would take a pupil long to reach
+LOUDNESS = 0.05  # of what is said; tokens as large as the teacher's own would take a pupil long to reach
 
 
 def load_teacher() -> LlavaForConditionalGeneration:
@@ -29,7 +29,7 @@ def load_teacher() -> LlavaForConditionalGeneration:
 def say(teacher: LlavaForConditionalGeneration, pixels: torch.Tensor) -> torch.Tensor:
     """What its decoder is told of pictures [picture, rgb, row, column]: [picture, cell, width].
 
-    Said more softly: its decoder listens through a norm and still answers most questions then.
+    Said more softly, which its decoder, listening through a norm, mostly understands.
     """
     with torch.autocast("cpu", torch.bfloat16):
         said = teacher.model.multi_modal_projector(build_llava.features(teacher, pixels))

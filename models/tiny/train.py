@@ -1,7 +1,7 @@
 """Train an embedded checkpoint on a CPU, on generated pictures and questions.
 
     python -m models.tiny.train --family llava                       (about an hour on two cores)
-    python -m models.tiny.train --family qwen2.5-vl --threads 1      (qwen2-vl, fuyu: less than an hour on one core)
+    python -m models.tiny.train --family qwen2.5-vl --threads 1      (or qwen2-vl, or fuyu: one thread)
 
 Writes the checkpoint (fp16), and beside it `training.json`: settings, versions, minutes, the learning curve, and the
 accuracies by kind of question on held-out scenes and, where they are there, on real ShapeWorld pictures.
