@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from models.attention import attention_stack, listening
 from models.layout import TokenLayout
+from models.offload import Offload
 from models.trace import index_of, indices_of, softmax_rows
 
 
@@ -73,7 +74,7 @@ class TowerTrace:
 
     `layout` is what `prepare` returned with the inputs, a list of them for a batch; images count from 0 in the order in
     which the prompts show them, through the whole batch. `depth` is the number of layers, `layers` are those whose
-    output reaches the decoder. `offload` keeps queries and keys on the CPU.
+    output reaches the decoder. `offload` moves queries and keys to the CPU as they come.
     """
 
     def __init__(self, model: PreTrainedModel, layout: TokenLayout | Sequence[TokenLayout], offload: bool = False):
@@ -84,6 +85,7 @@ class TowerTrace:
         self.layers: range = model.tower_layers()
         self.depth = len(attention_stack(model, "tower")[1])
         self._ends = list(accumulate(image.length for image in self.images))
+        self._moved = Offload()
         self._seen = [0] * self.depth  # rows recorded of each layer
         self._chunks: list[list[list[Chunk]]] = [[[] for _ in self.images] for _ in self._seen]  # per layer and image
         self._scope = ExitStack()
@@ -98,8 +100,8 @@ class TowerTrace:
         self._scope.close()
 
     def _listen(self, layer: int, module: nn.Module, query, key, mask, scaling: float) -> None:
-        where = torch.device("cpu") if self.offload else query.device
-        for rows, keys in zip(query.detach().to(where), key.detach().to(where), strict=True):
+        shown = query.detach(), key.detach()
+        for rows, keys in zip(*(map(self._moved.take, shown) if self.offload else shown), strict=True):
             seen, count = self._seen[layer], rows.shape[1]
             image = bisect_right(self._ends, seen)
             if image == len(self.images) or seen + count > self._ends[image]:
@@ -116,6 +118,7 @@ class TowerTrace:
         """What was recorded of one image in one layer, in the order of the tower's rows."""
         if not self._ends or self._seen[-1] < self._ends[-1]:
             raise RuntimeError("nothing was recorded: run the model inside `with TowerTrace(model, layout) as trace:`")
+        self._moved.wait()
         image = index_of(image, len(self.images), "image")
         return self._chunks[index_of(layer, self.depth, "layer")][image]
 

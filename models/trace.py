@@ -209,16 +209,18 @@ class AttentionTrace:
 
         The way to whole matrices. Keys run from the sample's first token (`start[sample]`) to the last one that the
         block's rows can see, so nothing is computed above the diagonal's block. A block holds at most `elements`
-        weights (default BLOCK_ELEMENTS), or one row. Where rows are long it holds fewer heads rather than fewer rows,
-        and the same rows come again with the next heads; not so with apart=False, or where an edit of rows needs to see
-        all heads. Raises IndexError for rows that do not exist or were not kept.
+        weights, or one row (default: BLOCK_ELEMENTS, or what BLOCK_ROWS rows of one head need). Where rows are long it
+        holds fewer heads rather than fewer rows, and the same rows come again with the next heads; not so with
+        apart=False, or where an edit of rows needs to see all heads. Raises IndexError for rows that do not exist or
+        were not kept.
         """
         recorded = self._of(layer)
         begin = int(self.start[index_of(sample, self.samples, "sample")])
         if not begin <= first < last <= self.length:
             raise IndexError(f"rows [{first}, {last}) of sample {sample} do not exist; it has [{begin}, {self.length})")
         keys = last - begin
-        elements = elements or BLOCK_ELEMENTS.get(recorded.device.type, BLOCK_ELEMENTS["cpu"])
+        usual = BLOCK_ELEMENTS.get(recorded.device.type, BLOCK_ELEMENTS["cpu"])
+        elements = elements or max(usual, BLOCK_ROWS * keys)
         whole = not apart or (recorded.steering is not None and sample in recorded.steering.edits)
         most = self.heads if whole else max(1, elements // (BLOCK_ROWS * keys))
         heads = together(self.heads, self.heads // recorded.key.shape[1], most)

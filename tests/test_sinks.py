@@ -62,6 +62,7 @@ def test_attention_received_is_that_of_whole_matrices(elements, monkeypatch):
     prompts = ["where is the red circle ?", "what is in the green square to the left of the blue circle ?"]
     inputs, layouts = model.prepare(processor, [[picture()], [picture(60, 90, seed=1)]], prompts)
     monkeypatch.setitem(trace_module.BLOCK_ELEMENTS, "cpu", elements)
+    monkeypatch.setattr(trace_module, "BLOCK_ROWS", 1)
     with torch.no_grad(), AttentionTrace(model) as trace:
         prefill(model, inputs)
     model.set_attn_implementation("eager")

@@ -15,6 +15,7 @@ from analysis.tower import through, through_tower, tower_look
 from models.attention import LISTENERS
 from models.layout import ImageGrid
 from models.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
+from models.offload import Offload
 from models.tower import Chunk, TowerTrace
 from models.trace import AttentionTrace
 from tests.families import FAMILIES, fuyu, fuyu_processor
@@ -224,12 +225,33 @@ def test_recording_changes_nothing(prepared):
 
 
 @torch.no_grad()
-def test_offload_gives_the_same(prepared):
+def test_offload_gives_the_same(prepared, monkeypatch):
+    """Every query and key is moved, none is looked at before all have come, and weights are as without."""
     model, inputs, layouts = prepared
-    whole = record(model, inputs, layouts)
+    whole, events = record(model, inputs, layouts), []
+    take, wait = Offload.take, Offload.wait
+    monkeypatch.setattr(Offload, "take", lambda self, tensor: events.append("take") or take(self, tensor))
+    monkeypatch.setattr(Offload, "wait", lambda self: events.append("wait") or wait(self))
     with TowerTrace(model, layouts, offload=True) as trace:
         model(**inputs)
+    taken = len(events)
+    assert set(events) == {"take"} and taken % 2 == 0 and taken >= 2 * trace.depth
     assert torch.equal(trace.weights(0, 1), whole.weights(0, 1))
+    assert events[taken] == "wait"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("family", TOWERS)
+@torch.no_grad()
+def test_offload_from_a_gpu(family):
+    model, inputs, layouts = build(family)
+    model.cuda()
+    inputs = inputs.to("cuda")
+    with TowerTrace(model, layouts) as whole, TowerTrace(model, layouts, offload=True) as offloaded:
+        model(**inputs)
+    for image in range(len(whole.images)):
+        assert torch.equal(whole.weights(0, image), offloaded.weights(0, image))
+    assert offloaded.chunks(0)[0].query.is_pinned()
 
 
 @pytest.mark.parametrize("family", TOWERS)

@@ -116,6 +116,19 @@ def test_blocks_are_the_weights(model, elements, monkeypatch):
             assert_blocks(blocks, whole, first, elements, apart)
 
 
+@torch.no_grad()
+def test_long_rows_make_larger_blocks(model, monkeypatch):
+    """Where a row alone is more than a block should hold, a block still has BLOCK_ROWS rows of one head."""
+    monkeypatch.setattr("models.trace.BLOCK_ROWS", 4)
+    monkeypatch.setitem(BLOCK_ELEMENTS, "cpu", 1)
+    inputs, _ = single(model)
+    with AttentionTrace(model) as trace:
+        model(**inputs)
+    blocks = list(trace.blocks(0, 0, 0, 10))
+    assert [(rows.start, rows.stop) for rows, _ in blocks[:: trace.heads]] == [(0, 4), (4, 8), (8, 10)]
+    assert all(len(weights) == 1 for _, weights in blocks)
+
+
 def assert_blocks(blocks, whole, first, elements, apart):
     """Blocks tile the weights [head, row, key], each row of each head once, in pieces that are no larger than asked."""
     heads, count, keys = whole.shape
