@@ -31,7 +31,7 @@ if [[ -n ${WITH_COST:-} ]]; then
     cost() { $python -m benchmarks.attention_cost --out-dir "$work/cost/$1" "${@:2}"; }
     cost 640 --lengths 640 --rounds 15 --ways "${ours[@]}"
     cost 4096 --lengths 4096 --rounds 5 --ways "${ours[@]}"
-    cost 16384 --lengths 16384 --rounds 2 --ways plain recording rollout eager
-    cost 32768 --lengths 32768 --rounds 1 --ways plain rollout eager
+    cost 16384 --lengths 16384 --rounds 2 --ways "${ours[@]}"
+    cost 32768 --lengths 32768 --rounds 1 --ways "${ours[@]}"
     $python -m benchmarks.cost_plot "$work"/cost/*/cost.csv docs/pictures/cost.png
 fi
