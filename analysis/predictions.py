@@ -194,7 +194,8 @@ def parse(line: bytes) -> dict | None:
     """A record, or None for a line that is none."""
     try:
         record = json.loads(line)
-        return record if set(FIELDS) <= record.keys() else None
+        whole = set(FIELDS) <= record.keys() and isinstance(record["id"], str) and isinstance(record["rotation"], int)
+        return record if whole else None
     except (ValueError, AttributeError, RecursionError):
         return None
 

@@ -1,6 +1,6 @@
 """Two shapes and a sentence on where they are: reader and generator of the ShapeWorld `spatial_twoshapes` layout.
 
-    python -m data.twoshapes --out-dir X --count 100 --seed 0
+    python -m data.twoshapes --out-dir X --count 100 --seed 0 --size 100
 
     <data root>/spatial_twoshapes/agreement/relational/shardN/
         caption.txt        one caption per world: "there are two shapes a green rectangle and a blue cross . ..."
@@ -41,7 +41,8 @@ CAPTION = re.compile(
 )
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 PHRASE = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}
-SIDE = 100  # pixels
+SIDE = 100  # pixels of a published picture
+LEAST = 32  # pixels; less would leave the smallest shapes a pixel or two
 SHARD_SIZE = 100  # worlds
 
 # Measured on the published data: no pair of centres is off by more than 0.05 on the minor axis or nearer than 0.1 on
@@ -197,15 +198,17 @@ def _find(entities: list[Entity], colour: str, shape: str) -> Entity:
     return found[0]
 
 
-def generate(folder: str | Path, count: int, seed: int, same_colour: float = 0.24) -> None:
+def generate(folder: str | Path, count: int, seed: int, same_colour: float = 0.24, size: int = SIDE) -> None:
     """Write `count` new samples, in shards of 100, below `folder`; the same seed writes the same bytes.
 
-    same_colour: share of the pairs whose shapes have one colour; they never have the same kind. Sample i does not
-    depend on `count`. `folder` appears only when complete; FileExistsError where it already holds something, ValueError
-    for a count or a seed that cannot be.
+    same_colour: share of the pairs whose shapes have one colour; they never have the same kind. `size` is the pictures'
+    side in pixels. Sample i depends neither on `count` nor, but for its pixels, on `size`. `folder` appears only when
+    complete; FileExistsError where it already holds something, ValueError for settings that cannot be.
     """
     if count < 1 or seed < 0:
         raise ValueError(f"count is {count} and seed {seed}; give a count of at least 1 and a seed of at least 0")
+    if size < LEAST:
+        raise ValueError(f"size is {size} pixels; give at least {LEAST}, below which small shapes are hardly seen")
     progress = tqdm(total=count, desc="drawing", unit="picture", disable=None)
     with made_whole(folder) as root, progress:
         for start in range(0, count, SHARD_SIZE):
@@ -216,8 +219,8 @@ def generate(folder: str | Path, count: int, seed: int, same_colour: float = 0.2
                 rng = np.random.default_rng([seed, start + index])
                 pair = sample_pair(rng, same_colour)
                 captions.append(caption_of(*rng.permutation(np.array(pair, dtype=object))))
-                worlds.append(world_model(pair))
-                draw(pair, SIDE).save(shard / f"world-{index}.png")
+                worlds.append(world_model(pair, size))
+                draw(pair, size).save(shard / f"world-{index}.png")
                 progress.update()
             (shard / "caption.txt").write_text("".join(f"{caption}\n" for caption in captions))
             (shard / "agreement.txt").write_text("1.0\n" * len(worlds))
@@ -275,8 +278,11 @@ def caption_of(first: Shape, second: Shape) -> str:
     return f"{QUESTION.format(first.colour, first.shape, second.colour, second.shape)} {relation(first, second)} ."
 
 
-def world_model(shapes: Sequence[Shape]) -> dict:
-    """The world as ShapeWorld's JSON holds it: fractions of the world, rotation in turns, `size` half extents."""
+def world_model(shapes: Sequence[Shape], size: int) -> dict:
+    """The world as ShapeWorld's JSON holds it: fractions of the world, rotation in turns, half extents of shapes.
+
+    `size` is the picture's side in pixels.
+    """
     entities = []
     for number, shape in enumerate(shapes):
         left, top, right, bottom = shape.box()
@@ -290,7 +296,7 @@ def world_model(shapes: Sequence[Shape]) -> dict:
             "bounding_box": {"topleft": {"x": left, "y": top}, "bottomright": {"x": right, "y": bottom}},
         })  # fmt: skip
     background = {"name": "black", "rgb": [0.0, 0.0, 0.0], "shade": 0.0}
-    return {"size": SIDE, "color": background, "meta": {}, "entities": entities}
+    return {"size": size, "color": background, "meta": {}, "entities": entities}
 
 
 @dataclass(frozen=True)
@@ -302,12 +308,14 @@ class Config:
     count: int = 100
     """Samples to make, in shards of 100."""
     seed: int = 0
-    """The same seed writes the same bytes."""
+    """The same seed writes the same bytes, and the same shapes in every size."""
+    size: int = SIDE
+    """Width and height of the pictures in pixels."""
 
 
 def main(config: Config) -> int:
     sentence = f"{config.count} samples in {config.out_dir / LAYOUT}"
-    return written(lambda: generate(config.out_dir, config.count, config.seed), sentence)
+    return written(lambda: generate(config.out_dir, config.count, config.seed, size=config.size), sentence)
 
 
 if __name__ == "__main__":

@@ -76,6 +76,7 @@ def test_lines_that_are_none_are_asked_again(tmp_path):
     predictions = opened(tmp_path / "run")
     broken = [b"\n", b"\0\0\0\n", b"{\n", b"[1, 2]\n", b'{"id": "q9"}\n', b"\xff\n", b"[" * 5000 + b"\n", b"null\n"]
     broken.append(b'{"id": "q9", "rotation": 0, "failed": null}\n')
+    broken += [encode(line(9) | {"id": ["q9"]}), encode(line(9) | {"rotation": "0"})]
     (tmp_path / "run" / PARTS / "part-00007.jsonl").write_bytes(b"".join(broken) + encode(line(1)))
     assert set(predictions.answered()) == {("q1", 0)} and all(parse(each) is None for each in broken)
 

@@ -173,6 +173,24 @@ def test_the_same_seed_writes_the_same_bytes_and_count_changes_nothing(made_root
     assert sorted(os.listdir(tmp_path)) == ["again", "other"]  # nothing unfinished stays behind
 
 
+def test_larger_pictures_show_the_same_shapes(made, tmp_path):
+    """The same captions, and boxes that hold what is drawn: pixels whose middles are at most the fade of one away."""
+    generate(tmp_path / "large", 12, seed=0, size=448)
+    large, skipped = read(tmp_path / "large")
+    assert not skipped
+    for ours, usual in zip(large, made[0], strict=False):
+        assert (ours.id, ours.caption) == (usual.id, usual.caption)
+        with Image.open(ours.image_path) as picture:
+            drawn = np.asarray(picture).any(-1)
+        assert drawn.shape == (448, 448)
+        boxes = np.array([entity.box for entity in (ours.first, ours.second)])
+        rows, columns = np.nonzero(drawn)
+        found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        np.testing.assert_allclose(found, [*boxes[:, :2].min(0), *boxes[:, 2:].max(0)], atol=1.6)
+    with pytest.raises(ValueError, match="size is 20 pixels; give at least 32"):
+        generate(tmp_path / "small", 1, seed=0, size=20)
+
+
 @pytest.mark.parametrize(
     ("first", "second", "word"),
     [((0.2, 0.5), (0.6, 0.52), "left"), ((0.6, 0.5), (0.2, 0.5), "right"), ((0.5, 0.1), (0.54, 0.3), "above"),
