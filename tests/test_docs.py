@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 import shlex
+import sys
 
 import numpy as np
 import pytest
@@ -13,10 +14,10 @@ import tyro
 
 from data import spatial_qa
 from data.twoshapes import generate
-from docs import draw_ideas
+from docs import draw_ideas, run_commands
 from tests.test_tree import ROOT
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / name for name in run_commands.PAGES]
 SCRIPTS = sorted([*ROOT.glob("*.py"), ROOT / "docs" / "draw_ideas.py", ROOT / "docs" / "side_by_side.py"])
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 QUOTED = re.compile(r"`([^`\n]+)`")
@@ -87,17 +88,11 @@ def test_named_parts_of_the_code_are_there():
 
 
 def commands(text):
-    """Shell commands of a page or a docstring: quoted, indented or fenced; those that an `&&` or `;` joins, apart."""
-    fenced = [body for language, body in FENCE.findall(text) if language in ("bash", "")]
-    plain = FENCE.sub("", text)
-    indented = [line.strip() for line in plain.splitlines() if line.startswith("    ")]
-    lines = "\n".join([*fenced, *indented, *QUOTED.findall(plain)]).replace("\\\n", " ").splitlines()
-    for line in lines:
-        if re.search(r"(?:^|[\s/])(?:python|torchrun|accelerate launch|srun)\b", line) and "$(echo" not in line:
-            line = re.sub(r"\s{3,}\(.*\)$", "", line)  # a remark behind it
-            line = re.sub(r"\$\{?(\w+)\}?", lambda name: SHELL_WORDS.get(name[1], name[1]), line)
-            for part in re.split(r"&&|;", line):
-                yield part.strip().removeprefix("do ")
+    """Shell commands of a page or a docstring; those that an `&&` or `;` joins, apart."""
+    for line in run_commands.printed(text):
+        line = re.sub(r"\$\{?(\w+)\}?", lambda name: SHELL_WORDS.get(name[1], name[1]), line)
+        for part in re.split(r"&&|;", line):
+            yield part.strip().removeprefix("do ")
 
 
 def arguments(command):
@@ -132,6 +127,35 @@ def test_commands_have_flags_that_exist(source):
         called = arguments(command)
         if called and called[1]:
             assert readable(*called), command
+
+
+def test_printed_commands_are_run(tmp_path, capsys):
+    """In a page's order and with its variables, each once; what cannot run is named, and a failure is counted."""
+    (tmp_path / "logs").mkdir()
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/python").symlink_to(sys.executable)
+    program = "import sys\nopen('said', 'a').write(sys.argv[1] + ' ')\nsys.exit(sys.argv[1] == 'c')\n"
+    (tmp_path / "say.py").write_text(program)
+    page = """Say `python say.py a`, or `say.py`.
+
+    WORD=b
+    python say.py $WORD        # a remark
+    softmax(z)
+
+```bash
+.venv/bin/python say.py a
+python say.py \\
+    c
+python evaluate.py --model Qwen/Qwen2-VL-7B-Instruct
+python say.py long
+```
+"""
+    (tmp_path / "page.md").write_text(page)
+    assert run_commands.run(tmp_path, run_commands.Config(pages=("page.md",), without=("long",))) == 1
+    assert (tmp_path / "said").read_text() == "a b c "
+    told = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in told] == ["0", "0", "1", "-", "-"]
+    assert told[3].endswith("[a checkpoint or data of the hub]") and told[4].endswith("[left out]")
 
 
 def test_a_wrong_flag_would_be_seen():
