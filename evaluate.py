@@ -293,13 +293,7 @@ def answer_all(part: Part, asker, asked: dict[Key, Question], keys: Sequence[Key
 
     def ask(batch: Sequence[Key]) -> list[Reply]:
         questions = [asked[key] for key in batch]
-        pictures = [question.pictures() for question in questions]
-        try:
-            return asker.ask(batch, [question.prompt for question in questions], pictures)
-        except torch.OutOfMemoryError:
-            pass  # with the error goes what its frames hold
-        torch.cuda.empty_cache()
-        raise SampleError("out of memory", "out of memory; fewer or smaller pictures or half precision may fit")
+        return asker.ask(batch, [each.prompt for each in questions], [each.pictures() for each in questions])
 
     size = 1 if config.runner else config.batch_size  # a runner is never asked twice because another record failed
     with tqdm(total=len(keys), unit="record", disable=not shown) as progress:

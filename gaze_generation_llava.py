@@ -107,18 +107,23 @@ def main(config: Config) -> int:
 
     def measure(batch: list[GazeSample]) -> list[dict]:
         pictures = [read_image(sample.sample.path) for sample in batch]
-        outcomes = [{} for _ in batch]
-        for way, mask in ways.items():
-            said = ask(model, processor, batch, pictures, mask, config)
-            for sample, answer, found in zip(batch, said, outcomes, strict=True):
-                found[way] = outcome(processor, sample, answer, mask, config, share if sample.name in drawn else None)
+        outcomes = {way: answered(batch, pictures, mask) for way, mask in ways.items()}
+        found = [dict(zip(outcomes, each, strict=True)) for each in zip(*outcomes.values(), strict=True)]
         return [
             table_row(
-                sample, colours(sample), found,
-                save_sample(run, sample, picture, found, config.rows, config.look) if sample.name in drawn else "",
+                sample, colours(sample), each,
+                save_sample(run, sample, picture, each, config.rows, config.look) if sample.name in drawn else "",
             )
-            for sample, picture, found in zip(batch, pictures, outcomes, strict=True)
+            for sample, picture, each in zip(batch, pictures, found, strict=True)
         ]  # fmt: skip
+
+    def answered(batch: list[GazeSample], pictures, mask: GazeMask | None) -> list[Outcome]:
+        """One way, whose trace is gone when the next begins; only maps need the prompt's rows."""
+        pages = [share if sample.name in drawn else None for sample in batch]
+        rows = [-1] if all(page is None for page in pages) else None
+        said = ask(model, processor, batch, pictures, mask, config, rows)
+        each = zip(batch, said, pages, strict=True)
+        return [outcome(processor, sample, answer, mask, config, page) for sample, answer, page in each]
 
     bad = (ImageError, SampleError)
     rows = measure_batches(run, gazed, measure, config.batch_size, bad, [*unusable, *without])
@@ -132,8 +137,8 @@ def main(config: Config) -> int:
     return command.conclude(run)
 
 
-def ask(model, processor, batch: list[GazeSample], pictures, mask: GazeMask | None, config: Config) -> list[Answer]:
-    """The batch's answers one way. Raises SampleError where one is empty.
+def ask(model, processor, batch, pictures, mask: GazeMask | None, config: Config, rows) -> list[Answer]:
+    """The batch's answers one way, with the prompt's `rows` kept. Raises SampleError where one is empty.
 
     Without a mask, scanpaths on one picture share its answer, which is generated once.
     """
@@ -145,7 +150,8 @@ def ask(model, processor, batch: list[GazeSample], pictures, mask: GazeMask | No
         steering = {"mask_type": mask, "scanpaths": [sample.points for sample in batch]}
     asked = sorted(set(places))
     prompts = [batch[place].sample.prompt for place in asked]
-    said = answers(model, processor, [[pictures[place]] for place in asked], prompts, **config.answering, **steering)
+    shown = [[pictures[place]] for place in asked]
+    said = answers(model, processor, shown, prompts, rows=rows, **config.answering, **steering)
     for answer in said:
         if isinstance(answer, SampleError):
             raise answer

@@ -71,7 +71,8 @@ def main(config: Config) -> int:
         pictures = [picture, shuffle_cells(picture, grid, rng)]
         reading = read_along(model, processor, pictures, sample.prompt, spoken, tower is not None, config.offload)
         rows = rows_of_words(reading.layouts[0], spoken, sample.words, config.rows, config.words_in)
-        maps = all_maps(reading.trace, reading.layouts, rows, scene.seeds, reading.tower)
+        layouts, maps = reading.layouts, all_maps(reading.trace, reading.layouts, rows, scene.seeds, reading.tower)
+        del reading  # what it recorded is large, and has been read
         looked, scored = look(sample.name, scene, maps, layers, causal=tower is None), []
         if len(used) < config.faithfulness:
             seen, colour = as_seen(picture, grid), median_colour(picture)
@@ -83,7 +84,7 @@ def main(config: Config) -> int:
             scored = [use(sample.name, *hidden_by(scene, looked), score, rng)]
         folder = ""
         if len(found) < config.pictures:
-            folder = draw_sample(run, sample, pictures, reading.layouts, scene, looked)
+            folder = draw_sample(run, sample, pictures, layouts, scene, looked)
             said = answer(model, processor, [picture], sample.prompt, **config.answering)
             rolled = rollout(said.trace, said.layout, tokens=len(said.tokens), rows=config.rows)
             add_view(run, sample.name, sample.prompt, picture, said, rolled, LIMIT_MB / config.pictures)

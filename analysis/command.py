@@ -38,7 +38,9 @@ def setting_up() -> Iterator[None]:
     """Around flags, data and model: what goes wrong here is a bad setting, told in one sentence with exit status 2."""
     try:
         yield
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
+    except OutputError:
+        raise
+    except (ValueError, OSError) as error:
         sys.exit(stop(str(error), WRONG_USE))
 
 

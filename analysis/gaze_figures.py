@@ -52,7 +52,7 @@ def comparison(sample, picture: Image.Image, outcomes: dict[str, Outcome], look:
     height = width * picture.height / picture.width
     texts = {way: caption(outcome) for way, outcome in outcomes.items()}
     lines = max(text.count("\n") + 1 for text in texts.values())
-    size = (width * len(outcomes) + 0.3, 2 * height + 0.75 + 0.14 * lines)
+    size = (width * len(outcomes) + 0.3, 2 * height + 0.9 + 0.14 * lines)
     figure = Figure(figsize=size, dpi=200, layout="compressed")
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03)
     figure.suptitle("\n".join(textwrap.wrap(sample.sample.prompt, 95)[:3]), fontsize=8, parse_math=False)
@@ -62,10 +62,10 @@ def comparison(sample, picture: Image.Image, outcomes: dict[str, Outcome], look:
             _scanpath(axes, sample, picture, look)
         else:
             axes.imshow(overlay(picture, outcome.mask, sample.grid, alpha=0.6, power=1, blur=0, at_least=look.at_least))
-        axes.set_title("no gaze" if way == PLAIN else way, fontsize=8)
+        axes.set_title("where people looked" if outcome.mask is None else f"mask: {way}", fontsize=8)
+        other.set_title("no gaze" if way == PLAIN else way, fontsize=8)
         other.imshow(draw(picture, outcome.maps.mean, sample.grid, look, at_least=look.at_least))
         other.set_xlabel(texts[way], fontsize=7, parse_math=False)
-    above[0].set_ylabel("gaze, masks", fontsize=8)
     below[0].set_ylabel("rollout", fontsize=8)
     for axes in figure.axes:
         axes.set(xticks=[], yticks=[])

@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,12 +75,11 @@ def way(said, rolled: Rollout, budget: float, tower: np.ndarray | None = None, m
     def parts(rows: np.ndarray) -> dict:
         return {"cells": pack(rows[..., image]), "text": pack(rows[..., text])}
 
-    means, shares, single, whole = [], [], [], []
-    for rows in layer_rows(said.trace, layout, positions):
+    means, shares, single = [], [], []
+    for rows in layer_rows(said.trace, layout, positions, range(said.trace.layers)):
         means.append(rows.mean(0))
         shares.append(rows @ groups.T)
         single.append(parts(rows))
-        whole.append(rows[..., image].reshape(*rows.shape[:2], grid.rows, grid.cols))
     relevance = rolled.relevance.numpy()[:, : len(pictured)]
     data = {
         "answer": said.text,
@@ -91,7 +90,7 @@ def way(said, rolled: Rollout, budget: float, tower: np.ndarray | None = None, m
         "prompt": [layout.text[slice(*layout.offsets[position])] for position in text if position < layout.length],
         "rows": rolled.rows,
         "layers": len(means),
-        "heads": len(whole[0]),
+        "heads": len(shares[0]),
         "rollout": {**parts(relevance), "shares": (relevance @ groups.T).round(4).tolist()},
         "mean": {**parts(np.stack(means)), "shares": np.stack(shares).mean(1).round(4).tolist()},
         "shares": pack(np.stack(shares), top=1),
@@ -100,12 +99,15 @@ def way(said, rolled: Rollout, budget: float, tower: np.ndarray | None = None, m
     }
     kept = thinned([packed_size(each) for each in single], budget * MEGABYTE - packed_size(data))
     data["head"] = {str(layer): single[layer] for layer in kept}
-    return Way(data, kept, np.stack([whole[layer] for layer in kept]) if kept else np.empty((0,), np.float32))
+    # Made once more, since those of every layer would be far larger than what the page keeps of them.
+    again = (rows[..., image] for rows in layer_rows(said.trace, layout, positions, kept))
+    whole = [cells.reshape(*cells.shape[:2], grid.rows, grid.cols) for cells in again]
+    return Way(data, kept, np.stack(whole) if whole else np.empty((0,), np.float32))
 
 
-def layer_rows(trace, layout, positions: range) -> Iterator[np.ndarray]:
+def layer_rows(trace, layout, positions: range, layers: Iterable[int]) -> Iterator[np.ndarray]:
     """The attention of some rows of one sample, layer after layer: float32 [head, row, key], keys to the last row."""
-    for layer in range(trace.layers):
+    for layer in layers:
         rows = trace.weights(layer, positions, samples=[layout.sample])[0, :, :, : positions[-1] + 1]
         yield rows.cpu().numpy()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
+import torch
 from tqdm import tqdm
 
 from analysis.errors import Unmeasurable
@@ -21,8 +22,8 @@ def measure_each(
     """Adds the row that `measure(sample)` returns for each sample to the run; returns the rows, in order.
 
     A sample (anything with a `name`) for which Unmeasurable or one of `bad_sample` is raised, each with a `reason`, is
-    told on stderr and counted under that reason; any other error ends the run. `unusable` are (name, reason) of samples
-    that were given up before.
+    told on stderr and counted under that reason, and so is one for which memory runs out; any other error ends the run.
+    `unusable` are (name, reason) of samples that were given up before.
     """
     return measure_batches(run, samples, lambda batch: [measure(batch[0])], 1, bad_sample, unusable)
 
@@ -57,8 +58,13 @@ def measure_batches(
 
 
 def attempt(measure: Callable[[Sequence], list], batch: Sequence, bad: tuple[type[Exception], ...]) -> list:
-    """What `measure(batch)` gives for each sample of a batch, or the error (one of `bad`) that says why not."""
+    """What `measure(batch)` gives for each sample of a batch, or the error (one of `bad`, or Unmeasurable where memory
+    ran out) that says why not."""
     try:
         return measure(batch)
     except bad as error:
-        return [error] if len(batch) == 1 else [found for one in batch for found in attempt(measure, [one], bad)]
+        failed = error
+    except torch.OutOfMemoryError:
+        failed = Unmeasurable("out of memory", "out of memory; fewer or smaller pictures or half precision may fit")
+    torch.cuda.empty_cache()  # behind the block: with its error goes what that held
+    return [failed] if len(batch) == 1 else [found for one in batch for found in attempt(measure, [one], bad)]

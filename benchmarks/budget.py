@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from analysis import command
-from models.trace import BLOCK_ELEMENTS
+from models.trace import BLOCK_ELEMENTS, BLOCK_ROWS
 
 GB = 1e9
 CONTEXT = 0.6 * GB  # CUDA context and library workspaces
@@ -63,12 +63,13 @@ def parts(decoder: Decoder, tokens: int, device: str = "cuda") -> dict[str, floa
     product), three of the model's. `rollout` is a block of scores and its softmax, float32, and a layer's keys.
     """
     layer = decoder.head_width * decoder.number * tokens
+    block = max(BLOCK_ELEMENTS[device], BLOCK_ROWS * tokens)
     return {
         "weights": decoder.parameters * decoder.number,
         "keys and values": 2 * decoder.layers * decoder.key_heads * layer,
         "recorded queries": decoder.layers * decoder.heads * layer,
         "activations": 3 * (decoder.inner + decoder.width) * decoder.number * tokens,
-        "rollout": 2 * 4 * BLOCK_ELEMENTS[device] + 4 * decoder.key_heads * decoder.head_width * tokens,
+        "rollout": 2 * 4 * block + 4 * decoder.key_heads * decoder.head_width * tokens,
         "eager matrices": decoder.layers * decoder.heads * decoder.number * tokens**2,
     }
 

@@ -72,9 +72,12 @@ def longest(found: dict[int, float | None], limit: float) -> int | None:
 
 def following(found: dict[int, float | None], limit: float, fits: int, beyond: float) -> int:
     """The next length to try, between one that fits and one that does not."""
-    (short, less), (long, more) = sorted((t, max(used, 1.0)) for t, used in found.items() if used is not None)[-2:]
-    power = max(0.5, math.log(more / less) / math.log(long / short))
-    guess = long * (0.98 * limit / more) ** (1 / power)
+    known = sorted((t, max(used, 1.0)) for t, used in found.items() if used is not None)[-2:]
+    guess = beyond
+    if len(known) == 2:
+        (short, less), (long, more) = known
+        power = max(0.5, math.log(more / less) / math.log(long / short))
+        guess = long * (0.98 * limit / more) ** (1 / power)
     if guess >= beyond:
         guess = (fits + beyond) / 2
     return int(guess // STEP) * STEP

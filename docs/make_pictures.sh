@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # Makes the pictures of README and docs again, by the commands that these name.
-#   bash docs/make_pictures.sh            WITH_COST=1 bash docs/make_pictures.sh    (also the benchmark's plots: long)
+#   bash docs/make_pictures.sh            WITH_COST=1 bash docs/make_pictures.sh    (also the benchmark's plot: an hour)
+# The picture of a page needs chromium.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash env_setup_llava.bash
 python=.venv/bin/python
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

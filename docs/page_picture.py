@@ -11,10 +11,13 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
+from models.doctor import BROWSERS
+
 
 def main(page: Path, out: Path) -> None:
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        installed = filter(None, map(shutil.which, BROWSERS))
+        browser = playwright.chromium.launch(executable_path=next(installed, None), args=["--no-sandbox"])
         tab = browser.new_context(viewport={"width": 1200, "height": 900}, device_scale_factor=1.5).new_page()
         tab.goto(page.resolve().as_uri())
         tab.locator("#viewer").wait_for(state="visible")

@@ -40,7 +40,7 @@ def load(name, device="auto", dtype="auto", load_4bit=False, load_8bit=False, re
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is unknown; choose auto, {', '.join(DTYPES)}")
     number = DTYPES.get(dtype, torch.float32 if where == {"": "cpu"} else "auto")
-    quantization = quantized(load_4bit, load_8bit, where)
+    quantization = quantized(load_4bit, load_8bit, where, dtype)
     with quiet():
         config = read_config(path, name, revision)
         patched = config.model_type in FAMILIES
@@ -87,7 +87,8 @@ def quiet():
 
 def read_processor(family, path: str, name: str, config, revision: str | None):
     try:
-        return family.load_processor(path, config, revision=revision)
+        # Unless told not to, transformers asks at the terminal whether code in the folder should run.
+        return family.load_processor(path, config, revision=revision, trust_remote_code=False)
     except Exception as error:  # tokenizers raise bare Exceptions over a damaged file; any failure here is the folder's
         raise ValueError(f"the processor of {name!r} cannot be read: {first_line(error)}") from error
 
@@ -106,8 +107,13 @@ def read_weights(model_class, path: str, name: str, **settings):
         )
     except (SafetensorError, OSError) as error:
         raise ValueError(f"the weights of {name!r} cannot be read (safetensors only): {first_line(error)}") from error
-    except ValueError as error:  # a part of the model that has no SDPA attention
-        sentence = first_line(error).split(". ")[0]
+    except torch.OutOfMemoryError as error:
+        sentence = f"{name!r} does not fit into memory; pass --dtype bfloat16, --load-4bit, or a smaller --model"
+        raise ValueError(sentence) from error
+    except ValueError as error:
+        if "attention" not in str(error):
+            raise ValueError(f"{name!r} cannot be loaded: {first_line(error)}") from error
+        sentence = first_line(error).split(". ")[0]  # a part of the model has no SDPA attention
         raise ValueError(f"{name!r} cannot be built under SDPA attention: {sentence}; {SUPPORTED}") from error
     check_keys(name, info)
     return model
@@ -159,17 +165,20 @@ def place(device: str) -> str | dict[str, str]:
     if device == "auto":
         return "auto" if torch.cuda.is_available() else {"": "cpu"}
     try:
-        kind = torch.device(device).type
+        wanted = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"device {device!r} is unknown; use auto, cpu, cuda or cuda:N") from error
-    if kind not in ("cpu", "cuda"):
+    if wanted.type not in ("cpu", "cuda"):
         raise ValueError(f"device {device!r} is not supported; use auto, cpu, cuda or cuda:N")
-    if kind == "cuda" and not torch.cuda.is_available():
+    if wanted.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device!r} was asked for, but torch {torch.__version__} sees no GPU; use cpu")
+    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {device!r} does not exist; torch sees {torch.cuda.device_count()}, from cuda:0 on")
     return {"": device}
 
 
-def quantized(load_4bit: bool, load_8bit: bool, where) -> BitsAndBytesConfig | None:
+def quantized(load_4bit: bool, load_8bit: bool, where, dtype: str) -> BitsAndBytesConfig | None:
+    """How bitsandbytes is to load a model; `where` is its device map, `dtype` what 4-bit weights are multiplied in."""
     if not (load_4bit or load_8bit):
         return None
     if load_4bit and load_8bit:
@@ -179,7 +188,10 @@ def quantized(load_4bit: bool, load_8bit: bool, where) -> BitsAndBytesConfig | N
         raise ValueError(f"{flag} needs the package bitsandbytes, which is not installed: pip install bitsandbytes")
     if not torch.cuda.is_available():
         raise ValueError(f"{flag} needs a GPU, and torch {torch.__version__} sees none; load the model without it")
-    return BitsAndBytesConfig(load_in_4bit=load_4bit, load_in_8bit=load_8bit)
+    if where == {"": "cpu"}:
+        raise ValueError(f"{flag} needs a GPU, and device 'cpu' was asked for; choose one of the two")
+    number = DTYPES.get(dtype, torch.bfloat16)  # bitsandbytes' own choice is float32, which is slow and large
+    return BitsAndBytesConfig(load_in_4bit=load_4bit, load_in_8bit=load_8bit, bnb_4bit_compute_dtype=number)
 
 
 def read_config(path: str, name: str, revision: str | None):

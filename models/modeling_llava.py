@@ -84,7 +84,8 @@ def load_processor(path: str, config, **kwargs) -> LlavaProcessor:
     check_template(processor)
     if processor.patch_size is None:
         processor.patch_size = config.vision_config.patch_size
-        processor.num_additional_image_tokens = 1  # CLIP's class token
+    if config.vision_config.model_type == "clip_vision_model":
+        processor.num_additional_image_tokens = 1  # the class token
     if processor.vision_feature_select_strategy is None:
         processor.vision_feature_select_strategy = config.vision_feature_select_strategy
     check_crop(processor.image_processor, config.vision_config)

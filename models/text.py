@@ -105,7 +105,7 @@ def load_causal(name: str, device="auto", dtype="auto", load_4bit=False, load_8b
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is unknown; choose auto, {', '.join(DTYPES)}")
     number = DTYPES.get(dtype, torch.float32 if where == {"": "cpu"} else "auto")
-    quantization = quantized(load_4bit, load_8bit, where)
+    quantization = quantized(load_4bit, load_8bit, where, dtype)
     path, source = (gguf_source(name)) if is_gguf(name) else (locate(name), {"revision": revision})
     with quiet():
         config = read_config(path, name, source)

@@ -127,6 +127,7 @@ def test_longest_prompt_is_found(power):
     assert largest_prompt.largest(lambda length: 5000.0 + length, 4096) is None
     walled = largest_prompt.largest(lambda length: None if length > 3000 else 1000 + length / 1e3, 4096)
     assert 2048 <= walled <= 3000
+    assert 1024 <= largest_prompt.largest(lambda length: 100.0 if length < 1500 else None, 4096) < 1500
 
 
 @pytest.mark.slow

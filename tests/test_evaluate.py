@@ -330,8 +330,10 @@ def test_the_benchmark_answers_as_evaluate_does(reference, config):
     worker = evaluation.Worker(1, evaluation.Config(records=6, max_new_tokens=6, device="cpu"), config.data_root)
     seconds, said = worker.answer(slice(1, None, 2), 2)
     assert seconds > 0 and said == [row["prediction"] for row in rows(reference)[1:6:2]]
-    with pytest.raises(ValueError, match="--batch-sizes, --records, --rounds and --threads must be at least 1"):
+    with pytest.raises(ValueError, match="--batch-sizes, --records, --rounds, --threads and --max-new-tokens must be"):
         evaluation.check(evaluation.Config(rounds=0))
+    with pytest.raises(FileNotFoundError, match="model 'nowhere' is neither a folder, nor a hub id"):
+        evaluation.check(evaluation.Config(model="nowhere"))
 
 
 BAD = {

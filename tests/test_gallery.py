@@ -13,7 +13,7 @@ from analysis.errors import Unmeasurable
 from analysis.gallery import COLUMNS, Look, report_answer, save_answer
 from analysis.results import RunFolder
 from analysis.rollout import Rollout, rollout
-from analysis.samples import measure_each
+from analysis.samples import measure_batches, measure_each
 from models.answer import answer
 from models.layout import ImageGrid
 from tests.families import qwen, qwen_processor
@@ -93,6 +93,23 @@ def test_each_sample_is_measured_or_counted_by_its_reason(tmp_path, capsys):
         ]  # fmt: skip
     said = capsys.readouterr().err
     assert "skipped b: image b is empty" in said and "skipped c: no generated token has a row" in said
+
+
+def test_memory_that_runs_out_is_counted(tmp_path):
+    """A batch too large is measured one by one, and what is too large alone is skipped; the run goes on."""
+    tried = []
+
+    def measure(batch):
+        tried.append("".join(sample.name for sample in batch))
+        if len(batch) > 1 or batch[0].name == "b":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [{"size": 1} for _ in batch]
+
+    run = RunFolder.create(tmp_path / "run", {}, ("size",))
+    samples = [SimpleNamespace(name=name) for name in "abcd"]
+    assert measure_batches(run, samples, measure, 2) == [{"size": 1}] * 3
+    assert tried == ["ab", "a", "b", "cd", "c", "d"]
+    assert run.skipped == {"out of memory": 1}
 
 
 def test_an_error_that_is_not_of_the_sample_ends_the_run(tmp_path):

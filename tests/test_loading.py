@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 import models
 from models.answer import answer, answer_length
-from models.loading import describe
+from models.loading import describe, place, quantized
 from models.trace import AttentionTrace
 from tests.families import FAMILIES
 from tests.models import llava, llava_config, llava_processor, picture
@@ -59,16 +59,43 @@ def test_half_precision_on_request(stock):
     assert models.load(str(stock), dtype="bfloat16")[0].dtype == torch.bfloat16
 
 
-def test_old_processor_folder_is_completed(stock, tmp_path):
-    """Folders of early releases say nothing of patch size and class token."""
+@pytest.mark.parametrize(
+    "unsaid",
+    [
+        ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens"),
+        ("num_additional_image_tokens",),
+    ],
+)
+def test_old_processor_folder_is_completed(stock, tmp_path, unsaid):
+    """Folders of early releases say nothing of patch size and class token, later ones nothing of the latter."""
     folder = copy(stock, tmp_path)
     settings = json.loads((folder / "processor_config.json").read_text())
-    for name in ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens"):
+    for name in unsaid:
         del settings[name]
     (folder / "processor_config.json").write_text(json.dumps(settings))
     model, processor = models.load(str(folder))
     _, layout = model.prepare(processor, [picture()], "what is red ?")
     assert len(layout.image_positions) == 16
+
+
+@pytest.mark.parametrize("name", ["processor_config.json", "preprocessor_config.json"])
+def test_code_of_a_checkpoint_never_runs(stock, tmp_path, monkeypatch, name):
+    """An image processor of its own: transformers would ask at the terminal, and somebody might say yes."""
+    folder = copy(stock, tmp_path)
+    settings = json.loads((folder / "processor_config.json").read_text())
+    own = {"image_processor_type": "Own", "auto_map": {"AutoImageProcessor": "own.Own"}}
+    images = settings.pop("image_processor") | own
+    if name == "processor_config.json":
+        settings["image_processor"] = images
+    else:
+        (folder / name).write_text(json.dumps(images))
+    (folder / "processor_config.json").write_text(json.dumps(settings))
+    code = f"from transformers import CLIPImageProcessorPil\nopen({str(tmp_path / 'ran')!r}, 'w')\n"
+    (folder / "own.py").write_text(f"{code}class Own(CLIPImageProcessorPil):\n    pass\n")
+    monkeypatch.setattr("builtins.input", lambda *prompt: "y")
+    with pytest.raises(ValueError, match="the processor of .* cannot be read"):
+        models.load(str(folder))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_wrong_weights_are_an_error(stock, tmp_path):
@@ -250,6 +277,40 @@ def test_settings_fail_before_the_model_loads(stock):
 def test_missing_gpu_is_said(stock):
     with pytest.raises(ValueError, match="torch .* sees no GPU; use cpu"):
         models.load(str(stock), device="cuda:0")
+
+
+def test_gpu_that_is_not_there_is_said(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [place(device) for device in ("cuda", "cuda:1")] == [{"": "cuda"}, {"": "cuda:1"}]
+    with pytest.raises(ValueError, match="device 'cuda:2' does not exist; torch sees 2, from cuda:0 on"):
+        place("cuda:2")
+
+
+def test_quantisation_multiplies_in_half_precision(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for dtype, expected in (("auto", torch.bfloat16), ("float16", torch.float16)):
+        assert quantized(True, False, "auto", dtype).bnb_4bit_compute_dtype == expected
+    with pytest.raises(ValueError, match="load_8bit needs a GPU, and device 'cpu' was asked for"):
+        quantized(False, True, {"": "cpu"}, "auto")
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), "does not fit into memory; pass --dtype bfloat16"),
+        (ValueError("On the CPU. Make sure of RAM"), "cannot be loaded: On the CPU. Make sure of RAM"),
+        (ValueError("X has no SDPA attention. See"), "built under SDPA attention: X has no SDPA attention; supported"),
+    ],
+)
+def test_why_a_model_does_not_load(stock, monkeypatch, error, sentence):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(transformers.LlavaForConditionalGeneration, "from_pretrained", fail)
+    with pytest.raises(ValueError, match=sentence):
+        models.load(str(stock))
 
 
 @torch.no_grad()

@@ -188,7 +188,7 @@ def test_checkpoint_answers_real_relations_above_chance(embedded):
 @pytest.mark.parametrize("family", ["qwen2.5-vl", "fuyu"])
 def test_training_of_a_pupil_runs_from_the_shell(family, tmp_path):
     flags = ["--family", family, "--scale", 0.001, "--pool", 40, "--held-out", 2, "--threads", 1]
-    done = shell.run("models/tiny/train.py", *flags, "--out", tmp_path, "--real", tmp_path)
+    done = shell.run("models/tiny/train.py", *flags, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "training.json").read_text())
     stages = [point["stage"] for point in record["curve"]]

@@ -159,8 +159,10 @@ def test_training_record_tells_seed_minutes_and_accuracies():
 
 def test_training_runs_from_the_shell(tmp_path):
     flags = ["--scale", 0.0002, "--pool", 40, "--held-out", 2, "--threads", 1]
-    done = shell.run("models/tiny/train.py", *flags, "--out", tmp_path, "--real", tmp_path)
+    done = shell.run("models/tiny/train.py", *flags, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "model.safetensors").exists()
+    done = shell.run("models/tiny/train.py", "--out", tmp_path, "--real", tmp_path)
+    assert done.returncode == 2 and "holds no world_model.json; give a data root" in done.stderr
     record = json.loads((tmp_path / "training.json").read_text())
     assert [point["stage"] for point in record["curve"]] == ["patches", "words", "lookup", "far", "natural"]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,8 +32,8 @@ class Config:
     """Embedded model, or folder of a checkpoint."""
     held_out: int = 500
     """Held-out questions of each kind."""
-    real: Path = HERE.parents[2] / "shared/data"
-    """Folder of real ShapeWorld pictures; skipped where it is missing."""
+    real: Path | None = None
+    """Data root of real ShapeWorld pictures (data/README.md), to score on as well."""
     threads: int = 2
     """CPU threads."""
 
@@ -59,6 +60,13 @@ def held_out_trials(count: int, smallest: int = 0) -> list[Trial]:
                 trials.append(Trial(kind, picture, layout.shapes, *asked))
                 found += 1
     return trials
+
+
+def check_real(real: Path | None) -> None:
+    """Ends the program, with a sentence and status 2, for a folder that holds no pictures to score on."""
+    if real is not None and not any(real.glob("**/world_model.json")):
+        print(f"error: --real {real} holds no world_model.json; give a data root of that layout", file=sys.stderr)
+        sys.exit(2)
 
 
 def real_trials(root: Path) -> list[Trial]:
@@ -120,16 +128,17 @@ def accuracy(model, processor, trials: list[Trial]) -> dict[str, dict[str, float
     return {kind: {"accuracy": round(float(np.mean(hits)), 4), "n": len(hits)} for kind, hits in marks.items()}
 
 
-def score(name: str, held_out: int, real: Path) -> dict[str, dict]:
-    """Accuracies of a checkpoint as it was saved: on held-out scenes, and on real pictures if any."""
+def score(name: str, held_out: int, real: Path | None) -> dict[str, dict]:
+    """Accuracies of a checkpoint as it was saved: on held-out scenes, and on the pictures of a data root if given."""
     model, processor = models.load(name, device="cpu")
     found = {"held_out": accuracy(model, processor, held_out_trials(held_out, smallest_side(model, processor)))}
-    if trials := real_trials(real):
-        found["real"] = accuracy(model, processor, trials)
+    if real is not None:
+        found["real"] = accuracy(model, processor, real_trials(real))
     return found
 
 
 def main(config: Config) -> None:
+    check_real(config.real)
     torch.set_num_threads(config.threads)
     for source, kinds in score(config.model, config.held_out, config.real).items():
         print(source)

@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from models.tiny.learning import WARM_UP, Learner, Optimisers, Pupil
 from models.tiny.scenes import Layout, Pool, crowd, far_pairs, mixed
-from models.tiny.score import score
+from models.tiny.score import check_real, score
 
 HERE = Path(__file__).resolve().parent
 LOG_EVERY = 50  # steps
@@ -56,8 +56,8 @@ class Config:
     """Drawn scenes kept at a time."""
     held_out: int = 500
     """Held-out questions of each kind to score on."""
-    real: Path = HERE.parents[2] / "shared/data"
-    """Folder of real ShapeWorld pictures to score on; never trained on; skipped where it is missing."""
+    real: Path | None = None
+    """Data root of real ShapeWorld pictures (data/README.md), to score on as well; never trained on."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +150,7 @@ def save(learner: Learner, folder: Path) -> None:
 
 
 def main(config: Config) -> None:
+    check_real(config.real)
     torch.set_num_threads(config.threads)
     torch.set_flush_denormal(True)
     family = importlib.import_module(f"models.tiny.build_{config.family.replace('-', '_').replace('.', '_')}")
