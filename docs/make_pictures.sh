@@ -11,13 +11,11 @@ trap 'rm -rf "$work"' EXIT
 
 $python -m data.twoshapes --out-dir "$work/data" --count 8 --seed 7
 $python attention_rollout_llava.py --data-root "$work/data" --prompt "describe the image ." --out-dir "$work/describe"
-cp "$work/describe/shard0-3/overlay_tokens.png" docs/pictures/describe.png
+cp "$work/describe/shard0-0/overlay_tokens.png" docs/pictures/describe.png
 
 for model in tiny-llava tiny-qwen2-vl tiny-qwen2.5-vl tiny-fuyu; do
-    script=attention_rollout_llava.py
-    [[ $model != tiny-fuyu ]] || script=attention_rollout_fuyu.py
-    $python $script --model "$model" --image "$work/data/spatial_twoshapes/agreement/relational/shard0/world-5.png" \
-        --prompt "describe the image ." --out-dir "$work/families/$model"
+    $python attention_rollout_llava.py --model "$model" --prompt "describe the image ." --lowest 0.5 \
+        --image "$work/data/spatial_twoshapes/agreement/relational/shard0/world-0.png" --out-dir "$work/families/$model"
 done
 $python -m docs.side_by_side "$work/families" docs/pictures/families.png
 
