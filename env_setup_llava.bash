@@ -4,6 +4,7 @@
 #   bash env_setup_llava.bash datasets bitsandbytes        (adds optional packages; arguments go to pip install)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
+PATH=${PATH//"$PWD/.venv/bin:"/} # the interpreter outside, also where the environment is activated
 python=${PYTHON:-python3}
 
 install() {
@@ -26,5 +27,5 @@ if [[ ! -x .venv/bin/python ]] || ! cmp -s requirements.txt .venv/installed.txt;
     cp requirements.txt .venv/installed.txt
 fi
 if (($#)); then
-    install "$@"
+    install --constraint requirements.txt "$@"
 fi

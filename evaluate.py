@@ -26,7 +26,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
 
-import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -164,9 +163,6 @@ def main(config: Config) -> int:
             return evaluate(config, processes)
     except ProcessLost as error:
         return command.stop(str(error), command.NOTHING_USABLE)
-    except torch.OutOfMemoryError:
-        sentence = "the model does not fit into memory; pass --dtype bfloat16, --load-4bit, or a smaller --model"
-        return command.stop(sentence, command.NOTHING_USABLE)
 
 
 def evaluate(config: Config, processes: Team) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import warnings
 from collections import Counter
@@ -35,13 +36,15 @@ def run(main: Callable, config: type, description: str) -> None:
 
 @contextmanager
 def setting_up() -> Iterator[None]:
-    """Around flags, data and model: what goes wrong here is a bad setting, told in one sentence with exit status 2."""
+    """Around flags, data and model: what goes wrong here is a bad setting, told in one sentence with exit status 2; but
+    a disk that is full is none."""
     try:
         yield
     except OutputError:
         raise
     except (ValueError, OSError) as error:
-        sys.exit(stop(str(error), WRONG_USE))
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        sys.exit(stop(str(error), NOTHING_USABLE if full else WRONG_USE))
 
 
 def conclude(run: RunFolder) -> int:

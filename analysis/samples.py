@@ -63,8 +63,15 @@ def attempt(measure: Callable[[Sequence], list], batch: Sequence, bad: tuple[typ
     try:
         return measure(batch)
     except bad as error:
-        failed = error
-    except torch.OutOfMemoryError:
+        failed = error.with_traceback(None)  # whose frames would keep what was recorded
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
         failed = Unmeasurable("out of memory", "out of memory; fewer or smaller pictures or half precision may fit")
-    torch.cuda.empty_cache()  # behind the block: with its error goes what that held
+    torch.cuda.empty_cache()  # here, where the error and its frames are gone
     return [failed] if len(batch) == 1 else [found for one in batch for found in attempt(measure, [one], bad)]
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out; torch's CPU allocator has no exception of its own for it."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)

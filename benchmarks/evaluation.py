@@ -148,7 +148,7 @@ def started(config: Config, data_root: str) -> Iterator[list[Connection]]:
 
 def measure(config: Config, data_root: str) -> dict[str, float]:
     """Median records a second of each way. Raises RuntimeError where two ways do not answer alike in float32, EOFError
-    where a process ends before its time."""
+    or ConnectionError where a process ends before its time."""
     ways = {f"batch {size}": partial(alone, size=size) for size in config.batch_sizes}
     largest = max(config.batch_sizes)
     ways[f"batch {largest}, {PROCESSES} processes"] = partial(together, size=largest)
@@ -160,7 +160,7 @@ def measure(config: Config, data_root: str) -> dict[str, float]:
                 answers = answers or said
                 if turn:
                     seconds[way].append(taken)
-                elif differing := sum(one != other for one, other in zip(answers, said, strict=True)):
+                if differing := sum(one != other for one, other in zip(answers, said, strict=True)):
                     sentence = f"{way} answers {differing} of {len(said)} records otherwise"
                     if config.dtype == "float32":
                         raise RuntimeError(sentence)
@@ -177,7 +177,7 @@ def main(config: Config) -> int:
         twoshapes_qa.generate(data_root, config.records, seed=0)
         try:
             rates = measure(config, data_root)
-        except EOFError:
+        except (EOFError, ConnectionError):
             return command.stop("a process ended before it had answered; why stands above", command.NOTHING_USABLE)
     first = next(iter(rates.values()))
     with writing(out_dir):

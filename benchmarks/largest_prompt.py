@@ -79,7 +79,7 @@ def following(found: dict[int, float | None], limit: float, fits: int, beyond: f
         power = max(0.5, math.log(more / less) / math.log(long / short))
         guess = long * (0.98 * limit / more) ** (1 / power)
     if guess >= beyond:
-        guess = (fits + beyond) / 2
+        guess = (fits + beyond) / 2 if math.isfinite(beyond) else 2 * fits
     return int(guess // STEP) * STEP
 
 

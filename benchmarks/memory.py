@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from analysis.samples import out_of_memory
+
 MEGABYTE = 2**20
 
 
@@ -89,9 +91,9 @@ def attempt(call, *arguments):
     """The result of a call, or None where memory ran out (in a process of its own: where it was killed for it)."""
     try:
         return call(*arguments)
-    except (torch.OutOfMemoryError, MemoryError, BrokenProcessPool):
+    except BrokenProcessPool:
         return None
-    except RuntimeError as error:
-        if "can't allocate memory" in str(error):  # torch's CPU allocator has no exception of its own
-            return None
-        raise
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        return None

@@ -5,9 +5,9 @@
     python -m docs.run_commands --pages README.md docs/steering.md --folder /tmp/clone
 
 The clone begins with nothing but what is committed, a picture `photo.jpg`, a folder `pictures` and scanpaths for it,
-`gaze.jsonl`; the first command sets it up. A command that stands in two places is run once. Commands that cannot run
-here (a checkpoint of the hub, several GPUs, a name to fill in) are listed with the reason. Output goes to FOLDER/logs.
-Prints status and seconds of each; exits with 1 if a status is not 0.
+`gaze.jsonl`; the first command of README.md sets it up. A command that stands in two places is run once. Commands that
+cannot run here (a checkpoint of the hub, several GPUs, a name to fill in) are listed with the reason. Output goes to
+FOLDER/logs. Prints status and seconds of each; exits with 1 if a status is not 0.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def printed(text: str) -> Iterator[str]:
     """The shell commands of a page and the variables that they use, in its order; lines joined, remarks left out."""
     for found in PRINTED.finditer(text):
         language, fenced = found["language"], found["fenced"]
-        if fenced is not None and (language not in ("bash", "") or fenced.startswith("#!")):
+        if fenced is not None and language not in ("bash", ""):
             continue
         lines = (fenced or found["indented"] or found["quoted"]).replace("\\\n", " ").splitlines()
         lines = (REMARK.sub("", line).strip() for line in lines)
@@ -129,6 +129,8 @@ def main(config: Config) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = (config.folder or Path(temporary, "clone")).resolve()
         prepare(folder)
+        if config.pages[:1] != ("README.md",):
+            ended("bash env_setup_llava.bash", folder, folder / "logs" / "000.txt")
         failed = run(folder, config)
     print(f"{failed} commands failed" if failed else "every command that was run ended with status 0")
     return int(failed > 0)

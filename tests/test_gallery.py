@@ -1,7 +1,9 @@
 """What an answer leaves behind: several pictures of one prompt, a grid that nobody knows; and the loop over samples."""
 
 import csv
+import gc
 import json
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +15,7 @@ from analysis.errors import Unmeasurable
 from analysis.gallery import COLUMNS, Look, report_answer, save_answer
 from analysis.results import RunFolder
 from analysis.rollout import Rollout, rollout
-from analysis.samples import measure_batches, measure_each
+from analysis.samples import attempt, measure_batches, measure_each
 from models.answer import answer
 from models.layout import ImageGrid
 from tests.families import qwen, qwen_processor
@@ -101,15 +103,35 @@ def test_memory_that_runs_out_is_counted(tmp_path):
 
     def measure(batch):
         tried.append("".join(sample.name for sample in batch))
-        if len(batch) > 1 or batch[0].name == "b":
+        if len(batch) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return [{"size": 1} for _ in batch]
+        if batch[0].name == "b":
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")
+        return [{"size": 1}]
 
     run = RunFolder.create(tmp_path / "run", {}, ("size",))
     samples = [SimpleNamespace(name=name) for name in "abcd"]
     assert measure_batches(run, samples, measure, 2) == [{"size": 1}] * 3
     assert tried == ["ab", "a", "b", "cd", "c", "d"]
     assert run.skipped == {"out of memory": 1}
+
+
+@pytest.mark.parametrize("error", [BadSample("empty"), torch.OutOfMemoryError("CUDA out of memory")])
+def test_a_failed_sample_holds_no_memory(error):
+    """What was recorded for it is gone at once, without waiting for the collector of cycles."""
+    held = []
+
+    def measure(batch):
+        trace = torch.zeros(1)
+        held.append(weakref.ref(trace))
+        raise type(error)(str(error))
+
+    gc.disable()
+    try:
+        found = attempt(measure, [SimpleNamespace(name="a")], (BadSample,))
+        assert len(found) == 1 and held[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_an_error_that_is_not_of_the_sample_ends_the_run(tmp_path):

@@ -69,15 +69,18 @@ def test_setup_is_quick_to_repeat(tmp_path):
     python.write_text(f'#!/bin/sh\necho "$@" >> {calls}\n')
     python.chmod(0o755)
 
-    def setup(**environment):
+    def setup(*packages, **environment):
         return subprocess.run(
-            ["bash", project / "env_setup_llava.bash"], capture_output=True, text=True,
+            ["bash", project / "env_setup_llava.bash", *packages], capture_output=True, text=True,
             env={"PATH": "/usr/bin:/bin", "PYTHON": str(python), **environment},
         )  # fmt: skip
 
     assert setup().returncode == 0 and "pip install" in calls.read_text()
     calls.unlink()
     assert setup().returncode == 0 and not calls.exists()
+    assert setup("datasets", "gguf").returncode == 0
+    assert calls.read_text().splitlines()[-1].endswith("--constraint requirements.txt datasets gguf")
+    calls.unlink()
     (project / "requirements.txt").write_text("tqdm\n")
     assert setup().returncode == 0 and "pip install" in calls.read_text()
     (project / "requirements.txt").write_text("numpy\n")
