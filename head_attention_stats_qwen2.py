@@ -8,7 +8,7 @@ more it attends to the image, or to one corner of it, when the object is there. 
 with effect size and test, count_LHN.npy for which pairs it is among the top k of its layer, beside bar plots and
 heads.png (analysis/head_responses.py describes all files). With --ablate, the heads that respond most on one half of
 the pairs lose their image attention on the other half, beside random heads of the same layers: ablation.png.
-Without data it makes pairs with an object at the top left. The embedded model takes half a minute.
+Without data it makes pairs with an object at the top left.
 """
 
 from __future__ import annotations

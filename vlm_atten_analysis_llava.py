@@ -16,7 +16,6 @@ what it looks at?
 summary.json has every metric with n, interval and controls; measures.csv every sample's, heads.csv and heads/ those of
 every layer and head; controls-*.png the controls, looks_and_uses.png and curves.png what the answer rests on; the first
 --pictures samples get looks.png and their maps. Without --data-root it makes its own pictures.
-The embedded model takes about three minutes for 100 pictures.
 """
 
 from __future__ import annotations

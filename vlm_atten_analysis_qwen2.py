@@ -10,7 +10,6 @@ where cells look, against the shapes' boxes and beside controls; and whether the
 Two things are Qwen's own. A cell is 2 x 2 patches of the tower, merged: it looks as their mean and is looked at as
 their sum. And image-to-image attention is the tower's, which sees the whole picture (Qwen2.5-VL's in windows, but for a
 few layers), or, with --seeds-in decoder, the language model's, where a cell sees only those before it.
-The embedded models take about four minutes for 100 pictures, most of it for --faithfulness.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def attempt(measure: Callable[[Sequence], list], batch: Sequence, bad: tuple[typ
         return measure(batch)
     except bad as error:
         failed = error.with_traceback(None)  # whose frames would keep what was recorded
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
         failed = Unmeasurable("out of memory", "out of memory; fewer or smaller pictures or half precision may fit")

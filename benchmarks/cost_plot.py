@@ -65,19 +65,19 @@ def draw_time(axes, rows: list[dict], looks: dict[str, dict]) -> None:
         low, ratio, high = ([row[f"{name}_to_plain"] for row in mine] for name in ("lowest", "time", "highest"))
         whiskers = [[b - a for a, b in zip(low, ratio, strict=True)], [b - a for a, b in zip(ratio, high, strict=True)]]
         axes.errorbar([row["T"] * APART**place for row in mine], ratio, whiskers, elinewidth=0.7, **style)
-    lengths_of(axes, rows)
+    seconds = {row["T"]: row["seconds"] for row in rows if row["way"] == "plain"}
+    lengths_of(axes, {length: f"{length}\n{took:.2g} s" for length, took in seconds.items()})
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     shown = [mark for mark in MARKS["few" if high > 3 * low else "many"] if low <= mark <= high]
     axes.set_yticks(shown, labels=[f"{mark:g}" for mark in shown])
     axes.set_yticks([], minor=True)
     axes.set_ylabel("time, to plain")
-    seconds = {row["T"]: row["seconds"] for row in rows if row["way"] == "plain"}
-    axes.set_xticks(list(seconds), labels=[f"{length}\n{took:.2g} s" for length, took in seconds.items()], fontsize=7)
     axes.set_xlabel("prompt length T, and plain's seconds")
 
 
 def draw_memory(axes, rows: list[dict], looks: dict[str, dict]) -> None:
+    """Peaks above the model; dotted to what eager's matrices alone would need."""
     for way, style in looks.items():
         mine = sorted((row for row in rows if row["way"] == way), key=lambda row: row["T"])
         points = [(row["T"], row["above_model_MB"]) for row in mine if row["above_model_MB"]]
@@ -85,17 +85,16 @@ def draw_memory(axes, rows: list[dict], looks: dict[str, dict]) -> None:
         needed = [(row["T"], row["matrices_MB"]) for row in mine if row["matrices_MB"] and not row["above_model_MB"]]
         if needed:
             axes.plot(*zip(*points[-1:], *needed, strict=True), **style | {"linestyle": ":", "markerfacecolor": "none"})
-    lengths_of(axes, rows)
+    lengths_of(axes, {row["T"]: str(row["T"]) for row in rows})
     axes.set_yscale("log")
     axes.set_ylabel("peak MB above the model")
     axes.set_xlabel("prompt length T")
 
 
-def lengths_of(axes, rows: list[dict]) -> None:
-    """A logarithmic axis of the lengths that were measured."""
-    lengths = sorted({row["T"] for row in rows})
+def lengths_of(axes, labels: dict[int, str]) -> None:
+    """A logarithmic axis of the lengths that were measured, each with its label."""
     axes.set_xscale("log")
-    axes.set_xticks(lengths, labels=[str(length) for length in lengths], fontsize=7)
+    axes.set_xticks(list(labels), labels=list(labels.values()), fontsize=7)
     axes.set_xticks([], minor=True)
     axes.grid(True, which="both", linewidth=0.4, alpha=0.4)
 

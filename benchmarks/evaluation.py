@@ -1,6 +1,6 @@
 """How many records a second does an evaluation answer: one by one, in batches, in two processes?
 
-    python -m benchmarks.evaluation                                   (2 CPU cores, the embedded model: two minutes)
+    python -m benchmarks.evaluation                                   (2 CPU cores, the embedded model)
     python -m benchmarks.evaluation --model CHECKPOINT --device cuda --dtype bfloat16 --batch-sizes 1 8 32
 
 What evaluate.py does for a record is done here: its pictures are read, the question is answered, the line is written

@@ -1,6 +1,6 @@
 """Accuracies of a checkpoint by kind of question: exact match of the whole generated answer, as a user would get it.
 
-    python -m models.tiny.score --model tiny-llava        (two minutes; prints a table)
+    python -m models.tiny.score --model tiny-llava        (prints a table)
 """
 
 from __future__ import annotations
