@@ -1,9 +1,12 @@
-"""The one attention function: SDPA exactly as the model runs it, shown to listeners, or steered.
+"""The attention function of recorded and steered models: SDPA exactly as the model runs it.
 
 transformers looks an attention function up by name in the config of each sub-model. While anything is attached the name
-is ours; afterwards it is what it was. The mask function under the same name is SDPA's own, so the kernel that
-runs, and with it every bit of the output, is the plain model's. A function registered without a mask function would be
-handed no mask at all, even for padded batches.
+is NAME; afterwards it is what it was. The mask function under the same name is SDPA's own, so the kernel that
+runs, and with it every bit of the output, is the plain model's. A function registered without a mask function would
+get no mask at all, even for padded batches.
+
+Listeners and steering are attached to the attention modules by thread: a forward pass of the same model in another
+thread is neither recorded nor steered.
 """
 
 from __future__ import annotations
@@ -11,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Literal
+from threading import Lock, get_ident
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -21,8 +25,9 @@ from transformers.masking_utils import sdpa_mask
 
 NAME = "sightline"
 ATTENTION = ("self_attn", "attn")  # what attention modules are called; the second in Qwen's towers
-LISTENERS = "sightline_listeners"  # the attribute of an attention module that holds what listens to it
-STEERING = "sightline_steering"  # the attribute of one that holds what is done to it, a `models.steering.Steering`
+# Attributes of an attention module, dictionaries by thread: its listeners, and its `models.steering.Steering`.
+LISTENERS, STEERING = "sightline_listeners", "sightline_steering"
+LOCK = Lock()  # of all changes to these attributes and to the name of the attention function
 
 Part = Literal["decoder", "tower"]
 Listener = Callable[[int, nn.Module, torch.Tensor, torch.Tensor, torch.Tensor | None, float], None]
@@ -30,16 +35,16 @@ Listener = Callable[[int, nn.Module, torch.Tensor, torch.Tensor, torch.Tensor | 
 
 
 def attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
-    """SDPA, shown to the listeners of `module` first, and steered where something steers it.
+    """SDPA; calls the thread's listeners of `module` first, and applies its steering where there is one.
 
     query [batch, head, row, width] and key, value [batch, key head, key, width] are post-rotary, the cache included;
     attention_mask is None (causal in prefill, everything in decode) or bool [batch, 1, row, key], True = attend.
     Returns (output [batch, row, head, width], None).
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    for listener in getattr(module, LISTENERS, ()):
+    for listener in attached(module, LISTENERS, ()):
         listener(module, query, key, attention_mask, scale)
-    steering = getattr(module, STEERING, None)
+    steering = attached(module, STEERING)
     if steering is not None:
         plain = partial(sdpa_attention_forward, module, scaling=scale, dropout=dropout, **kwargs)
         return steering.attend(lambda *args: plain(*args)[0], query, key, value, attention_mask, scale), None
@@ -95,22 +100,48 @@ def has_sliding_window(config) -> bool:
 
 @contextmanager
 def listening(model: PreTrainedModel, part: Part, listener: Listener) -> Iterator[int]:
-    """Shows every attention call of `part` to `listener`; yields the number of layers. Leaves the model as it was."""
+    """Call `listener` before every attention of `part` in this thread; yields the number of layers.
+
+    The model is left as it was.
+    """
     stack, modules = attention_stack(model, part)
-    attached = [partial(listener, layer) for layer in range(len(modules))]
-    for module, each in zip(modules, attached, strict=True):
-        setattr(module, LISTENERS, (*getattr(module, LISTENERS, ()), each))
-    name_attention(stack, modules)
+    listeners = [partial(listener, layer) for layer in range(len(modules))]
+    with LOCK:
+        for module, own in zip(modules, listeners, strict=True):
+            attach(module, LISTENERS, (*attached(module, LISTENERS, ()), own))
+        name_attention(stack, modules)
     try:
         yield len(modules)
     finally:
-        for module, each in zip(modules, attached, strict=True):
-            left = tuple(other for other in getattr(module, LISTENERS) if other is not each)
-            setattr(module, LISTENERS, left) if left else delattr(module, LISTENERS)
-        name_attention(stack, modules)
+        with LOCK:
+            for module, own in zip(modules, listeners, strict=True):
+                others = tuple(other for other in attached(module, LISTENERS) if other is not own)
+                attach(module, LISTENERS, others) if others else detach(module, LISTENERS)
+            name_attention(stack, modules)
+
+
+def is_attached(module: nn.Module, name: str) -> bool:
+    """Whether this thread attached a value to a module under LISTENERS or STEERING."""
+    return get_ident() in getattr(module, name, {})
+
+
+def attached(module: nn.Module, name: str, default: Any = None) -> Any:
+    """The value that this thread attached to a module under LISTENERS or STEERING; `default` where there is none."""
+    return getattr(module, name, {}).get(get_ident(), default)
+
+
+def attach(module: nn.Module, name: str, value: Any) -> None:
+    """Attach a value for this thread; the caller holds LOCK."""
+    setattr(module, name, getattr(module, name, {}) | {get_ident(): value})
+
+
+def detach(module: nn.Module, name: str) -> None:
+    """Remove this thread's value, which must be there; the caller holds LOCK."""
+    others = {thread: value for thread, value in getattr(module, name).items() if thread != get_ident()}
+    setattr(module, name, others) if others else delattr(module, name)
 
 
 def name_attention(stack: PreTrainedModel, modules: list[nn.Module]) -> None:
-    """Puts our name into the config while anything is attached, SDPA's once the last one left, in whatever order."""
-    attached = any(hasattr(module, name) for module in modules for name in (LISTENERS, STEERING))
-    stack.config._attn_implementation = NAME if attached else "sdpa"
+    """Set NAME in the config while any thread has anything attached, SDPA's name otherwise; the caller holds LOCK."""
+    anything = any(hasattr(module, name) for module in modules for name in (LISTENERS, STEERING))
+    stack.config._attn_implementation = NAME if anything else "sdpa"

@@ -1,10 +1,11 @@
-"""The residual stream: what enters each layer of the decoder, shown as it comes and kept by nobody."""
+"""The residual stream that enters each layer of the decoder, passed to a callback; nothing is stored."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from threading import get_ident
 
 import torch
 from torch import nn
@@ -25,20 +26,21 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
 
 @contextmanager
 def residual_stream(model: PreTrainedModel, see: See) -> Iterator[None]:
-    """Shows what enters every decoder layer to `see`, in prefill and at each step; leaves the model as it was.
+    """Call `see` with the residual stream that enters every decoder layer, in prefill and at each step of this thread.
 
-    What `see` is given is the model's own tensor: reduce it at once (a layer of a model 4096 wide holds 64 MB of
-    float32 at 4096 tokens), and change nothing in it.
+    Its argument is the model's own tensor: reduce it at once (a layer of a model 4096 wide holds 64 MB of float32 at
+    4096 tokens), and change nothing in it. The model is left as it was.
     """
     with ExitStack() as hooks:
         for layer, module in enumerate(decoder_layers(model)):
-            handle = module.register_forward_pre_hook(partial(_show, see, layer), with_kwargs=True)
+            handle = module.register_forward_pre_hook(partial(_show, see, layer, get_ident()), with_kwargs=True)
             hooks.callback(handle.remove)
         yield
 
 
-def _show(see: See, layer: int, module: nn.Module, args: tuple, kwargs: dict) -> None:
-    see(layer, (args[0] if args else kwargs["hidden_states"]).detach())
+def _show(see: See, layer: int, thread: int, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    if get_ident() == thread:
+        see(layer, (args[0] if args else kwargs["hidden_states"]).detach())
 
 
 @torch.no_grad()

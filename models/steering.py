@@ -21,7 +21,7 @@ import torch
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from models.attention import STEERING, attention_stack, name_attention
+from models.attention import LOCK, STEERING, attach, attention_stack, detach, is_attached, name_attention
 from models.residual import residual_stream
 from models.touched import Note, Touched
 from models.trace import softmax_rows
@@ -262,10 +262,10 @@ class Intervention(Protocol):
 def steered(
     model: PreTrainedModel, layers: Mapping[int, Steering | FromResidual], touched: Touched | None = None
 ) -> Iterator[None]:
-    """Steers the given layers of the decoder for the length of the block; no layer leaves the model untouched.
+    """Steer the given layers of the decoder for the length of the block, in this thread alone.
 
-    `touched` is told what changes. Raises ValueError for one that is no report and for a model whose attention cannot
-    be reached, RuntimeError where it is being steered already.
+    No layer leaves the model untouched. `touched` receives what changes. Raises ValueError for one that is no report
+    and for a model whose attention cannot be reached, RuntimeError where this thread steers the model already.
     """
     if touched is not None and not isinstance(touched, Touched):
         raise ValueError(f"touched is {touched!r}; give a new models.touched.Touched(), to be filled")
@@ -273,30 +273,33 @@ def steered(
         yield
         return
     stack, modules = attention_stack(model, "decoder")
-    if any(hasattr(module, STEERING) for module in modules):
-        raise RuntimeError("the model is being steered by another generation; wait until that has ended")
+    if any(is_attached(module, STEERING) for module in modules):
+        raise RuntimeError("the model is being steered by another generation of this thread; wait until that has ended")
     pending = {layer: steering for layer, steering in layers.items() if not isinstance(steering, Steering)}
 
-    def attach(layer: int, steering: Steering) -> None:
-        setattr(modules[layer], STEERING, steering if touched is None else touched.watch(layer, steering))
+    def ready(layer: int, steering: Steering) -> Steering:
+        return steering if touched is None else touched.watch(layer, steering)
 
-    def see(layer: int, hidden: torch.Tensor) -> None:
+    def complete(layer: int, hidden: torch.Tensor) -> None:
         if layer in pending:
-            attach(layer, pending.pop(layer)(hidden))
+            steering = ready(layer, pending.pop(layer)(hidden))
+            with LOCK:
+                attach(modules[layer], STEERING, steering)
 
-    def detach() -> None:
-        for layer in layers:
-            delattr(modules[layer], STEERING)
-        name_attention(stack, modules)
+    def restore() -> None:
+        with LOCK:
+            for layer in layers:
+                detach(modules[layer], STEERING)
+            name_attention(stack, modules)
 
+    # None holds the place of a layer until its residual stream is known.
+    known = {layer: None if layer in pending else ready(layer, steering) for layer, steering in layers.items()}
     with ExitStack() as scope:
-        for layer in layers:
-            setattr(modules[layer], STEERING, None)  # holds the place until the layer's steering is known
-        scope.callback(detach)
-        for layer, steering in layers.items():
-            if layer not in pending:
-                attach(layer, steering)
-        name_attention(stack, modules)
+        with LOCK:
+            for layer, steering in known.items():
+                attach(modules[layer], STEERING, steering)
+            name_attention(stack, modules)
+        scope.callback(restore)
         if pending:
-            scope.enter_context(residual_stream(model, see))
+            scope.enter_context(residual_stream(model, complete))
         yield

@@ -117,7 +117,9 @@ class TowerTrace:
     def chunks(self, layer: int, image: int = 0) -> list[Chunk]:
         """What was recorded of one image in one layer, in the order of the tower's rows."""
         if not self._ends or self._seen[-1] < self._ends[-1]:
-            raise RuntimeError("nothing was recorded: run the model inside `with TowerTrace(model, layout) as trace:`")
+            raise RuntimeError(
+                "nothing was recorded: run the model in this thread, inside `with TowerTrace(model, layout) as trace:`"
+            )
         self._moved.wait()
         image = index_of(image, len(self.images), "image")
         return self._chunks[index_of(layer, self.depth, "layer")][image]

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from models.attention import STEERING, listening
+from models.attention import STEERING, attached, listening
 from models.offload import Offload
 
 BLOCK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}  # attention weights held at a time; on a CPU a block stays in its cache
@@ -140,7 +140,7 @@ class AttentionTrace:
             self.start = first_positions(mask, query)
         rows = None if self._rows is None else indices_of(self._rows, self.prompt_length, "query").unique()
         kept = self._keep(query if rows is None else query[:, :, rows.to(query.device)])
-        steering = getattr(module, STEERING, None)
+        steering = attached(module, STEERING)
         self._recorded[layer] = Recorded(kept, rows, key.detach(), scaling, steering, query.device)
 
     def _keep(self, query: torch.Tensor) -> torch.Tensor:
@@ -167,7 +167,9 @@ class AttentionTrace:
 
     def _any(self) -> Recorded:
         if len(self._recorded) < max(len(self._kept), 1):
-            raise RuntimeError("nothing was recorded: run the model inside `with AttentionTrace(model) as trace:`")
+            raise RuntimeError(
+                "nothing was recorded: run the model in this thread, inside `with AttentionTrace(model) as trace:`"
+            )
         return next(iter(self._recorded.values()))
 
     def _of(self, layer: int) -> Recorded:

@@ -1,6 +1,9 @@
 """The two edits on bare tensors against plain arithmetic; what steered generation refuses; where grids come from."""
 
 import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -9,7 +12,7 @@ from PIL import Image
 
 import models.steering
 from models.answer import answer, answers
-from models.attention import STEERING, attention
+from models.attention import LISTENERS, STEERING, attach, attention
 from models.errors import SampleError
 from models.gaze import NonGaussian
 from models.steering import KeyBias, RowEdit, Steering, steered
@@ -73,7 +76,7 @@ def test_both_edits_are_plain_arithmetic(monkeypatch, padded, biased, edited):
     bias = KeyBias.multiply(whole, torch.tensor(starts)) if biased else None
     module = Module()
     edits = {sample: RowEdit(4, halve_first) for sample in edited}
-    setattr(module, STEERING, Steering(PROMPT, starts, bias, edits))
+    attach(module, STEERING, Steering(PROMPT, starts, bias, edits))
     key, value = (torch.randn(2, KEY_HEADS, PROMPT + 2, WIDTH, generator=generator) for _ in range(2))
     for keys, rows in ((PROMPT, PROMPT), (PROMPT + 1, 1), (PROMPT + 2, 1)):
         query = 2 * torch.randn(2, HEADS, rows, WIDTH, generator=generator)
@@ -165,10 +168,10 @@ def test_bad_gaze_is_refused_before_the_model_runs(name, mask_type, scanpaths, s
 @pytest.mark.parametrize(
     "options, sentence",
     [
-        ({"num_beams": 2}, "num_beams=2 cannot be steered"),
-        ({"num_return_sequences": 2, "do_sample": True}, "num_return_sequences=2 cannot be steered"),
-        ({"prompt_lookup_num_tokens": 2}, "assisted generation cannot be steered"),
-        ({"generation_config": transformers.GenerationConfig(num_beams=3)}, "num_beams=3 cannot be steered"),
+        ({"num_beams": 2}, "num_beams=2 reorders the batch, so this generation cannot be steered"),
+        ({"num_return_sequences": 2, "do_sample": True}, "num_return_sequences=2 multiplies the batch"),
+        ({"prompt_lookup_num_tokens": 2}, "prompt_lookup_num_tokens=2 feeds several tokens a step"),
+        ({"generation_config": transformers.GenerationConfig(num_beams=3)}, "num_beams=3 reorders the batch"),
         ({"attention_mask": None}, "needs input_ids and attention_mask by name and an empty cache"),
         ({"past_key_values": transformers.DynamicCache()}, "needs input_ids and attention_mask by name"),
         ({"attention_mask": torch.ones(1, 1, 30, 30)}, "not one of padding on the left"),
@@ -204,9 +207,61 @@ def test_right_padding_is_refused():
 @torch.no_grad()
 def test_other_caches_are_refused(options):
     model, inputs, _ = inputs_of("llava")
-    with pytest.raises(RuntimeError, match="steering needs an empty default"):
+    with pytest.raises(ValueError, match="so this generation cannot be steered"):
         model.generate(**inputs, max_new_tokens=3, **GAZE, **options)
     assert not any(hasattr(module, STEERING) for module in model.modules())
+
+
+@dataclass(frozen=True)
+class Meanwhile:
+    """An intervention that halves the first key's weight, and lets `work` run in another thread as it edits rows."""
+
+    work: Callable
+
+    def steering(self, prompt):
+        def change(weights):
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(self.work).result()
+            return halve_first(weights)
+
+        edits = {sample: RowEdit(0, change) for sample in range(len(prompt.starts))}
+        return {0: Steering(prompt.length, prompt.starts, edits=edits)}
+
+
+@torch.no_grad()
+def test_other_threads_are_neither_steered_nor_recorded():
+    """While rows are edited, the same model runs plainly in another thread: the same operations on the same numbers."""
+    model, inputs, _ = inputs_of("llava")
+    plain, logits = model(**inputs).logits, []
+    options = {"max_new_tokens": 3, "return_dict_in_generate": True, "output_logits": True}
+    with AttentionTrace(model) as alone:
+        expected = model.generate(**inputs, **options, steering=Meanwhile(lambda: None))
+    with AttentionTrace(model) as trace:
+        steering = Meanwhile(lambda: logits.append(model(**inputs).logits))
+        steered = model.generate(**inputs, **options, steering=steering)
+    assert len(logits) >= 3 and all(torch.equal(each, plain) for each in logits)
+    assert not torch.equal(expected.logits[0], plain[:, -1])
+    assert all(map(torch.equal, steered.logits, expected.logits))
+    assert torch.equal(trace.weights(2, -1), alone.weights(2, -1))
+    assert not any(hasattr(module, name) for module in model.modules() for name in (LISTENERS, STEERING))
+
+
+@torch.no_grad()
+def test_two_threads_steer_one_model_each_for_itself():
+    model, inputs, _ = inputs_of("llava")
+    scanpaths = [[[(0, 0)]], [[(3, 3)]]]
+
+    def generate(gaze):
+        with AttentionTrace(model) as trace:
+            model.generate(**inputs, max_new_tokens=4, mask_type={"type": "gaussian"}, scanpaths=gaze)
+        return trace.weights(1, -1)
+
+    expected = [generate(gaze) for gaze in scanpaths]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(generate, scanpaths * 10))
+    assert not torch.equal(*expected)
+    assert all(torch.equal(weights, expected[place % 2]) for place, weights in enumerate(found))
+    assert model.config.text_config._attn_implementation == "sdpa"
 
 
 def test_gaze_belongs_to_exactly_one_image():
