@@ -32,6 +32,7 @@ from tqdm import tqdm
 import models
 from analysis import command
 from analysis.evaluation_table import figures_line, summarise_run
+from analysis.flags import check_penalty
 from analysis.judges import JUDGES
 from analysis.predictions import Key, Part, Predictions, digest, in_order
 from analysis.processes import ProcessLost, Team, own_device, team
@@ -89,6 +90,8 @@ class Config(LoadFlags, GazeFlags, MethodFlags):
     """0: the likeliest tokens; above, tokens are drawn, each record by random numbers of its own."""
     top_p: float = 1.0
     """Draw from the likeliest tokens that together have this probability."""
+    repetition_penalty: float = 1.0
+    """Penalty on tokens that the prompt or the answer holds already; 1 is none, whatever the checkpoint asks for."""
     seed: int = 0
     """Seed of the drawing."""
     system_prompt: str | None = None
@@ -109,6 +112,7 @@ class Config(LoadFlags, GazeFlags, MethodFlags):
             raise ValueError("give --batch-size and --max-new-tokens of at least 1, --limit and --seed of at least 0")
         if not 0 <= self.temperature < float("inf") or not 0 < self.top_p <= 1:
             raise ValueError("give --temperature of 0 or more, and --top-p above 0 and at most 1")
+        check_penalty(self.repetition_penalty)
         if self.dataset is None and self.data_root is not None:
             raise ValueError("--data-root needs --dataset: blink, sat2, or a file or folder of records")
         if self.system_prompt is not None and not self.system_prompt.strip():
@@ -152,7 +156,9 @@ class Config(LoadFlags, GazeFlags, MethodFlags):
 
     @property
     def generation(self) -> Generation:
-        return Generation(self.max_new_tokens, self.temperature, self.top_p, self.seed, self.system_prompt)
+        return Generation(
+            self.max_new_tokens, self.temperature, self.top_p, self.seed, self.system_prompt, self.repetition_penalty
+        )
 
 
 def main(config: Config) -> int:
@@ -253,7 +259,7 @@ def prepare(config: Config, device: str, asked: dict[Key, Question], told: bool)
     model, processor = models.load(config.model, **config.loading | {"device": device})
     if config.system_prompt is not None:
         model.prepare(processor, [Image.new("RGB", (64, 64))], "a", config.system_prompt)  # raises where it is dropped
-    about = {**describe(model), "generation": model.generation_config.to_diff_dict()}
+    about = describe(model)
     if known is not None and model.image_grid(processor, 64, 64) is None:
         raise ValueError(f"--method {config.method} needs a known image grid: {models.PATCHED}")
     return ModelAsked(model, processor, config.generation, steering(settings, model, asked, known, config)), about

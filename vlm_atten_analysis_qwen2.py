@@ -66,7 +66,9 @@ def main(config: Config) -> int:
         picture, rng = read_image(sample.pair.image_path), np.random.default_rng([config.seed, sample.number])
         grid = model.image_grid(processor, *picture.size)
         scene = place(sample.pair, grid, rng)
-        spoken = speak(model, processor, picture, sample.prompt, config.max_new_tokens)
+        spoken = speak(
+            model, processor, picture, sample.prompt, config.max_new_tokens, config.repetition_penalty
+        )
         pictures = [picture, shuffle_cells(picture, grid, rng)]
         reading = read_along(model, processor, pictures, sample.prompt, spoken, tower is not None, config.offload)
         rows = rows_of_words(reading.layouts[0], spoken, sample.words, config.rows, config.words_in)

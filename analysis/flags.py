@@ -18,6 +18,8 @@ class RolloutFlags:
 
     max_new_tokens: int = 16
     """Longest answer, in tokens."""
+    repetition_penalty: float = 1.0
+    """Penalty on tokens that the prompt or the answer holds already; 1 is none, whatever the checkpoint asks for."""
     rows: Literal["predicting", "query"] = "predicting"
     """Map of a token: the row that predicted it, or the row in which it is read as the query."""
     residual: float = 0.5
@@ -47,7 +49,8 @@ class RolloutFlags:
     @property
     def answering(self) -> dict:
         """Options of `models.answer.answers`."""
-        return {"max_new_tokens": self.max_new_tokens, "offload": self.offload}
+        names = ("max_new_tokens", "repetition_penalty", "offload")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def rolling(self) -> dict:
@@ -63,6 +66,7 @@ class RolloutFlags:
         """Raises ValueError for flags that cannot work."""
         if self.max_new_tokens < 1:
             raise ValueError(f"--max-new-tokens {self.max_new_tokens} must be at least 1")
+        check_penalty(self.repetition_penalty)
         if not 0 <= self.residual < 1:
             raise ValueError(f"--residual {self.residual} is out of range; give 0 <= w < 1")
         if not 0 <= self.lowest < 1:
@@ -73,3 +77,9 @@ class RolloutFlags:
             raise ValueError(f"--page-mb {self.page_mb} is not a size; give 0 or more")
         if self.colourmap not in matplotlib.colormaps:
             raise ValueError(f"--colourmap {self.colourmap!r} is unknown to matplotlib; try turbo, viridis or jet")
+
+
+def check_penalty(repetition_penalty: float) -> None:
+    """Raise ValueError for a repetition penalty that is not a finite number above 0."""
+    if not 0 < repetition_penalty < float("inf"):
+        raise ValueError(f"--repetition-penalty {repetition_penalty} is no penalty; give a number above 0 (1: none)")

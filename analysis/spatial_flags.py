@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from analysis.flags import check_penalty
 from analysis.layers import check_layers, select_layers
 from analysis.spatial_attention import SEEDS, WORDS
 
@@ -35,6 +36,8 @@ class SpatialAttentionFlags:
     """Draw controls-*.png and heads/ (a quarter of a minute)."""
     max_new_tokens: int = 16
     """Longest answer, in tokens."""
+    repetition_penalty: float = 1.0
+    """Penalty on tokens that the prompt or the answer holds already; 1 is none, whatever the checkpoint asks for."""
     offload: bool = False
     """Keep recorded queries and keys on the CPU, for long prompts on a small GPU."""
     out_dir: str | None = None
@@ -43,7 +46,8 @@ class SpatialAttentionFlags:
     @property
     def answering(self) -> dict:
         """Options of `models.answer.answers`."""
-        return {"max_new_tokens": self.max_new_tokens, "offload": self.offload}
+        names = ("max_new_tokens", "repetition_penalty", "offload")
+        return {name: getattr(self, name) for name in names}
 
     def check_measures(self) -> None:
         """Raises ValueError for flags that cannot work with any model."""
@@ -51,6 +55,7 @@ class SpatialAttentionFlags:
         check_layers(self.tower_layers)
         if self.max_new_tokens < 1 or self.batch_size < 1:
             raise ValueError("give --max-new-tokens and --batch-size of at least 1")
+        check_penalty(self.repetition_penalty)
         if self.faithfulness < 0 or self.pictures < 0:
             raise ValueError("give --faithfulness and --pictures of at least 0")
 

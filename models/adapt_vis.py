@@ -74,7 +74,7 @@ class AdaptVis:
 def confidence(model, inputs) -> torch.Tensor:
     """Probability of the first token that the untouched model says greedily, float32 [sample]; costs one prefill."""
     output = model.generate(
-        **inputs, do_sample=False, max_new_tokens=1, return_dict_in_generate=True, output_logits=True
+        **inputs, max_new_tokens=1, return_dict_in_generate=True, output_logits=True
     )
     return output.logits[0].float().softmax(-1).amax(-1)
 

@@ -7,9 +7,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
+from transformers import LogitsProcessorList
 
 from models.errors import SampleError
 from models.layout import TokenLayout
+from models.sampling import penalised
 from models.tower import TowerTrace
 from models.trace import AttentionTrace
 
@@ -61,9 +63,12 @@ def answers(
     offload: bool = False,
     tower: bool = False,
     rows: Sequence[int] | None = None,
+    repetition_penalty: float = 1.0,
     **generation,
 ) -> list[Answer | SampleError]:
     """Greedy answers (unless `generation` says otherwise) to a batch, generated together under one trace.
+
+    Probabilities are the model's own, before a repetition penalty.
 
     images: for each prompt a list of RGB pictures. `tower` records the vision tower as well; it costs memory for its
     queries and keys, and no time worth naming. `rows` are the positions of the prompt whose attention will be asked
@@ -72,7 +77,8 @@ def answers(
     Raises SampleError for a sample that cannot be prepared.
     """
     inputs, layouts = model.prepare(processor, images, prompts)
-    options = {"do_sample": False, "max_new_tokens": max_new_tokens, **generation}
+    processors = LogitsProcessorList(penalised(repetition_penalty, inputs["attention_mask"]))
+    options = {"max_new_tokens": max_new_tokens, "logits_processor": processors, **generation}
     seen = TowerTrace(model, layouts, offload=offload) if tower else None
     with seen or nullcontext(), AttentionTrace(model, offload=offload, rows=rows) as trace:
         output = model.generate(**inputs, **options, return_dict_in_generate=True, output_logits=True)

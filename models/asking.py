@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from transformers import LogitsProcessorList
 
 from models import runner as runners
 from models.adapt_vis import AdaptVis, confidence
 from models.answer import answer_length
 from models.gaze import GazeMask, KeyMask
 from models.layout import ImageGrid
-from models.sampling import sampling
+from models.sampling import penalised, sampling
 from models.touched import Touched
 from models.var import VAR
 
@@ -40,6 +41,7 @@ class Generation:
     top_p: float = 1.0
     seed: int = 0
     system: str | None = None
+    repetition_penalty: float = 1.0
 
 
 Steer = Callable[[Sequence, dict, list], tuple[dict, list[dict[str, int]]]]
@@ -104,7 +106,11 @@ class ModelAsked:
         inputs, layouts = model.prepare(self.processor, images, prompts, chosen.system)
         options, counts = self.steer(keys, inputs, layouts)
         length, touched = inputs["input_ids"].shape[1], Touched()
-        options |= sampling(chosen.temperature, chosen.top_p, chosen.seed, keys, length)
+        processors = [
+            *penalised(chosen.repetition_penalty, inputs["attention_mask"]),
+            *sampling(chosen.temperature, chosen.top_p, chosen.seed, keys, length),
+        ]
+        options["logits_processor"] = LogitsProcessorList(processors)
         output = model.generate(**inputs, **options, max_new_tokens=chosen.max_new_tokens, touched=touched)
         answers = [ids[: answer_length(ids, model.generation_config.eos_token_id)] for ids in output[:, length:]]
         changed = changes(touched, [len(ids) for ids in answers])
@@ -148,6 +154,7 @@ class RunnerAsked:
             "max_new_tokens": chosen.max_new_tokens,
             "temperature": chosen.temperature,
             "top_p": chosen.top_p,
+            "repetition_penalty": chosen.repetition_penalty,
             "seed": own_seed(chosen.seed, key),
             "system_prompt": chosen.system,
         }

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from transformers import LogitsProcessorList
 
 from models import PATCHED
 from models.answer import answer_length
 from models.errors import SampleError
 from models.layout import TokenLayout
 from models.residual import prefill
+from models.sampling import penalised
 from models.tower import TowerTrace, check_tower
 from models.trace import AttentionTrace
 
@@ -41,13 +43,14 @@ class Reading(NamedTuple):
 
 
 @torch.no_grad()
-def speak(model, processor, picture, prompt: str, max_new_tokens: int) -> Spoken:
+def speak(model, processor, picture, prompt: str, max_new_tokens: int, repetition_penalty: float = 1.0) -> Spoken:
     """What the model answers to one prompt about one RGB picture.
 
     Raises SampleError for an empty answer, and for what cannot be prepared.
     """
     inputs, layout = model.prepare(processor, [picture], prompt)
-    output = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
+    processors = LogitsProcessorList(penalised(repetition_penalty, inputs["attention_mask"]))
+    output = model.generate(**inputs, max_new_tokens=max_new_tokens, logits_processor=processors)
     ids = output[0, layout.length :]
     ids = ids[: answer_length(ids, model.generation_config.eos_token_id)].tolist()
     if not ids:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from transformers import CONFIG_MAPPING, AutoConfig, BitsAndBytesConfig, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from models import FAMILIES, TINY, embedded
+from models import FAMILIES, TINY, embedded, generation_settings
 from models.attention import attention_stack, has_sliding_window
 from models.unpatched import check_config, check_recording
 
@@ -116,6 +116,7 @@ def read_weights(model_class, path: str, name: str, **settings):
         sentence = first_line(error).split(". ")[0]  # a part of the model has no SDPA attention
         raise ValueError(f"{name!r} cannot be built under SDPA attention: {sentence}; {SUPPORTED}") from error
     check_keys(name, info)
+    generation_settings.replace(model)
     return model
 
 
@@ -239,4 +240,6 @@ def describe(model) -> dict:
         "dtype": str(model.dtype).removeprefix("torch."),
         "devices": sorted(devices),
         "attention": "sdpa",
+        "generation": model.generation_config.to_diff_dict(),
+        "generation settings of the checkpoint that are off": model.checkpoint_generation,
     }

@@ -1,4 +1,4 @@
-"""Sampling that does not depend on who else is in the batch."""
+"""Sampling and repetition penalty of each sample by itself, whatever else its batch holds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+from transformers import LogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
 
 
 class OwnNoise(LogitsProcessor):
@@ -32,13 +32,34 @@ class OwnNoise(LogitsProcessor):
         return scores.float() + torch.from_numpy(np.stack(noise)).to(scores.device, torch.float32)
 
 
-def sampling(temperature: float, top_p: float, seed: int, keys: Sequence, prompt_length: int) -> dict:
-    """Options of `generate` that sample, each sample of the batch by its own noise; 0 is greedy.
+class RepetitionPenalty(LogitsProcessor):
+    """Divides positive scores of the tokens so far by `penalty` and multiplies negative ones (Keskar et al. 2019, 4.1).
 
-    The checkpoint's own settings for sampling and beams (its generation_config) are switched off.
+    As transformers' own, but padding is none of the tokens so far: `starts` [sample] is where each sample's ends.
     """
-    options = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+
+    def __init__(self, penalty: float, starts: Sequence[int]):
+        self.penalty, self.starts = penalty, starts
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        scores = scores.clone()
+        for sample, start in enumerate(self.starts):
+            tokens = input_ids[sample, start:].unique()
+            score = scores[sample, tokens]
+            scores[sample, tokens] = torch.where(score < 0, score * self.penalty, score / self.penalty)
+        return scores
+
+
+def penalised(repetition_penalty: float, attention_mask: torch.Tensor) -> list[LogitsProcessor]:
+    """Logits processors of a repetition penalty, for prompts padded on the left; 1 needs none."""
+    if repetition_penalty == 1:
+        return []
+    return [RepetitionPenalty(repetition_penalty, attention_mask.int().argmax(1).tolist())]
+
+
+def sampling(temperature: float, top_p: float, seed: int, keys: Sequence, prompt_length: int) -> list[LogitsProcessor]:
+    """Logits processors that sample under greedy decoding, each sample of the batch by its own noise; 0 needs none."""
     if temperature == 0:
-        return options
+        return []
     warpers = [TemperatureLogitsWarper(temperature), *([TopPLogitsWarper(top_p)] if top_p < 1 else [])]
-    return options | {"logits_processor": LogitsProcessorList([*warpers, OwnNoise(seed, keys, prompt_length)])}
+    return [*warpers, OwnNoise(seed, keys, prompt_length)]

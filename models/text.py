@@ -18,6 +18,7 @@ from transformers import (
 )
 
 import models
+from models import generation_settings
 from models.attention import attention_stack, has_sliding_window
 from models.layout import TokenLayout
 from models.loading import DTYPES, check_keys, first_line, locate, place, quantized, quiet, read_weights
@@ -165,5 +166,6 @@ def read_gguf(model_class, path: str, name: str, **settings):
     except Exception as error:  # readers of a binary format fail in any way over a damaged file
         raise ValueError(f"the weights of {name!r} cannot be read: {first_line(error)}") from error
     check_keys(name, info)
+    generation_settings.replace(model)
     model.config.name_or_path = name  # the folder says little of a file
     return model

@@ -164,7 +164,7 @@ def check_recording(model: UnpatchedModel, processor) -> None:
         raise ValueError(f"{len(modules)} of its {decoder.config.num_hidden_layers} layers have self-attention")
     inputs, _ = model.prepare(processor, [Image.new("RGB", (64, 64))], "a")
     with AttentionTrace(model) as trace:
-        model.generate(**inputs, do_sample=False, max_new_tokens=2, min_new_tokens=2)
+        model.generate(**inputs, max_new_tokens=2, min_new_tokens=2)
     inputs, _ = model.prepare(processor, [], "a")
     with AttentionTrace(model) as trace:
         model(**inputs)

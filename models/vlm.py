@@ -9,9 +9,10 @@ from jinja2 import TemplateError
 from PIL import Image
 
 from models import PATCHED
-from models.attention import LISTENERS, attention_stack
+from models.attention import LISTENERS, attention_stack, is_attached
 from models.errors import SampleError
 from models.gaze import PlacedMask, check_scanpath, parse_mask_type
+from models.generation_settings import check_recordable
 from models.layout import ImageGrid, TokenLayout, locate
 from models.steering import FromResidual, Prompt, Steering, steered
 
@@ -52,8 +53,7 @@ class VisionLanguageModel:
         touched: a new `models.touched.Touched`, which is told what was changed.
         Raises ValueError for anything wrong with them before the model runs.
         """
-        # override: steers. Beams and repeated samples reorder or multiply the batch, and neither steering nor a trace
-        # would know.
+        # override: steers, and refuses what neither steering nor a trace could follow.
         layers = {}
         if mask_type is not None or scanpaths is not None:
             if steering is not None:
@@ -62,25 +62,11 @@ class VisionLanguageModel:
         elif steering is not None:
             layers = self._steer_by(steering, kwargs)
         if layers:
-            self._refuse_reordering("steered", kwargs)
-        elif any(hasattr(module, LISTENERS) for module in self.modules()):
-            self._refuse_reordering("recorded", kwargs)
+            check_recordable("steered", kwargs, self.generation_config)
+        elif any(is_attached(module, LISTENERS) for module in self.modules()):
+            check_recordable("recorded", kwargs, self.generation_config)
         with steered(self, layers, touched):
             return super().generate(*args, **kwargs)
-
-    def _refuse_reordering(self, done: str, kwargs) -> None:
-        def setting(name):
-            return kwargs.get(name) or getattr(kwargs.get("generation_config") or self.generation_config, name, None)
-
-        for name in ("num_beams", "num_return_sequences"):
-            count = setting(name) or 1
-            if count > 1:
-                raise ValueError(f"{name}={count} cannot be {done}; use {name}=1 (greedy or sampling)")
-        if kwargs.get("assistant_model") or setting("prompt_lookup_num_tokens"):
-            raise ValueError(
-                f"assisted generation cannot be {done}, since it feeds several tokens a step; leave out "
-                "assistant_model and prompt_lookup_num_tokens"
-            )
 
     def _steer_by(self, settings, inputs) -> Mapping[int, Steering | FromResidual]:
         """What the settings of an intervention do to each layer."""

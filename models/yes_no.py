@@ -35,7 +35,6 @@ class YesNo:
         output = model.generate(
             **inputs,
             max_new_tokens=1,
-            do_sample=False,
             steering=steering,
             return_dict_in_generate=True,
             output_logits=True,

@@ -135,7 +135,7 @@ def nothing():
     assert "failed blink-2: the runner failed: KeyError: 'no corners here'" in capsys.readouterr().err
     told = [row["prediction"].split() for row in found if row["failed"] is None]
     assert {row[0] for row in told} == {"1", "2"} and {row[1] for row in told} == {"RGB"}
-    names = "['max_new_tokens', 'seed', 'system_prompt', 'temperature', 'top_p']"
+    names = "['max_new_tokens', 'repetition_penalty', 'seed', 'system_prompt', 'temperature', 'top_p']"
     assert all(names in row["prediction"] for row in found if row["failed"] is None)
     assert len({row[-2] for row in told}) == len(told) and {row[-1] for row in told} == {"6"}
 

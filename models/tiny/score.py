@@ -109,7 +109,7 @@ def answers(model, processor, trials: list[Trial]) -> list[str]:
     for start in range(0, len(trials), BATCH):
         batch = trials[start : start + BATCH]
         inputs, _ = model.prepare(processor, [[trial.picture] for trial in batch], [trial.question for trial in batch])
-        output = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
+        output = model.generate(**inputs, max_new_tokens=16)[:, inputs["input_ids"].shape[1] :]
         said += [text.strip() for text in processor.tokenizer.batch_decode(output, skip_special_tokens=True)]
     return said
 
