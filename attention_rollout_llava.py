@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 import models
 from analysis import command
 from analysis.flags import RolloutFlags
-from analysis.gallery import COLUMNS, report_answer
+from analysis.gallery import COLUMNS, lengths_line, report_answer
 from analysis.results import RunFolder, default_out_dir, refuse_existing
 from analysis.rollout import rollout
 from analysis.samples import measure_each
@@ -59,6 +59,8 @@ def main(config: Config) -> int:
 
     rows = measure_each(run, samples, look, (ImageError, SampleError), unusable)
     run.finish({"rows": config.rows, "image_share": mean_interval([row["image_share"] for row in rows], config.seed)})
+    if rows:
+        print(lengths_line(rows))
     return command.conclude(run)
 
 

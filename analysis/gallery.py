@@ -18,7 +18,10 @@ from analysis.rollout import Rollout
 from analysis.shares import image_share
 from analysis.tower import rollout_through_tower, tower_look
 
-COLUMNS = ("image", "prompt", "answer", "gold", "tokens", "probability", "image_share", "folder")
+COLUMNS = (
+    "image", "prompt", "answer", "gold", "prompt_tokens", "image_tokens", "tokens", "probability", "image_share",
+    "folder",
+)  # fmt: skip
 NOTE = "each overlay is scaled to its own maximum"
 
 
@@ -62,11 +65,24 @@ def report_answer(
         "prompt": sample.prompt,
         "answer": said.text,
         "gold": sample.gold,
+        "prompt_tokens": said.layout.length - said.layout.start,
+        "image_tokens": sum(map(len, said.layout.images)),
         "tokens": len(said.tokens),
         "probability": float(np.mean(said.probabilities)),
         "image_share": float(shares.mean()),
         "folder": folder.name,
     }
+
+
+def lengths_line(rows: list[dict]) -> str:
+    """One line with the lengths of the prompts of `report_answer`'s rows, in tokens."""
+    total, image = ([row[name] for row in rows] for name in ("prompt_tokens", "image_tokens"))
+    return f"prompts of {_range(total)} tokens, {_range(image)} of them of the image"
+
+
+def _range(counts: list[int]) -> str:
+    low, high = min(counts), max(counts)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def add_view(

@@ -1,4 +1,4 @@
-"""What will a run need? Arithmetic of a GPU's memory, by model and length of the prompt, before anything is loaded.
+"""Arithmetic of the GPU memory that a run needs, by model and length of the prompt, before anything is loaded.
 
     python -m benchmarks.budget --model qwen2.5-vl-7b --tokens 16384 --card-gb 24
     python -m benchmarks.budget --model benchmark --tokens 4096 16384
@@ -14,27 +14,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from analysis import command
-from models.trace import BLOCK_ELEMENTS, BLOCK_ROWS
+from models.memory import GB, Decoder, parts
 
-GB = 1e9
 CONTEXT = 0.6 * GB  # CUDA context and library workspaces
 IN_4_BIT = 0.6  # bytes a parameter: half a byte, its scale, and the embeddings that stay in 16 bits
-
-
-@dataclass(frozen=True)
-class Decoder:
-    """Sizes of a checkpoint: parameters of the whole, and layers, heads and widths of its decoder."""
-
-    parameters: float
-    layers: int
-    heads: int
-    key_heads: int
-    head_width: int
-    width: int
-    inner: int
-    """Width inside the MLP."""
-    number: int = 2
-    """Bytes of a number: 2 for half precision, 4 for float32."""
 
 
 DECODERS = {
@@ -54,24 +37,6 @@ class Config:
     """Positions: prompt and answer, pictures included."""
     card_gb: float = 24.0
     """Memory of the GPU, in GB (10^9 bytes)."""
-
-
-def parts(decoder: Decoder, tokens: int, device: str = "cuda") -> dict[str, float]:
-    """Bytes of each part at the moment of the highest need.
-
-    `activations` are those of one layer's MLP on the whole prompt: three arrays of its inner width (gate, up, and their
-    product), three of the model's. `rollout` is a block of scores and its softmax, float32, and a layer's keys.
-    """
-    layer = decoder.head_width * decoder.number * tokens
-    block = max(BLOCK_ELEMENTS[device], BLOCK_ROWS * tokens)
-    return {
-        "weights": decoder.parameters * decoder.number,
-        "keys and values": 2 * decoder.layers * decoder.key_heads * layer,
-        "recorded queries": decoder.layers * decoder.heads * layer,
-        "activations": 3 * (decoder.inner + decoder.width) * decoder.number * tokens,
-        "rollout": 2 * 4 * block + 4 * decoder.key_heads * decoder.head_width * tokens,
-        "eager matrices": decoder.layers * decoder.heads * decoder.number * tokens**2,
-    }
 
 
 def ways(part: dict[str, float], decoder: Decoder) -> dict[str, float]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from analysis.samples import out_of_memory
+from models.memory import free_bytes
 
 MEGABYTE = 2**20
 
@@ -66,12 +67,8 @@ def resident(field: str) -> float:
 
 
 def free_memory(device: str) -> float:
-    """MB that could still be taken on a device, by this process or another; infinite where the machine does not say."""
-    if device != "cpu":
-        torch.cuda.empty_cache()  # what earlier runs freed is free for all
-        return torch.cuda.mem_get_info()[0] / MEGABYTE
-    told = Path("/proc/meminfo")
-    return int(re.search(r"MemAvailable:\s+(\d+)", told.read_text())[1]) / 1024 if told.exists() else float("inf")
+    """`models.memory.free_bytes` in MB."""
+    return free_bytes(device) / MEGABYTE
 
 
 def matrices(way: str, length: int, layers: int, heads: int, dtype: str) -> float | None:

@@ -33,6 +33,8 @@ def load(
     load_4bit: bool = False,
     load_8bit: bool = False,
     revision: str | None = None,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
 ):
     """(model, processor) of an embedded checkpoint, a folder or a hub id; see `models.loading.load`.
 
@@ -40,4 +42,4 @@ def load(
     """
     from models.loading import load as load_now  # transformers takes seconds to import; `import models` must not
 
-    return load_now(name, device, dtype, load_4bit, load_8bit, revision)
+    return load_now(name, device, dtype, load_4bit, load_8bit, revision, min_pixels, max_pixels)

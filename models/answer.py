@@ -11,6 +11,7 @@ from transformers import LogitsProcessorList
 
 from models.errors import SampleError
 from models.layout import TokenLayout
+from models.memory import check_fits
 from models.sampling import penalised
 from models.tower import TowerTrace
 from models.trace import AttentionTrace
@@ -77,6 +78,7 @@ def answers(
     Raises SampleError for a sample that cannot be prepared.
     """
     inputs, layouts = model.prepare(processor, images, prompts)
+    check_fits(model, len(layouts), inputs["input_ids"].shape[1] + max_new_tokens, offload=offload)
     processors = LogitsProcessorList(penalised(repetition_penalty, inputs["attention_mask"]))
     options = {"max_new_tokens": max_new_tokens, "logits_processor": processors, **generation}
     seen = TowerTrace(model, layouts, offload=offload) if tower else None

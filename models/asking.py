@@ -19,6 +19,7 @@ from models.adapt_vis import AdaptVis, confidence
 from models.answer import answer_length
 from models.gaze import GazeMask, KeyMask
 from models.layout import ImageGrid
+from models.memory import check_fits
 from models.sampling import penalised, sampling
 from models.touched import Touched
 from models.var import VAR
@@ -104,8 +105,9 @@ class ModelAsked:
         """
         chosen, model = self.generation, self.model
         inputs, layouts = model.prepare(self.processor, images, prompts, chosen.system)
-        options, counts = self.steer(keys, inputs, layouts)
         length, touched = inputs["input_ids"].shape[1], Touched()
+        check_fits(model, len(keys), length + chosen.max_new_tokens, recorded=False)
+        options, counts = self.steer(keys, inputs, layouts)
         processors = [
             *penalised(chosen.repetition_penalty, inputs["attention_mask"]),
             *sampling(chosen.temperature, chosen.top_p, chosen.seed, keys, length),

@@ -20,9 +20,13 @@ class LoadFlags:
     """Quantise to 8 bits while loading (needs bitsandbytes and a GPU)."""
     revision: str | None = None
     """Revision of a hub model."""
+    min_pixels: int | None = None
+    """Qwen families: enlarge smaller pictures to so many pixels (default: the checkpoint's limit)."""
+    max_pixels: int | None = None
+    """Qwen families: shrink larger pictures to so many pixels, and with them the prompt (default: as above)."""
 
     @property
     def loading(self) -> dict:
         """Options of `models.load`."""
-        names = ("device", "dtype", "load_4bit", "load_8bit", "revision")
+        names = ("device", "dtype", "load_4bit", "load_8bit", "revision", "min_pixels", "max_pixels")
         return {name: getattr(self, name) for name in names}

@@ -26,13 +26,23 @@ SUPPORTED = (
 )
 
 
-def load(name, device="auto", dtype="auto", load_4bit=False, load_8bit=False, revision=None):
+def load(
+    name,
+    device="auto",
+    dtype="auto",
+    load_4bit=False,
+    load_8bit=False,
+    revision=None,
+    min_pixels=None,
+    max_pixels=None,
+):
     """(model, processor), the model in eval mode under SDPA.
 
     `name` is an embedded checkpoint, a folder or a hub id; the family is read from its config. A family that has no
     file here is tried out on a blank picture and loads with a UserWarning of what is not known of it. `device` "auto"
     spreads the model over the GPUs there are, or takes the CPU; `dtype` "auto" is the checkpoint's own on a GPU and
-    float32 on a CPU, where half precision is slow. Weights come from safetensors only and no code of a checkpoint runs.
+    float32 on a CPU, where half precision is slow. `min_pixels` and `max_pixels` of a picture replace the limits of a
+    Qwen family's processor. Weights come from safetensors only and no code of a checkpoint runs.
     Raises ValueError for a setting or checkpoint that does not work, FileNotFoundError for a name that leads nowhere.
     """
     path = locate(name)
@@ -47,8 +57,10 @@ def load(name, device="auto", dtype="auto", load_4bit=False, load_8bit=False, re
         module, class_name = FAMILIES.get(config.model_type, ("models.unpatched", None))
         family = importlib.import_module(module)
         processor = read_processor(family, path, name, config, revision)
+        model_class = getattr(family, class_name) if patched else family.model_class(config, processor)
+        pixels = model_class.limit_pixels(processor, min_pixels, max_pixels)
         model = read_weights(
-            getattr(family, class_name) if patched else family.model_class(config, processor),
+            model_class,
             path,
             name,
             config=config,
@@ -57,6 +69,7 @@ def load(name, device="auto", dtype="auto", load_4bit=False, load_8bit=False, re
             quantization_config=quantization,
             revision=revision,
         ).eval()
+        model.pixel_limits = pixels
         check = check_together if patched else check_unpatched
         check(model, processor, name)
     if not patched:
@@ -240,6 +253,7 @@ def describe(model) -> dict:
         "dtype": str(model.dtype).removeprefix("torch."),
         "devices": sorted(devices),
         "attention": "sdpa",
+        "pixels of a picture": getattr(model, "pixel_limits", None),
         "generation": model.generation_config.to_diff_dict(),
         "generation settings of the checkpoint that are off": model.checkpoint_generation,
     }

@@ -40,6 +40,20 @@ class QwenGrid(VisionLanguageModel):
             resized=(resized_width, resized_height),
         )
 
+    @classmethod
+    def limit_pixels(cls, processor, smallest: int | None, largest: int | None) -> dict[str, int]:
+        settings = processor.image_processor
+        own = settings.size["shortest_edge"], settings.size["longest_edge"]  # numbers of pixels, despite their names
+        low, high = (limit if given is None else given for given, limit in zip((smallest, largest), own, strict=True))
+        cell = (settings.patch_size * settings.merge_size) ** 2
+        if not cell <= high or not 0 < low <= high:
+            raise ValueError(
+                f"pictures cannot be resized to between {low:,} and {high:,} pixels; give --min-pixels of at least 1, "
+                f"and --max-pixels of at least that and of one cell ({cell} pixels)"
+            )
+        settings.size = {"shortest_edge": low, "longest_edge": high}
+        return {"least": low, "most": high}
+
     def input_grids(self, inputs) -> list[tuple[int, int]]:
         merge, patches = self.config.vision_config.spatial_merge_size, inputs.get("image_grid_thw")
         return [] if patches is None else [(h // merge, w // merge) for _, h, w in patches.tolist()]

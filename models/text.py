@@ -69,10 +69,16 @@ def render(tokenizer, prompt: str) -> str:
     return tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
 
 
-def load(name: str, device="auto", dtype="auto", load_4bit=False, load_8bit=False, revision=None):
-    """(model, processor or tokenizer): `load_causal` for a causal language model, `models.load` for anything else."""
-    settings = {"device": device, "dtype": dtype, "load_4bit": load_4bit, "load_8bit": load_8bit, "revision": revision}
-    return (load_causal if is_causal(name, revision) else models.load)(name, **settings)
+def load(name: str, *, min_pixels: int | None = None, max_pixels: int | None = None, **loading):
+    """(model, processor or tokenizer): `load_causal` for a causal language model, `models.load` for anything else.
+
+    Settings as in `models.load`. Raises ValueError for limits of pixels given to a language model.
+    """
+    if not is_causal(name, loading.get("revision")):
+        return models.load(name, min_pixels=min_pixels, max_pixels=max_pixels, **loading)
+    if min_pixels is not None or max_pixels is not None:
+        raise ValueError(f"{name!r} is a language model and takes no pictures; leave --min-pixels and --max-pixels out")
+    return load_causal(name, **loading)
 
 
 def is_causal(name: str, revision: str | None = None) -> bool:

@@ -35,6 +35,20 @@ class VisionLanguageModel:
         """The grid of a picture of width x height original pixels after this family's processor; None if unknown."""
         raise TypeError(f"{type(self).__name__} does not define its image grid")
 
+    @classmethod
+    def limit_pixels(cls, processor, smallest: int | None, largest: int | None) -> dict[str, int] | None:
+        """Set the numbers of pixels between which the processor resizes a picture; None keeps its own limit.
+
+        Returns the limits that hold then, None for a family without any. Raises ValueError for limits that do not
+        work, and for limits given to a family without any.
+        """
+        if smallest is not None or largest is not None:
+            raise ValueError(
+                f"--min-pixels and --max-pixels are limits of the Qwen families, and {cls.__name__} resizes every "
+                "picture in its own way; leave them out"
+            )
+        return None
+
     def input_grids(self, inputs) -> list[tuple[int, int]]:
         """(rows, cols) of every image in the model inputs, in the order in which the prompts show them."""
         raise ValueError(

@@ -5,10 +5,12 @@ import json
 import pytest
 import torch
 import transformers
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
 import models
+from models import loading
 from models.answer import answer, answer_length
 from models.loading import describe, place, quantized
 from models.trace import AttentionTrace
@@ -347,3 +349,26 @@ def test_empty_answer_is_said():
     model.generation_config.eos_token_id = list(range(model.config.text_config.vocab_size))
     with pytest.raises(ValueError, match="the answer is empty"):
         answer(model, processor, [picture()], "what ?")
+
+
+@pytest.mark.parametrize("name", ["tiny-qwen2-vl", "tiny-qwen2.5-vl"])
+def test_pixel_limits_decide_the_number_of_image_tokens(name):
+    """640 x 480 pixels in cells of 8: 7,056 pixels are at most 12 x 9 cells, 307,200 keep all 80 x 60."""
+    for most, cells in ((7056, (9, 12)), (640 * 480, (60, 80))):
+        model, processor = models.load(name, device="cpu", min_pixels=64, max_pixels=most)
+        inputs, layout = model.prepare(processor, [Image.new("RGB", (640, 480))], "what ?")
+        assert (layout.grids[0].rows, layout.grids[0].cols) == cells and len(layout.images[0]) == cells[0] * cells[1]
+        assert inputs["image_grid_thw"].prod() == 4 * cells[0] * cells[1]
+        assert describe(model)["pixels of a picture"] == {"least": 64, "most": most}
+
+
+@pytest.mark.parametrize("limits", [{"max_pixels": 63}, {"min_pixels": 10**9}, {"min_pixels": 0}, {"max_pixels": -4}])
+def test_pixel_limits_that_cannot_hold_are_refused(limits):
+    with pytest.raises(ValueError, match="pictures cannot be resized to between"):
+        models.load("tiny-qwen2-vl", device="cpu", **limits)
+
+
+def test_pixel_limits_of_other_families_are_refused_before_weights_load(monkeypatch):
+    monkeypatch.setattr(loading, "read_weights", lambda *_, **__: pytest.fail("weights were loaded"))
+    with pytest.raises(ValueError, match="limits of the Qwen families, and LlavaForConditionalGeneration"):
+        models.load("tiny-llava", device="cpu", max_pixels=100_000)
