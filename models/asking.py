@@ -19,6 +19,7 @@ from models.adapt_vis import AdaptVis, confidence
 from models.answer import answer_length
 from models.gaze import GazeMask, KeyMask
 from models.layout import ImageGrid
+from models.markers import in_words, marked_order
 from models.memory import check_fits
 from models.sampling import penalised, sampling
 from models.touched import Touched
@@ -99,7 +100,8 @@ class ModelAsked:
 
     @torch.no_grad()
     def ask(self, keys: Sequence, prompts: Sequence[str], images: Sequence[list]) -> list[Reply]:
-        """Replies to a batch; `keys` name its questions, `images` has a list of RGB pictures for each.
+        """Replies to a batch; `keys` name its questions, `images` has a list of RGB pictures for each. Prompts may hold
+        image markers (`models.markers`).
 
         Raises SampleError for one that cannot be put to the model.
         """
@@ -152,6 +154,7 @@ class RunnerAsked:
 
     def _one(self, key, prompt: str, images: list) -> Reply:
         chosen = self.generation
+        marked_order(prompt, len(images))  # raises for a marker that names no image
         settings = {
             "max_new_tokens": chosen.max_new_tokens,
             "temperature": chosen.temperature,
@@ -160,7 +163,7 @@ class RunnerAsked:
             "seed": own_seed(chosen.seed, key),
             "system_prompt": chosen.system,
         }
-        return Reply(runners.ask(self.runner, prompt, images, **settings).strip(), {})
+        return Reply(runners.ask(self.runner, in_words(prompt), images, **settings).strip(), {})
 
 
 def own_seed(seed: int, key) -> int:

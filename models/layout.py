@@ -48,8 +48,9 @@ class TokenLayout:
 
     Positions count from 0 at the first column of the batch, padding included, so they index attention keys directly.
     `text` is the rendered prompt with one placeholder per image, `prompt` the user's own words inside it, beginning at
-    character `prompt_start`, and `offsets` the [start, end) characters of `text` that each sequence position stands
-    for ((0, 0) for padding). `grids` holds None for an image of a family whose grid is not known.
+    character `prompt_start` (blanks over images between the words), and `offsets` the [start, end) characters of `text`
+    that each sequence position stands for ((0, 0) for padding). `images` and `grids` follow the order in which the text
+    shows the images; `grids` holds None for an image of a family whose grid is not known.
     """
 
     sample: int

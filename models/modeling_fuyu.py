@@ -10,8 +10,9 @@ from transformers import BatchFeature, FuyuProcessor
 
 from models.errors import SampleError
 from models.layout import ImageGrid
+from models.markers import in_words, marked_order
 from models.processors import load_fuyu_processor
-from models.vlm import VisionLanguageModel
+from models.vlm import Rendered, VisionLanguageModel
 
 BEGIN, BEGIN_OF_ANSWER = "<s>", "<0x04>"
 
@@ -20,7 +21,8 @@ class FuyuForCausalLM(VisionLanguageModel, transformers.FuyuForCausalLM):
     """The stock model; only what the mixin adds differs. Same name, so that checkpoints map their keys alike.
 
     One picture per prompt, as in its training. The sequence is: rows of patches with their newlines, <s>, the prompt,
-    begin of answer. There is no chat template; the prompt is followed by a line break.
+    begin of answer. There is no chat template; the prompt is followed by a line break, and image markers in it become
+    words.
     """
 
     image_token = "|SPEAKER|"
@@ -67,12 +69,14 @@ class FuyuForCausalLM(VisionLanguageModel, transformers.FuyuForCausalLM):
             grids += [(rows, cols)] * (cols > 0)
         return grids
 
-    def _render(self, processor, prompt: str, images: int, system: str | None = None) -> str:
+    def _render(self, processor, prompt: str, images: int, system: str | None = None) -> Rendered:
         if system is not None:
             raise ValueError("Fuyu has no chat template and so no system prompt; put its text into the prompts instead")
         if images != 1:
             raise SampleError("number of images", f"Fuyu takes exactly one image per prompt, but {images} were given")
-        return prompt + "\n"
+        marked_order(prompt, images)  # raises for a marker that names another image
+        prompt = in_words(prompt)
+        return Rendered(prompt + "\n", prompt, 0, [0])
 
     def _encode(self, processor: FuyuProcessor, texts, pictures) -> BatchFeature:
         # One sample at a time: the processor returns a single-cell picture without its patch axis, which would be lost

@@ -3,9 +3,10 @@
     --runner python:MODULE:CALLABLE
 
 CALLABLE() is called once and returns an object with `generate(prompt, images, **settings) -> str`. `prompt` is a
-string, `images` a list of PIL pictures (RGB), and `settings` are max_new_tokens, temperature (0: greedy), top_p,
-repetition_penalty (1: none), seed (one of its own for each question) and system_prompt (a string or None). MODULE is
-looked for in the current folder first, then where Python looks.
+string, `images` a list of PIL images (RGB) in the order of the question's image markers, each of which is the words
+"image 1" (the first of `images`), "image 2", ... in `prompt`. `settings` are max_new_tokens, temperature (0: greedy),
+top_p, repetition_penalty (1: none), seed (one of its own for each question) and system_prompt (a string or None).
+MODULE is looked for in the current folder first, then where Python looks.
 """
 
 from __future__ import annotations

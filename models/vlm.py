@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from jinja2 import TemplateError
@@ -14,10 +16,21 @@ from models.errors import SampleError
 from models.gaze import PlacedMask, check_scanpath, parse_mask_type
 from models.generation_settings import check_recordable
 from models.layout import ImageGrid, TokenLayout, locate
+from models.markers import MARKER, in_front, interleaved, marked_order
 from models.steering import FromResidual, Prompt, Steering, steered
 
 ASPECT_LIMIT = 200  # of an image; beyond it a resize by the shortest edge makes gigabytes out of a few pixels
 MARK = "\ue000"  # from Unicode's private use area
+
+
+class Rendered(NamedTuple):
+    """A prompt under the chat template: `prompt` is `text[start:start + len(prompt)]` with blanks over what the
+    template put between its words; `order` lists the images, by index, as the text shows them."""
+
+    text: str
+    prompt: str
+    start: int
+    order: list[int]
 
 
 class VisionLanguageModel:
@@ -151,11 +164,12 @@ class VisionLanguageModel:
     def prepare(self, processor, images, prompt, system: str | None = None):
         """Model inputs and the token layout for one prompt, or for a batch of prompts.
 
-        One sample: `images` is a list of RGB pictures (PIL) and `prompt` a string; returns (inputs, TokenLayout).
+        One sample: `images` is a list of RGB images (PIL) and `prompt` a string; returns (inputs, TokenLayout).
         A batch: `images` is a list of such lists and `prompt` a list of strings; returns (inputs, [TokenLayout, ...]),
         padded on the left. The family's chat template is applied. Inputs lie on the model's device.
+        Images stand in front of the prompt, or where it holds `<image 1>`, `<image 2>` (`models.markers`).
         `system` is a system prompt, the same for all. Raises SampleError for a prompt or an image that no model can
-        use, ValueError for what is not of this form and for a system prompt that the chat template does not hand on.
+        use, ValueError for input of another form and for a system prompt that the chat template drops.
         """
         single = isinstance(prompt, str)
         if isinstance(images, Image.Image):
@@ -169,17 +183,46 @@ class VisionLanguageModel:
         for text, batch in zip(prompts, pictures, strict=True):
             check_prompt(text, special)
             check_images(batch)
-        prompts = [text.strip() for text in prompts]
-        texts = [self._render(processor, t, len(p), system) for t, p in zip(prompts, pictures, strict=True)]
-        inputs = self._encode(processor, texts, pictures).to(self.device, self.dtype)
+        rendered = [
+            self._render(processor, text.strip(), len(batch), system)
+            for text, batch in zip(prompts, pictures, strict=True)
+        ]
+        shown = [[batch[i] for i in each.order] for each, batch in zip(rendered, pictures, strict=True)]
+        inputs = self._encode(processor, [each.text for each in rendered], shown).to(self.device, self.dtype)
         layouts = [
-            self._layout(processor, inputs, sample, texts[sample], prompts[sample], pictures[sample], system)
-            for sample in range(len(prompts))
+            self._layout(processor, inputs, sample, rendered[sample], shown[sample]) for sample in range(len(prompts))
         ]
         return inputs, layouts[0] if single else layouts
 
-    def _render(self, processor, prompt: str, images: int, system: str | None = None) -> str:
-        content = [{"type": "image"}] * images + [{"type": "text", "text": prompt}]
+    def _render(self, processor, prompt: str, images: int, system: str | None = None) -> Rendered:
+        """The prompt under the chat template. Images take the places of their markers where the template shows images
+        and text in the order of the message, else they stand in front of the prompt."""
+        order = marked_order(prompt, images)
+        if order:
+            content = interleaved(prompt)
+            rendered = self._fill(processor, content, system, order)
+            kinds = [MARK if part["type"] == "text" else self.image_token for part in content]
+            marked = self._apply_template(processor, blanked(content), system)
+            if rendered and re.findall(f"{MARK}|{re.escape(self.image_token)}", marked) == kinds:
+                return rendered
+        rendered = self._fill(processor, in_front(prompt, images), system, list(range(images)))
+        if rendered is None:
+            raise ValueError("the chat template does not hand the prompt on as it is, so its words cannot be located")
+        return rendered
+
+    def _fill(self, processor, content: list[dict], system: str | None, order: list[int]) -> Rendered | None:
+        """The template around the content of a message; None where the texts do not come out as they are. Their places
+        are found with a character that nobody types."""
+        texts = [part["text"] for part in content if part["type"] == "text"]
+        text = self._apply_template(processor, content, system)
+        *gaps, after = self._apply_template(processor, blanked(content), system).split(MARK)
+        if len(gaps) != len(texts) or text != "".join(map("".join, zip(gaps, texts, strict=True))) + after:
+            return None
+        start = len(gaps[0])
+        prompt = "".join(" " * len(gap) + part for gap, part in zip(gaps, texts, strict=True))
+        return Rendered(text, prompt[start:], start, order)
+
+    def _apply_template(self, processor, content: list[dict], system: str | None) -> str:
         messages = [{"role": "user", "content": content}]
         if system is None:
             return processor.apply_chat_template(messages, add_generation_prompt=True)
@@ -192,13 +235,6 @@ class VisionLanguageModel:
         if system.strip() not in text or str(first) in text:  # dropped, or printed as the list that it came in
             raise ValueError("the chat template drops the system prompt; put its text into the prompts instead")
         return text
-
-    def _prompt_start(self, processor, text: str, prompt: str, images: int, system: str | None) -> int:
-        """Where the prompt begins in the rendered text: where a character that nobody types comes out."""
-        start = self._render(processor, MARK, images, system).find(MARK)
-        if start < 0 or not text.startswith(prompt, start):
-            raise ValueError("the chat template does not hand the prompt on as it is, so its words cannot be located")
-        return start
 
     def _encode(self, processor, texts: list[str], pictures: list[list[Image.Image]]):
         flat = [picture for batch in pictures for picture in batch]
@@ -215,22 +251,27 @@ class VisionLanguageModel:
         positions = (torch.tensor(ids) == self.config.image_token_id).nonzero().flatten()
         return offsets, positions.split(cells) if cells else ()
 
-    def _layout(self, processor, inputs, sample, text, prompt, pictures, system) -> TokenLayout:
+    def _layout(self, processor, inputs, sample: int, rendered: Rendered, pictures) -> TokenLayout:
         ids, mask = inputs["input_ids"][sample].cpu(), inputs["attention_mask"][sample].cpu()
         start = int(mask.int().argmax())
         grids = tuple(self.image_grid(processor, *picture.size) for picture in pictures)
-        offsets, images = self._locate(processor, inputs, sample, ids[start:].tolist(), text, grids)
+        offsets, images = self._locate(processor, inputs, sample, ids[start:].tolist(), rendered.text, grids)
         return TokenLayout(
             sample=sample,
             start=start,
             length=len(ids),
-            text=text,
-            prompt=prompt,
-            prompt_start=self._prompt_start(processor, text, prompt, len(pictures), system),
+            text=rendered.text,
+            prompt=rendered.prompt,
+            prompt_start=rendered.start,
             offsets=((0, 0),) * start + tuple(offsets),
             images=tuple(positions + start for positions in images),
             grids=grids,
         )
+
+
+def blanked(content: list[dict]) -> list[dict]:
+    """The content of a message with MARK for each text."""
+    return [part | {"text": MARK} if part["type"] == "text" else part for part in content]
 
 
 def is_empty(points) -> bool:
@@ -259,7 +300,7 @@ def check_inputs(inputs) -> tuple[torch.Tensor, torch.Tensor]:
 
 def check_prompt(prompt: str, special_tokens: list[str]) -> None:
     """Raises SampleError for a prompt that is empty, or that would be read as something else than words."""
-    if not prompt.strip():
+    if not MARKER.sub("", prompt).strip():
         raise SampleError("empty prompt", "the prompt is empty; write a question or an instruction")
     if found := [token for token in special_tokens if token in prompt]:
         raise SampleError(
