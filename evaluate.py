@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 import models
 from analysis import command
-from analysis.evaluation_table import figures_line, summarise_run
+from analysis.evaluation_table import constant_gold, figures_line, summarise_run
 from analysis.flags import check_penalty
 from analysis.judges import JUDGES
 from analysis.predictions import Key, Part, Predictions, digest, in_order
@@ -68,14 +68,16 @@ DECIDE_NOTHING = ("device", "limit", "batch_size", "retry_failed", "out_dir")
 @dataclass(frozen=True)
 class Config(LoadFlags, GazeFlags, MethodFlags):
     dataset: str | None = None
-    """blink | sat2 | a .json, .jsonl or .parquet file, or a folder of such | a hub id (default: a generated set)."""
+    """blink | sat2 | a .json, .jsonl, .parquet, .csv or .tsv file, or a folder of such | a hub id (default: a generated
+    set)."""
     data_root: str | None = None
     """Where the published files and their pictures lie."""
     judge: Literal["choice", "exact", "string_match"] = "choice"
     """choice: letters and option texts, ambiguous ones unparsed, and exact for open questions; exact: the same text,
     always parsed; string_match: as published."""
     circular: bool = False
-    """Ask each multiple-choice question once per rotation of its options; right only if all are."""
+    """Ask each multiple-choice question once per rotation of its options; right only if all are. One whose options name
+    others ("both A and B") is asked once."""
     model: str = DEFAULT_MODEL
     """Embedded model, folder, or hub id."""
     runner: str | None = None
@@ -205,7 +207,7 @@ def evaluate(config: Config, processes: Team) -> int:
 
 def rotations(question: Question, config: Config) -> range:
     """By how many places the options of a question are rotated, each time it is asked."""
-    return range(len(question.options) if config.circular and len(question.options) > 1 else 1)
+    return range(len(question.options) if config.circular and question.can_rotate else 1)
 
 
 def data_of(config: Config, processes: Team) -> Config:
@@ -331,7 +333,7 @@ def conclude(
         return command.stop(sentence, command.NOTHING_USABLE)
     rows = [answered[key] for key in keys]
     layers = by_layer(row for each in rows for row in each["touched"].get("layers", ()))
-    summary = {**summarise_run(rows, skipped), "layers": layers}
+    summary = {**summarise_run(rows, skipped), "layers": layers, **cautions(keys.values(), rows, config)}
     page = predictions.folder / PAGE
     if predictions.merge(in_order(rows), summary) or not page.is_file():
         write_report(predictions.folder, rows=[page_row(keys[key], answered[key]) for key in keys])
@@ -340,6 +342,18 @@ def conclude(
         tell_steered(summary["touched"].get("steered", 0), sum(row["failed"] is None for row in rows))
     print(f"results in {predictions.folder}, to look at in {page}")
     return command.NOTHING_USABLE if all(row["failed"] is not None for row in rows) else 0
+
+
+def cautions(questions: Iterable[Question], rows: Sequence[dict], config: Config) -> dict:
+    """What a reader of the accuracy should know of the set: pictures that were not shown and questions asked once
+    under --circular, by reason, and warnings."""
+    known = {question.id: question for question in questions}.values()
+    fixed = sum(len(question.options) > 1 and not question.can_rotate for question in known) if config.circular else 0
+    return {
+        "notes": dict(sorted(Counter(note for question in known for note in question.notes).items())),
+        "asked_once": {"options name other options": fixed} if fixed else {},
+        "warnings": [warning] if (warning := constant_gold(rows)) else [],
+    }
 
 
 def page_row(question: Question, answer: dict) -> dict:
@@ -357,6 +371,11 @@ def tell(summary: dict) -> None:
     for kind in ("failed", "skipped", "touched"):
         if summary[kind]:
             print(f"{kind}: {listed(summary[kind])}")
+    for kind in ("notes", "asked_once"):
+        if summary[kind]:
+            print(f"{kind.replace('_', ' ')}: {listed(summary[kind])}", file=sys.stderr)
+    for warning in summary["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
     for row in summary["layers"]:
         print(", ".join(f"{name.replace('_', ' ')} {count}" for name, count in row.items()))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from analysis.judges import circular, summarise
 
@@ -32,6 +32,17 @@ def summarise_run(rows: Sequence[Mapping], skipped: Sequence[tuple[str, str]]) -
         "skipped_records": [list(each) for each in skipped],
         "touched": dict(sorted(touched.items())),
     }
+
+
+def constant_gold(rows: Iterable[Mapping]) -> str | None:
+    """A warning where all questions with options, of at least two, have the same letter for a gold; else None."""
+    golds = [row["gold"] for row in rows if row["options"]]
+    if len(golds) < 2 or len(set(golds)) > 1:
+        return None
+    return (
+        f"the gold of all {len(golds)} multiple-choice questions is {golds[0]}, so a model that always answers "
+        f"{golds[0]} would score 1.000 on them: check the set, or rotate the options by --circular"
+    )
 
 
 def figures_line(name: str, figures: Mapping) -> str:

@@ -1,18 +1,16 @@
-"""Questions about pictures: reader of BLINK and SAT-2 as they are published, and of any data set with their fields.
+"""Questions about pictures: reader of BLINK and SAT-2 as they are published, and of data sets with other common fields.
 
-Three kinds of records, told apart by their fields:
-
-    conversations   [{"from": "human", "value": "<image>\\n..."}, {"from": "gpt", "value": "left"}], with `image` (one
-                    path or several) or image_1 .. image_4: spatial_reasoning/blink/blink_validation.jsonl and
-                    spatial_reasoning/sat2_test/sat2_test.jsonl below the data root
+    conversations   [{"from": "human", "value": "<image>\\n..."}, {"from": "gpt", "value": "left"}], also as `messages`
+                    with role and content, with `image` (one path or several) or image_1, image_2, ...:
+                    spatial_reasoning/blink/blink_validation.jsonl and spatial_reasoning/sat2_test/sat2_test.jsonl
     BLINK's own     idx, question, prompt, choices, answer "(A)", sub_task, image_1 .. image_4
     SAT's own       image_bytes, question, answers, correct_answer or correct_answer_idx, question_type
+    VLMEvalKit's    index, question, hint, a column per option (A, B, ...), answer "A", category, image in base64
 
-Options that a record states and its prompt does not show are put behind the question, "(A) left" and so on; where it
-states none, those that its prompt shows are taken. Pictures are paths below the data root (or below its
-spatial_reasoning/, or beside the file), encoded as in parquet ({"bytes": ..., "path": ...}),
-"data:image/png;base64,..." or, in image_bytes, plain base64.
-A record that cannot be used is left out and named with a reason; none stops anything.
+Options that a record states and its prompt does not show are appended to the question, "(A) left" and so on; where it
+states none, those that its prompt shows are taken (`data/options.py`). `data/question_images.py` reads images and their
+markers. A record that cannot be used is left out and named with a reason; none ends the run. data/README.md lists
+fields and reasons.
 """
 
 from __future__ import annotations
@@ -24,9 +22,10 @@ from pathlib import Path
 from PIL import Image
 
 from data.images import read_image
-from data.options import LETTERS, rewrite
+from data.options import LETTERS, names_others, rewrite
+from data.question_images import Unusable
 from data.spatial_qa_files import Record, find, read_file, read_hub
-from data.spatial_qa_records import IDS, Unusable, understand
+from data.spatial_qa_records import IDS, understand
 from data.twoshapes import Skip
 
 
@@ -39,22 +38,31 @@ class Question:
     task: str
     """Sub-task, "" where the set has none."""
     prompt: str
-    """As asked, with the lettered options, without image markers."""
+    """With the lettered options. `<image 1>` marks the place of the first of `images`, `<image 2>` of the second; one
+    without markers comes after its images."""
     options: tuple[str, ...]
     """Texts without letters, in order; () for an open question."""
     answer: str
     """The letter for multiple choice, else the text."""
     images: tuple[Path | bytes, ...] = field(repr=False)
-    """In order: files inside the data root, or encoded pictures."""
+    """As they are shown: files inside the data root, or encoded pictures."""
+    notes: tuple[str, ...] = ()
+    """What of the record the model is not shown."""
 
     def pictures(self) -> list[Image.Image]:
         """The pictures, upright, 8-bit RGB. Raises ImageError for one that cannot be read."""
         return [read_image(image) for image in self.images]
 
+    @property
+    def can_rotate(self) -> bool:
+        """Whether the options can change places: there are some, and none names others ("both A and B")."""
+        return len(self.options) > 1 and not names_others(self.options)
+
     def rotated(self, shift: int) -> Question:
         """The same question with its options moved up by `shift` places, those in front going to the end: the letters
-        stay where they are, the gold follows its text. An open question, or a whole turn, changes nothing."""
-        if not self.options or shift % len(self.options) == 0:
+        stay where they are, the gold follows its text. A whole turn, and a question whose options cannot change places,
+        give the question as it is."""
+        if not self.can_rotate or shift % len(self.options) == 0:
             return self
         shift %= len(self.options)
         options = self.options[shift:] + self.options[:shift]
@@ -65,8 +73,9 @@ class Question:
 def read(dataset: str, data_root: str | Path | None = None, limit: int = 0) -> tuple[list[Question], list[Skip]]:
     """Usable questions of a data set, at most `limit` (0: all), and what was left out with its reason.
 
-    dataset: "blink" or "sat2" (the published files below `data_root`), a .json, .jsonl or .parquet file or a folder of
-    such (pictures then lie below `data_root`, or the file's folder), or a hub id "owner/name" or "owner/name:split".
+    dataset: "blink" or "sat2" (the published files below `data_root`), a .json, .jsonl, .parquet, .csv or .tsv file or
+    a folder of such (pictures then lie below `data_root`, or the file's folder), or a hub id "owner/name" or
+    "owner/name:split".
     Raises FileNotFoundError or ValueError, in one sentence, where nothing can be read.
     """
     if limit < 0:

@@ -1,4 +1,4 @@
-"""Files of question records, whatever their kind: JSON, JSONL, parquet, a folder of these, or a data set of the hub.
+"""Files of question records: JSON, JSONL, parquet, CSV, TSV, a folder of these, or a data set of the hub.
 
 A record comes with the place where it stands and its number there, counted from 0 without blank lines, so that the
 number is the same in every kind of file.
@@ -6,6 +6,7 @@ number is the same in every kind of file.
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import json
 import re
@@ -20,6 +21,8 @@ PUBLISHED = {
 WRAPPERS = ("data", "annotations", "examples", "items", "records", "questions")
 HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+?)(:(?P<split>[\w.-]+))?")
 SPLITS = ("validation", "val", "test", "train")  # of a hub set, in order of preference: BLINK hides its test answers
+QUESTIONS = ("question", "prompt", "conversations", "messages")  # columns, one of which a table of questions has
+CELL = 2**30  # characters of a cell of a table; pictures in base64 are large
 ROWS = 16  # of a parquet file in memory at a time; pictures are large
 
 
@@ -125,7 +128,68 @@ def _read_parquet(path: Path) -> Iterator[Record]:
         raise ValueError(f"{path} is not a parquet file that can be read: {error}") from error
 
 
-READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".parquet": _read_parquet}
+def _read_table(path: Path) -> Iterator[Record]:
+    """Rows of a CSV or TSV file with a header. As VLMEvalKit writes them, `image` may hold the index of another row in
+    place of the same picture once more."""
+    pictures: dict[str, str] = {}
+    wanted = {row["image"] for _, row in _rows(path) if isinstance(row, dict) and _is_reference(row.get("image"))}
+    if wanted:
+        rows = (row for _, row in _rows(path) if isinstance(row, dict))
+        pictures = {row["index"]: row["image"] for row in rows if row.get("index") in wanted}
+    for number, (where, row) in enumerate(_rows(path)):
+        if isinstance(row, str):
+            yield Record(where, str(number), None, row)
+            continue
+        if _is_reference(row.get("image")):
+            row["image"] = pictures.get(row["image"], row["image"])
+        yield Record(where, str(number), row)
+
+
+def _is_reference(image: str | None) -> bool:
+    return image is not None and image.isdecimal()
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, str] | str]]:
+    """(lines, cells by column) of a table; in place of the cells of a broken row stands what is wrong with it.
+
+    Raises ValueError for a file without a header that names a question.
+    """
+    csv.field_size_limit(max(CELL, csv.field_size_limit()))
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        try:
+            header = next(reader, [])
+        except csv.Error as error:
+            raise ValueError(f"{path} has no header that can be read: {error}") from error
+        if not set(QUESTIONS) & set(header) or len(set(header)) < len(header):
+            raise ValueError(
+                f"{path} is not a table of questions: its header needs a column {' or '.join(QUESTIONS)}, and each "
+                "column once"
+            )
+        while True:
+            first = reader.line_num + 1
+            try:
+                cells = next(reader, None)
+            except csv.Error:
+                cells = "row is not valid CSV"
+            if cells is None:
+                return
+            where = f"line {first}" if reader.line_num <= first else f"lines {first} to {reader.line_num}"
+            if isinstance(cells, list) and len(cells) != len(header):
+                if not cells:
+                    continue
+                cells = "row does not have one cell per column"
+            yield where, cells if isinstance(cells, str) else dict(zip(header, cells, strict=True))
+
+
+READERS = {
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".parquet": _read_parquet,
+    ".csv": _read_table,
+    ".tsv": _read_table,
+}
 
 
 def read_hub(dataset: str) -> Iterator[Record]:

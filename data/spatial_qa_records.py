@@ -1,28 +1,28 @@
-"""What a record of a question data set says: the question, its options, its gold and its pictures, whatever its fields
+"""Contents of a record of a question data set: the question, its options, its gold and its images, whatever its fields
 are called. `data/spatial_qa.py` describes them."""
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 from pathlib import Path
 from typing import NamedTuple
 
 from data.options import LETTERS, append, locate, parse
+from data.question_images import MARKER, Unusable, pictures_of, renumber, source, without_leading
+from data.stated import is_missing, parsed
 
-IDS = ("id", "idx", "question_id", "sample_id", "uid")
-TASKS = ("sub_task", "task", "question_type", "source")
+IDS = ("id", "idx", "question_id", "sample_id", "uid", "index")
+TASKS = ("sub_task", "task", "question_type", "category", "source")
 OPTIONS = ("choices", "options", "answers")
 ANSWERS = ("answer", "correct_answer")
-NUMBERED = ("image_1", "image_2", "image_3", "image_4")
-PICTURES = ("image", "images", "image_bytes")  # read where there is no image_1 .. image_4
-MARKER = "<image>"  # a model's own template says where its pictures go
-DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,")
-
-
-class Unusable(Exception):
-    """Raised while one record is read; the message is the reason it is left out for."""
+INDICES = ("correct_answer_idx", "correct_choice_idx", "answer_idx", "answer_index")  # from 0
+HINTS = ("hint", "context")
+DIALOGUES = ("conversations", "messages")
+ROLES = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "system": "system"}
+# One column per option: "A", "option_a", "choice B", "choiceC", "option1" (or from 0).
+COLUMN = re.compile(r"([A-Z])|(?i:option|choice)(?:[ _-]([A-Za-z])|(?!S$)([A-Z])|[ _-]?(\d{1,2}))")
+BARE_GOLD = re.compile(r"[(\[]?[A-Ha-h][)\].:]{0,2}(?:\s*[,;/&]\s*[(\[]?[A-Ha-h][)\].:]{0,2})*")
+NUMBERED_LINE = re.compile(r"^[ \t]*\(?(\d{1,2})[).:]", re.MULTILINE)
 
 
 class Asked(NamedTuple):
@@ -34,40 +34,93 @@ class Asked(NamedTuple):
     options: tuple[str, ...]
     answer: str
     images: tuple[Path | bytes, ...]
+    notes: tuple[str, ...]
 
 
 def understand(content: object, root: Path | None, folder: Path | None) -> Asked:
-    """A record's content; its pictures' paths are followed below `root`, or beside its file in `folder`.
+    """A record's content; its images' paths are followed below `root`, or beside its file in `folder`.
 
     Raises Unusable.
     """
     if not isinstance(content, dict):
         raise Unusable("record is not an object")
-    fields = {name: value for name, value in content.items() if value is not None}  # parquet fills up with nulls
-    prompt, answer = _turns(fields["conversations"]) if "conversations" in fields else _question(fields)
-    prompt = prompt.replace(MARKER, "").strip()
-    if not prompt:
+    fields = {name: value for name, value in content.items() if not is_missing(value)}
+    if dialogue := next((name for name in DIALOGUES if name in fields), None):
+        prompt, answer, images, notes = _turns(fields.pop(dialogue))
+        fields |= {"images": images} if images else {}
+        answer = answer or _text(fields, *ANSWERS)
+    else:
+        prompt, answer, notes = _text(fields, "prompt", "question"), _text(fields, *ANSWERS), []
+    if not MARKER.sub("", prompt).strip():
         raise Unusable("no question")
+    prompt = _with_hints(prompt, fields)
     options = _options(fields)
     if options and locate(prompt, options) is None:
         prompt = append(prompt, options)
     options = options or parse(prompt)
-    gold = _gold(answer, fields.get("correct_answer_idx"), options) if options else answer
+    gold = _gold(answer, _index(fields), options) if options else _open_gold(answer, fields, prompt)
     if not gold:
         raise Unusable("no answer")
-    return Asked(_text(fields, *IDS), _text(fields, *TASKS), prompt, options, gold, _images(fields, root, folder))
+    pictures = pictures_of(fields)
+    prompt, options, order = _placed(prompt, options, pictures)
+    images = [source(value, pictures.encoded, lambda name: _file(name, root, folder)) for value in pictures.values]
+    shown = tuple(images[index] for index in order)
+    return Asked(_text(fields, *IDS), _text(fields, *TASKS), prompt, options, gold, shown, (*notes, *pictures.notes))
 
 
-def _turns(turns: object) -> tuple[str, str]:
-    """What the human asks first, and what is answered first."""
+def _placed(prompt: str, options: tuple[str, ...], pictures) -> tuple[str, tuple[str, ...], list[int]]:
+    """Prompt and options with the markers of the images as they are shown, and the order of these. Raises Unusable."""
+    spans = locate(prompt, options) if options else []
+    if spans is None:
+        raise Unusable("options cannot be told apart in the prompt")
+    ends = [0, *(end for span in spans for end in span), len(prompt)]
+    pieces, order = renumber([prompt[a:b] for a, b in zip(ends, ends[1:], strict=False)], pictures)
+    texts = tuple(" ".join(text.split()) for text in pieces[1::2])
+    return without_leading("".join(pieces)).strip(), texts, order
+
+
+def _turns(turns: object) -> tuple[str, str, list, list[str]]:
+    """The first turn of the human, the first answer to it, the images that the turn itself holds, and notes on the
+    turns that are left out."""
+    turns = parsed(turns)
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise Unusable("conversations are no list of turns")
-    first = {turn.get("from"): turn for turn in reversed(turns) if isinstance(turn.get("from"), str)}
-    return _text(first.get("human", {}), "value"), _text(first.get("gpt", {}), "value")
+    contents: dict[str, list] = {"human": [], "gpt": [], "system": []}
+    for turn in turns:
+        role = turn.get("from") or turn.get("role")
+        role = ROLES.get(role.lower()) if isinstance(role, str) else None
+        if role and (role != "gpt" or contents["human"]):
+            contents[role].append(turn.get("value") or turn.get("content"))
+    asked, images = _content(next(iter(contents["human"]), None))
+    answer, _ = _content(next(iter(contents["gpt"]), None))
+    left_out = {"system turn is not shown": contents["system"], "later turns are not asked": contents["human"][1:]}
+    return asked, answer, images, [note for note, turns in left_out.items() if turns]
 
 
-def _question(fields: dict) -> tuple[str, str]:
-    return _text(fields, "prompt", "question"), _text(fields, *ANSWERS)
+def _content(content: object) -> tuple[str, list]:
+    """Text and images of a turn; of a list of parts the texts, with a marker for each image."""
+    if content is None or isinstance(content, str):
+        return _written(content or ""), []
+    if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
+        raise Unusable("a field is not text")
+    texts, images = [], []
+    for part in content:
+        kind = part.get("type")
+        if kind == "text":
+            texts.append(_written(part.get("text")))
+        elif kind in ("image", "image_url"):
+            texts.append("<image>")
+            value = next((part[name] for name in ("image", "image_url", "url", "path") if part.get(name)), None)
+            images += [value.get("url", value) if isinstance(value, dict) else value] if value else []
+        else:
+            raise Unusable("a turn holds something else than text and images")
+    return " ".join(texts).strip(), images
+
+
+def _with_hints(prompt: str, fields: dict) -> str:
+    """The prompt after the hint that belongs to it, as MMBench asks it."""
+    hints = [hint for name in HINTS if name in fields and (hint := _text(fields, name)) not in prompt]
+    return "\n".join([*hints, prompt])
 
 
 def _text(fields: dict, *names: str) -> str:
@@ -88,21 +141,80 @@ def _written(value: object) -> str:
 
 
 def _options(fields: dict) -> tuple[str, ...]:
-    """Texts of the options that a record states, () where it states none."""
-    stated = next((fields[name] for name in OPTIONS if name in fields), [])
+    """Texts of the options that a record states, in a list or a column each; () where it states none."""
+    listed, columns = _listed(fields), _columns(fields)
+    if listed and columns and listed != columns:
+        raise Unusable("options are stated twice and differ")
+    return listed or columns
+
+
+def _listed(fields: dict) -> tuple[str, ...]:
+    stated = parsed(next((fields[name] for name in OPTIONS if name in fields), []))
+    if isinstance(stated, dict):
+        stated = _in_turn(stated, {name: str(name).strip() for name in stated})
+    if isinstance(stated, str):
+        stated = list(parse(stated)) or stated
     if not isinstance(stated, list):
         raise Unusable("options are no list")
+    return _texts(stated)
+
+
+def _columns(fields: dict) -> tuple[str, ...]:
+    """Texts in columns with the letters or the numbers of the options, which end at the first empty one."""
+    labels = {name: match[match.lastindex] for name in fields if (match := COLUMN.fullmatch(name))}
+    known = LETTERS[:10] if "A" in labels else ""  # a later letter alone, or one without A, is another column
+    while known and known[-1] in labels and len(known) < len(LETTERS):
+        known = LETTERS[: len(known) + 1]
+    labels = {name: label for name, label in labels.items() if len(name) > 1 or name in known}
+    return _texts(_in_turn(fields, labels)) if labels else ()
+
+
+def _in_turn(fields: dict, labels: dict[object, str]) -> list:
+    """Values of the fields with these labels, letters from A or numbers from 0 or 1, in turn; empty ones are left out
+    at the end. Raises Unusable for a gap."""
+    values = {label.upper(): fields[name] for name, label in labels.items() if not is_missing(fields[name])}
+    if len({label.upper() for label in labels.values()}) < len(labels):
+        raise Unusable("options are stated twice")
+    first = "0" if "0" in values else "1"
+    names = [LETTERS, [str(int(first) + number) for number in range(len(LETTERS))]][not values.keys() & set(LETTERS)]
+    if set(values) != set(names[: len(values)]):
+        raise Unusable("an option is empty")
+    return [values[name] for name in names[: len(values)]]
+
+
+def _texts(stated: list) -> tuple[str, ...]:
+    """Stated options as text, without letters of their own. Raises Unusable."""
     if len(stated) > len(LETTERS):
         raise Unusable("more than 26 options")
     options = tuple(" ".join(_written(text).split()) for text in stated)
     lettered = [re.fullmatch(rf"\(?{letter}[).:] *(.*)", text) for letter, text in zip(LETTERS, options, strict=False)]
     if all(lettered):
-        options = tuple(found[1] for found in lettered)
+        options = tuple(match[1] for match in lettered)
     if not all(options):
         raise Unusable("an option is empty")
     if len(options) == 1:
         raise Unusable("only one option")
     return options
+
+
+def _index(fields: dict) -> object:
+    """The stated index of the right option, a number where it is written as one."""
+    index = next((fields[name] for name in INDICES if name in fields), None)
+    if isinstance(index, float) and index.is_integer():
+        return int(index)
+    return int(index) if isinstance(index, str) and index.strip().isdecimal() else index
+
+
+def _open_gold(answer: str, fields: dict, prompt: str) -> str:
+    """The gold of a question without options. Raises Unusable for one that can only mean an option."""
+    if BARE_GOLD.fullmatch(answer):
+        raise Unusable("gold is a letter and no options are known")
+    if not answer and _index(fields) is not None:
+        raise Unusable("gold is an index and no options are known")
+    numbers = NUMBERED_LINE.findall(prompt)
+    if len(numbers) > 1 and answer.strip("(). ") in numbers:
+        raise Unusable("gold is the number of a line and no lettered options are known")
+    return answer
 
 
 def _gold(answer: str, index: object, options: tuple[str, ...]) -> str:
@@ -115,7 +227,8 @@ def _gold(answer: str, index: object, options: tuple[str, ...]) -> str:
             raise Unusable("gold and its index disagree")
         named = {index}
     if answer and len(named) != 1:
-        raise Unusable("gold is more than one option" if named else "gold is no option")
+        absent = "gold is a number that is no option's text" if answer.isdecimal() else "gold is no option"
+        raise Unusable("gold is more than one option" if named else absent)
     return LETTERS[named.pop()] if named else ""
 
 
@@ -135,36 +248,6 @@ def meant(answer: str, options: tuple[str, ...]) -> set[int]:
 
 def _plain(text: str) -> str:
     return " ".join(text.casefold().split()).strip(" .,;:!?\"'")
-
-
-def _images(fields: dict, root: Path | None, folder: Path | None) -> tuple[Path | bytes, ...]:
-    found = [fields[name] for name in NUMBERED if name in fields]
-    encoded = False
-    if not found:
-        name = next((name for name in PICTURES if name in fields), None)
-        value = fields.get(name, [])
-        found, encoded = value if isinstance(value, list) else [value], name == "image_bytes"
-    if not found:
-        raise Unusable("no picture")
-    return tuple(_image(value, encoded, root, folder) for value in found)
-
-
-def _image(value: object, encoded: bool, root: Path | None, folder: Path | None) -> Path | bytes:
-    """A path or encoded bytes; `encoded` says that a text is base64 rather than a path."""
-    if isinstance(value, dict):
-        encoded = value.get("bytes") is not None
-        value = value["bytes"] if encoded else value.get("path")
-    if isinstance(value, bytes):
-        return value
-    if not isinstance(value, str) or not value.strip():
-        raise Unusable("a picture is neither path nor bytes")
-    header = DATA_URL.match(value)
-    if encoded or header:
-        try:
-            return base64.b64decode(value[header.end() :] if header else value, validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise Unusable("a picture is not base64") from error
-    return _file(value.strip(), root, folder)
 
 
 def _file(name: str, root: Path | None, folder: Path | None) -> Path:
