@@ -58,6 +58,7 @@ def understand(content: object, root: Path | None, folder: Path | None) -> Asked
     if options and locate(prompt, options) is None:
         prompt = append(prompt, options)
     options = options or parse(prompt)
+    _check_number(fields, options)
     gold = _gold(answer, _index(fields), options) if options else _open_gold(answer, fields, prompt)
     if not gold:
         raise Unusable("no answer")
@@ -230,6 +231,15 @@ def _gold(answer: str, index: object, options: tuple[str, ...]) -> str:
         absent = "gold is a number that is no option's text" if answer.isdecimal() else "gold is no option"
         raise Unusable("gold is more than one option" if named else absent)
     return LETTERS[named.pop()] if named else ""
+
+
+def _check_number(fields: dict, options: tuple[str, ...]) -> None:
+    """Raises Unusable for a gold that is a number, by its type, and as a text another option than as an index."""
+    gold = next((fields[name] for name in ANSWERS if name in fields), None)
+    if not isinstance(gold, int) or not 0 <= gold < len(options):
+        return
+    if str(gold) in options and options[gold] != str(gold):
+        raise Unusable("gold is a number that may be a text or an index")
 
 
 def meant(answer: str, options: tuple[str, ...]) -> set[int]:

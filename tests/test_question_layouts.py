@@ -155,6 +155,9 @@ def test_golds_that_count():
         asked(question="where ?\n1. left\n2. right", answer="2")
     with pytest.raises(Unusable, match="gold is a number that is no option's text"):
         asked(choices=["left", "right"], answer=1)
+    with pytest.raises(Unusable, match="gold is a number that may be a text or an index"):
+        asked(choices=["1", "2", "3"], answer=1)
+    assert asked(choices=["1", "2", "3"], answer="1").answer == "A"
     assert asked(choices=["left", "right"], correct_choice_idx=1).answer == "B"
     assert asked(choices=["left", "right"], correct_answer_idx="1").answer == "B"
     assert asked(choices=["3", "1"], answer=1).answer == "B"
