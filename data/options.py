@@ -38,7 +38,7 @@ MARKS = [
 LINE = re.compile(
     rf"^[ \t]*(?:[-*•>][ \t]+)?\*{{0,2}}{NAME}"
     r"(?:[(\[<](?P<bracketed>[A-Za-z])[)\]>]|(?P<signed>[A-Za-z])[).:、]|(?P<bare>[A-Z])(?=[ \t]))"
-    r"\*{0,2}[.:]?[ \t]*(?P<text>\S.*)"
+    r"\*{0,2}[.:)]?[ \t]*(?P<text>\S.*)"
 )
 HEADER = re.compile(r"\b(?:options|choices|answers|alternatives)\W{0,4}$|选项\W{0,4}$", re.IGNORECASE)
 BETWEEN = re.compile(r"[\s*•>-]*")  # blank lines and bullets

@@ -34,6 +34,7 @@ PROMPTS = {
     "where ?\n[A] left\n[B] right": ("left", "right"),
     "where ?\n<A> left\n<B> right": ("left", "right"),
     "where ?\nA: left\nB: right": ("left", "right"),
+    "where ?\nA.) left\nB.) right": ("left", "right"),
     "where ? Options: A. left, B. right": ("left", "right"),
     "where ? Options: A: It is left. It sits., B: It is right.": ("It is left. It sits.", "It is right."),
     "where ?\nChoices:\n(A) left\n(B) right": ("left", "right"),
