@@ -345,8 +345,8 @@ def conclude(
 
 
 def cautions(questions: Iterable[Question], rows: Sequence[dict], config: Config) -> dict:
-    """What a reader of the accuracy should know of the set: pictures that were not shown and questions asked once
-    under --circular, by reason, and warnings."""
+    """Counts of pictures that were not shown and of questions asked once under --circular, by reason, and warnings
+    about the set."""
     known = {question.id: question for question in questions}.values()
     fixed = sum(len(question.options) > 1 and not question.can_rotate for question in known) if config.circular else 0
     return {

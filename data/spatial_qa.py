@@ -47,7 +47,7 @@ class Question:
     images: tuple[Path | bytes, ...] = field(repr=False)
     """As they are shown: files inside the data root, or encoded pictures."""
     notes: tuple[str, ...] = ()
-    """What of the record the model is not shown."""
+    """Parts of the record that the model is not shown."""
 
     def pictures(self) -> list[Image.Image]:
         """The pictures, upright, 8-bit RGB. Raises ImageError for one that cannot be read."""
