@@ -34,10 +34,10 @@ PIP = f"{sys.executable} -m pip install"
 MODULES = {"pillow": "PIL"}  # what a package is imported as, where that is not its name
 FOR_TESTS = ("pytest", "pytest-xdist", "hypothesis", "playwright", "ruff")
 EMBEDDED = {
-    "llava": ("tiny-llava", "b781308fc9e171fa"),
-    "qwen2_vl": ("tiny-qwen2-vl", "98dce529b1ba4eab"),
-    "qwen2_5_vl": ("tiny-qwen2.5-vl", "440b7b3b6a7fadbc"),
-    "fuyu": ("tiny-fuyu", "75200155619d081f"),
+    "llava": ("tiny-llava", "45ead645d29b5833"),
+    "qwen2_vl": ("tiny-qwen2-vl", "0d341fba89261270"),
+    "qwen2_5_vl": ("tiny-qwen2.5-vl", "1019ef58148a35d0"),
+    "fuyu": ("tiny-fuyu", "43048adfd048d7e4"),
 }
 """Family -> its embedded checkpoint and the fingerprint of that folder; a model that is trained again has another."""
 QUESTION, NOTHING = "describe the image .", "nothing ."  # and what every embedded model says of a blank picture

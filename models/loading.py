@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 from transformers import CONFIG_MAPPING, AutoConfig, BitsAndBytesConfig, PreTrainedConfig
+from transformers.utils import cached_file, extract_commit_hash
 from transformers.utils import logging as transformers_logging
 
 from models import FAMILIES, TINY, embedded, generation_settings
@@ -53,6 +54,7 @@ def load(
     quantization = quantized(load_4bit, load_8bit, where, dtype)
     with quiet():
         config = read_config(path, name, revision)
+        revision = config._commit_hash or revision  # every file of one commit
         patched = config.model_type in FAMILIES
         module, class_name = FAMILIES.get(config.model_type, ("models.unpatched", None))
         family = importlib.import_module(module)
@@ -209,11 +211,14 @@ def quantized(load_4bit: bool, load_8bit: bool, where, dtype: str) -> BitsAndByt
 
 
 def read_config(path: str, name: str, revision: str | None):
-    """The checkpoint's config, of a family that can be recorded as far as its config tells."""
+    """The checkpoint's config, of a family that can be recorded as far as its config tells; its `_commit_hash` is that
+    of a model on the hub, else None."""
     try:
         family = PreTrainedConfig.get_config_dict(path, revision=revision)[0].get("model_type")
         known = family in CONFIG_MAPPING
         config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False) if known else None
+        hub = not os.path.isdir(path)
+        commit = extract_commit_hash(cached_file(path, "config.json", revision=revision), None) if hub else None
     except Exception as error:  # a config may be damaged in any way; each has an exception class of its own
         raise FileNotFoundError(
             f"model {name!r} could not be read: {first_line(error)} (embedded models: {', '.join(embedded())})"
@@ -225,6 +230,7 @@ def read_config(path: str, name: str, revision: str | None):
             f"{name!r} uses sliding-window attention, whose cache forgets the image tokens; "
             "use a checkpoint with full attention"
         )
+    config._commit_hash = commit  # transformers 5 no longer tells
     return config
 
 
