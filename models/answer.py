@@ -135,6 +135,7 @@ def unknown_words(ids: list[int], layout: TokenLayout, unknown: int | None) -> l
 
 
 def answer_length(ids: torch.Tensor, eos: int | list[int] | None) -> int:
-    """Number of generated tokens [token] before the first end token."""
+    """Number of generated tokens [token] before the first end token; all of them where there is none, since then the
+    token limit cut the answer."""
     ends = torch.isin(ids, torch.tensor([] if eos is None else eos, device=ids.device, dtype=ids.dtype))
     return int(ends.int().argmax()) if ends.any() else len(ids)

@@ -27,18 +27,20 @@ from models.var import VAR
 
 
 class Reply(NamedTuple):
-    """An answer's text, stripped, and what steering did to it: numbers that add up over answers, by name; and, where
-    rows were edited, `layers`, a row of `models.touched` for each layer in which something was found."""
+    """An answer's text, stripped; what steering did to it: numbers that add up over answers, by name, and, where rows
+    were edited, `layers`, a row of `models.touched` for each layer in which something was found; and whether the token
+    limit cut it, so that it has no end token (None: unknown)."""
 
     text: str
     touched: dict[str, int | list]
+    cut: bool | None
 
 
 @dataclass(frozen=True)
 class Generation:
     """How answers are generated; temperature 0 is greedy."""
 
-    max_new_tokens: int = 32
+    max_new_tokens: int = 512
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
@@ -116,12 +118,12 @@ class ModelAsked:
         ]
         options["logits_processor"] = LogitsProcessorList(processors)
         output = model.generate(**inputs, **options, max_new_tokens=chosen.max_new_tokens, touched=touched)
-        answers = [ids[: answer_length(ids, model.generation_config.eos_token_id)] for ids in output[:, length:]]
-        changed = changes(touched, [len(ids) for ids in answers])
+        generated, end = output[:, length:], model.generation_config.eos_token_id
+        lengths = [answer_length(ids, end) for ids in generated]
         decode = self.processor.tokenizer.decode
         return [
-            Reply(decode(ids, skip_special_tokens=True).strip(), {**count, **each})
-            for ids, count, each in zip(answers, counts, changed, strict=True)
+            Reply(decode(ids[:count], skip_special_tokens=True).strip(), {**before, **edited}, count == len(ids))
+            for ids, count, before, edited in zip(generated, lengths, counts, changes(touched, lengths), strict=True)
         ]
 
 
@@ -163,7 +165,8 @@ class RunnerAsked:
             "seed": own_seed(chosen.seed, key),
             "system_prompt": chosen.system,
         }
-        return Reply(runners.ask(self.runner, in_words(prompt), images, **settings).strip(), {})
+        text, cut = runners.ask(self.runner, in_words(prompt), images, **settings)
+        return Reply(text.strip(), {}, cut)
 
 
 def own_seed(seed: int, key) -> int:

@@ -1,16 +1,25 @@
 """Drawing tokens from a distribution, each sample by numbers of its own; fingerprints; what is counted of steering."""
 
+import asyncio
+import hashlib
+import importlib
 import json
+import os
+import sys
 from collections import Counter
+from contextlib import suppress
 
 import pytest
 import torch
+import transformers
 from scipy import stats
+from transformers import utils
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from models import runner as runners
-from models.asking import Generation, ModelAsked, RunnerAsked, own_seed, redistributed
+from models.asking import Generation, ModelAsked, Reply, RunnerAsked, own_seed, redistributed
 from models.errors import SampleError
-from models.fingerprint import SAMPLES, WHOLE, fingerprint
+from models.fingerprint import SAMPLES, WHOLE, content_hash, contents, fingerprint
 from models.sampling import OwnNoise, sampling
 from models.touched import Touched
 from tests.families import FAMILIES
@@ -133,9 +142,61 @@ def test_runners_of_other_forms(tmp_path, monkeypatch):
         ValueError, match="could not be made: ModuleNotFoundError: No module named 'nothing_of_the_kind'"
     ):
         runners.load("python:broken_runner:make")
+    (tmp_path / "leaving_runner.py").write_text("raise SystemExit(0)")
+    for runner, error in (("sys:exit", "SystemExit"), ("leaving_runner:make", "SystemExit: 0"), ("sys:gone", "Attrib")):
+        with pytest.raises(ValueError, match=f"--runner 'python:{runner}' could not be made: {error}"):
+            runners.load(f"python:{runner}")
     with pytest.raises(SampleError, match="the runner failed: AttributeError"):
         RunnerAsked(object(), Generation()).ask(["a"], ["what ?"], [[]])
     assert own_seed(0, "a") == own_seed(0, "a") != own_seed(0, "b") and own_seed(1, "a") != own_seed(0, "a")
+
+
+class Says:
+    """A runner that returns one thing, or raises it."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def generate(self, prompt, images, **settings):
+        if isinstance(self.answer, BaseException):
+            raise self.answer
+        return self.answer
+
+
+def test_what_a_runner_may_return_and_raise():
+    def reply(answer):
+        return RunnerAsked(Says(answer), Generation()).ask(["a"], ["what ?"], [[]])[0]
+
+    assert reply(" yes ") == Reply("yes", {}, None) and reply((" yes", True)) == Reply("yes", {}, True)
+    assert reply(("yes", None)).cut is None
+    for answer in (None, 3, ("yes", 1), ("yes",), (True, "yes"), ["yes", True]):
+        with pytest.raises(SampleError, match="where a string or .string, bool. was expected") as error:
+            reply(answer)
+        assert error.value.reason == "runner returned no text"
+    for error in (SystemExit(0), SystemExit("out"), asyncio.CancelledError(), KeyError("a")):
+        with pytest.raises(SampleError) as failure:
+            reply(error)
+        assert failure.value.reason == f"runner raised {type(error).__name__}"
+    with pytest.raises(KeyboardInterrupt):
+        reply(KeyboardInterrupt())
+
+
+def test_a_cut_answer_has_no_end_token():
+    """In a batch with one that ends, at every limit; the end token itself needs a place within it."""
+    model, processor = llava(), llava_processor()
+    images = [[picture(seed=seed)] for seed in range(3)]
+
+    def replies(limit):
+        return ModelAsked(model, processor, Generation(limit)).ask("abc", PROMPTS, images)
+
+    words = [reply.text.split() for reply in replies(6)]
+    model.generation_config.eos_token_id = end = processor.tokenizer.convert_tokens_to_ids(words[0][2])
+    place = [each.index(words[0][2]) if words[0][2] in each else 6 for each in words]
+    assert place[0] == 2 and max(place) > 2, (place, end)
+    for limit in range(1, 7):
+        assert [reply.cut for reply in replies(limit)] == [limit <= each for each in place]
+    model.generation_config.eos_token_id = None
+    assert all(reply.cut for reply in replies(3))
 
 
 def test_fingerprints_change_with_what_they_are_of(tmp_path):
@@ -148,10 +209,67 @@ def test_fingerprints_change_with_what_they_are_of(tmp_path):
     assert fingerprint(tmp_path) != before
     assert fingerprint(tmp_path / "config.json") != fingerprint(tmp_path / "README.md")
     assert fingerprint(tmp_path / "nothing") is None and fingerprint("owner/name") is None
+    assert contents(tmp_path / "nothing") == contents("owner/name") == {}
+    assert contents(tmp_path / "README.md") == {"README.md": content_hash(b"of no weight")}
+    assert content_hash(b"of no weight") == hashlib.sha256(b"of no weight").hexdigest()[:16]
+
+
+def test_every_file_that_transformers_reads_is_in_a_fingerprint(tmp_path):
+    """Those that its classes name: configs, templates, the vocabularies of all its tokenizers."""
+    named = [getattr(utils, name) for name in dir(utils) if name.endswith(("_NAME", "_FILE"))]
+    named = [name for name in named if isinstance(name, str) and "." in name and not name.endswith(".bin")]
+    for kind in filter(None, TOKENIZER_MAPPING_NAMES.values()):
+        with suppress(ImportError):  # of a tokenizer that needs a package more
+            named += getattr(getattr(transformers, kind), "vocab_files_names", {}).values()
+    named += ["model-00001-of-00002.safetensors", "additional_chat_templates/tool_use.jinja", "qwen.tiktoken"]
+    assert {"chat_template.jinja", "chat_template.json", "vocab.txt", "merges.txt", "spiece.model"} < set(named)
+    (tmp_path / "additional_chat_templates").mkdir()
+    for name in named:
+        (tmp_path / name).write_text("a")
+    before = contents(tmp_path)
+    assert set(before) == set(named)
+    for name in named:
+        (tmp_path / name).write_text("b")
+        now = contents(tmp_path)
+        assert [file for file in before if before[file] != now[file]] == [name]
+        (tmp_path / name).write_text("a")
+
+
+def test_the_code_of_a_runner_is_that_of_its_local_modules(tmp_path, monkeypatch):
+    """Packages with and without __init__.py, relative imports, imports within functions; installed ones left out."""
+    files = {
+        "own_code": "import json, torch, numpy as np\nimport packed.inner\nfrom spread import deep",
+        "packed/__init__": "from . import helper",
+        "packed/inner": "from .sub.leaf import *",
+        "packed/helper": "def f():\n    import late",
+        "packed/sub/__init__": "",
+        "packed/sub/leaf": "from ..helper import f\nfrom .... import nothing",
+        "spread/deep": "import gone, own_code",
+        "late": "x = 1",
+        "unrelated": "",
+        "broken_code": "import late\nif",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    importlib.invalidate_caches()
+    before = runners.code("python:own_code:make")
+    names = ["late", "own_code", "packed", "packed.helper", "packed.inner", "packed.sub", "packed.sub.leaf"]
+    assert list(before) == [*names, "spread.deep"] and not before.keys() & sys.modules.keys()
+    for name, text in files.items():
+        (tmp_path / f"{name}.py").write_text(text + "\n")
+        now, module = runners.code("python:own_code:make"), name.replace("/", ".").removesuffix(".__init__")
+        assert [each for each in now if now[each] != before[each]] == ([module] if module in before else [])
+        (tmp_path / f"{name}.py").write_text(text)
+    assert list(runners.code("python:packed.sub.leaf:f")) == names[:1] + names[2:4] + names[5:]
+    assert runners.code("python:sys:exit") == runners.code("python:gone:f") == {}
+    assert list(runners.code("python:json:loads")) == ["json"]  # named, so its own file counts
+    assert list(runners.code("python:broken_code:make")) == ["broken_code"] and os.getcwd() not in sys.path
 
 
 def test_fingerprints_of_large_files_are_samples(tmp_path):
-    path = tmp_path / "large"
+    path = tmp_path / "large.safetensors"
     with open(path, "wb") as file:
         file.truncate(2 * WHOLE)
     before = fingerprint(path)
@@ -164,3 +282,14 @@ def test_fingerprints_of_large_files_are_samples(tmp_path):
             file.seek(place)
             file.write(b"1")
     assert len({before, last, fingerprint(path)}) == 3
+
+
+def test_large_files_that_are_no_weights_are_read_whole(tmp_path):
+    """A scanpath of 20 MB may change in one point."""
+    path = tmp_path / "gaze.jsonl"
+    path.write_bytes(bytes(WHOLE + 10**6))
+    before, place = fingerprint(path), WHOLE // 2 + 12345
+    with open(path, "r+b") as file:
+        file.seek(place)
+        file.write(b"1")
+    assert fingerprint(path) != before
