@@ -1,17 +1,20 @@
 """Several processes with one task: who is who, and waiting for each other. Started by accelerate or torchrun, not here.
 
-They exchange nothing but the news that one has got this far, over gloo, on GPUs too: what is computed goes into files.
+They exchange only that one has got this far, over gloo, on GPUs too: what is computed goes into files.
 gloo notices at once when a process dies, where NCCL would wait.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
+Result = TypeVar("Result")
 PATIENCE = timedelta(days=1)  # how long a process that is done waits for the slowest
 
 
@@ -42,13 +45,46 @@ class Team:
             return
         import torch.distributed
 
-        try:
+        with _lost_process():
             torch.distributed.barrier()
-        except RuntimeError as error:
-            raise ProcessLost(
-                "another process of this run ended before its part was done; what was written is whole: start the same "
-                "command again to go on"
-            ) from error
+
+    def lead(self, action: Callable[[], Result]) -> Result | None:
+        """The result of `action`, called in the leading process while the others wait for it; None in the others.
+
+        Where it raises, the leading process raises it, and the others exit with status 2 and without a word.
+        """
+        succeeded, result = False, None
+        try:
+            result = action() if self.leads else None
+            succeeded = True
+        finally:
+            succeeded = self._of_leader(succeeded)
+        if not succeeded:
+            sys.exit(2)
+        return result
+
+    def _of_leader(self, value: bool) -> bool:
+        """The value that the leading process passes, in all processes. Raises ProcessLost where one is gone."""
+        if self.size == 1:
+            return value
+        import torch.distributed
+
+        held = torch.tensor([int(value)])
+        with _lost_process():
+            torch.distributed.broadcast(held, 0)
+        return bool(held)
+
+
+@contextmanager
+def _lost_process() -> Iterator[None]:
+    """Turns the error of an exchange with a process that is gone into a ProcessLost."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ProcessLost(
+            "another process of this run ended before its part was done; what was written is whole: start the same "
+            "command again to go on"
+        ) from error
 
 
 @contextmanager

@@ -245,8 +245,9 @@ def is_number(text: str) -> bool:
 
 
 def files(folder: Path) -> list[dict]:
-    """Files beside the page, and those of samples, the first MOST_FILES of them."""
-    paths = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file() and path.name != NAME)
+    """Files beside the page, and those of samples, the first MOST_FILES of them; hidden ones are left out."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != NAME and path.name[0] != "."]
+    paths = sorted(path.relative_to(folder) for path in paths)
     paths.sort(key=lambda path: len(path.parts))
     links = [{"name": str(path), "link": quote(path.as_posix())} for path in paths[:MOST_FILES]]
     rest = len(paths) - len(links)

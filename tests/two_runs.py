@@ -1,0 +1,83 @@
+"""Two runs of evaluate.py that are started into one new folder: a program, also for tests/test_evaluate_processes.py.
+
+    python -m tests.two_runs FOLDER TRIES
+
+Makes its data in FOLDER. Per offset (seconds) and try, two processes with different --method start that long after each
+other. Of each pair one must be refused with one sentence and status 2, and the folder must hold the other's answers,
+under its method and equal to those of a run alone. Prints the outcome of each pair, then their counts as JSON; exit
+status 1 if a pair failed.
+"""
+
+import json
+import os
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import evaluate
+import models
+from tests.evaluation import generated, predictions
+
+OFFSETS = (0, 0.2, 0.5, 1, 3)
+
+
+def main(folder: Path, tries: int) -> int:
+    loaded = models.load(evaluate.DEFAULT_MODEL, device="cpu")
+    models.load = lambda name, **settings: loaded
+    config = evaluate.Config(dataset="blink", data_root=generated(folder), batch_size=2, max_new_tokens=6)
+    configs = [config, replace(config, method="adapt-vis", adapt_threshold=0.95)]
+    alone = {}
+    for each in configs:
+        start(each, folder / each.method)[0]()
+        alone[each.method] = predictions(folder / each.method)
+    assert len(set(alone.values())) == len(configs), "the methods answer alike, so a mixture would not show"
+    counts = Counter()
+    for offset in OFFSETS:
+        for number in range(tries):
+            fault, first = pair(configs, alone, folder / f"{offset}-{number}", offset)
+            print(f"{offset} s, try {number}: {fault or f'one refused, the folder is of {first}'}", flush=True)
+            counts[fault or "one refused"] += 1
+    print(json.dumps(counts))
+    return int(counts.keys() != {"one refused"})
+
+
+def pair(configs, alone: dict[str, bytes], out_dir: Path, offset: float) -> tuple[str, str]:
+    """(fault, "" for none; method of the run that was not refused) of two runs into `out_dir`."""
+    runs = []
+    for config in configs:
+        runs.append(start(config, out_dir))
+        time.sleep(offset if len(runs) == 1 else 0)
+    ends = [(wait(), errors.read_text()) for wait, errors in runs]
+    statuses = [status for status, _ in ends]
+    if sorted(statuses) != [0, 2]:
+        return f"statuses {statuses}", ""
+    refusal, method = ends[statuses.index(2)][1], configs[statuses.index(0)].method
+    if not (refusal.startswith("error: ") and refusal.count("\n") == 1):
+        return f"the refusal is not one sentence: {refusal!r}", method
+    if json.loads((out_dir / "settings.json").read_text())["flags"]["method"] != method:
+        return "mislabelled", method
+    if predictions(out_dir) != alone[method]:
+        return "answers of the other method", method
+    return "", method
+
+
+def start(config: evaluate.Config, out_dir: Path):
+    """(function that waits for its exit status, file of its stderr) of a run in a child process."""
+    errors = out_dir.with_name(f"{out_dir.name}-{config.method}.txt")
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
+        try:
+            status = evaluate.main(replace(config, out_dir=str(out_dir)))
+        except SystemExit as end:
+            status = end.code
+        sys.stderr.flush()
+        os._exit(status)
+    return lambda: os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), errors
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))
