@@ -4,34 +4,87 @@
     parts/part-RRRRR.jsonl    answers of process R in the order in which they came, one JSON object a line
     predictions.jsonl     made of the parts when all is answered, in the order of the questions
     summary.json          made of predictions.jsonl
+    .lock                 held by the run that goes on here (`analysis.run_lock`)
 
 The parts are the record of the run; everything else can be made of them again. A line is known by its "id" and
-"rotation". What stands before a line's end is complete: a last line without one was torn by the end of a process or a
-full disk, is dropped, and its question asked again.
+"rotation", and is an answer where it holds all FIELDS with their types. What stands before a line's end is complete: a
+last line without one was torn by the end of a process or a full disk, is dropped, and its question asked again.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
+from analysis import run_lock
 from analysis.results import provenance, refuse_existing, write_json, write_whole, writing
 
 Key = tuple[str, int]
 """The id of a record, and by how many places its options are rotated."""
 
 SETTINGS, PARTS, PREDICTIONS, SUMMARY = "settings.json", "parts", "predictions.jsonl", "summary.json"
-FIELDS = ("id", "task", "prompt", "gold", "options", "rotation", "prediction", "value", "parsed", "correct", "failed")
+AT_START = {run_lock.NAME, f"partial-{SETTINGS}"}  # what a run that was killed while it began leaves
+FORMAT = 2  # of settings.json and the parts; 1 had no hashes of images and did not say whether an answer was cut
 SAME_MODEL = ("revision", "dtype", "family")  # of a model's description: what must not change within a run
+LIBRARIES = ("torch", "transformers")  # whose other version may give other answers
+
+
+def _is(*types: type) -> Callable[[object], bool]:
+    return lambda value: type(value) in types
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _is_touched(value: object) -> bool:
+    """Numbers by name, and `layers`, rows of numbers of which one is the layer; see `models.asking.Reply`."""
+    if not isinstance(value, dict):
+        return False
+    layers, number = value.get("layers", []), _is(int, float)
+    rows = isinstance(layers, list) and all(isinstance(row, dict) and "layer" in row for row in layers)
+    counts = [count for name, count in value.items() if name != "layers"]
+    return rows and all(map(number, [*counts, *(item for row in layers for item in row.values())]))
+
+
+FIELDS: dict[str, Callable[[object], bool]] = {
+    "id": _is(str), "task": _is(str), "prompt": _is(str), "gold": _is(str), "options": _is_texts, "rotation": _is(int),
+    "prediction": _is(str, type(None)), "value": _is(str), "parsed": _is(bool), "correct": _is(bool),
+    "failed": _is(str, type(None)), "cut": _is(bool, type(None)), "image_hashes": _is_texts,
+}  # fmt: skip
+"""Fields of an answer in predictions.jsonl, each with the test of its type. `cut`: the token limit ended the answer
+(None: unknown); `image_hashes`: of each image's bytes, in order ("" for one that cannot be read)."""
+PART_FIELDS = {**FIELDS, "touched": _is_touched}
+"""Those of a line of the parts; the summary is made of `touched`."""
 
 
 def digest(settings: Mapping) -> str:
     """A hash of settings, in hexadecimal digits; the same for the same settings, in whatever order."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold an evaluation's folder against other runs until the block ends. Raises as `refuse_foreign` and
+    `run_lock.lock` do."""
+    refuse_foreign(folder)
+    with run_lock.lock(folder):
+        yield
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raises as `refuse_existing` does for a folder of something else. Changes nothing; needs no lock."""
+    try:
+        names = set(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        names = set()
+    if SETTINGS not in names and not (names and names <= AT_START):
+        refuse_existing(folder)
 
 
 class Predictions:
@@ -46,13 +99,10 @@ class Predictions:
         self.parts = self.folder / PARTS
         self.known = self._read_settings()
         if self.known is None:
-            if not (
-                self.folder.is_dir() and os.listdir(self.folder) == [f"partial-{SETTINGS}"]
-            ):  # killed while starting
-                refuse_existing(self.folder)
-        elif differing := self._differing():
+            refuse_foreign(self.folder)
+        elif differences := self._differences():
             raise ValueError(
-                f"{self.folder} holds answers under other settings ({differing}), and they must not be mixed: pass "
+                f"{self.folder} holds answers under other settings ({differences}), and they must not be mixed: pass "
                 "another --out-dir, or the same settings"
             )
 
@@ -65,13 +115,24 @@ class Predictions:
             known["deciding"], known["model"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not of this script; pass another --out-dir") from error
+        if known.get("format") != FORMAT:
+            raise ValueError(
+                f"{self.folder} was made by another version of evaluate.py, whose answers do not tell of which images "
+                "they are; pass another --out-dir"
+            )
         return known
 
-    def _differing(self) -> str:
-        """Which settings are not those of the folder, with both values; "" where all are."""
+    def _differences(self) -> str:
+        """The settings that are not those of the folder, with both values, or the files that changed; "" for none."""
         there, here = self.known["deciding"], self.deciding
         names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
-        return ", ".join(f"{name} was {there.get(name)!r} and is {here.get(name)!r} now" for name in names)
+        return ", ".join(_difference(name, there.get(name), here.get(name)) for name in names)
+
+    def other_versions(self) -> str:
+        """The LIBRARIES whose version is not that of the answers in the folder, with both; "" for none."""
+        there, here = ({} if self.known is None else self.known.get("versions", {})), provenance()["versions"]
+        names = [name for name in LIBRARIES if there.get(name, here[name]) != here[name]]
+        return ", ".join(f"{name} {there[name]}, now {here[name]}" for name in names)
 
     def check_model(self, model: Mapping) -> None:
         """Raises ValueError where the answers in the folder are of a model that was another one; see `describe`."""
@@ -91,24 +152,27 @@ class Predictions:
         about = {**provenance(), "flags": flags, "model": model}
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        deciding = {"deciding": self.deciding, "settings_hash": digest(self.deciding)}
+        deciding = {"format": FORMAT, "deciding": self.deciding, "settings_hash": digest(self.deciding)}
         write_json(self.folder / SETTINGS, {**about, **deciding})
 
-    def answered(self, processes: int = 0) -> dict[Key, dict]:
-        """What all parts hold, by record; of a record that stands there twice, the first that has not failed.
+    def answered(self, processes: int = 0, broken: Counter | None = None) -> dict[Key, dict]:
+        """The answers of all parts, by record; of a record that stands there twice, the first that has not failed.
 
-        Lines that are broken are left out. The parts of so many `processes` are asked for by name, since a folder that
-        machines share may list new files late.
+        Lines that are no answers are left out, and counted in `broken` by part. The parts of so many `processes` are
+        opened by name, since a folder that machines share may list new files late.
         """
-        found: dict[Key, dict] = {}
+        answers: dict[Key, dict] = {}
         for path in sorted({*self.parts.glob("part-*.jsonl"), *map(self._path, range(processes))}):
             for line in path.read_bytes().split(b"\n")[:-1] if path.is_file() else ():
                 record = parse(line)
-                if record is not None:
-                    known = found.setdefault((record["id"], record["rotation"]), record)
-                    if known["failed"] is not None:
-                        found[record["id"], record["rotation"]] = record
-        return found
+                if record is None:
+                    if broken is not None:
+                        broken[path.name] += 1
+                    continue
+                known = answers.setdefault((record["id"], record["rotation"]), record)
+                if known["failed"] is not None:
+                    answers[record["id"], record["rotation"]] = record
+        return answers
 
     def part(self, rank: int) -> Part:
         """Opens the part that process `rank` writes to."""
@@ -142,7 +206,7 @@ class Part:
             path.parent.mkdir(exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            self._hold()
+            run_lock.hold(self._file, path.parent.parent)  # a process of a killed run may still write its last line
             self._drop_torn_line()
         except BaseException:
             self.close()
@@ -151,16 +215,6 @@ class Part:
     def close(self) -> None:
         """Lets go of the file, which another process may then write to."""
         os.close(self._file)
-
-    def _hold(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(
-                f"another run is writing to {self.path.parent.parent}; wait until it ends, or pass another --out-dir"
-            ) from error
-        except OSError:
-            return  # a file system without locks; a record that two runs answer is still counted once
 
     def _drop_torn_line(self) -> None:
         content = self.path.read_bytes()
@@ -191,15 +245,25 @@ def holds(path: Path, values: Mapping) -> bool:
 
 
 def parse(line: bytes) -> dict | None:
-    """A record, or None for a line that is none."""
+    """An answer, or None for a line that is none: one that lacks a field, or holds one of another type."""
     try:
         record = json.loads(line)
-        whole = set(FIELDS) <= record.keys() and isinstance(record["id"], str) and isinstance(record["rotation"], int)
-        return record if whole else None
-    except (ValueError, AttributeError, RecursionError):
+    except (ValueError, RecursionError):
         return None
+    if not isinstance(record, dict) or not record.keys() >= PART_FIELDS.keys():
+        return None
+    whole = all(fits(record[name]) for name, fits in PART_FIELDS.items())
+    return record if whole and (record["failed"] is None) == (record["prediction"] is not None) else None
+
+
+def _difference(name: str, there: object, here: object) -> str:
+    """One setting in both runs; of hashes by file or module, those that differ."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        changed = [part for part in {**there, **here} if there.get(part) != here.get(part)]
+        return f"{name} has changed: {', '.join(changed)}"
+    return f"{name} was {there!r} and is {here!r} now"
 
 
 def in_order(rows: Iterable[Mapping]) -> list[dict]:
     """Records as predictions.jsonl holds them: without what only the summary needs."""
-    return [{name: value for name, value in row.items() if name != "touched"} for row in rows]
+    return [{name: value for name, value in row.items() if name in FIELDS} for row in rows]

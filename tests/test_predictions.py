@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -14,7 +15,19 @@ import pytest
 
 import evaluate
 from analysis.evaluation_table import figures_line, summarise_run
-from analysis.predictions import PARTS, PREDICTIONS, SETTINGS, SUMMARY, Predictions, digest, encode, in_order, parse
+from analysis.predictions import (
+    FIELDS,
+    FORMAT,
+    PARTS,
+    PREDICTIONS,
+    SETTINGS,
+    SUMMARY,
+    Predictions,
+    digest,
+    encode,
+    in_order,
+    parse,
+)
 from analysis.processes import Team, own_device, team
 from analysis.results import OutputError
 
@@ -25,7 +38,13 @@ MODEL = {"name": "a", "revision": None, "dtype": "float32", "family": "llava", "
 def line(number, **values):
     asked = {"id": f"q{number}", "task": "t", "prompt": "what ?", "gold": "yes", "options": [], "rotation": 0}
     verdict = {"value": "yes", "parsed": True, "correct": True, "failed": None}
-    return asked | {"prediction": f"yes {number}"} | verdict | values
+    known = {"cut": False, "image_hashes": ["0123456789abcdef"], "touched": {}}
+    return asked | {"prediction": f"yes {number}"} | verdict | known | values
+
+
+def merged(*records):
+    """The same as predictions.jsonl holds it."""
+    return [{name: value for name, value in record.items() if name != "touched"} for record in records]
 
 
 def opened(folder, settings=SETTINGS_A):
@@ -78,7 +97,56 @@ def test_lines_that_are_none_are_asked_again(tmp_path):
     broken.append(b'{"id": "q9", "rotation": 0, "failed": null}\n')
     broken += [encode(line(9) | {"id": ["q9"]}), encode(line(9) | {"rotation": "0"})]
     (tmp_path / "run" / PARTS / "part-00007.jsonl").write_bytes(b"".join(broken) + encode(line(1)))
-    assert set(predictions.answered()) == {("q1", 0)} and all(parse(each) is None for each in broken)
+    counts = Counter()
+    assert set(predictions.answered(broken=counts)) == {("q1", 0)} and all(parse(each) is None for each in broken)
+    assert counts == {"part-00007.jsonl": len(broken)}
+
+
+WRONG = {
+    "id": 3, "task": None, "prompt": None, "gold": ["yes"], "options": "yes", "rotation": True, "prediction": 3.0,
+    "value": None, "parsed": 1, "correct": "true", "failed": False, "cut": 0, "image_hashes": [None], "touched": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", WRONG)
+def test_a_line_needs_every_field_with_its_type(field):
+    """Above all those copied from predictions.jsonl, which lack `touched`."""
+    assert parse(encode(line(1))) == line(1) and set(line(1)) == set(WRONG) == {*FIELDS, "touched"}
+    assert parse(encode(line(1) | {field: WRONG[field]})) is None
+    assert parse(encode({name: value for name, value in line(1).items() if name != field})) is None
+
+
+def test_a_line_is_an_answer_or_a_failure():
+    rows = [{"layer": 2, "heads": 1}]
+    for touched in ({}, {"pairs": 3, "steered": 1.0}, {"layers": rows}, {"no gaze: 2 pictures": 1, "layers": []}):
+        assert parse(encode(line(1, touched=touched)))
+    for touched in ([], {"pairs": "3"}, {"layers": {}}, {"layers": [{"heads": 1}]}, {"layers": [{"layer": None}]}):
+        assert parse(encode(line(1, touched=touched))) is None
+    assert parse(encode(line(1, failed="image missing", prediction=None, cut=None)))
+    assert parse(encode(line(1, failed="image missing"))) is None and parse(encode(line(1, prediction=None))) is None
+
+
+def test_parts_of_random_damage_are_read(tmp_path):
+    """Truncated, duplicated, reordered, foreign and bent lines, 300 parts of them: what is read is what was written."""
+    rng, predictions = random.Random(0), opened(tmp_path / "run")
+    path = tmp_path / "run" / PARTS / "part-00000.jsonl"
+    foreign = [[], {}, 3, "q1", None, {"id": ["q1"]}, {"id": {"q": 1}, "rotation": 0}, {"a": {"b": [1, 2]}}]
+    records = [line(number) for number in range(6)]
+    written = [encode(record) for record in records]
+    for _ in range(300):
+        lines = [*written, *rng.choices(written, k=rng.randrange(3))]
+        for place in rng.sample(range(len(lines)), rng.randrange(4)):
+            bent = encode(line(1) | {rng.choice(list(WRONG)): rng.choice(foreign)})
+            torn = lines[place][: rng.randrange(len(lines[place]) - 1)] + b"\n"
+            lines[place] = rng.choice([torn, bent, encode(rng.choice(foreign)), b"\xff" + lines[place]])
+        rng.shuffle(lines)
+        path.write_bytes(b"".join(lines))
+        bent = [each for each in lines if each not in written and parse(each)]  # "id": "q1" is a name like any other
+        broken = Counter()
+        answers = predictions.answered(broken=broken)
+        assert {encode(answer) for answer in answers.values()} <= {*written, *bent}
+        assert {json.loads(each)["id"] for each in lines if each in written} <= {name for name, _ in answers}
+        assert broken.total() == sum(each not in written for each in lines) - len(bent)
 
 
 def test_a_record_that_stands_twice_counts_once(tmp_path):
@@ -95,13 +163,13 @@ def test_merged_in_the_order_asked_for(tmp_path):
     rows = [predictions.answered()[key] for key in (("q1", 0), ("q2", 0))]
     predictions.merge(in_order(rows), {"n": 2})
     path, summary = predictions.folder / PREDICTIONS, predictions.folder / SUMMARY
-    assert [json.loads(each) for each in path.read_text().splitlines()] == [line(1), line(2)]
+    assert [json.loads(each) for each in path.read_text().splitlines()] == merged(line(1), line(2))
     assert json.loads(summary.read_text()) == {"n": 2}
     before = (path.stat().st_mtime_ns, summary.stat().st_mtime_ns)
     predictions.merge(in_order(rows), {"n": 2})
     assert (path.stat().st_mtime_ns, summary.stat().st_mtime_ns) == before  # nothing to write
     predictions.merge(in_order(rows[:1]), {"n": 1})
-    assert path.read_bytes() == encode(line(1)) and json.loads(summary.read_text()) == {"n": 1}
+    assert path.read_bytes() == encode(*merged(line(1))) and json.loads(summary.read_text()) == {"n": 1}
     summary.write_text('{"n": ')
     assert predictions.merge(in_order(rows[:1]), {"n": 1}) and json.loads(summary.read_text()) == {"n": 1}
 
@@ -131,7 +199,7 @@ def test_every_deciding_flag_decides(tmp_path):
     for path in files.values():
         Path(path).write_text("{}")
     others = {"model": "tiny-llava", "method": "var", "judge": "exact", "dtype": "float16"} | files
-    others |= {"target_layer": (3,), "var_dimensions": (3,), "var_threshold": 3.0}
+    others |= {"target_layer": (3,), "var_dimensions": (3,), "var_threshold": 3.0, "runner": "python:sys:exit"}
     deciding = Predictions(tmp_path / "run", config.deciding())
     deciding.start({}, {})
     same = {"device": "cuda", "limit": 3, "batch_size": 2, "retry_failed": True, "out_dir": "elsewhere"}
@@ -153,8 +221,38 @@ def test_folders_of_something_else_are_refused(tmp_path):
     with pytest.raises(ValueError, match="settings.json is not of this script; pass another --out-dir"):
         Predictions(tmp_path, SETTINGS_A)
     (tmp_path / "started").mkdir()
+    (tmp_path / "started" / ".lock").touch()
     (tmp_path / "started" / f"partial-{SETTINGS}").write_text("{")  # as a process killed at its start leaves it
     assert opened(tmp_path / "started").answered() == {}
+
+
+def test_a_folder_of_another_version_is_refused(tmp_path):
+    """Its lines do not tell of which images they are, so a change would pass unseen."""
+    write(opened(tmp_path / "run"), 0, [line(1)])
+    settings = json.loads((tmp_path / "run" / SETTINGS).read_text())
+    assert settings.pop("format") == FORMAT
+    for other in ({}, {"format": FORMAT + 1}):
+        (tmp_path / "run" / SETTINGS).write_text(json.dumps(settings | other))
+        with pytest.raises(ValueError, match="run was made by another version of evaluate.py, .*; pass another --out"):
+            Predictions(tmp_path / "run", SETTINGS_A)
+
+
+def test_other_libraries_are_named(tmp_path):
+    opened(tmp_path / "run")
+    path = tmp_path / "run" / SETTINGS
+    settings = json.loads(path.read_text())
+    assert Predictions(tmp_path / "run", SETTINGS_A).other_versions() == ""
+    now, settings["versions"]["torch"] = settings["versions"]["torch"], "1.0"
+    path.write_text(json.dumps(settings))
+    assert Predictions(tmp_path / "run", SETTINGS_A).other_versions() == f"torch 1.0, now {now}"
+
+
+def test_files_that_changed_are_named(tmp_path):
+    content = {"content of --model": {"config.json": "1", "chat_template.jinja": "2", "old.json": "3"}}
+    opened(tmp_path / "run", content)
+    now = {"content of --model": {"config.json": "1", "chat_template.jinja": "9", "merges.txt": "4"}}
+    with pytest.raises(ValueError, match="content of --model has changed: chat_template.jinja, old.json, merges.txt"):
+        Predictions(tmp_path / "run", now)
 
 
 def test_one_writer_at_a_time(tmp_path):
@@ -184,16 +282,15 @@ def test_a_full_disk_is_one_sentence(tmp_path):
 
 
 WRITER = """
-import sys
-from analysis.predictions import FIELDS, Predictions
-predictions = Predictions(sys.argv[1], {})
+import json, sys
+from analysis.predictions import Predictions
+predictions, line = Predictions(sys.argv[1], {}), json.loads(sys.argv[2])
 done = len(predictions.answered())
 predictions.start({}, {})
 part = predictions.part(0)
 print("started", flush=True)
 for number in range(done, 100000):
-    known = {"id": f"q{number}", "rotation": 0, "failed": None, "text": "x" * (number % 5000)}
-    part.append([dict.fromkeys(FIELDS) | known])
+    part.append([line | {"id": f"q{number}", "text": "x" * (number % 5000)}])
 """
 
 
@@ -201,9 +298,8 @@ def test_killed_writers_leave_whole_lines_and_go_on(tmp_path):
     """Real processes, kill -9 after a random while: every line that is there is right, none is there twice."""
     rng, seen = random.Random(0), 0
     for _ in range(3):
-        process = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(tmp_path / "run")], cwd=Path(__file__).parents[1], stdout=subprocess.PIPE
-        )
+        command = [sys.executable, "-c", WRITER, tmp_path / "run", json.dumps(line(0))]
+        process = subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE)
         assert process.stdout.readline() == b"started\n"
         time.sleep(rng.uniform(0.05, 0.3))
         process.send_signal(signal.SIGKILL)
@@ -236,12 +332,14 @@ def test_devices_of_several_processes():
 
 
 def test_the_summary_counts_records_failures_and_what_was_touched():
-    def row(name, correct, rotation=0, failed=None, **touched):
+    def row(name, correct, rotation=0, failed=None, cut=False, **touched):
         answer = {"prediction": None if failed else "A", "value": "A", "parsed": not failed, "correct": correct}
+        answer["cut"] = None if failed else cut
         return {"id": name, "task": "t", "rotation": rotation, "failed": failed, "touched": touched, **answer}
 
     rows = [
-        row("a", True, 0, pairs=3, steered=1), row("a", True, 1), row("b", True, 0, pairs=2), row("b", False, 1),
+        row("a", True, 0, pairs=3, steered=1), row("a", True, 1), row("b", True, 0, pairs=2),
+        row("b", False, 1, cut=True),
         row("c", False, failed="image missing"), row("d", True),
     ]  # fmt: skip
     skipped = [("line 2", "no question"), ("line 3", "no question"), ("line 1", "broken line")]
@@ -252,4 +350,18 @@ def test_the_summary_counts_records_failures_and_what_was_touched():
     assert summary["touched"] == {"pairs": 5, "steered": 1}
     assert summary["overall"]["n"] == 3 and summary["overall"]["accuracy"] == pytest.approx(2 / 3)
     assert figures_line("all", summary["overall"]).startswith("all: accuracy 0.667 [0.")
-    assert figures_line("all", summary["overall"]).endswith("], n = 3, 1 failed")
+    assert figures_line("all", summary["overall"]).endswith("], n = 3, 1 cut, 1 failed")
+
+
+def test_the_summary_counts_cut_answers():
+    """Per record, over its rotations; not those that failed; unknown where no answer says."""
+
+    def row(name, cut, rotation=0, task="t", failed=None):
+        return line(name, rotation=rotation, task=task, cut=cut, failed=failed) | {"id": name}
+
+    rows = [row("a", True, 0), row("a", True, 1), row("b", False, 0), row("b", True, 1), row("c", False)]
+    rows += [row("d", True, 0), row("d", None, 1, failed="image missing"), row("e", None), row("f", None, task="u")]
+    summary = summarise_run(rows, [])
+    assert summary["overall"]["cut"] == summary["tasks"]["t"]["cut"] == 2 and summary["tasks"]["u"]["cut"] is None
+    assert ", 2 cut, 1 failed" in figures_line("all", summary["overall"])
+    assert "cut" not in figures_line("u", summary["tasks"]["u"])
