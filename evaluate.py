@@ -8,9 +8,10 @@
 
 predictions.jsonl has one line per record (and rotation of its options, with --circular), summary.json the accuracy with
 its interval over all and per sub-task, unparsed answers, and what was skipped or failed, by reason. A record that runs
-out of memory when it is asked alone fails as well. A run that was killed goes on when the same command is started
-again, with any number of processes and any --batch-size; a finished one prints its summary. --limit may grow: the
-records are taken in the set's order. compare_runs.py compares two runs.
+out of memory when it is asked alone fails as well. An answer that --max-new-tokens cut says so (`cut`). A run that was
+killed goes on when the same command is started again, with any number of processes and any --batch-size; a finished one
+prints its summary. Another model, code of a --runner, question, image or setting is refused, and so is a second run in
+the same folder. --limit may grow: the records are taken in the set's order. compare_runs.py compares two runs.
 The embedded model answers some twenty records a second on one core.
 """
 
@@ -20,7 +21,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,7 +35,7 @@ from analysis import command
 from analysis.evaluation_table import constant_gold, figures_line, summarise_run
 from analysis.flags import check_penalty
 from analysis.judges import JUDGES
-from analysis.predictions import Key, Part, Predictions, digest, in_order
+from analysis.predictions import Key, Part, Predictions, digest, in_order, lock
 from analysis.processes import ProcessLost, Team, own_device, team
 from analysis.report import NAME as PAGE
 from analysis.report import write_report
@@ -50,7 +51,7 @@ from models import runner as runners
 from models.adapt_vis import AdaptVis
 from models.asking import Generation, ModelAsked, Reply, RunnerAsked, Steer, adapted, gazed, plain, redistributed
 from models.errors import SampleError
-from models.fingerprint import fingerprint
+from models.fingerprint import content_hash, contents
 from models.flags import LoadFlags
 from models.gaze import GazeMask, parse_mask_type
 from models.loading import describe, locate, quiet, read_config
@@ -86,8 +87,9 @@ class Config(LoadFlags, GazeFlags, MethodFlags):
     """Ask at most so many records, in the set's order; 0 asks all."""
     batch_size: int = 8
     """Records answered together; decides no answer in float32. In half precision a batch may round differently."""
-    max_new_tokens: int = 32
-    """Longest answer, in tokens."""
+    max_new_tokens: int = 512
+    """Longest answer, in tokens; one without an end token by then is judged as it stands and marked `cut`. Models end
+    short answers by themselves, whatever the limit; a reasoning model may need 1024 and more."""
     temperature: float = 0.0
     """0: the likeliest tokens; above, tokens are drawn, each record by random numbers of its own."""
     top_p: float = 1.0
@@ -144,17 +146,23 @@ class Config(LoadFlags, GazeFlags, MethodFlags):
         return parse_mask_type(kind, layers, heads)
 
     def deciding(self) -> dict:
-        """The flags that decide answers or verdicts, and fingerprints of the files that they name."""
+        """The flags that decide answers or verdicts, and hashes of the files and code that they name; of a model on the
+        hub its commit. Raises FileNotFoundError for a file or model that does not exist."""
         flags = {name: value for name, value in asdict(self).items() if name not in DECIDE_NOTHING}
         files = {"scanpaths": self.scanpaths, "sink_file": self.sink_file}
         files = {f"--{name.replace('_', '-')}": path for name, path in files.items() if path is not None}
         for flag, path in files.items():
             if not Path(path).is_file():
                 raise FileNotFoundError(f"{flag} {path} does not exist")
-        if self.runner is None:
-            files["--model"] = locate(self.model)
-        found = {f"content of {flag}": fingerprint(path) for flag, path in files.items()}
-        return {f"--{name.replace('_', '-')}": value for name, value in flags.items()} | found
+        hashes = {f"content of {flag}": contents(path) for flag, path in files.items()}
+        if self.runner is not None:
+            hashes["code of --runner"] = runners.code(self.runner)
+        elif known := contents(locate(self.model)):
+            hashes["content of --model"] = known
+        else:
+            with quiet():
+                hashes["commit of --model"] = read_config(self.model, self.model, self.revision)._commit_hash
+        return {f"--{name.replace('_', '-')}": value for name, value in flags.items()} | hashes
 
     @property
     def generation(self) -> Generation:
@@ -174,35 +182,65 @@ def main(config: Config) -> int:
 
 
 def evaluate(config: Config, processes: Team) -> int:
-    """This process's share of the work; the leading one then makes the tables of all shares."""
-    with command.setting_up():
-        device = own_device(config.device, processes)
-        config = data_of(config, processes)
-        questions, skipped = spatial_qa.read(config.dataset, config.data_root, config.limit)
-        tell_skipped(skipped if processes.leads else [])
-        if not questions:
-            reasons = listed(Counter(skip.reason for skip in skipped)) or "the set is empty"
-            sys.exit(command.stop(f"no record can be used: {reasons}", command.NOTHING_USABLE))
-        asked = {(each.id, shift): each.rotated(shift) for each in questions for shift in rotations(each, config)}
-        deciding = config.deciding()
-        predictions = Predictions(config.out_dir or default_out_dir(config, deciding), deciding)
-        answered = predictions.answered()
-        check_same(asked, answered, predictions)
-        remaining = [key for key in asked if key not in answered or (config.retry_failed and answered[key]["failed"])]
-        if remaining:
-            asker, about = prepare(config, device, asked, told=processes.leads)
-            predictions.check_model(about)
-    if remaining:
-        processes.wait()  # nobody writes before all have read
-        if processes.leads:
-            predictions.start(asdict(config), about)
-        processes.wait()
+    """This process's share of the work; the leading one then makes the tables of all shares.
+
+    From the first look into the run's folder to the end no other run can use it.
+    """
+    with ExitStack() as held:
         with command.setting_up():
-            part = predictions.part(processes.rank)
-        with closing(part):
-            answer_all(part, asker, asked, processes.share(remaining), config, shown=processes.leads)
-        processes.wait()
-    return conclude(predictions, asked, skipped, config, processes) if processes.leads else 0
+            device = own_device(config.device, processes)
+            config = data_of(config, processes)
+            questions, skipped = spatial_qa.read(config.dataset, config.data_root, config.limit)
+            tell_skipped(skipped if processes.leads else [])
+            if not questions:
+                reasons = listed(Counter(skip.reason for skip in skipped)) or "the set is empty"
+                sys.exit(command.stop(f"no record can be used: {reasons}", command.NOTHING_USABLE))
+            asked = {(each.id, shift): each.rotated(shift) for each in questions for shift in rotations(each, config)}
+            deciding = config.deciding()
+            folder = Path(config.out_dir or default_out_dir(config, deciding))
+            processes.lead(lambda: begin(held, folder, deciding, asked))
+            predictions = Predictions(folder, deciding)
+            answered = predictions.answered()
+            remaining = [
+                key for key in asked if key not in answered or (config.retry_failed and answered[key]["failed"])
+            ]
+            if remaining:
+                asker, about = prepare(config, device, asked, told=processes.leads)
+                predictions.check_model(about)
+        if remaining:
+            answer_remaining(predictions, asker, about, asked, remaining, config, processes)
+        return conclude(predictions, asked, skipped, config, processes) if processes.leads else 0
+
+
+def begin(held: ExitStack, folder: Path, deciding: dict, asked: dict[Key, Question]) -> None:
+    """Locks the folder for as long as `held` lasts, and checks that what it holds belongs to this run.
+
+    Raises ValueError where it does not, or where another run holds the folder.
+    """
+    held.enter_context(lock(folder))
+    predictions, broken = Predictions(folder, deciding), Counter()
+    check_same(asked, predictions.answered(broken=broken), predictions)
+    if broken:
+        where = ", ".join(f"{name} ({count})" for name, count in sorted(broken.items()))
+        print(f"warning: {broken.total()} lines that are no answers were left out: {where}", file=sys.stderr)
+
+
+def answer_remaining(
+    predictions: Predictions, asker, about: dict, asked: dict[Key, Question], remaining: Sequence[Key], config: Config,
+    processes: Team,
+) -> None:  # fmt: skip
+    """Writes settings.json, then this process's share of the answers; returns once all processes have."""
+    processes.wait()  # nobody writes before all have read
+    if processes.leads:
+        if versions := predictions.other_versions():
+            print(f"note: the answers so far were made with {versions}", file=sys.stderr)
+        predictions.start(asdict(config), about)
+    processes.wait()
+    with command.setting_up():
+        part = predictions.part(processes.rank)
+    with closing(part):
+        answer_all(part, asker, asked, processes.share(remaining), config, shown=processes.leads)
+    processes.wait()
 
 
 def rotations(question: Question, config: Config) -> range:
@@ -231,7 +269,11 @@ def default_out_dir(config: Config, deciding: dict) -> Path:
 
 
 def check_same(asked: dict[Key, Question], answered: dict[Key, dict], predictions: Predictions) -> None:
-    """Raises ValueError for answers to records that are not asked now, or that have changed since."""
+    """Raises ValueError for answers to records that are not asked now, or that have changed since.
+
+    The images of a record that failed are not compared: it has no answer of them.
+    """
+    hashes: dict[str, list[str]] = {}  # by record, since its rotations share them
     for key, record in answered.items():
         question = asked.get(key)
         if question is None:
@@ -239,9 +281,35 @@ def check_same(asked: dict[Key, Question], answered: dict[Key, dict], prediction
                 f"{predictions.folder} holds answers to records that are not asked now, such as {key[0]!r}: pass a "
                 "--limit as large as before, or another --out-dir"
             )
-        now = (question.prompt, question.answer, list(question.options))
-        if now != (record["prompt"], record["gold"], record["options"]):
-            raise ValueError(f"record {key[0]!r} of the set has changed since it was answered; pass another --out-dir")
+        changed = [name for name, value in about_question(question).items() if value != record[name]]
+        if record["failed"] is None and not changed:
+            if question.id not in hashes:
+                hashes[question.id] = image_hashes(question)
+            changed = ["images"] if hashes[question.id] != record["image_hashes"] else []
+        if changed:
+            raise ValueError(
+                f"record {key[0]!r} of the set has changed since it was answered ({', '.join(changed)}); pass another "
+                "--out-dir"
+            )
+
+
+def about_question(question: Question) -> dict:
+    """What a line of the predictions says of its question."""
+    return {
+        "task": question.task, "prompt": question.prompt, "gold": question.answer, "options": list(question.options),
+    }  # fmt: skip
+
+
+def image_hashes(question: Question) -> list[str]:
+    """The hash of each image's bytes, in order; "" for a file that cannot be read."""
+
+    def hashed(image: Path | bytes) -> str:
+        try:
+            return content_hash(image) if isinstance(image, bytes) or image.is_file() else ""
+        except OSError:  # reading the image says why
+            return ""
+
+    return [hashed(image) for image in question.images]
 
 
 def prepare(config: Config, device: str, asked: dict[Key, Question], told: bool):
@@ -303,24 +371,25 @@ def answer_all(part: Part, asker, asked: dict[Key, Question], keys: Sequence[Key
     with tqdm(total=len(keys), unit="record", disable=not shown) as progress:
         for first in range(0, len(keys), size):
             batch = keys[first : first + size]
-            found = attempt(ask, batch, (ImageError, SampleError))
-            part.append(record(key, asked[key], each, config) for key, each in zip(batch, found, strict=True))
+            hashes = [image_hashes(asked[key]) for key in batch]  # before the answers: a later change is then noticed
+            replies = attempt(ask, batch, (ImageError, SampleError))
+            part.append(
+                {**record(key, asked[key], reply, config), "image_hashes": each}
+                for key, reply, each in zip(batch, replies, hashes, strict=True)
+            )
             progress.update(len(batch))
 
 
-def record(key: Key, question: Question, found: Reply | Exception, config: Config) -> dict:
-    """One line of the predictions; one that failed is told on stderr, too."""
-    about = {
-        "id": question.id, "task": question.task, "prompt": question.prompt, "gold": question.answer,
-        "options": list(question.options), "rotation": key[1],
-    }  # fmt: skip
-    if isinstance(found, Exception):
-        tqdm.write(f"failed {question.id}: {found}", file=sys.stderr)
+def record(key: Key, question: Question, reply: Reply | Exception, config: Config) -> dict:
+    """One line of the predictions, without the hashes of images; one that failed is told on stderr, too."""
+    about = {"id": question.id, **about_question(question), "rotation": key[1]}
+    if isinstance(reply, Exception):
+        tqdm.write(f"failed {question.id}: {reply}", file=sys.stderr)
         nothing = {"prediction": None, "value": "", "parsed": False, "correct": False}
-        return {**about, **nothing, "failed": found.reason, "touched": {}}
-    verdict = JUDGES[config.judge](found.text, question.answer, question.options)
-    answer = {"prediction": found.text, "value": verdict.value, "parsed": verdict.parsed, "correct": verdict.correct}
-    return {**about, **answer, "failed": None, "touched": found.touched}
+        return {**about, **nothing, "failed": reply.reason, "cut": None, "touched": {}}
+    verdict = JUDGES[config.judge](reply.text, question.answer, question.options)
+    answer = {"prediction": reply.text, "value": verdict.value, "parsed": verdict.parsed, "correct": verdict.correct}
+    return {**about, **answer, "failed": None, "cut": reply.cut, "touched": reply.touched}
 
 
 def conclude(
@@ -338,6 +407,7 @@ def conclude(
     if predictions.merge(in_order(rows), summary) or not page.is_file():
         write_report(predictions.folder, rows=[page_row(keys[key], answered[key]) for key in keys])
     tell(summary)
+    warn_cut(summary["overall"], config)
     if config.method != "default":
         tell_steered(summary["touched"].get("steered", 0), sum(row["failed"] is None for row in rows))
     print(f"results in {predictions.folder}, to look at in {page}")
@@ -360,7 +430,7 @@ def page_row(question: Question, answer: dict) -> dict:
     """A record as the page shows it."""
     [image, *_] = question.images
     columns = ("task", "prompt", "gold", "rotation", "prediction", "value", "correct", "failed")
-    shown = {name: answer[name] for name in columns}
+    shown = {name: answer[name] for name in columns} | {"cut": "cut" if answer["cut"] else ""}
     return {"sample": question.id, "image": image if isinstance(image, Path) else None, **shown}
 
 
@@ -378,6 +448,16 @@ def tell(summary: dict) -> None:
         print(f"warning: {warning}", file=sys.stderr)
     for row in summary["layers"]:
         print(", ".join(f"{name.replace('_', ' ')} {count}" for name, count in row.items()))
+
+
+def warn_cut(overall: Mapping, config: Config) -> None:
+    """A warning on stderr where the token limit cut answers."""
+    if overall["cut"]:
+        print(
+            f"warning: {overall['cut']} of {overall['n']} records have an answer that --max-new-tokens "
+            f"{config.max_new_tokens} cut, judged as it stands (cut: true in predictions.jsonl); pass a larger limit",
+            file=sys.stderr,
+        )
 
 
 def tell_steered(steered: int, answers: int) -> None:

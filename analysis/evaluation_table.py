@@ -1,4 +1,4 @@
-"""What an evaluation found, of its records: accuracy over all and per sub-task, and what was left out and why."""
+"""The summary of an evaluation's records: accuracy over all and per sub-task, and what was left out and why."""
 
 from __future__ import annotations
 
@@ -12,21 +12,26 @@ def summarise_run(rows: Sequence[Mapping], skipped: Sequence[tuple[str, str]]) -
     """summary.json of an evaluation. rows: one per record and rotation, with `touched`; skipped: (where, reason).
 
     The rotations of a record count as one, right only if all are. `overall` and `tasks` are as `judges.summarise` gives
-    them; `failed` counts records by reason, `skipped` those that could not be read, which `skipped_records` names;
+    them, each with `cut`, the number of answered records of which the token limit cut an answer (None where no record
+    says); `failed` counts records by reason, `skipped` those that could not be read, which `skipped_records` names;
     `touched` adds up what steering did to the answers (empty where it did nothing).
     """
     by_record: dict[str, list] = {}
     for row in rows:
         by_record.setdefault(row["id"], []).append(row)
-    records = [circular(each) if len(each) > 1 else each[0] for each in by_record.values()]
+    records = [{**circular(each), "cut": any_cut(each)} for each in by_record.values()]
     failed = Counter(record["failed"] for record in records if record["failed"] is not None)
     touched = Counter()
     for row in rows:
         touched.update({name: count for name, count in (row.get("touched") or {}).items() if name != "layers"})
+    figures = summarise(records)
+    figures["overall"]["cut"] = count_cut(records)
+    for task, each in figures["tasks"].items():
+        each["cut"] = count_cut([record for record in records if record["task"] == task])
     return {
         "records": len(records),
         "answers": len(rows),
-        **summarise(records),
+        **figures,
         "failed": dict(sorted(failed.items())),
         "skipped": dict(sorted(Counter(reason for _, reason in skipped).items())),
         "skipped_records": [list(each) for each in skipped],
@@ -45,10 +50,22 @@ def constant_gold(rows: Iterable[Mapping]) -> str | None:
     )
 
 
+def any_cut(rows: Iterable[Mapping]) -> bool | None:
+    """Whether the token limit cut one of the answers; None where no row says."""
+    known = [row["cut"] for row in rows if row.get("cut") is not None]
+    return any(known) if known else None
+
+
+def count_cut(records: Iterable[Mapping]) -> int | None:
+    """The number of answered records with a cut answer; None where no record says."""
+    known = [record["cut"] for record in records if record["failed"] is None and record["cut"] is not None]
+    return sum(known) if known else None
+
+
 def figures_line(name: str, figures: Mapping) -> str:
-    """One line for the terminal: "all 0.840 [0.76, 0.90] of 98, 3 unparsed, 2 failed"."""
+    """One line for the terminal: "all: accuracy 0.840 [0.755, 0.900], n = 98, 3 unparsed, 1 cut, 2 failed"."""
     if figures["accuracy"] is None:
         return f"{name}: nothing answered, {figures['failed']} failed"
     bounds = f"[{figures['low']:.3f}, {figures['high']:.3f}]"
-    left = "".join(f", {figures[kind]} {kind}" for kind in ("unparsed", "failed") if figures[kind])
+    left = "".join(f", {figures[kind]} {kind}" for kind in ("unparsed", "cut", "failed") if figures.get(kind))
     return f"{name}: accuracy {figures['accuracy']:.3f} {bounds}, n = {figures['n']}{left}"

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 
@@ -15,7 +16,10 @@ from data import twoshapes_qa
 from tests.evaluation import COUNT, RUNNER, generated, lines_of_parts, predictions, rows, run, settings, summary
 
 FEW = 10
-FIELDS = ["id", "task", "prompt", "gold", "options", "rotation", "prediction", "value", "parsed", "correct", "failed"]
+FIELDS = [
+    "id", "task", "prompt", "gold", "options", "rotation", "prediction", "value", "parsed", "correct", "failed", "cut",
+    "image_hashes",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +115,7 @@ def test_a_model_of_ones_own(config, tmp_path, capsys, monkeypatch):
 def answer(prompt, images, settings):
     with open("asked.txt", "a") as asked:
         print(prompt, file=asked)
-    if "corner" in prompt:
+    if "corner" in prompt and not os.path.exists("corners.txt"):
         raise KeyError("no corners here")
     if prompt.startswith("where"):
         return None
@@ -140,20 +144,142 @@ def nothing():
     assert len({row[-2] for row in told}) == len(told) and {row[-1] for row in told} == {"6"}
 
     before = predictions("run")
-    code = code.replace('raise KeyError("no corners here")', 'return "yes"')
-    (tmp_path / "own_model.py").write_text(RUNNER + code)
-    sys.modules.pop("own_model")
-    shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+    Path("corners.txt").touch()
     assert evaluate.main(asked) == 0 and predictions("run") == before  # what failed stays, unless asked for again
     assert evaluate.main(replace(asked, retry_failed=True)) == 0
     assert summary("run")["failed"] == {"runner returned no text": 3}
     assert len(lines_of_parts(Path("run"))) == COUNT + 6  # those that had failed, and no other
+    assert {row["cut"] for row in rows("run")} == {None} and summary("run")["overall"]["cut"] is None
 
     for name, sentence in (("nothing", "made int, which has no method generate"), ("gone", "has no attribute 'gone'")):
         assert sentence in refused(replace(asked, runner=f"python:own_model:{name}", out_dir="other"), capsys)
     (tmp_path / "own_model.py").write_text(RUNNER + "def make():\n    return Runner(None)\n")
     sys.modules.pop("own_model")
     assert evaluate.main(replace(asked, out_dir="all-failed")) == 1
+
+
+@pytest.fixture
+def own(config, tmp_path, monkeypatch):
+    """A run over one image of one's own, by a runner in two files; it answers "yes"."""
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (60, 60), "red").save("p.png")
+    record = {"image": "p.png", "question": "is it red ?", "answer": "yes"}
+    Path("set.jsonl").write_text("".join(json.dumps({"id": f"r{number}"} | record) + "\n" for number in range(3)))
+    Path("one_runner.py").write_text(RUNNER + "import one_word\nmake = lambda: Runner(lambda *asked: one_word.WORD)\n")
+    Path("one_word.py").write_text('WORD = "yes"\n')
+    where = {"dataset": "set.jsonl", "data_root": None, "runner": "python:one_runner:make", "out_dir": "run"}
+    yield replace(config, **where)
+    for name in ("one_runner", "one_word"):
+        sys.modules.pop(name, None)
+
+
+def test_a_change_of_images_or_code_is_refused(own, tmp_path, capsys):
+    """Also of a finished run, and of a module behind the runner; what was refused changed nothing."""
+    from PIL import Image
+
+    assert evaluate.main(own) == 0 and summary("run")["overall"]["accuracy"] == 1
+    assert evaluate.main(own) == 0
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    capsys.readouterr()
+    image, changed = Path("p.png").read_bytes(), "record 'r0' of the set has changed since it was answered"
+    Image.new("RGB", (60, 60), "blue").save("p.png")
+    assert f"error: {changed} (images); pass another --out-dir\n" == refused(own, capsys)
+    Path("p.png").write_bytes(image[:-1])
+    assert f"{changed} (images)" in refused(own, capsys)
+    Path("p.png").write_bytes(image)
+    records = Path("set.jsonl").read_text()
+    Path("set.jsonl").write_text(records.replace('"question"', '"sub_task": "colour", "question"'))
+    assert f"{changed} (task)" in refused(own, capsys)
+    Path("set.jsonl").write_text(records)
+    Path("one_word.py").write_text('WORD = "no"\n')
+    assert "holds answers under other settings (code of --runner has changed: one_word)," in refused(own, capsys)
+    Path("one_word.py").write_text('WORD = "yes"\n')
+    assert evaluate.main(own) == 0 and before == {path: path.read_bytes() for path in before}
+
+
+def test_a_failed_record_has_no_image_to_compare(own, capsys):
+    """It is asked again once its image is there."""
+    image = Path("p.png").read_bytes()
+    Path("p.png").write_bytes(b"")
+    assert evaluate.main(own) == 1 and summary("run")["failed"] == {"image empty": 3}
+    Path("p.png").write_bytes(image)
+    assert evaluate.main(own) == 1 and evaluate.main(replace(own, retry_failed=True)) == 0
+    assert summary("run")["failed"] == {} and all(row["image_hashes"] for row in rows("run"))
+
+
+def test_lines_that_are_no_answers_are_told_and_asked_again(own, capsys):
+    """Those copied from predictions.jsonl lack what steering did; one that is torn at its end is a killed run's."""
+    assert evaluate.main(own) == 0
+    part, before = Path("run/parts/part-00000.jsonl"), predictions("run")
+    part.write_bytes(before + b'{"id": "r')
+    capsys.readouterr()
+    assert evaluate.main(own) == 0 and predictions("run") == before
+    assert "warning: 3 lines that are no answers were left out: part-00000.jsonl (3)\n" in capsys.readouterr().err
+    assert all("touched" in json.loads(line) for line in part.read_bytes().splitlines()[3:])
+
+
+def test_a_runner_that_exits_is_a_fault_of_its_own(own, capsys):
+    said = refused(replace(own, runner="python:sys:exit"), capsys)
+    assert said == "error: --runner 'python:sys:exit' could not be made: SystemExit\n" and not Path("run").exists()
+    Path("one_word.py").write_text("import sys\ndef __getattr__(name): sys.exit(0)\n")
+    Path("one_runner.py").write_text(RUNNER + "import one_word\nmake = lambda: Runner(lambda *asked: one_word.OTHER)\n")
+    assert evaluate.main(own) == 1 and summary("run")["failed"] == {"runner raised SystemExit": 3}
+
+
+def test_a_checkpoint_whose_template_changed_is_refused(config, tmp_path, capsys, monkeypatch):
+    """Any file that transformers reads; before the model loads."""
+    folder = tmp_path / "checkpoint"
+    shutil.copytree("models/tiny/tiny-llava", folder)
+    asked = replace(config, model=str(folder), limit=1, out_dir=str(tmp_path / "run"))
+    assert evaluate.main(asked) == 0
+    monkeypatch.setattr("models.load", None)  # not called
+    template = folder / "chat_template.jinja"
+    before = template.read_text()
+    template.write_text(before + "now")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool.jinja").write_text("a")
+    assert (
+        "(content of --model has changed: chat_template.jinja, additional_chat_templates/tool.jinja), and"
+        in refused(asked, capsys)
+    )
+    template.write_text(before)
+    shutil.rmtree(folder / "additional_chat_templates")
+    assert evaluate.main(asked) == 0
+
+
+def test_a_model_on_the_hub_is_known_by_its_commit(config, tmp_path, capsys, monkeypatch):
+    """As the hub's own cache holds it, without a network; a new commit is refused."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    cache, commits = tmp_path / "cache" / "models--someone--model", ["0" * 39 + "1", "0" * 39 + "2"]
+    for commit in commits:
+        shutil.copytree("models/tiny/tiny-llava", cache / "snapshots" / commit)
+    (cache / "refs").mkdir()
+    asked = replace(config, model="someone/model", limit=1, out_dir=str(tmp_path / "run"))
+    (cache / "refs" / "main").write_text(commits[0])
+    assert evaluate.main(asked) == 0 and evaluate.main(asked) == 0
+    assert json.loads((tmp_path / "run" / "settings.json").read_text())["model"]["revision"] == commits[0]
+    (cache / "refs" / "main").write_text(commits[1])
+    sentence = f"(commit of --model was '{commits[0]}' and is '{commits[1]}' now)"
+    assert sentence in refused(asked, capsys)
+
+
+def test_an_answer_that_is_cut_says_so(config, tmp_path, capsys):
+    """In its record, the summary, the page, and on stderr; at the default limit none is."""
+    found = run(replace(config, limit=5, max_new_tokens=1), tmp_path / "cut")
+    figures, told = summary(tmp_path / "cut"), capsys.readouterr()
+    assert [row["cut"] for row in found] == [row["prediction"] != "" for row in found] == [True] * 4 + [False]
+    assert figures["overall"]["cut"] == 4 and figures["tasks"]["corner"]["cut"] == 1
+    assert figures["tasks"]["two_images"]["cut"] == 0  # whose answer is its end token
+    assert "warning: 4 of 5 records have an answer that --max-new-tokens 1 cut" in told.err and ", 4 cut\n" in told.out
+    page = (tmp_path / "cut" / "report.html").read_text()
+    assert page.count(">cut</td>") == 4
+    found = run(replace(config, limit=5, max_new_tokens=evaluate.Config.max_new_tokens), tmp_path / "whole")
+    assert {row["cut"] for row in found} == {False} and summary(tmp_path / "whole")["overall"]["cut"] == 0
+    told = capsys.readouterr()
+    assert "warning" not in told.err and ">cut</td>" not in (tmp_path / "whole" / "report.html").read_text()
 
 
 def test_a_limit_may_grow_and_settings_may_not_change(reference, config, tmp_path, capsys):

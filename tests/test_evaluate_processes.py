@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import evaluate
+from analysis.predictions import lock
 from analysis.results import OutputError
 from tests import shell
 from tests.evaluation import COUNT, RUNNER, generated, lines_of_parts, predictions, run, settings, summary
@@ -44,6 +45,33 @@ def test_killed_twenty_times_and_still_the_same(config, tmp_path):
         assert predictions(tmp_path / name) == predictions(tmp_path / "whole")
         assert summary(tmp_path / name) == summary(tmp_path / "whole")
         assert lines_of_parts(tmp_path / name) == lines_of_parts(tmp_path / "whole")
+
+
+def test_two_runs_into_one_folder(tmp_path):
+    """Started at five offsets: one is refused with one sentence, and nothing of it is in the folder."""
+    done = shell.run("tests/two_runs.py", tmp_path, 2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {"one refused": 10}
+
+
+def started_together(*flags):
+    """Two processes of one run, as torchrun starts them, and what became of them."""
+    together = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        together["MASTER_PORT"] = str(free.getsockname()[1])
+    command = ["evaluate.py", "--dataset", "blink", "--device", "cpu", *flags]
+    processes = [shell.start(*command, **together, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
+    return [process.ended(timeout=120) for process in processes]
+
+
+def test_a_second_run_of_several_processes_is_refused_once(config, tmp_path):
+    """By the leading process; the other one ends in silence."""
+    with lock(tmp_path / "run"):
+        ends = started_together("--data-root", config.data_root, "--out-dir", tmp_path / "run")
+        assert os.listdir(tmp_path / "run") == [".lock"]
+    sentence = f"error: another run is writing to {tmp_path / 'run'}; wait until it ends, or pass another --out-dir\n"
+    assert [end.returncode for end in ends] == [2, 2] and [end.stderr for end in ends] == [sentence, ""]
 
 
 LAUNCHERS = {
@@ -86,21 +114,15 @@ def test_a_process_that_dies_takes_the_run_with_it(config, tmp_path, monkeypatch
     """No launcher watches these two: the survivor notices by itself, reports no success, and one process goes on."""
     (tmp_path / "dying.py").write_text(RUNNER + DYING)
     monkeypatch.syspath_prepend(tmp_path)
-    together = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        together["MASTER_PORT"] = str(free.getsockname()[1])
-    command = [
-        "evaluate.py", "--dataset", "blink", "--data-root", config.data_root, "--device", "cpu",
-        "--out-dir", tmp_path / "run", "--batch-size", "1", "--runner", "python:dying:make",
-    ]  # fmt: skip
-    processes = [shell.start(*command, **together, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
-    ends = [process.ended(timeout=120) for process in processes]
+    ends = started_together(
+        "--data-root", config.data_root, "--out-dir", tmp_path / "run", "--batch-size", "1",
+        "--runner", "python:dying:make",
+    )  # fmt: skip
     assert [end.returncode for end in ends] == [1, 9], [end.stderr for end in ends]
     sentence = "error: another process of this run ended before its part was done; what was written is whole"
     assert sentence in ends[0].stderr
     assert not (tmp_path / "run" / "summary.json").exists()
-    asked = replace(config, max_new_tokens=32, runner="python:dying:make")
+    asked = replace(config, max_new_tokens=512, runner="python:dying:make")
     assert [row["prediction"] for row in run(asked, tmp_path / "run")] == ["yes"] * COUNT
 
 
