@@ -122,6 +122,7 @@ def main(config: Config) -> int:
     run.finish({**about, **figures, "pictures": drawn})
     print(sentence(figures["overall"], names))
     print(f"flags that differ: {spelt_flags(about['flags_that_differ']) or 'none'}")
+    warn_cut(figures["overall"])
     return command.conclude(run)
 
 
@@ -138,6 +139,14 @@ def draw_flips(run: RunFolder, flips: Sequence[Pair], records: Records, count: i
         for number, page in enumerate(flip_pages(some, [shown[each.a.id] for each in some], title), 1):
             run.save(page, f"{way}-{number}.png")
     return {"records_drawn": {way: len(some) for way, some in chosen.items()}, "missing": missing}
+
+
+def warn_cut(overall: dict) -> None:
+    """A warning on stderr where a run's token limit cut answers, since these are judged as they stand."""
+    cut = {name.upper(): overall[f"cut_{name}"] for name in "ab" if overall[f"cut_{name}"]}
+    if cut:
+        counts = " and ".join(f"{count} in {name}" for name, count in cut.items())
+        print(f"warning: --max-new-tokens cut answers of {counts}, of {overall['difference']['n']}", file=sys.stderr)
 
 
 def sentence(overall: dict, names: tuple[str, str]) -> str:

@@ -2,7 +2,8 @@
 
 A run is the folder of `evaluate.py`: settings.json, and predictions.jsonl with one line per record (per record and
 rotation of its options where they were rotated; such a record is right only if every rotation is). Differences are
-always B minus A. A record that failed in either run tells no difference: it is left out of both, and counted.
+always B minus A. A record that failed in either run tells no difference: it is left out of both, and counted. Lines
+without `cut` and `image_hashes`, as older versions wrote them, are read; these are then unknown.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from analysis.evaluation_table import any_cut, count_cut
 from analysis.judges import circular
 from analysis.predictions import FIELDS
 from analysis.statistics import holm, mcnemar, mean_interval, rate_interval
 
 COLUMNS = (
-    "image", "task", "prompt", "gold", "prediction_a", "value_a", "correct_a", "prediction_b", "value_b", "correct_b",
-    "flip",
+    "image", "task", "prompt", "gold", "prediction_a", "value_a", "correct_a", "cut_a", "prediction_b", "value_b",
+    "correct_b", "cut_b", "flip",
 )  # fmt: skip
+REQUIRED = [name for name in FIELDS if name not in ("cut", "image_hashes")]  # which all versions wrote
 GAINED, LOST = "gained", "lost"  # wrong in A and right in B; the reverse
 
 
@@ -41,6 +44,8 @@ class Outcome:
     parsed: bool
     correct: bool
     failed: str | None
+    cut: bool | None
+    image_hashes: list[str] | None
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ def _parse(line: str, where: str) -> dict:
         record = json.loads(line)
     except ValueError as error:
         raise ValueError(f"{where} is not JSON; resume the run with evaluate.py to complete it") from error
-    missing = [field for field in FIELDS if field not in record] if isinstance(record, dict) else list(FIELDS)
+    missing = [field for field in REQUIRED if field not in record] if isinstance(record, dict) else REQUIRED
     if missing:
         raise ValueError(f"{where} is no prediction of evaluate.py: it lacks {', '.join(missing)}")
     return record
@@ -122,6 +127,8 @@ def _outcome(rotations: dict[int, dict]) -> Outcome:
         parsed=whole["parsed"],
         correct=whole["correct"],
         failed=whole["failed"],
+        cut=any_cut(lines),
+        image_hashes=whole.get("image_hashes"),
     )
 
 
@@ -129,7 +136,7 @@ def pair(a: EvaluationRun, b: EvaluationRun, intersect: bool = False) -> tuple[l
     """The records of both runs in A's order, and how many only one of them has: {"only_in_a", "only_in_b"}.
 
     Raises ValueError for runs that cannot be compared: of other judges; without a common record, or over different
-    records unless `intersect`; with another question, right answer, options, or rotations for the same record.
+    records unless `intersect`; with another question, right answer, options, rotations, or images for the same record.
     """
     if a.flags["judge"] != b.flags["judge"]:
         raise ValueError(
@@ -161,7 +168,16 @@ def pair(a: EvaluationRun, b: EvaluationRun, intersect: bool = False) -> tuple[l
                 f"record {one.id!r} is not the same in both runs: A has the answer {one.golds[0]!r} of"
                 f" {one.options[0]}, B {other.golds[0]!r} of {other.options[0]}; they read different data"
             )
+        if _other_images(one, other):
+            raise ValueError(f"record {one.id!r} has other images in A than in B; they read different data")
     return pairs, {"only_in_a": len(only_a), "only_in_b": len(only_b)}
+
+
+def _other_images(one: Outcome, other: Outcome) -> bool:
+    """Whether both runs answered, and say of which images, and these differ."""
+    answered = one.failed is None and other.failed is None
+    known = one.image_hashes is not None and other.image_hashes is not None
+    return answered and known and one.image_hashes != other.image_hashes
 
 
 def compare(pairs: Sequence[Pair], seed: int = 0) -> dict:
@@ -180,15 +196,15 @@ def compare(pairs: Sequence[Pair], seed: int = 0) -> dict:
 
 def contrast(pairs: Sequence[Pair], seed: int = 0) -> dict:
     """Both accuracies with Wilson's interval ("a", "b"), their paired "difference" b - a with a bootstrap interval, the
-    counts "gained" and "lost", McNemar's exact "p" of them, and how many answers of each run could not be parsed.
+    counts "gained" and "lost", McNemar's exact "p" of them, and how many answers of each run could not be parsed, and
+    were cut by its token limit (None where the run does not say).
 
     Where all records differ alike, as where none flipped, resampling tells nothing of chance: no bounds.
     """
     right_a, right_b = (np.array([outcome.correct for outcome in side], int) for side in _sides(pairs))
-    unparsed = {
-        f"unparsed_{name}": sum(not outcome.parsed for outcome in side)
-        for name, side in zip("ab", _sides(pairs), strict=True)
-    }
+    sides = dict(zip("ab", _sides(pairs), strict=True))
+    unparsed = {f"unparsed_{name}": sum(not outcome.parsed for outcome in side) for name, side in sides.items()}
+    cut = {f"cut_{name}": count_cut(map(vars, side)) for name, side in sides.items()}
     difference = mean_interval(right_b - right_a, seed)
     if len(set(right_b - right_a)) == 1:
         difference |= {"low": None, "high": None}
@@ -201,6 +217,7 @@ def contrast(pairs: Sequence[Pair], seed: int = 0) -> dict:
         LOST: flips[LOST],
         "p": mcnemar(flips[LOST], flips[GAINED]),
         **unparsed,
+        **cut,
     }
 
 
@@ -217,6 +234,7 @@ def table_row(pair: Pair, image: Path | None) -> dict:
             f"prediction_{name}": spelt(outcome.predictions),
             f"value_{name}": spelt(outcome.values),
             f"correct_{name}": int(outcome.correct),
+            f"cut_{name}": "" if outcome.cut is None else int(outcome.cut),
         }
     return row
 

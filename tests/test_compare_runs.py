@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from analysis import comparison_figures
-from analysis.run_comparison import compare, pair, read_run, run_names
-from compare_runs import Config, main, sentence
+from analysis.run_comparison import COLUMNS, compare, pair, read_run, run_names, table_row
+from compare_runs import Config, main, sentence, warn_cut
 from tests import shell
 
 
@@ -106,6 +106,30 @@ def test_runs_that_cannot_be_compared(tmp_path):
         paired(tmp_path / "prompt", a, [a[0], {**a[1], "prompt": "what is 2 ?"}])
     with pytest.raises(ValueError, match="they read different data"):
         paired(tmp_path / "options", a, [a[0], {**a[1], "options": ["right", "left"]}])
+
+
+def test_cut_answers_are_counted_where_a_run_says(tmp_path, capsys):
+    """Older runs do not say; a record is cut in any of its rotations."""
+    a = [line("1", True, cut=True), line("2", True, cut=False), failed("3", cut=None)]
+    b = [line("1", True), line("2", False), line("3", True)]
+    pairs, _ = paired(tmp_path / "old", a, b)
+    found = compare(pairs)["overall"]
+    assert (found["cut_a"], found["cut_b"]) == (1, None)
+    row = table_row(pairs[0], None)
+    assert (row["cut_a"], row["cut_b"]) == (1, "") and set(row) == set(COLUMNS)
+    turned = [line("1", True, cut=False), line("1", True, cut=True, rotation=1)]
+    found = compare(paired(tmp_path / "turned", turned, turned)[0])["overall"]
+    assert (found["cut_a"], found["cut_b"]) == (1, 1)
+    warn_cut(found)
+    assert capsys.readouterr().err == "warning: --max-new-tokens cut answers of 1 in A and 1 in B, of 1\n"
+
+
+def test_other_images_of_a_record_are_other_data(tmp_path):
+    a = [line("1", True, image_hashes=["0a"]), line("2", True, image_hashes=["0b"])]
+    with pytest.raises(ValueError, match="record '2' has other images in A than in B; they read different data"):
+        paired(tmp_path / "other", a, [a[0], line("2", True, image_hashes=["0c"])])
+    assert paired(tmp_path / "old", a, [a[0], line("2", True)])
+    assert paired(tmp_path / "failed", a, [a[0], failed("2", image_hashes=[""])])
 
 
 @pytest.mark.parametrize(
