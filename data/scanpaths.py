@@ -1,4 +1,4 @@
-"""Where people looked in a picture: scanpaths from JSON, JSONL and CSV, taken to the cells that a model sees.
+"""Scanpaths from JSON, JSONL and CSV, mapped to the cells of a model's image grid.
 
     python -m data.scanpaths --data-root X --count 8 --seed 0
 
@@ -7,19 +7,28 @@ known, `duration` and `time` (any unit of time, the same throughout). x goes to 
 
     JSON     {"units": "pixels", "scanpaths": [RECORD, ...]}, or just [RECORD, ...]
     JSONL    one RECORD per line
-    CSV      image,x,y[,duration][,time][,units] and one fixation per row; the rows of one image belong together
+    CSV      image,x,y[,duration][,time][,units][,viewer][,task][,condition][,trial][,synthetic], one fixation per row;
+             the rows of one image, viewer, task, condition and trial are one scanpath
     RECORD   {"image": "cats/tom.png", "units": "pixels", "fixations": [{"x": 31.5, "y": 80, "duration": 240}, ...]};
-             a fixation may also be [x, y], [x, y, duration] or [x, y, duration, time]; other fields are not read
+             a fixation may also be [x, y], [x, y, duration] or [x, y, duration, time]; further fields: "viewer",
+             "task", "condition", "synthetic" (true where the fixations were generated), "display" [width, height]
+    ARRAYS   {"name": "tom.jpg", "subject": 1, "task": "chair", "condition": "present", "X": [...], "Y": [...],
+             "T": [...]}: a record as COCO-Search18 and COCO-FreeView have it, and AiR-D and OSIE as distributed for
+             GazeXplain; T is durations. The picture is looked for at <name>, then at <task>/<name>.
 
-`units`, in the record, for the whole JSON file, or given by the caller where the file does not say:
+A viewer's column or field may also be named subject, participant, observer or user, with or without "_id".
+`units`, in the record, for the whole JSON file, or given by the caller where the file does not state them:
 
     pixels     of the original picture (upright, as shown), from the outer edge of its top left pixel
     fractions  of its width and height, 0 to 1; 1 is the last pixel's
     patches    columns and rows of the model's grid; whole numbers are cells, 3.7 lies in cell 3
+    display    pixels of a display that showed the picture letterboxed: scaled to fit and centred. Needs the display's
+               width and height, from the record or the caller. The size of COCO-Search18's is 1680 x 1050.
 
 As soon as one fixation of a picture carries a time they are sorted by it, and those that carry none, which have no
-place then, are left out. A record that cannot be used is left out and named with a reason, a fixation likewise; neither
-stops anything. A record without any fixation that could be used is left out, and so is a second scanpath for a picture.
+place then, are left out. A record or a fixation that cannot be used is left out and named with a reason; the others are
+read. Each picture has one scanpath: the first usable one, of the viewer, task and condition asked for. The others, and
+records without a usable fixation, are left out with their reasons.
 """
 
 from __future__ import annotations
@@ -27,9 +36,10 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,7 +48,20 @@ import tyro
 from data.twoshapes import Skip
 from data.twoshapes_scanpaths import generate
 
-UNITS = ("pixels", "fractions", "patches")
+UNITS = ("pixels", "fractions", "patches", "display")
+NUMBERED = r"([ _-]?(id|name|no|nr|num|number|index))?"
+CHOICES = {  # fields and columns that tell the scanpaths of one picture apart, and by which a caller may choose
+    "viewer": re.compile(f"(viewer|subject|subj|participant|observer|user){NUMBERED}", re.IGNORECASE),
+    "task": re.compile(f"task{NUMBERED}", re.IGNORECASE),
+    "condition": re.compile(f"condition{NUMBERED}", re.IGNORECASE),
+}
+TRIAL = re.compile(f"(trial|session|run|block|repetition){NUMBERED}", re.IGNORECASE)  # the same, not to choose
+FIXATION_FIELDS = ("x", "y", "duration", "time")
+RECORD_FIELDS = {"image", "units", "display", "fixations", "synthetic", "on", "length", "split"}
+NO_DISPLAY = (
+    "X and Y are pixels of a display of unknown size: give --display WIDTH HEIGHT (COCO-Search18: 1680 1050), or"
+    " state the units in the record"
+)
 UNREADABLE = "\N{REPLACEMENT CHARACTER}"  # what bytes that are not UTF-8 come out as
 
 
@@ -56,11 +79,17 @@ class Fixation(NamedTuple):
 
 
 class Scanpath(NamedTuple):
-    """The fixations on one picture, in order. `image`: path below the data root; `units`: one of UNITS."""
+    """The fixations on one picture, in order.
+
+    image: path below the data root. units: one of UNITS. display: width and height of the display in pixels, for those
+    units. synthetic: the record states that its fixations were generated.
+    """
 
     image: str
     units: str
     fixations: tuple[Fixation, ...]
+    display: tuple[float, float] | None = None
+    synthetic: bool = False
 
 
 class Cells(NamedTuple):
@@ -80,11 +109,17 @@ class ScanpathError(ValueError):
 
 @dataclass(frozen=True)
 class Scanpaths:
-    """The usable scanpaths of one file by picture (path below `root`), and what was left out."""
+    """The usable scanpaths of one file by picture (path below `root`), and what was left out.
+
+    names: by "viewer", "task" and "condition", those that occur in the file. unread: its fields and columns that are
+    not read.
+    """
 
     root: Path
     by_image: dict[str, Scanpath]
     skipped: list[Skip]
+    names: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
 
     def of(self, image: str | Path) -> Scanpath:
         """The scanpath of the picture that lies at the path `image`. Raises ScanpathError where there is none."""
@@ -102,26 +137,35 @@ class _Unusable(Exception):
     """Raised while one record is read; the message is the reason it is left out for."""
 
 
-def read(path: str | Path, root: str | Path | None = None, units: str | None = None) -> Scanpaths:
-    """All scanpaths of a file (.json, .jsonl or .csv) for the pictures below `root` (default: the file's folder).
+def read(
+    path: str | Path, root: str | Path | None = None, units: str | None = None,
+    display: tuple[float, float] | None = None, **chosen: str | None,
+) -> Scanpaths:  # fmt: skip
+    """The scanpaths of a file (.json, .jsonl or .csv) for the pictures below `root` (default: the file's folder).
 
-    units: one of UNITS, for a file that does not state its own. Raises FileNotFoundError for a missing file and
-    ValueError for one that is broken as a whole, of another kind, or lacks the columns.
+    units: pixels, fractions or patches, for a file that does not state its own. display: width and height in pixels,
+    for a file in the pixels of a display. chosen: `viewer`, `task`, `condition`, to read no other's scanpaths.
+    Raises FileNotFoundError for a missing file and ValueError for one that is broken as a whole, of another kind, or
+    lacks the columns.
     """
     path = Path(path)
     root = Path(path.parent if root is None else root).resolve()
-    if units is not None and units not in UNITS:
-        raise ValueError(f"units {units!r} are unknown; choose {', '.join(UNITS)}")
+    asked = _Asked(units, display, {name: value for name, value in chosen.items() if value is not None})
+    asked.check()
     if path.suffix.lower() not in READERS:
         raise ValueError(f"{path} is of no known kind; scanpaths come as {', '.join(READERS)}")
     if not path.is_file():
         raise FileNotFoundError(f"scanpath file {path} does not exist")
     found: dict[str, Scanpath] = {}
-    skipped = []
+    skipped, names, unread = [], {name: {} for name in CHOICES}, {}
     try:
         for where, record in READERS[path.suffix.lower()](path):
+            if isinstance(record, dict):
+                unread |= dict.fromkeys(_unread(record))
+                for name, known in names.items():
+                    known[label(record, name)] = None
             try:
-                scanpath = _scanpath(record, root, units)
+                scanpath = _scanpath(record, root, asked)
                 if scanpath.image in found:
                     raise _Unusable("image has a scanpath already")
                 found[scanpath.image] = scanpath
@@ -129,7 +173,48 @@ def read(path: str | Path, root: str | Path | None = None, units: str | None = N
                 skipped.append(Skip(where + _name_of(record), str(reason)))
     except OSError as error:
         raise ValueError(f"scanpath file {path} cannot be read: {error.strerror}") from error
-    return Scanpaths(root, found, skipped)
+    names = {name: tuple(filter(None, known)) for name, known in names.items()}
+    return Scanpaths(root, found, skipped, names, tuple(unread))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a caller of `read` states of a file, and which of its scanpaths it wants."""
+
+    units: str | None
+    display: tuple[float, float] | None
+    chosen: dict[str, str]
+
+    def check(self) -> None:
+        """Raises ValueError for settings that cannot work."""
+        if self.units is not None and self.units not in UNITS[:3]:
+            raise ValueError(f"units {self.units!r} are unknown; choose {', '.join(UNITS[:3])}")
+        if unknown := set(self.chosen) - set(CHOICES):
+            raise ValueError(f"scanpaths cannot be chosen by {min(unknown)}; choose by {', '.join(CHOICES)}")
+        if self.display is None:
+            return
+        if self.units is not None:
+            raise ValueError(f"--display belongs to fixations in its own pixels; leave --units {self.units} out")
+        if not _is_size(self.display):
+            raise ValueError(f"--display {' '.join(map(str, self.display))} must be a width and a height above 0")
+
+
+def label(record: dict, choice: str) -> str:
+    """The viewer, task or condition that a record names, "" where it names none."""
+    values = (value for name, value in record.items() if isinstance(name, str) and CHOICES[choice].fullmatch(name))
+    return "/".join(str(value).strip() for value in values if value is not None)
+
+
+def _unread(record: dict) -> Iterator[str]:
+    """Names of the fields of a record, and of its fixations, that are not read."""
+    fixations = record.get("fixations")
+    items = fixations if isinstance(fixations, list) else []
+    fields = {name for item in items if isinstance(item, dict) for name in item}
+    patterns = (*CHOICES.values(), TRIAL)
+    read = RECORD_FIELDS | ({"name", "X", "Y", "T"} if _is_arrays(record) else set())
+    for name in sorted({*record, *fields} - read - set(FIXATION_FIELDS)):
+        if name and not any(pattern.fullmatch(name) for pattern in patterns):
+            yield name
 
 
 def _read_json(path: Path) -> Iterator[tuple[str, object]]:
@@ -137,13 +222,14 @@ def _read_json(path: Path) -> Iterator[tuple[str, object]]:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); one record per line is JSONL: name it .jsonl") from error
-    units = content.get("units") if isinstance(content, dict) else None
+    whole = content if isinstance(content, dict) else {}
+    common = {name: whole[name] for name in ("units", "display", "synthetic") if whole.get(name) is not None}
     records = content.get("scanpaths") if isinstance(content, dict) else content
     if not isinstance(records, list):
         raise ValueError(f'{path} holds no list of records; expected [...] or {{"scanpaths": [...]}}')
     for number, record in enumerate(records):
         if isinstance(record, dict):
-            record = record | {"units": record.get("units") or units}
+            record = common | {name: value for name, value in record.items() if value is not None}
         yield f"record {number}", record
 
 
@@ -160,21 +246,24 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, object]]:
 
 
 def _read_csv(path: Path) -> Iterator[tuple[str, object]]:
-    """One record per image, in the order of their first rows; a row that does not fit is a record of its own."""
+    """One record per image, viewer, task, condition and trial, in the order of their first rows; a row that does not
+    fit is a record of its own."""
     rows = _csv_rows(path)
     header = [name.strip() for name in next(rows, (1, None))[1] or []]
     if missing := [name for name in ("image", "x", "y") if header.count(name) != 1]:
         raise ValueError(
             f"{path} has no column {missing[0]!r}, or two; its first line must name image, x and y: {header}"
         )
-    records: dict[str, dict] = {}
+    keys = ["image", *(name for name in header if any(key.fullmatch(name) for key in (*CHOICES.values(), TRIAL)))]
+    records: dict[tuple, dict] = {}
     for number, row in rows:
         cells = {name: cell.strip() or None for name, cell in zip(header, row or (), strict=False)}
-        if fault := _row_fault(header, row, cells, records):
+        key = tuple(cells.get(name) for name in keys)
+        if fault := _row_fault(header, row, cells, records.get(key)):
             yield f"line {number}", _Unusable(fault)
             continue
-        first = {"image": cells["image"], "units": cells.get("units"), "fixations": []}
-        records.setdefault(cells["image"], first)["fixations"].append(cells)
+        first = {name: cells[name] for name in (*keys, "units", "synthetic") if cells.get(name) is not None}
+        records.setdefault(key, first | {"fixations": []})["fixations"].append(cells)
     yield from ((f"image {number}", record) for number, record in enumerate(records.values()))
 
 
@@ -193,8 +282,8 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str] | None]]:
                 yield rows.line_num, row
 
 
-def _row_fault(header: list[str], row: list[str] | None, cells: dict, records: dict) -> str:
-    """Why a CSV row cannot be used, "" where it can."""
+def _row_fault(header: list[str], row: list[str] | None, cells: dict, known: dict | None) -> str:
+    """Reason why a CSV row cannot be used, "" where it can; `known` is the record that it would belong to."""
     if row is None:
         return "line is not valid CSV"
     if any(UNREADABLE in cell for cell in row):
@@ -203,39 +292,91 @@ def _row_fault(header: list[str], row: list[str] | None, cells: dict, records: d
         return "row does not have one cell per column"
     if cells["image"] is None:
         return "no image name"
-    known = records.get(cells["image"])
-    return "units change within an image" if known and known["units"] != cells.get("units") else ""
+    return "units change within an image" if known and known.get("units") != cells.get("units") else ""
 
 
 READERS = {".json": _read_json, ".jsonl": _read_jsonl, ".csv": _read_csv}
 
 
 def _name_of(record: object) -> str:
-    name = record.get("image") if isinstance(record, dict) else None
+    name = record.get("image", record.get("name")) if isinstance(record, dict) else None
     return f" ({name!r})" if isinstance(name, str) and name else ""
 
 
-def _scanpath(record: object, root: Path, units: str | None) -> Scanpath:
+def _scanpath(record: object, root: Path, asked: _Asked) -> Scanpath:
     if isinstance(record, _Unusable):
         raise record
     if not isinstance(record, dict):
         raise _Unusable("record is not an object")
-    image, fixations = record.get("image"), record.get("fixations")
+    image = record.get("image", record.get("name"))
     if not isinstance(image, str) or not image.strip():
         raise _Unusable("no image name")
+    for name, wanted in asked.chosen.items():
+        if label(record, name) != wanted:
+            raise _Unusable(f"not the {name} asked for")
+    fixations = _from_arrays(record) if _is_arrays(record) else record.get("fixations")
     if not isinstance(fixations, list):
         raise _Unusable("no list of fixations")
-    stated = record.get("units")
-    if stated is not None and stated not in UNITS:
-        raise _Unusable("unknown units")
-    if units and stated and units != stated:
-        raise _Unusable("units are not the ones asked for")
-    if not (stated or units):
-        raise _Unusable("units are not stated")
+    units, display = _units(record, asked)
     found = _in_order(fixations)
     if all(fixation.fault for fixation in found):
         raise _Unusable(found[0].fault if found else "no fixation")
-    return Scanpath(_below(root, image.strip()), stated or units, found)
+    # files of earlier versions of data.twoshapes_scanpaths have no "synthetic", but name the target that the gaze is on
+    synthetic = str(record.get("synthetic", "on" in record)).lower() in ("true", "1", "yes")
+    return Scanpath(_picture(root, image.strip(), record.get("task")), units, found, display, synthetic)
+
+
+def _is_arrays(record: dict) -> bool:
+    """Whether a record has one array per coordinate in place of a list of fixations."""
+    return "fixations" not in record and ("X" in record or "Y" in record)
+
+
+def _from_arrays(record: dict) -> list[list]:
+    """Fixations [x, y] or [x, y, duration] of a record with the arrays X, Y and perhaps T."""
+    arrays = [record.get(name) for name in "XYT" if name in "XY" or record.get(name) is not None]
+    if not all(isinstance(array, list) for array in arrays):
+        raise _Unusable("X, Y or T is no list")
+    if len({len(array) for array in arrays}) > 1:
+        raise _Unusable("X, Y and T differ in length")
+    return [list(fixation) for fixation in zip(*arrays, strict=True)]
+
+
+def _units(record: dict, asked: _Asked) -> tuple[str, tuple[float, float] | None]:
+    """The units of a record and, for "display", the display's width and height."""
+    stated, display = record.get("units"), record.get("display")
+    if stated is not None and stated not in UNITS:
+        raise _Unusable("unknown units")
+    if display is not None and not _is_size(display):
+        raise _Unusable("display is no width and height")
+    display = asked.display if display is None else tuple(display)
+    if asked.display and display != tuple(asked.display):
+        raise _Unusable("display is not the one asked for")
+    if asked.units and stated and asked.units != stated or asked.display and stated not in (None, "display"):
+        raise _Unusable("units are not the ones asked for")
+    # --units pixels alone is no statement on arrays: display pixels may lie inside the picture by chance
+    assumed = asked.units if not (_is_arrays(record) and asked.units == "pixels") else None
+    units = stated or ("display" if display else assumed)
+    if units is None:
+        raise _Unusable(NO_DISPLAY if _is_arrays(record) else "units are not stated")
+    if units == "display" and display is None:
+        raise _Unusable("the display's size is not stated: give --display WIDTH HEIGHT")
+    return units, display if units == "display" else None
+
+
+def _is_size(size: object) -> bool:
+    """Whether this is a width and a height, two finite numbers above 0."""
+    if not isinstance(size, list | tuple) or len(size) != 2:
+        return False
+    return all(isinstance(side, int | float) and not isinstance(side, bool) and 0 < side < math.inf for side in size)
+
+
+def _picture(root: Path, image: str, task: object) -> str:
+    """The picture's path below the root; where it is missing there, that in the task's folder, if it is there."""
+    path = _below(root, image)
+    if isinstance(task, str) and task.strip() and not (root / path).is_file():
+        of_task = _below(root, f"{task.strip()}/{image}")
+        return of_task if (root / of_task).is_file() else path
+    return path
 
 
 def _below(root: Path, image: str) -> str:
@@ -263,13 +404,12 @@ def _in_order(raw: list) -> tuple[Fixation, ...]:
 
 
 def _fixation(number: int, item: object) -> Fixation:
-    names = ("x", "y", "duration", "time")
     if isinstance(item, list):
-        item = dict(zip(names, item, strict=False)) if 2 <= len(item) <= 4 else None
+        item = dict(zip(FIXATION_FIELDS, item, strict=False)) if 2 <= len(item) <= 4 else None
     if not isinstance(item, dict):
         return Fixation(number, math.nan, math.nan, None, None, "not a fixation")
     numbers, faults = {}, {}
-    for name in names:
+    for name in FIXATION_FIELDS:
         numbers[name], wrong = _number(item.get(name))
         if wrong:
             faults[name] = f"{name} is {wrong}"
@@ -307,7 +447,7 @@ def to_cells(scanpath: Scanpath, grid, trajectory: bool = False, by_duration: bo
     """
     points, dropped, last = [], [], None
     for fixation in scanpath.fixations:
-        point, reason = _cell(scanpath.units, fixation, grid, by_duration)
+        point, reason = _cell(scanpath, fixation, grid, by_duration)
         if reason:
             dropped.append(Skip(f"{scanpath.image} fixation {fixation.number}", reason))
             last = None
@@ -320,8 +460,9 @@ def to_cells(scanpath: Scanpath, grid, trajectory: bool = False, by_duration: bo
     return Cells(points, dropped)
 
 
-def _cell(units: str, fixation: Fixation, grid, by_duration: bool) -> tuple[tuple[int, int] | None, str]:
+def _cell(scanpath: Scanpath, fixation: Fixation, grid, by_duration: bool) -> tuple[tuple[int, int] | None, str]:
     """((x, y) in cells, "") of a fixation, or (None, the reason it is dropped for)."""
+    units = scanpath.units
     if fixation.fault:
         return None, fixation.fault
     if by_duration and (fixation.duration_fault or not fixation.duration):
@@ -332,10 +473,24 @@ def _cell(units: str, fixation: Fixation, grid, by_duration: bool) -> tuple[tupl
         return ((math.floor(x), math.floor(y)), "") if inside else (None, "outside the grid")
     if units == "fractions":
         x, y = _pixel(x, grid.width), _pixel(y, grid.height)
+    if units == "display":
+        if not (0 <= x < scanpath.display[0] and 0 <= y < scanpath.display[1]):
+            return None, "outside the display"
+        x, y = from_display(x, y, scanpath.display, (grid.width, grid.height))
     if not (0 <= x < grid.width and 0 <= y < grid.height):
-        return None, "outside the picture"
+        return None, "beside the picture on the display" if units == "display" else "outside the picture"
     cell = grid.cell_at(x, y)
     return (None, "cropped away") if cell is None else ((cell[1], cell[0]), "")
+
+
+def from_display(x: float, y: float, display: tuple[float, float], size: tuple[int, int]) -> tuple[float, float]:
+    """Pixel (x, y) of a picture of `size` (width, height) that a display shows letterboxed, scaled to fit and centred.
+
+    (x, y) and `display` are in pixels of the display; on its bars the result lies outside the picture.
+    """
+    scale = min(display[0] / size[0], display[1] / size[1])
+    left, top = ((whole - scale * side) / 2 for whole, side in zip(display, size, strict=True))
+    return (x - left) / scale, (y - top) / scale
 
 
 def _pixel(fraction: float, size: int) -> float:

@@ -1,4 +1,4 @@
-"""Scanpaths over the shapes of a two-shapes set: on the caption's first shape, on its second, and on the background.
+"""Simulated scanpaths over the shapes of a two-shapes set: on the caption's first shape, its second, the background.
 
 The command is `python -m data.scanpaths`, whose docstring describes the files.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from data.twoshapes import Skip, TwoShapes, read
 
@@ -19,15 +20,17 @@ TARGETS = ("first", "second", "background")
 
 
 def generate(
-    data_root: str | Path, count: int = 8, seed: int = 0, jitter: float = 0.5, clearance: float = 0.1
-) -> tuple[dict[str, Path], list[Skip]]:
-    """Writes scanpaths-first, -second and -background (.jsonl) into a two-shapes set: ({target: file}, left out).
+    data_root: str | Path, count: int = 8, seed: int = 0, jitter: float = 0.5, clearance: float = 0.1,
+    folder: str | Path | None = None,
+) -> tuple[dict[str, Path], list[Skip]]:  # fmt: skip
+    """Write scanpaths-first, -second and -background (.jsonl) for a two-shapes set: ({target: file}, left out).
 
-    Each picture gets `count` fixations per file, in pixels: on the caption's first shape, on its second, and on the
-    background, at least `clearance` (share of the picture's side) away from both boxes. On a shape they lie around its
-    centre, with a deviation of `jitter` times half its shorter side, and always inside it. The same seed writes the
-    same bytes; a sample does not depend on the others. Raises FileExistsError where a file is there already, ValueError
-    for settings that cannot work.
+    They lie in `folder` (default: the data root); their records are marked "synthetic". Each picture gets `count`
+    fixations per file, in pixels: on the caption's first shape, on its second, and on the background, at least
+    `clearance` (share of the picture's side) away from both boxes. On a shape they lie around its centre, with a
+    deviation of `jitter` times half its shorter side, and always inside it. The same seed writes the same bytes; a
+    sample does not depend on the others. Raises FileExistsError where a file exists already, ValueError for settings
+    that cannot work.
     """
     root = Path(data_root).resolve()
     if count < 1 or seed < 0:
@@ -36,12 +39,13 @@ def generate(
         raise ValueError(f"jitter is {jitter}, expected a number > 0")
     if not 0 <= clearance < 1:
         raise ValueError(f"clearance is {clearance}, expected a share of the picture's side, 0 to 1")
-    files = {target: root / f"scanpaths-{target}.jsonl" for target in TARGETS}
+    folder = root if folder is None else Path(folder).resolve()
+    files = {target: folder / f"scanpaths-{target}.jsonl" for target in TARGETS}
     if existing := [path for path in files.values() if path.exists()]:
         raise FileExistsError(f"{existing[0]} exists; move or remove it first")
     samples, skipped = read(root)
     lines = {target: [] for target in TARGETS}
-    for sample in samples:
+    for sample in tqdm(samples, desc="simulating gaze", unit="picture", disable=None):
         shard, number = (int(part) for part in sample.id.removeprefix("shard").split("/"))
         for index, target in enumerate(TARGETS):
             pixels, chances = _places(sample, target, jitter, clearance)
@@ -51,8 +55,9 @@ def generate(
             rng = np.random.default_rng([seed, shard, number, index])
             image = sample.image_path.resolve().relative_to(root).as_posix()
             fixations = _fixations(rng, pixels, chances, count)
-            lines[target].append(json.dumps({"image": image, "units": "pixels", "on": target, "fixations": fixations}))
-    with tempfile.TemporaryDirectory(prefix=".scanpaths-", dir=root) as unfinished:
+            record = {"image": image, "units": "pixels", "synthetic": True, "on": target, "fixations": fixations}
+            lines[target].append(json.dumps(record))
+    with tempfile.TemporaryDirectory(prefix=".scanpaths-", dir=folder) as unfinished:
         for target, path in files.items():
             Path(unfinished, path.name).write_text("".join(f"{text}\n" for text in lines[target]))
         for path in files.values():

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.scanpaths import Fixation, Scanpath, ScanpathError, line, read, to_cells
+from data.scanpaths import Fixation, Scanpath, ScanpathError, from_display, line, read, to_cells
 from models.layout import ImageGrid
 
 # 80 x 40 pixels, doubled, of which the middle square of 4 x 4 cells is seen: x from 20 to 60, cells of 10 pixels
@@ -316,6 +316,168 @@ def test_fractions_are_pixels(points, side):
     fractions = path_of("fractions", *((x / side, y / side) for x, y in points))
     within = [[at - (at == side) for at in point] for point in points]
     assert to_cells(fractions, grid) == to_cells(path_of("pixels", *within), grid)
+
+
+# Viewers, tasks, displays
+
+SUBJECTS = "image,subject,x,y,duration,time,units\n" + "".join(
+    f"a.png,{viewer},{x},{y},200,{time},pixels\n"
+    for viewer, x, y, time in [("s01", 8, 8, 0), ("s02", 88, 88, 100), ("s01", 8, 88, 250), ("s02", 88, 8, 350)]
+)
+SQUARE = ImageGrid(12, 12, 96, 96, 8, (96, 96))
+
+
+def test_viewers_of_a_table_are_those_of_records(tmp_path):
+    """Two people's fixations take turns in time. One scanpath of theirs would cross the picture three times."""
+    first, second = [(8, 8, 200, 0), (8, 88, 200, 250)], [(88, 88, 200, 100), (88, 8, 200, 350)]
+    lines = [json.dumps(record(fixations=f, subject=s)) for s, f in (("s01", first), ("s02", second))]
+    files = [write(tmp_path, "a.csv", SUBJECTS), write(tmp_path, "a.jsonl", "\n".join(lines))]
+    for path in files:
+        found = read(path)
+        assert [f[1:5] for f in found.by_image["a.png"].fixations] == first
+        assert [skip.reason for skip in found.skipped] == ["image has a scanpath already"]
+        assert found.names["viewer"] == ("s01", "s02") and found.unread == ()
+        assert len(to_cells(found.by_image["a.png"], SQUARE, trajectory=True).points) == 11
+        other = read(path, viewer="s02")
+        assert [f[1:5] for f in other.by_image["a.png"].fixations] == second
+        assert [skip.reason for skip in other.skipped] == ["not the viewer asked for"]
+    assert read(files[0]).by_image == read(files[1]).by_image
+
+
+@pytest.mark.parametrize("column", ["viewer", "Subject", "participant_id", "observer", "subjectnum", "user id"])
+def test_names_of_a_viewers_column(tmp_path, column):
+    found = read(write(tmp_path, "a.csv", SUBJECTS.replace("subject", column)))
+    assert found.names["viewer"] == ("s01", "s02") and len(found.by_image["a.png"].fixations) == 2
+
+
+def test_tasks_conditions_and_trials_are_kept_apart(tmp_path):
+    """A picture searched twice by one viewer: for a cup, then for a fork."""
+    table = "image,subject,task,x,y,units\na.png,1,cup,1,1,pixels\na.png,1,fork,2,2,pixels\na.png,1,cup,3,3,pixels\n"
+    path = write(tmp_path, "a.csv", table)
+    assert [f.x for f in read(path).by_image["a.png"].fixations] == [1, 3]
+    assert [f.x for f in read(path, task="fork").by_image["a.png"].fixations] == [2]
+    assert read(path).names == {"viewer": ("1",), "task": ("cup", "fork"), "condition": ()}
+    for column in ("condition", "trial", "TRIAL_INDEX", "session"):
+        again = read(write(tmp_path, "b.csv", table.replace("task", column)))
+        assert [f.x for f in again.by_image["a.png"].fixations] == [1, 3], column
+    lines = [json.dumps(record(fixations=[(x, x)], task=t, condition=c)) for x, t, c in [(1, "cup", 0), (2, "fork", 1)]]
+    path = write(tmp_path, "a.jsonl", "\n".join(lines))
+    assert read(path, task="fork", condition="1").by_image["a.png"].fixations[0].x == 2
+    assert Counter(skip.reason for skip in read(path, task="cup", condition="1").skipped) == {
+        "not the task asked for": 1, "not the condition asked for": 1,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="scanpaths cannot be chosen by mood"):
+        read(path, mood="good")
+
+
+def test_fields_that_are_not_read_are_named(tmp_path):
+    table = write(tmp_path, "a.csv", "image,x,y,units,pupil,viewer,\na.png,1,2,pixels,3,s,\n")
+    assert read(table).unread == ("pupil",)
+    lines = [json.dumps(record(fixations=[], RT=5)), json.dumps(record() | {"fixations": [{"x": 1, "y": 2, "dur": 3}]})]
+    assert read(write(tmp_path, "a.jsonl", "\n".join(lines))).unread == ("RT", "dur")
+
+
+def search(**more):
+    """A record as COCO-Search18 has it."""
+    arrays = {"X": [840.0, 1200.5, 100.0], "Y": [525.0, 300.0, 60.0], "T": [233, 180, 250], "length": 3}
+    return {"name": "a.png", "subject": 1, "task": "chair", "condition": "present", "split": "train", **arrays, **more}
+
+
+def test_letterboxed_display_by_hand(tmp_path):
+    """On 1680 x 1050, a picture of 96 x 96 is 1050 x 1050 with bars of 315 to the left and right: a pixel is 10.9375.
+
+    (840, 525) is the middle, pixel (48, 48), cell (6, 6); (1200.5, 300) is ((1200.5 - 315) / 10.9375, 27.43) =
+    (80.96, 27.43), cell (10, 3); (100, 60) is on the left bar. A picture of 80 x 40 is 1680 x 840 with bars of 105
+    above and below: a pixel is 21, the points are (40, 20), (57.17, 9.29) and (4.76, -2.14).
+    """
+    found = read(write(tmp_path, "a.json", [search()]), display=(1680, 1050))
+    scanpath = found.by_image["a.png"]
+    assert found.skipped == [] and found.unread == () and scanpath.units == "display"
+    assert [f.duration for f in scanpath.fixations] == [233, 180, 250] and scanpath.fixations[0].time is None
+    cells = to_cells(scanpath, SQUARE)
+    assert cells.points == [(6, 6), (10, 3)]
+    assert cells.dropped == [("a.png fixation 2", "beside the picture on the display")]
+    assert to_cells(scanpath, SQUARE, by_duration=True).points == [(6, 6, 233), (10, 3, 180)]
+    wide = to_cells(scanpath, CROPPED)
+    assert wide.points == [(2, 2), (3, 0)] and reasons(wide) == {"beside the picture on the display": 1}
+    assert from_display(1200.5, 300, (1680, 1050), (80, 40)) == pytest.approx((1200.5 / 21, 195 / 21))
+
+
+def test_edges_of_a_display(tmp_path):
+    """The picture's left edge is at 315 and its right one at 1365, which lies outside; the display ends at 1680."""
+    points = {"X": [315, 314.9, 1364.9, 1365, 1680, -1, 315], "Y": [0, 0, 1049.9, 0, 0, 0, 1050]}
+    scanpath = read(write(tmp_path, "a.json", [search(**points, T=None)]), display=(1680, 1050)).by_image["a.png"]
+    cells = to_cells(scanpath, SQUARE)
+    assert cells.points == [(0, 0), (11, 11)]
+    assert reasons(cells) == {"beside the picture on the display": 2, "outside the display": 3}
+
+
+@pytest.mark.parametrize(
+    "asked, more, outcome",
+    [
+        ({}, {}, "X and Y are pixels of a display of unknown size: give --display WIDTH HEIGHT (COCO-Search18: 1680"),
+        ({"units": "pixels"}, {}, "X and Y are pixels of a display of unknown size"),
+        ({"units": "fractions"}, {}, "fractions"),
+        ({}, {"units": "pixels"}, "pixels"),
+        ({}, {"units": "display"}, "the display's size is not stated"),
+        ({}, {"display": [1680, 1050]}, "display"),
+        ({"display": (1680, 1050)}, {"display": [800, 600]}, "display is not the one asked for"),
+        ({"display": (1680, 1050)}, {"units": "pixels"}, "units are not the ones asked for"),
+        ({}, {"display": [1680]}, "display is no width and height"),
+        ({"display": (1680, 1050)}, {"X": [1]}, "X, Y and T differ in length"),
+        ({"display": (1680, 1050)}, {"X": 7}, "X, Y or T is no list"),
+        ({"display": (1680, 1050)}, {"Y": None}, "X, Y or T is no list"),
+        ({"display": (1680, 1050)}, {"X": [], "Y": [], "T": []}, "no fixation"),
+    ],
+)
+def test_units_of_arrays(tmp_path, asked, more, outcome):
+    """Without the display's size its pixels are not taken for the picture's, even where --units says pixels."""
+    found = read(write(tmp_path, "a.jsonl", json.dumps(search(**more))), **asked)
+    if found.by_image:
+        assert found.by_image["a.png"].units == outcome
+    else:
+        [skip] = found.skipped
+        assert skip.reason.startswith(outcome) and skip.id == "line 1 ('a.png')"
+
+
+def test_display_for_other_records_and_whole_files(tmp_path):
+    own = [record(units=None, fixations=[(840, 525)])]
+    for name, content, asked in (
+        ("a.json", own, {"display": (1680, 1050)}), ("b.json", {"display": [1680, 1050], "scanpaths": own}, {}),
+        ("c.csv", "image,x,y\na.png,840,525\n", {"display": (1680, 1050)}),
+    ):  # fmt: skip
+        assert to_cells(read(write(tmp_path, name, content), **asked).by_image["a.png"], SQUARE).points == [(6, 6)]
+    path = write(tmp_path, "d.json", own)
+    with pytest.raises(ValueError, match="--display belongs to fixations in its own pixels; leave --units pixels out"):
+        read(path, units="pixels", display=(1680, 1050))
+    for size in ((0, 5), (5, math.inf), (-1, 1)):
+        with pytest.raises(ValueError, match="must be a width and a height above 0"):
+            read(path, display=size)
+
+
+def test_a_picture_in_its_tasks_folder(tmp_path):
+    """COCO-Search18 sorts its pictures by the category searched for; a picture beside the folders comes first."""
+    path = write(tmp_path, "a.json", [search(), search(name="b.png")])
+    (tmp_path / "chair").mkdir()
+    for name in ("chair/a.png", "chair/b.png", "b.png"):
+        (tmp_path / name).touch()
+    assert list(read(path, display=(1680, 1050)).by_image) == ["chair/a.png", "b.png"]
+    leaves = write(tmp_path, "b.json", [search(task="../..")])
+    assert [skip.reason for skip in read(leaves, display=(1680, 1050)).skipped] == ["path leaves the data root"]
+
+
+@pytest.mark.parametrize("mark, expected", [(True, True), ("true", True), (1, True), (False, False), (None, False)])
+def test_synthetic_fixations_stay_marked(tmp_path, mark, expected):
+    files = (
+        ("a.jsonl", json.dumps(record(synthetic=mark))),
+        ("a.json", {"synthetic": mark, "scanpaths": [record()]}),
+        ("a.csv", f"image,x,y,units,synthetic\na.png,1,2,pixels,{'' if mark is None else mark}\n"),
+    )
+    for name, content in files:
+        found = read(write(tmp_path, name, content))
+        assert found.by_image["a.png"].synthetic is expected and found.unread == (), name
+    old = read(write(tmp_path, "old.jsonl", json.dumps(record(on="first"))))
+    assert old.by_image["a.png"].synthetic  # of an earlier version, which wrote no mark
 
 
 # Trajectories and durations

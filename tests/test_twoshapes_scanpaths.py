@@ -59,6 +59,7 @@ def test_generated_gaze_lies_where_it_should(root):
     found = {target: read(path, root) for target, path in files.items()}
     samples, _ = read_twoshapes(root)
     assert all(len(f.by_image) == len(samples) == 120 and not f.skipped for f in found.values())
+    assert all(scanpath.synthetic for f in found.values() for scanpath in f.by_image.values())
     for sample in samples:
         shapes = dict(zip(TARGETS, covered(root, sample), strict=False))
         for target in TARGETS:
