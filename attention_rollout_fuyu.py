@@ -1,7 +1,7 @@
 """Where did Fuyu look when it wrote each word of its answer?
 
     python attention_rollout_fuyu.py --image photo.jpg --prompt "describe the image ."
-    python attention_rollout_fuyu.py --data-root data/generated/twoshapes --limit 4
+    python attention_rollout_fuyu.py --limit 4
 
 Fuyu has no vision tower: patches go straight into the decoder, row by row from the top left of the picture at its own
 size, shrunk only above the processor's limit (Fuyu-8B: 30 pixels a patch, limit 1920 x 1080; the embedded model 8 and
@@ -48,10 +48,14 @@ class Config(LoadFlags, RolloutFlags, SampleFlags):
 def main(config: Config) -> int:
     with command.setting_up():
         config.check()
-        samples, unusable = collect(config.image, config.data_root, config.prompt, config.limit)
+        samples, unusable, source = collect(
+            config.image, config.data_root, config.prompt, config.limit, config.seed
+        )
+        print(source)
         out_dir = refuse_existing(config.out_dir or default_out_dir(__file__, config.model))
         model, processor = models.load(config.model, **config.loading)
-    run = RunFolder.create(out_dir, {"flags": asdict(config), "model": describe(model)}, COLUMNS)
+    settings = {"flags": asdict(config), "model": describe(model), "data": source.facts()}
+    run = RunFolder.create(out_dir, settings, COLUMNS)
 
     def look(sample: Sample) -> dict:
         picture = read_image(sample.path)

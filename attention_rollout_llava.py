@@ -1,12 +1,12 @@
 """Where did LLaVA look when it wrote each word of its answer?
 
     python attention_rollout_llava.py --image photo.jpg --prompt "describe the image ."
-    python attention_rollout_llava.py --data-root data/generated/twoshapes --limit 4
+    python attention_rollout_llava.py --limit 4
 
 Per picture: overlays of the mean and the maximum over the answer's tokens, a strip with one overlay per token, the
 share of attention on the image, and the raw maps (maps.npz). Beside them samples.csv, summary.json, settings.json.
 --through-tower adds what lies behind the image tokens: the same maps, handed on to where the vision tower looked.
-`python -m data.twoshapes --out-dir data/generated/twoshapes` makes a set to try it on.
+Without --image and --data-root it takes data/spatial_twoshapes where that lies, else it makes synthetic images.
 The embedded model takes about a second a picture; the weights of LLaVA-1.5-7B alone are 14 GB in half precision.
 """
 
@@ -44,12 +44,16 @@ class Config(LoadFlags, RolloutFlags, SampleFlags):
 def main(config: Config) -> int:
     with command.setting_up():
         config.check()
-        samples, unusable = collect(config.image, config.data_root, config.prompt, config.limit)
+        samples, unusable, source = collect(
+            config.image, config.data_root, config.prompt, config.limit, config.seed
+        )
+        print(source)
         out_dir = refuse_existing(config.out_dir or default_out_dir(__file__, config.model))
         model, processor = models.load(config.model, **config.loading)
         if config.through_tower:
             check_tower(model)
-    run = RunFolder.create(out_dir, {"flags": asdict(config), "model": describe(model)}, COLUMNS)
+    settings = {"flags": asdict(config), "model": describe(model), "data": source.facts()}
+    run = RunFolder.create(out_dir, settings, COLUMNS)
 
     def look(sample: Sample) -> dict:
         picture = read_image(sample.path)

@@ -1,7 +1,7 @@
 """Where did Qwen2-VL, Qwen2.5-VL or Qwen3-VL look when it wrote each word of its answer?
 
     python attention_rollout_qwen2.py --image photo.jpg --prompt "describe the image ."
-    python attention_rollout_qwen2.py --model tiny-qwen2-vl --data-root data/generated/twoshapes --limit 4
+    python attention_rollout_qwen2.py --model tiny-qwen2-vl --limit 4
 
 Which it is stands in the model's config. All see the whole picture, whatever its shape: resized to whole cells of
 2 x 2 merged patches. Released models keep its size within wide limits (a cell is 28 pixels, Qwen3-VL's 32; more picture
@@ -46,12 +46,16 @@ class Config(LoadFlags, RolloutFlags, SampleFlags):
 def main(config: Config) -> int:
     with command.setting_up():
         config.check()
-        samples, unusable = collect(config.image, config.data_root, config.prompt, config.limit)
+        samples, unusable, source = collect(
+            config.image, config.data_root, config.prompt, config.limit, config.seed
+        )
+        print(source)
         out_dir = refuse_existing(config.out_dir or default_out_dir(__file__, config.model))
         model, processor = models.load(config.model, **config.loading)
         if config.through_tower:
             check_tower(model)
-    run = RunFolder.create(out_dir, {"flags": asdict(config), "model": describe(model)}, COLUMNS)
+    settings = {"flags": asdict(config), "model": describe(model), "data": source.facts()}
+    run = RunFolder.create(out_dir, settings, COLUMNS)
 
     def look(sample: Sample) -> dict:
         picture = read_image(sample.path)

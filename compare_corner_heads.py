@@ -59,7 +59,10 @@ def main(config: Config) -> int:
         config.check()
         corners = read_corners(config.folders)
         out_dir = refuse_existing(config.out_dir or default_out_dir(__file__, str(corners.about["model"])))
-    run = RunFolder.create(out_dir, {"flags": asdict(config), "compared": corners.about}, corners.names)
+    line = f"data: {corners.pairs_named} in each of {', '.join(map(str, corners.folders))}"
+    source = {"line": line, "label": "synthetic data" if corners.about["pictures"] == "synthetic" else ""}
+    print(source["line"])
+    run = RunFolder.create(out_dir, {"flags": asdict(config), "compared": corners.about, "data": source}, corners.names)
     for place, pair in enumerate(corners.pairs):
         means = corners.signed[..., place].mean((1, 2))
         run.add(pair, **dict(zip(corners.names, means, strict=True)))

@@ -1,6 +1,6 @@
 """How many questions about pictures does a model answer rightly, as it is or steered?
 
-    python evaluate.py --limit 100                                                (the embedded model, a generated set)
+    python evaluate.py --limit 100              (the embedded model; data/spatial_reasoning, or else a generated set)
     python evaluate.py --method var --var-dimensions 21 30 --var-threshold 2 --var-head 1 --limit 100
     python evaluate.py --dataset blink --data-root DATA --model Qwen/Qwen2.5-VL-7B-Instruct --judge string_match
     torchrun --nproc-per-node 2 evaluate.py --device cpu --limit 100
@@ -46,6 +46,7 @@ from data.images import ImageError
 from data.question_gaze import points_of, read_for
 from data.scanpaths import Scanpaths
 from data.spatial_qa import Question
+from data.spatial_qa_source import find_root, published_set, source_of
 from data.twoshapes import Skip
 from models import runner as runners
 from models.adapt_vis import AdaptVis
@@ -69,10 +70,10 @@ DECIDE_NOTHING = ("device", "limit", "batch_size", "retry_failed", "out_dir")
 @dataclass(frozen=True)
 class Config(LoadFlags, GazeFlags, MethodFlags):
     dataset: str | None = None
-    """blink | sat2 | a .json, .jsonl, .parquet, .csv or .tsv file, or a folder of such | a hub id (default: a generated
-    set)."""
+    """blink | sat2 | a .json, .jsonl, .parquet, .csv or .tsv file, or a folder of such | a hub id (default: blink, else
+    sat2, where data/spatial_reasoning holds it; else a generated set)."""
     data_root: str | None = None
-    """Where the published files and their pictures lie."""
+    """Folder of the published files and their pictures (default for blink and sat2: data)."""
     judge: Literal["choice", "exact", "string_match"] = "choice"
     """choice: letters and option texts, ambiguous ones unparsed, and exact for open questions; exact: the same text,
     always parsed; string_match: as published."""
@@ -101,7 +102,7 @@ class Config(LoadFlags, GazeFlags, MethodFlags):
     system_prompt: str | None = None
     """Put before each prompt through the model's chat template."""
     scanpaths: str | None = None
-    """gaussian, non-gaussian, salient-head: where people looked, by record id or by picture below --data-root."""
+    """gaussian, non-gaussian, salient-head: fixations, by record id or by picture below --data-root."""
     target_layer: tuple[int, ...] = ()
     """The same: layers to steer, 0-based (default: all; salient-head: the published 19..26 of 32 in proportion)."""
     retry_failed: bool = False
@@ -189,8 +190,13 @@ def evaluate(config: Config, processes: Team) -> int:
     with ExitStack() as held:
         with command.setting_up():
             device = own_device(config.device, processes)
-            config = data_of(config, processes)
+            config, made_here = data_of(config, processes)
             questions, skipped = spatial_qa.read(config.dataset, config.data_root, config.limit)
+            source = source_of(
+                config.dataset, config.data_root, len(questions), len(skipped), config.limit, made_here=made_here
+            )
+            if processes.leads:
+                print(source)
             tell_skipped(skipped if processes.leads else [])
             if not questions:
                 reasons = listed(Counter(skip.reason for skip in skipped)) or "the set is empty"
@@ -248,10 +254,16 @@ def rotations(question: Question, config: Config) -> range:
     return range(len(question.options) if config.circular and question.can_rotate else 1)
 
 
-def data_of(config: Config, processes: Team) -> Config:
-    """The config with the generated set where it names none; the leading process makes it where it is not there."""
+def data_of(config: Config, processes: Team) -> tuple[Config, bool]:
+    """The config with its data set and data root, and whether the set is a generated one.
+
+    Without --dataset the set is that of data/spatial_reasoning where it lies, else one that the leading process makes.
+    """
     if config.dataset is not None:
-        return config
+        return replace(config, data_root=find_root(config.dataset, config.data_root)), False
+    if (found := published_set()) is not None:
+        dataset, data_root = found
+        return replace(config, dataset=dataset, data_root=data_root), False
     if processes.leads and not EXAMPLES.exists():
         try:
             twoshapes_qa.generate(EXAMPLES, EXAMPLE_COUNT, seed=0)
@@ -259,7 +271,7 @@ def data_of(config: Config, processes: Team) -> Config:
             if not EXAMPLES.exists():  # else another run was faster
                 raise
     processes.wait()
-    return replace(config, dataset="blink", data_root=str(EXAMPLES))
+    return replace(config, dataset="blink", data_root=str(EXAMPLES)), True
 
 
 def default_out_dir(config: Config, deciding: dict) -> Path:
@@ -323,7 +335,7 @@ def prepare(config: Config, device: str, asked: dict[Key, Question], told: bool)
         return RunnerAsked(runner, config.generation), about
     known = None
     if config.scanpaths is not None:
-        known = read_for(asked.values(), config.scanpaths, config.data_root, config.units)
+        known = read_for(asked.values(), config.scanpaths, config.data_root, **config.reading)
         command.tell_left_out({"scanpaths": Counter(skip.reason for skip in known.skipped)} if told else {})
     settings = method_settings(config)
     model, processor = models.load(config.model, **config.loading | {"device": device})

@@ -1,6 +1,6 @@
 """Which hidden dimensions spike at the tokens that receive most attention: the sink dimensions that VAR needs.
 
-    python find_sink_dimensions_simple.py --model tiny-llava --data-root data/generated/twoshapes
+    python find_sink_dimensions_simple.py --model tiny-llava
     python find_sink_dimensions_simple.py --model model.gguf --text README.md
 
 sink_dimensions.json has at most two recommended dimensions and a threshold tau, or none and the reason; the dimensions
@@ -62,11 +62,13 @@ class Config(LoadFlags, PromptFlags):
 def main(config: Config) -> int:
     with command.setting_up():
         check_top_percent(config.top_percent)
-        prompts, unusable = gather(config)
+        prompts, unusable, source = gather(config)
+        print(source)
         out_dir = refuse_existing(config.out_dir or default_out_dir(__file__, config.model))
         output = config.written(out_dir)
         model, processor = load(config.model, **config.loading)
-    run = RunFolder.create(out_dir, {"flags": asdict(config), "model": describe(model)}, COLUMNS)
+    settings = {"flags": asdict(config), "model": describe(model), "data": source.facts()}
+    run = RunFolder.create(out_dir, settings, COLUMNS)
     search = SinkSearch()
 
     def probe(prompt: Prompt) -> dict:
@@ -91,7 +93,7 @@ def main(config: Config) -> int:
     profile, findings = search.profile(), search.findings()
     run.save(draw(profile, search.samples), "heatmap.png")
     run.finish({name: findings[name] for name in ("recommended_dimensions", "tau", "reason", "consistent_dimensions")})
-    about = {"model": config.model, "revision": describe(model)["revision"], "dataset": config.data_root or config.text}
+    about = {"model": config.model, "revision": describe(model)["revision"], "dataset": source.place}
     write_json(output, {**about, "top_percent": config.top_percent, **findings})
     tell(findings, output)
     return command.conclude(run)

@@ -1,4 +1,4 @@
-"""What does a model answer when it is made to look where people looked?
+"""Does a model's answer follow gaze, recorded or simulated, that steers its attention?
 
     python gaze_generation_llava.py --limit 200
     python gaze_generation_llava.py --data-root pictures --scanpaths gaze.jsonl --prompt "describe the image ."
@@ -7,9 +7,9 @@ Each picture is asked about without gaze and under each mask type. samples.csv h
 for each picture and scanpath file, with the probability of every token and the share of attention inside the gaze;
 summary.json the paired differences (steered minus plain) with intervals. The first --pictures rows also get
 comparison.png, with masks and rollout overlays, and the raw maps.
-Without data it makes pictures of two shapes of different colour, with scanpaths on the first, on the second and on
-neither, and asks for "the" colour: colours.png shows how often the answer follows the gaze. The embedded model takes a
-minute for 200 of them.
+Without --data-root it takes data/spatial_twoshapes where that lies, else it makes images of two shapes of different
+colour; their gaze is simulated, on the first shape, on the second and on neither. It asks for "the" colour:
+colours.png shows how often the answer follows the gaze. The embedded model takes a minute for 200 of them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class Config(LoadFlags, RolloutFlags, GazeFlags, SampleFlags):
     mask_types: tuple[MaskType, ...] = ("gaussian", "non-gaussian", "salient-head")
     """How gaze becomes attention; one answer for each."""
     scanpaths: tuple[str, ...] = ()
-    """Where people looked: .json, .jsonl or .csv files, one answer for each (default: those of the data root)."""
+    """Fixations: .json, .jsonl or .csv files, one answer for each (default: those of --data-root; without it, simulated
+    ones)."""
     prompt: str | None = "what colour is the shape ?"
     """What to ask; {first} and {second} are the shapes of a two-shapes set. None: the set's own questions."""
     limit: int = 100
@@ -94,13 +95,15 @@ class Config(LoadFlags, RolloutFlags, GazeFlags, SampleFlags):
 def main(config: Config) -> int:
     with command.setting_up():
         config.check()
-        samples, unusable, paths = gather(config, config.scanpaths, TARGETS, count=config.limit or 100)
+        samples, unusable, paths, source, fixations = gather(config, config.scanpaths, TARGETS)
+        print(source, fixations, sep="\n")
         out_dir = refuse_existing(config.out_dir or default_out_dir(__file__, config.model))
         model, processor = models.load(config.model, **config.loading)
         decoder = model.config.get_text_config()
         ways = config.masks(decoder.num_hidden_layers, decoder.num_attention_heads)
         gazed, without = locate(samples, paths, partial(model.image_grid, processor), (SampleError,), **config.mapping)
     settings = {"flags": asdict(config), "model": describe(model), "masks": {w: m for w, m in ways.items() if m}}
+    settings |= {"data": source.facts(), "fixations": fixations.facts()}
     run = RunFolder.create(out_dir, settings, columns(ways))
     drawn = {sample.name for sample in gazed[: config.pictures]}
     share = config.page_mb / max(1, len(drawn) * len(ways))

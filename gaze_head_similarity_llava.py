@@ -1,9 +1,10 @@
-"""Which heads look where people look, and which of them should the salient-head method take on this model?
+"""Which heads follow gaze, recorded or simulated, and which of them should the salient-head method take?
 
     python gaze_head_similarity_llava.py
     python gaze_head_similarity_llava.py --data-root pictures --scanpaths gaze.jsonl --prompt "describe the image ."
 
-Without data it makes pictures of two shapes, asks where the first one is, and takes scanpaths on that shape.
+Without --data-root it takes data/spatial_twoshapes where that lies, else it makes images of two shapes; it asks where
+the first one is, and simulates gaze on that shape.
 heads.csv has every head's similarity with the gaze (mean, deviation, n), the same with another image's gaze, and how
 much it looks at the image at all; heads.png shows them as layers x heads, ranked.png as bars. summary.json proposes
 tau, k and the layers, chosen on one half of the images, and says how well they do on the other half; they are printed
@@ -40,7 +41,8 @@ class Config(LoadFlags, GazeFlags, SampleFlags):
     model: str = "tiny-llava"
     """Embedded model, folder, or hub id; of LLaVA-1.5, Qwen2-VL, Qwen2.5-VL, Qwen3-VL or Fuyu."""
     scanpaths: str | None = None
-    """Where people looked: a .json, .jsonl or .csv file (default: scanpaths-first.jsonl of the data root)."""
+    """Fixations: a .json, .jsonl or .csv file (default: scanpaths-first.jsonl of --data-root; without it, simulated
+    ones)."""
     prompt: str | None = "where is the {first} ?"
     """What to ask; {first} and {second} are the shapes of a two-shapes set. None: the set's own questions."""
     limit: int = 100
@@ -65,11 +67,13 @@ def main(config: Config) -> int:
     with command.setting_up():
         masks = config.check()
         files = (config.scanpaths,) if config.scanpaths else ()
-        samples, unusable, paths = gather(config, files, targets=("first",), count=config.limit or 100)
+        samples, unusable, paths, source, fixations = gather(config, files, targets=("first",))
+        print(source, fixations, sep="\n")
         out_dir = refuse_existing(config.out_dir or default_out_dir(__file__, config.model))
         model, processor = models.load(config.model, **config.loading)
         gazed, without = locate(samples, paths, partial(model.image_grid, processor), (SampleError,), **config.mapping)
-    run = RunFolder.create(out_dir, {"flags": asdict(config), "model": describe(model)}, COLUMNS)
+    origins = {"data": source.facts(), "fixations": fixations.facts()}
+    run = RunFolder.create(out_dir, {"flags": asdict(config), "model": describe(model), **origins}, COLUMNS)
     others = dict(zip((s.name for s in gazed), shuffled(gazed, np.random.default_rng(config.seed)), strict=True))
     found = []
 

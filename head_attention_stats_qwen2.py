@@ -8,13 +8,12 @@ more it attends to the image, or to one corner of it, when the object is there. 
 with effect size and test, count_LHN.npy for which pairs it is among the top k of its layer, beside bar plots and
 heads.png (analysis/head_responses.py describes all files). With --ablate, the heads that respond most on one half of
 the pairs lose their image attention on the other half, beside random heads of the same layers: ablation.png.
-Without data it makes pairs with an object at the top left.
+Without --dataset it takes data/dataset_sample where that lies, else it makes pairs with an object at the top left.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -28,7 +27,9 @@ from analysis.response_report import COLUMNS, Measured, ablation_finding, findin
 from analysis.results import RunFolder, default_out_dir, refuse_existing, write_table
 from analysis.salient_heads import halves
 from analysis.samples import measure_batches
-from data.counterfactual_pairs import CORNERS, SAMPLE, Pair, named, open_pair, question, read, sample_set
+from data import counterfactual_pairs
+from data.counterfactual_pairs import CORNERS, Pair, named, open_pair, question
+from data.folders import Source
 from data.images import ImageError
 from models.ablation import HeadAblation
 from models.answer import Answer, answers
@@ -42,8 +43,9 @@ from models.yes_no import YesNo
 class Config(LoadFlags):
     model: str = "tiny-qwen2-vl"
     """Embedded model, folder, or hub id; of LLaVA-1.5, Qwen2-VL, Qwen2.5-VL, Qwen3-VL or Fuyu."""
-    dataset: str = str(SAMPLE)
-    """Folder of pairs, as data.counterfactual_pairs makes it; the default one is made where it is not."""
+    dataset: str | None = None
+    """Folder of pairs, as data.counterfactual_pairs makes it (default: data/dataset_sample where it lies, else pairs
+    made here, once, in data/generated)."""
     prompt: str | None = None
     """What to ask (default: is there anything in the ... corner ?, of the corner in which the object lies)."""
     layers: str = "all"
@@ -93,11 +95,13 @@ class Config(LoadFlags):
 def main(config: Config) -> int:
     with command.setting_up():
         config.check()
-        pairs, unusable = gather(config)
+        pairs, unusable, source = gather(config)
+        print(source)
         out_dir = refuse_existing(config.out_dir or default_out_dir(__file__, config.model))
         model, processor = models.load(config.model, **config.loading)
         layers, yes_no = fit(config, model, processor, pairs)
-    run = RunFolder.create(out_dir, {"flags": asdict(config), "model": describe(model), "layers": layers}, COLUMNS)
+    settings = {"flags": asdict(config), "model": describe(model), "layers": layers, "data": source.facts()}
+    run = RunFolder.create(out_dir, settings, COLUMNS)
     measured = Measured()
 
     def measure(batch: list[Pair]) -> list[dict]:
@@ -125,24 +129,24 @@ def main(config: Config) -> int:
     where = f"the {named(config.corner)} corner" if config.corner else "the image"
     table = save(run, measured, layers, config.topk, where, config.save_diffs)
     print(findings(table))
-    about = {name: getattr(config, name) for name in ("dataset", "model", "corner", "patch_size", "topk")}
-    about |= {"prompt": rows[0]["prompt"], "layers": layers, "pairs": measured.names}
+    about = {name: getattr(config, name) for name in ("model", "corner", "patch_size", "topk")}
+    about |= {"dataset": source.place, "prompt": rows[0]["prompt"], "layers": layers, "pairs": measured.names}
     found = {"answers": says(rows, config.seed), "responding": responding(table)}
     causal = other_half(run, config, model, processor, measured, layers, yes_no)
     run.finish({**about, **found, **causal})
     return command.conclude(run)
 
 
-def gather(config: Config) -> tuple[list[Pair], list]:
-    """Pairs to measure, and those that cannot be used with their reasons."""
-    folder = sample_set() if Path(config.dataset) == SAMPLE else config.dataset
-    pairs, unusable = read(folder)
-    pairs = pairs[: config.max_pairs or None]
+def gather(config: Config) -> tuple[list[Pair], list, Source]:
+    """Pairs to measure, the unusable ones with their reasons, and their source."""
+    pairs, unusable, source = counterfactual_pairs.gather(config.dataset, config.max_pairs)
     if config.prompt is None and (lost := [pair.name for pair in pairs if pair.corner is None]):
         raise ValueError(f"the relation of {lost[0]} names no corner to ask about; give a --prompt")
     if config.ablate and len(pairs) < causal_heads.LEAST:
-        raise ValueError(f"--ablate needs at least {causal_heads.LEAST} pairs, and {folder} has {len(pairs)} to use")
-    return pairs, unusable
+        raise ValueError(
+            f"--ablate needs at least {causal_heads.LEAST} pairs, and {source.place} has {len(pairs)} to use"
+        )
+    return pairs, unusable, source
 
 
 def fit(config: Config, model, processor, pairs: list[Pair]) -> tuple[tuple[int, ...], YesNo | None]:

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Which heads see an object in which corner: measures the four corners, compares them, prints where the pictures are.
+# Heads that respond to an object in a corner: measures the four corners, compares them, prints where the pictures are.
 #   bash run_corner_experiments.sh
 #   COUNT=20 MODEL=tiny-llava LAYERS=last_third bash run_corner_experiments.sh
 #
 #   MODEL (tiny-qwen2-vl)   COUNT (100): pairs of each corner   LAYERS (all)   MAX_NEW_TOKENS (1: the yes or no)
 #   PATCH_SIZE (none: the whole image; a number: the corner's own cells, so many on each side)
 #   TOPK (3; embedded models have 4 heads in a layer: 1)   ABLATE (2; so many heads lose their image attention)
-#   DATA (data): holds dataset_<corner>, drawn where it is missing   RESULTS (results/corners)
+#   DATA (data): holds dataset_topleft, dataset_topright, dataset_bottomleft and dataset_bottomright; without them,
+#     synthetic pairs are drawn into DATA/generated   RESULTS (results/corners)
 #
 # Safe to interrupt at any moment and to start again: finished corners are kept, a half-finished one begins again. Each
 # model, setting and set of pairs has a folder of its own, and so has a model that was trained further under its name.
@@ -62,19 +63,42 @@ give_up() { # exit status
     exit "$1"
 }
 
+dataset() { # corner: prints the folder of its pairs, those in DATA before drawn ones
+    if [[ -e $DATA/dataset_$1 ]]; then
+        echo "$DATA/dataset_$1"
+    else
+        echo "$DATA/generated/dataset_$1"
+    fi
+}
+
 # A set is drawn elsewhere and moved when complete, so that half of one never stands under its name. Pair i is the same
-# however many there are: a hundred of them serve most sweeps.
+# for any number of pairs: a hundred of them serve most sweeps.
 draw() { # corner
     local unfinished=$DATA/generated/unfinished-corner
     lock "$DATA/generated/corner.lock"
-    if [[ ! -e $DATA/dataset_$1 ]]; then
+    if [[ ! -e $(dataset "$1") ]]; then
         rm -rf "$unfinished"
         $python -m data.counterfactual_pairs --corner "$1" --count $((COUNT > 100 ? COUNT : 100)) --seed 0 \
             --out-dir "$unfinished/dataset_$1"
-        mv "$unfinished/dataset_$1" "$DATA/dataset_$1"
+        mv "$unfinished/dataset_$1" "$DATA/generated/dataset_$1"
         rmdir "$unfinished"
     fi
     exec 9>&-
+}
+
+# Drawn pairs beside other people's would compare corners that differ in more than the corner.
+check_mix() {
+    local corner others=() missing=()
+    for corner in "${corners[@]}"; do
+        if [[ ! -e $DATA/dataset_$corner ]]; then
+            missing+=("dataset_$corner")
+        elif [[ ! -f $DATA/dataset_$corner/SYNTHETIC.txt ]]; then
+            others+=("dataset_$corner")
+        fi
+    done
+    ((${#missing[@]} == 0 || ${#others[@]} == 0)) ||
+        fail "$DATA holds ${others[*]}, but not ${missing[*]}, and synthetic pairs must not be compared with others;
+add what is missing, or move the others away, and all four are drawn"
 }
 
 check_set() { # folder
@@ -104,7 +128,7 @@ measure() { # corner
     else
         echo "$1:"
         rm -rf "$folder"
-        $python head_attention_stats_qwen2.py --model "$MODEL" --dataset "$DATA/dataset_$1" --max-pairs "$COUNT" \
+        $python head_attention_stats_qwen2.py --model "$MODEL" --dataset "$(dataset "$1")" --max-pairs "$COUNT" \
             --prompt "is there anything in the $words corner ?" --layers "$LAYERS" --topk "$TOPK" --ablate "$ABLATE" \
             --max-new-tokens "$MAX_NEW_TOKENS" ${PATCH_SIZE:+--corner "$1" --patch-size "$PATCH_SIZE"} \
             --save-diffs --out-dir "$folder" || give_up $?
@@ -135,18 +159,19 @@ main() {
     whole_number ABLATE "$ABLATE" 0
     [[ -z $PATCH_SIZE ]] || whole_number PATCH_SIZE "$PATCH_SIZE" 1
 
+    check_mix
     for corner in "${corners[@]}"; do
-        [[ -e $DATA/dataset_$corner ]] || draw "$corner"
-        check_set "$DATA/dataset_$corner"
+        [[ -e $(dataset "$corner") ]] || draw "$corner"
+        check_set "$(dataset "$corner")"
     done
 
-    # The name says what a person wants to know; the number tells everything else apart, the pairs themselves included.
+    # The name states the main settings; the number tells everything else apart, the pairs themselves included.
     settings="$MODEL|$COUNT|$LAYERS|$MAX_NEW_TOKENS|$PATCH_SIZE|$TOPK|$ABLATE"
     weights=$($python -c 'import sys
 from models import TINY
 from models.fingerprint import fingerprint
 print(fingerprint(TINY / sys.argv[1]) or fingerprint(sys.argv[1]))' "$MODEL") # of a model on the hub: None
-    sets=$(for corner in "${corners[@]}"; do sed -n "1,${COUNT}p" "$DATA/dataset_$corner/metadata.jsonl" | cksum; done)
+    sets=$(for corner in "${corners[@]}"; do sed -n "1,${COUNT}p" "$(dataset "$corner")/metadata.jsonl" | cksum; done)
     number=$(printf '%s' "$settings|$weights|$sets" | cksum | cut -d ' ' -f 1)
     name="$(basename "$MODEL")-$COUNT-pairs-layers-$LAYERS${PATCH_SIZE:+-patch-$PATCH_SIZE}-$number"
     out=$RESULTS/${name//[^A-Za-z0-9._-]/-}

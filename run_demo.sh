@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up what is missing, lets the embedded models answer, and draws where they looked.
+# Sets up what is missing, lets the embedded models answer, and draws their attention.
 #   bash run_demo.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -7,25 +7,20 @@ bash env_setup_llava.bash
 python=.venv/bin/python
 out=results/demo/$(date +%Y%m%d-%H%M%S)
 
-# Real ShapeWorld samples lie beside some checkouts; anywhere else the project draws its own in the same layout.
-data=../shared/data
-if [[ ! -d $data/spatial_twoshapes ]]; then
-    data=data/generated/demo
-    [[ -d $data ]] || $python -m data.twoshapes --out-dir "$data" --count 20 --seed 0
-fi
-
-echo "1. Two shapes: which way from the first to the second? ($data)"
-$python attention_rollout_llava.py --data-root "$data" --limit 4 --out-dir "$out/two-shapes"
+# Without --data-root each script takes data/spatial_twoshapes where that lies, else it makes synthetic images; the lines
+# "data:" and "gaze:" state which.
+echo "1. Two shapes: which way from the first to the second?"
+$python attention_rollout_llava.py --limit 4 --out-dir "$out/two-shapes"
 
 echo "2. A photograph (matplotlib's own; a portrait, so a crop takes its upper and lower edge)"
 photo=$($python -c 'import matplotlib; print(matplotlib.get_data_path() + "/sample_data/grace_hopper.jpg")')
 $python attention_rollout_llava.py --image "$photo" --prompt "describe the image ." --out-dir "$out/photograph"
 
 echo "3. The same shapes, seen by Qwen2.5-VL and by Fuyu"
-$python attention_rollout_qwen2.py --data-root "$data" --limit 2 --prompt "describe the image ." --out-dir "$out/qwen2.5-vl"
-$python attention_rollout_fuyu.py --data-root "$data" --limit 2 --prompt "describe the image ." --out-dir "$out/fuyu"
+$python attention_rollout_qwen2.py --limit 2 --prompt "describe the image ." --out-dir "$out/qwen2.5-vl"
+$python attention_rollout_fuyu.py --limit 2 --prompt "describe the image ." --out-dir "$out/fuyu"
 
-echo "4. The same question with and without human gaze on one of two shapes"
+echo "4. The same question with and without simulated gaze on one of two shapes"
 $python gaze_generation_llava.py --limit 4 --pictures 6 --out-dir "$out/gaze"
 
 echo

@@ -1,5 +1,6 @@
 """Without any picture: does the relation word of a caption look at the entities, or at where they are named?
 
+    python text_only_llm_analysis_llava.py
     python text_only_llm_analysis_llava.py --data-root data/generated/twoshapes
     python text_only_llm_analysis_llava.py --model tinyllama-folder --layers mid_third
 
@@ -9,7 +10,8 @@ word to the entity named first and second; a pair's symmetry score is its distan
 keep their attention: 0 where it goes with the entities, not with their places (analysis/text_symmetry.py has it all).
 The control is the article before each entity. pairs.png has the scatter with the line of ideal symmetry, examples.png
 some captions as bars, layers.png and heads-*.png the scores by layer and head; samples.csv, heads.csv, symmetry.npz and
-summary.json the figures. Without --data-root captions are made up. The embedded model takes 20 seconds for 300.
+summary.json the figures. Without --data-root the captions are those of data/spatial_twoshapes where that lies, else
+synthetic. The embedded model takes 20 seconds for 300.
 """
 
 from __future__ import annotations
@@ -40,11 +42,13 @@ class Config(LoadFlags, SymmetryFlags, CaptionFlags):
 def main(config: Config) -> int:
     with command.setting_up():
         config.check_symmetry()
-        captions, unusable = gather(config)
+        captions, unusable, source = gather(config)
+        print(source)
         out_dir = refuse_existing(config.out_dir or default_out_dir(__file__, config.model))
         model, processor = load(config.model, **config.loading)
         layers = select_layers(config.layers, model.config.get_text_config().num_hidden_layers)
-    run = RunFolder.create(out_dir, {"flags": asdict(config), "model": describe(model), "layers": layers}, COLUMNS)
+    settings = {"flags": asdict(config), "model": describe(model), "layers": layers, "data": source.facts()}
+    run = RunFolder.create(out_dir, settings, COLUMNS)
     study = Study(layers)
 
     def measure(caption: Caption) -> dict:

@@ -1,7 +1,7 @@
 """Do these dimensions pick the tokens that receive the attention?
 
     python validate_sink_dimensions.py --model model.gguf --text README.md --dimensions 507 --tau 17
-    python validate_sink_dimensions.py --data-root data/generated/twoshapes --dimensions 42 16 --tau 1.7
+    python validate_sink_dimensions.py --dimensions 42 16 --tau 1.7
     python validate_sink_dimensions.py --model MODEL --data-root PICTURES --prompt "what is this ?" --file sinks.json
 
 Precision and recall of the tokens that spike in the given dimensions against the tenth of the tokens that receives
@@ -85,7 +85,8 @@ class Config(LoadFlags, PromptFlags):
 def main(config: Config) -> int:
     with command.setting_up():
         config.check()
-        prompts, unusable = gather(config)
+        prompts, unusable, source = gather(config)
+        print(source)
         out_dir = refuse_existing(config.out_dir or default_out_dir(__file__, config.model))
         model, processor = load(config.model, **config.loading)
         settings = config.settings(model)
@@ -93,7 +94,8 @@ def main(config: Config) -> int:
         edited = edited_layers(decoder.num_hidden_layers)
         rng = np.random.default_rng(config.seed)
         sets = random_sets(decoder.hidden_size, settings.dimensions, config.random_sets, rng)
-    run = RunFolder.create(out_dir, {"flags": asdict(config), "model": describe(model)}, COLUMNS)
+    about = {"flags": asdict(config), "model": describe(model), "data": source.facts()}
+    run = RunFolder.create(out_dir, about, COLUMNS)
     sweep = [math.sqrt(decoder.hidden_size) * step / (SWEEP + 1) for step in range(1, SWEEP + 1)]
     agreement = Agreement(settings.tau, tuple(sweep), config.top_percent)
 

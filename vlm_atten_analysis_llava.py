@@ -15,7 +15,8 @@ what it looks at?
 
 summary.json has every metric with n, interval and controls; measures.csv every sample's, heads.csv and heads/ those of
 every layer and head; controls-*.png the controls, looks_and_uses.png and curves.png what the answer rests on; the first
---pictures samples get looks.png and their maps. Without --data-root it makes its own pictures.
+--pictures samples get looks.png and their maps. Without --data-root it takes data/spatial_twoshapes where that lies,
+else it makes synthetic images.
 """
 
 from __future__ import annotations
@@ -58,14 +59,16 @@ def main(config: Config) -> int:
     with command.setting_up():
         config.check_samples()
         config.check_measures()
-        samples, unusable = gather(config)
+        samples, unusable, source = gather(config)
+        print(source)
         out_dir = refuse_existing(config.out_dir or default_out_dir(__file__, config.model))
         model, processor = models.load(config.model, **config.loading)
         check_grid(model, processor)
         tower = tower_depth(model, config.seeds_in)
         layers = config.queried_layers(model.config.get_text_config().num_hidden_layers, tower)
     about = {"layers": layers, "seeds_in": "decoder" if tower is None else "tower", "rows": config.rows}
-    run = RunFolder.create(out_dir, {"flags": asdict(config), "model": describe(model), **about}, COLUMNS)
+    settings = {"flags": asdict(config), "model": describe(model), **about, "data": source.facts()}
+    run = RunFolder.create(out_dir, settings, COLUMNS)
     found, used = [], []
 
     def measure(sample: SpatialSample) -> dict:

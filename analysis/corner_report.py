@@ -33,7 +33,7 @@ COUNT = (
 
 def write_texts(run: RunFolder, corners: Corners, made: Study, shown: list[Section]) -> Path:
     """Draws the figures, writes report.md and pictures.html; returns the page. `shown`: sections to end it with."""
-    title = f"Corners: {Path(str(corners.about['model'])).name}, {len(corners.pairs)} pairs in each"
+    title = f"Corners: {Path(str(corners.about['model'])).name}, {corners.pairs_named} in each"
     sections = [_opening(corners), _signed(run, corners, made), _counted(run, corners, made), *shown]
     for name, text in (("report.md", as_markdown(title, sections)), ("pictures.html", as_page(title, sections))):
         data = text.encode("utf-8", errors="backslashreplace")

@@ -33,6 +33,11 @@ class Corners:
     about: dict
 
     @property
+    def pairs_named(self) -> str:
+        """Number and kind of the pairs, such as "40 synthetic pairs"."""
+        return f"{len(self.pairs)} {'synthetic ' * (self.about['pictures'] == 'synthetic')}pairs"
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """Names as a person writes them: "top left"."""
         return tuple(PLACE.sub(r"\1 \2", name) for name in self.names)
@@ -134,6 +139,7 @@ def _made_with(folder: Path, run: Responses) -> dict:
     layers, heads, pairs = run.counts.shape
     return {
         "model": run.summary["model"],
+        "pictures": "synthetic" if settings.get("data", {}).get("synthetic") else None,
         **loaded,
         "question": PLACE.sub("CORNER", run.summary["prompt"]),
         "layers": list(run.layers),

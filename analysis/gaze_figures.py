@@ -50,6 +50,7 @@ def comparison(sample, picture: Image.Image, outcomes: dict[str, Outcome], look:
     with their probabilities, and the share of its image attention that is on the gaze."""
     width = 1.9  # inches of a picture
     height = width * picture.height / picture.width
+    fixations = "simulated fixations" if sample.simulated else "recorded fixations"
     texts = {way: caption(outcome) for way, outcome in outcomes.items()}
     lines = max(text.count("\n") + 1 for text in texts.values())
     size = (width * len(outcomes) + 0.3, 2 * height + 0.9 + 0.14 * lines)
@@ -62,7 +63,7 @@ def comparison(sample, picture: Image.Image, outcomes: dict[str, Outcome], look:
             _scanpath(axes, sample, picture, look)
         else:
             axes.imshow(overlay(picture, outcome.mask, sample.grid, alpha=0.6, power=1, blur=0, at_least=look.at_least))
-        axes.set_title("where people looked" if outcome.mask is None else f"mask: {way}", fontsize=8)
+        axes.set_title(fixations if outcome.mask is None else f"mask: {way}", fontsize=8)
         other.set_title("no gaze" if way == PLAIN else way, fontsize=8)
         other.imshow(draw(picture, outcome.maps.mean, sample.grid, look, at_least=look.at_least))
         other.set_xlabel(texts[way], fontsize=7, parse_math=False)

@@ -1,4 +1,4 @@
-"""Which heads look where people look: how much of a head's attention to the image falls on the gaze.
+"""Share of each head's attention to the image that falls on the gaze.
 
     Sim(h) = sum over the generated tokens and the image cells of A_h * G / the same sum of A_h
 

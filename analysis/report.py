@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from analysis.overlay import TOP
 from analysis.report_view import MEGABYTE, embedded
-from analysis.results import write_whole
+from analysis.results import ORIGINS, write_whole
 
 NAME = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -79,11 +79,14 @@ def render(folder: Path, views: Sequence[dict], rows: Sequence[dict]) -> str:
     script_name = Path(command[0]).name if command else folder.name
     model = settings.get("model", {})
     name = Path(model.get("name", "") if isinstance(model, dict) else str(model)).name
+    sources = origins(settings, summary)
+    labels = [each.get("label") for each in sources]
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string((TEMPLATES / "report.html.jinja").read_text(encoding="utf-8"))
     return template.render(
-        title=" · ".join(part for part in (script_name.removesuffix(".py"), name) if part),
+        title=" · ".join(part for part in (script_name.removesuffix(".py"), name, *labels) if part),
         summary=opening(summary, settings),
+        sources=[str(each["line"]) for each in sources],
         notes=[f"{number} skipped: {reason}" for reason, number in (summary.get("skipped") or {}).items()],
         views=bool(views),
         figures=plots(list(found(summary))),
@@ -102,6 +105,12 @@ def render(folder: Path, views: Sequence[dict], rows: Sequence[dict]) -> str:
         style_hash=policy_hash(style),
         script_hash=policy_hash(script),
     )
+
+
+def origins(settings: dict, summary: dict) -> list[dict]:
+    """The origins of a run's data and fixations, each with its `line`, from settings.json or else summary.json."""
+    named = (settings.get(name) or summary.get(name) for name in ORIGINS)
+    return [each for each in named if isinstance(each, dict) and "line" in each]
 
 
 def opening(summary: dict, settings: dict) -> str:

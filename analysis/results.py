@@ -14,6 +14,7 @@ import os
 import platform
 import re
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 PACKAGES = ("torch", "transformers", "numpy", "pillow")
+FOOT_SIZE, FOOT_COLUMNS = 6, 22  # points; characters to an inch at that size
+ORIGINS = ("data", "fixations")  # of settings.json: each has a `line`, which figures and the page repeat, and a `label`
 
 
 class OutputError(OSError):
@@ -89,6 +92,7 @@ class RunFolder:
         self.done = 0
         self.skipped = Counter()
         self.views: list[dict] = []  # of samples, for the run's page (analysis.report_view)
+        self.origins: dict[str, dict] = {}  # by ORIGINS, for summary.json and the foot of every figure
         self._folders = dict.fromkeys(("settings.json", "samples.csv", "summary.json"))  # taken names -> their sample
         self._append(self.columns)
 
@@ -96,14 +100,18 @@ class RunFolder:
     def create(cls, out_dir: str | Path, settings: dict, columns: Sequence[str]) -> RunFolder:
         """Make `out_dir` and write settings.json into it.
 
-        settings: what the caller alone knows: every flag, model id and revision, seed, device. The command line, the
-        time and the versions are added. Raises FileExistsError where `out_dir` holds anything already.
+        settings: what the caller alone knows: every flag, model id and revision, seed, device, and under ORIGINS the
+        facts of `data.folders.Source` and `data.gaze_samples.GazeSource`. The command line, the time and the versions
+        are added.
+        Raises FileExistsError where `out_dir` holds anything already.
         """
         out_dir = refuse_existing(out_dir)
         with writing(out_dir):
             out_dir.mkdir(parents=True, exist_ok=True)
         write_json(out_dir / "settings.json", {**provenance(), **settings})
-        return cls(out_dir, columns)
+        run = cls(out_dir, columns)
+        run.origins = {name: settings[name] for name in ORIGINS if name in settings}
+        return run
 
     def add(self, sample: str, **values) -> None:
         """One row for a sample that was measured; a column that is not given stays empty.
@@ -126,6 +134,7 @@ class RunFolder:
         target = self.folder.joinpath(*path)
         if isinstance(picture, Image.Image):
             return write_whole(target, picture.save)
+        _add_foot(picture, "; ".join(origin["line"] for origin in self.origins.values()))
         return write_whole(target, lambda path: picture.savefig(path, bbox_inches="tight", pad_inches=0.05))
 
     def sample_folder(self, sample: str) -> Path:
@@ -141,13 +150,22 @@ class RunFolder:
         return folder
 
     def finish(self, summary: dict) -> Path:
-        """Write summary.json: how many samples were measured and skipped (by reason), then the caller's figures."""
-        return write_json(self.folder / "summary.json", {"n": self.done, "skipped": dict(self.skipped), **summary})
+        """Write summary.json: the numbers of samples measured and skipped (by reason), the origin of the data, then the
+        caller's figures."""
+        head = {"n": self.done, "skipped": dict(self.skipped), **self.origins}
+        return write_json(self.folder / "summary.json", {**head, **summary})
 
     def _append(self, cells: Sequence) -> None:
         path = self.folder / "samples.csv"
         with writing(path), open(path, "a", newline="", encoding="utf-8", errors="backslashreplace") as table:
             csv.writer(table).writerow(cells)
+
+
+def _add_foot(figure: Figure, text: str) -> None:
+    """Write `text` below a figure, in lines as wide as the figure; the saved picture grows by them."""
+    columns = max(40, int(FOOT_COLUMNS * figure.get_figwidth()))
+    lines = textwrap.wrap(text, columns, break_long_words=False, break_on_hyphens=False)
+    figure.text(0.01, -0.01, "\n".join(lines), fontsize=FOOT_SIZE, color="0.35", va="top", parse_math=False)
 
 
 def save_maps(

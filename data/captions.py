@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.twoshapes import CAPTION, OPPOSITE, QUESTION, Skip, caption_of, read, sample_pair
-
-MADE_UP = 100  # sentences where there are no data and no limit
+from data.folders import Source, published
+from data.samples import DEFAULT_COUNT
+from data.twoshapes import CAPTION, LAYOUT, OPPOSITE, QUESTION, Skip, caption_of, find_root, read, sample_pair
 
 
 class Sentence(NamedTuple):
@@ -47,30 +47,40 @@ class CaptionFlags:
     """A script's Config inherits these and hands itself to `gather`, which says what is wrong with them."""
 
     data_root: str | None = None
-    """A folder that holds spatial_twoshapes/. Without it, captions of random shapes are made up."""
+    """A folder that holds spatial_twoshapes/ (default: data, where it holds that; else synthetic captions of random
+    shapes)."""
     limit: int = 0
-    """Use at most so many captions; 0 uses all (100 where they are made up)."""
+    """Use at most so many captions; 0 uses all (100 synthetic ones)."""
     seed: int = 0
-    """Seed of what is made up and of intervals and tests."""
+    """Seed of synthetic captions, intervals and tests."""
 
 
-def gather(flags: CaptionFlags) -> tuple[list[Caption], list[Skip]]:
-    """Captions with their counterfactuals, and samples that cannot be used with their reasons.
+def gather(flags: CaptionFlags) -> tuple[list[Caption], list[Skip], Source]:
+    """Captions with their counterfactuals, unusable samples with their reasons, and the source.
 
-    Raises ValueError for a negative limit or seed, FileNotFoundError where the data are not there.
+    Raises ValueError for a negative limit or seed, FileNotFoundError where the data are missing.
     """
     if flags.limit < 0:
         raise ValueError(f"--limit {flags.limit} is negative; give 0 for all captions")
     if flags.seed < 0:
         raise ValueError(f"--seed {flags.seed} is negative; give 0 or more")
-    if flags.data_root:
-        samples, skipped = read(flags.data_root, limit=flags.limit or None)
-        return [Caption(sample.id, counterfactuals(sample.caption)) for sample in samples], skipped
-    captions = [_made_up(np.random.default_rng([flags.seed, index])) for index in range(flags.limit or MADE_UP)]
-    return [Caption(f"made-up/{index}", counterfactuals(caption)) for index, caption in enumerate(captions)], []
+    if flags.data_root is None and published(LAYOUT.parts[0]) is None:
+        return _synthetic(flags.limit or DEFAULT_COUNT, flags.seed)
+    root = find_root(flags.data_root, DEFAULT_COUNT, flags.seed)
+    samples, skipped = read(root.path, limit=flags.limit or None)
+    captions = [Caption(sample.id, counterfactuals(sample.caption)) for sample in samples]
+    return captions, skipped, root.source(len(samples), len(skipped), flags.limit)
 
 
-def _made_up(rng: np.random.Generator) -> str:
+def _synthetic(count: int, seed: int) -> tuple[list[Caption], list[Skip], Source]:
+    """`gather` for captions of random shapes; caption i does not depend on `count`."""
+    texts = [_random_caption(np.random.default_rng([seed, index])) for index in range(count)]
+    captions = [Caption(f"synthetic/{index}", counterfactuals(text)) for index, text in enumerate(texts)]
+    place = f"captions of random shapes, seed {seed}"
+    return captions, [], Source(place, count, count, synthetic=True, made_here=True)
+
+
+def _random_caption(rng: np.random.Generator) -> str:
     return caption_of(*rng.permutation(np.array(sample_pair(rng), dtype=object)))
 
 

@@ -26,7 +26,7 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from data.folders import made_whole, written
+from data.folders import DATA, GENERATED, Source, is_synthetic, made_whole, mark, published, written
 from data.images import ImageError, read_image
 from data.shapes import COLOURS, SHAPES, Shape, draw, sample_shape, to_pixels
 from data.twoshapes import Skip
@@ -40,7 +40,7 @@ RELATIONS = {
     "bottomleft": "lower_left_of",
     "bottomright": "lower_right_of",
 }
-SAMPLE, SAMPLE_COUNT = Path("data", "dataset_sample"), 40
+SAMPLE, SAMPLE_COUNT = "dataset_sample", 40
 FIELDS = ("id", "caption", "relation", "subject_shape", "object_shape", "bounding_boxes")
 NOTE = "the control has no subject; the object stays where it is"
 GROUND = (245 / 255,) * 3
@@ -169,11 +169,24 @@ def named(corner: str) -> str:
     return corner.replace("left", " left").replace("right", " right")
 
 
-def sample_set() -> Path:
-    """The folder of the example set; made where it is not, with SAMPLE_COUNT pairs of seed 0 at the top left."""
-    if not SAMPLE.exists():
-        generate(SAMPLE, "topleft", SAMPLE_COUNT, seed=0)
-    return SAMPLE
+def gather(dataset: str | None, limit: int, flag: str = "--max-pairs") -> tuple[list[Pair], list[Skip], Source]:
+    """At most `limit` pairs (0: all), the unusable ones with their reasons, and their source.
+
+    dataset: a folder of pairs (default: data/dataset_sample where it lies, else SAMPLE_COUNT pairs with the subject at
+    the top left, made here once). Raises as `read` does.
+    """
+    folder, made_here = dataset, False
+    if dataset is None:
+        folder, made_here = published(SAMPLE), published(SAMPLE) is None
+    if made_here and not (folder := GENERATED / SAMPLE).exists():
+        generate(folder, "topleft", SAMPLE_COUNT, seed=0)
+    pairs, unusable = read(folder)
+    used = pairs[: limit or None]
+    # sets of earlier versions have no marker, but their lines have the note
+    synthetic = is_synthetic(folder) or (bool(pairs) and all(pair.note == NOTE for pair in pairs))
+    place = str(folder if dataset is not None or made_here else DATA / SAMPLE)
+    held = len(pairs) + len(unusable)
+    return used, unusable, Source(place, held, len(used), len(unusable), limit, flag, synthetic, made_here)
 
 
 def generate(folder: str | Path, corner: Corner, count: int, seed: int, size: int = 96) -> None:
@@ -185,6 +198,7 @@ def generate(folder: str | Path, corner: Corner, count: int, seed: int, size: in
     check(corner, count, seed, size)
     with made_whole(folder) as complete:
         (complete / "images").mkdir()
+        mark(complete, "data.counterfactual_pairs")
         with open(complete / "metadata.jsonl", "w", encoding="utf-8") as table:
             for index, (subject, other) in enumerate(scenes(corner, count, seed)):
                 record = describe(f"pair_{index:05d}", corner, subject, other, size)

@@ -1,4 +1,4 @@
-"""The flags that say what a script looks at, shared by every script."""
+"""Flags of samples and of gaze that several scripts share."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class SampleFlags:
-    """A script's Config inherits these and hands them to `data.samples.collect`, which says what is wrong with them."""
+    """Flags that a script's Config inherits; `data.samples.collect` checks them."""
 
     image: tuple[str, ...] = ()
     """One picture or several."""
     data_root: str | None = None
-    """Instead of --image: a folder of pictures, or one that holds spatial_twoshapes/."""
+    """Instead of --image: a folder of pictures, or one that holds spatial_twoshapes/ (default without --image: data,
+    where it holds that; else images made here, once, in data/generated)."""
     prompt: str | None = None
     """What to ask. A two-shapes set brings its own questions; given here, it replaces them."""
     limit: int = 8
@@ -22,10 +23,19 @@ class SampleFlags:
 
 @dataclass(frozen=True)
 class GazeFlags:
-    """How scanpaths are read; `units` goes to `data.scanpaths.read`, `mapping` to `data.gaze_samples.locate`."""
+    """How scanpaths are read; `reading` goes to `data.scanpaths.read`, `mapping` to `data.gaze_samples.locate`."""
 
     units: Literal["pixels", "fractions", "patches"] | None = None
     """Units of scanpath files that do not state their own."""
+    display: tuple[int, int] | None = None
+    """Width and height, in pixels, of the display that showed the pictures letterboxed (scaled to fit, centred), for
+    scanpaths in its pixels. COCO-Search18: 1680 1050."""
+    viewer: str | None = None
+    """Read the scanpaths of this viewer alone (default: of each picture the first scanpath)."""
+    task: str | None = None
+    """Read the scanpaths of this task alone, such as the category that the viewers searched for."""
+    condition: str | None = None
+    """Read the scanpaths of this condition alone, such as present."""
     trajectory: bool = False
     """Also count the cells on the line between consecutive fixations."""
     by_duration: bool = False
@@ -34,6 +44,11 @@ class GazeFlags:
     """Cells that a fixation opens on each side of its own: 1 opens 3 x 3."""
 
     @property
+    def reading(self) -> dict:
+        """Keyword arguments of `data.scanpaths.read`."""
+        return {name: getattr(self, name) for name in ("units", "display", "viewer", "task", "condition")}
+
+    @property
     def mapping(self) -> dict[str, bool]:
-        """Of `data.scanpaths.to_cells`: how fixations become points."""
+        """Keyword arguments of `data.scanpaths.to_cells`: how fixations become points."""
         return {"trajectory": self.trajectory, "by_duration": self.by_duration}

@@ -1,10 +1,13 @@
-"""Pictures with a question and where somebody looked in them: what the gaze scripts measure and steer with."""
+"""Pictures with a question and scanpaths: the samples of the gaze scripts."""
 
 from __future__ import annotations
 
 import math
+import sys
+import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,19 +15,20 @@ import numpy as np
 from tqdm import tqdm
 
 from data import scanpaths, twoshapes
-from data.folders import GENERATED
+from data.folders import GENERATED, Source, made_whole, published
 from data.images import ImageError, read_image
-from data.samples import Sample, collect
+from data.samples import DEFAULT_COUNT, Sample, collect
 from data.scanpaths import ScanpathError, Scanpaths, to_cells
-from data.twoshapes import Skip
+from data.twoshapes import LAYOUT, Skip, shards_of
 from data.twoshapes_scanpaths import TARGETS
 
 
 class GazeSample(NamedTuple):
     """A sample and one scanpath on its picture, in cells of the model's grid.
 
-    `gaze` names the file that the scanpath is from, `points` are (x, y) or (x, y, weight), at least one, and `dropped`
-    says which fixations were left out and why. `name` is the sample's, with `gaze` behind it where there are several.
+    name: the sample's, followed by `gaze` where there are several. gaze: short name of the scanpath's file. points:
+    (x, y) or (x, y, weight), at least one. dropped: fixations left out, with their reasons. simulated: the scanpath's
+    record states that its fixations were generated.
     """
 
     name: str
@@ -33,10 +37,50 @@ class GazeSample(NamedTuple):
     points: list[tuple]
     grid: object
     dropped: list[Skip]
+    simulated: bool = False
+
+
+@dataclass(frozen=True)
+class GazeSource:
+    """Origin of a run's fixations; `str` is the line that the run prints.
+
+    kind: "simulated" where every scanpath's record states so, "recorded" where none does, else "partly simulated".
+    scanpaths: usable ones in all `files`. made_here: the files were generated for this run.
+    """
+
+    kind: str
+    files: tuple[str, ...]
+    scanpaths: int
+    made_here: bool = False
+
+    @classmethod
+    def of(cls, files: Sequence[str | Path], paths: dict[str, Scanpaths], made_here: bool = False) -> GazeSource:
+        """The source of the scanpaths `paths` that were read from `files`."""
+        marks = [scanpath.synthetic for known in paths.values() for scanpath in known.by_image.values()]
+        kind = "simulated" if marks and all(marks) else "partly simulated" if any(marks) else "recorded"
+        return cls(kind, tuple(map(str, files)), len(marks), made_here)
+
+    def __str__(self) -> str:
+        files = ", ".join(self.files)
+        return f"gaze: {self.kind} ({'made here: ' * self.made_here}{files}), {self.scanpaths} scanpaths"
+
+    def facts(self) -> dict:
+        """The same for settings.json: `line` is the printed line, `label` a word for titles."""
+        return {"line": str(self), "label": f"{self.kind} gaze", **asdict(self)}
+
+
+class Gathered(NamedTuple):
+    """Samples, the unusable ones among them, scanpaths by the short names of their files, and where both are from."""
+
+    samples: list[Sample]
+    unusable: list[Skip]
+    paths: dict[str, Scanpaths]
+    source: Source
+    fixations: GazeSource
 
 
 def example_set(count: int, seed: int) -> str:
-    """Folder of `count` generated pictures of two shapes of different colour, with scanpaths; made where it is not."""
+    """Folder of `count` generated pictures of two shapes of different colour, with simulated scanpaths; made once."""
     root = GENERATED / f"gaze-{count}-seed-{seed}"
     if not root.exists():
         twoshapes.generate(root, count, seed, same_colour=0.0)
@@ -45,26 +89,53 @@ def example_set(count: int, seed: int) -> str:
     return str(root)
 
 
-def gather(
-    flags, scanpath_files: Sequence[str], targets: Sequence[str], count: int
-) -> tuple[list[Sample], list[Skip], dict[str, Scanpaths]]:
-    """Samples, the unusable ones among them, and scanpaths by the short names of their files, as flags ask for them.
+def simulate(root: Path, targets: Sequence[str], seed: int) -> list[Path]:
+    """Scanpath files of simulated gaze for a two-shapes set without any; made once for its content, in data/generated.
 
-    flags: `data.flags.SampleFlags` and `GazeFlags`, and a `seed`. Without pictures they are `count` generated ones;
-    without `scanpath_files` they are those that `data.scanpaths` writes into a data root for `targets`.
+    root: the set's data root, which stays as it is.
+    """
+    checksum = 0
+    for shard in shards_of(root):
+        for name in ("caption.txt", "world_model.json"):
+            checksum = zlib.crc32((shard / name).read_bytes() if (shard / name).is_file() else b"", checksum)
+    folder = GENERATED / f"gaze-{checksum:08x}-seed-{seed}"
+    if not folder.exists():
+        with made_whole(folder) as whole:
+            scanpaths.generate(root, seed=seed, folder=whole)
+    return [folder / f"scanpaths-{target}.jsonl" for target in targets]
+
+
+def gather(flags, scanpath_files: Sequence[str], targets: Sequence[str]) -> Gathered:
+    """The samples and scanpaths that the flags ask for.
+
+    flags: `data.flags.SampleFlags` and `GazeFlags`, and a `seed`. Without pictures they are those of
+    data/spatial_twoshapes where that lies, else generated ones; without `scanpath_files` they are those that
+    `data.scanpaths` writes into a data root for `targets`, simulated here for pictures that no flag names.
     Raises ValueError and FileNotFoundError for flags that do not work, a scanpath file without any use among them.
     """
     check_flags(flags)
-    given = flags.image or flags.data_root
-    data_root = flags.data_root if given else example_set(count, flags.seed)
-    samples, unusable = collect(flags.image, data_root, flags.prompt, flags.limit)
-    paths = read_all(find_files(data_root, scanpath_files, targets), data_root, flags.units)
+    given = bool(flags.image) or flags.data_root is not None
+    folder = None if given else published(LAYOUT.parts[0])
+    data_root, made_here = flags.data_root, not given and folder is None
+    if not given:
+        data_root = str(folder.parent) if folder else example_set(flags.limit or DEFAULT_COUNT, flags.seed)
+    samples, unusable, source = collect(flags.image, None if folder else data_root, flags.prompt, flags.limit)
+    if scanpath_files or given:
+        files, simulated = find_files(data_root, scanpath_files, targets), False
+    elif files := present_files(data_root, targets):
+        simulated = made_here
+    else:
+        files, simulated = simulate(Path(data_root), targets, flags.seed), True
+    paths = read_all(files, data_root, **flags.reading)
     check_pictures(samples, paths)
-    return samples, unusable, paths
+    tell_unread(paths)
+    paths = {name: without_missing(known) for name, known in paths.items()}
+    fixations = GazeSource.of(files, paths, simulated)
+    return Gathered(samples, unusable, paths, replace(source, made_here=made_here), fixations)
 
 
 def check_flags(flags) -> None:
-    """Raises ValueError for flags that are wrong whatever the pictures, before any is made or read."""
+    """Raises ValueError for flags that are wrong for any pictures, before any is made or read."""
     if flags.limit < 0:
         raise ValueError(f"--limit {flags.limit} is negative; give 0 for all samples")
     if flags.seed < 0:
@@ -76,35 +147,66 @@ def find_files(data_root: str | None, given: Sequence[str], targets: Sequence[st
     if given:
         return [Path(path) for path in given]
     if data_root is None:
-        raise ValueError("pictures need --scanpaths: a .json, .jsonl or .csv file of where people looked in them")
-    found = [Path(data_root, f"scanpaths-{target}.jsonl") for target in targets]
-    found = [path for path in found if path.is_file()]
+        raise ValueError("pictures need --scanpaths: a .json, .jsonl or .csv file of fixations on them")
+    found = present_files(data_root, targets)
     if not found:
         raise ValueError(
-            f"no scanpaths in {data_root}: give --scanpaths, or make some for pictures of two shapes with"
+            f"no scanpaths in {data_root}: give --scanpaths, or simulate some for pictures of two shapes with"
             f" `python -m data.scanpaths --data-root {data_root}`"
         )
     return found
 
 
-def read_all(files: Sequence[Path], data_root: str | None, units: str | None) -> dict[str, Scanpaths]:
+def present_files(data_root: str, targets: Sequence[str]) -> list[Path]:
+    """The scanpath files of a data root, of those that `data.scanpaths` writes for `targets`."""
+    files = (Path(data_root, f"scanpaths-{target}.jsonl") for target in targets)
+    return [path for path in files if path.is_file()]
+
+
+def read_all(
+    files: Sequence[Path], data_root: str | None, units: str | None = None, **reading
+) -> dict[str, Scanpaths]:
     """Scanpaths of several files by the files' short names; those of a data root name pictures below it.
 
-    Raises ValueError for files of one name or without any usable scanpath, else as `data.scanpaths.read` does.
+    units, reading: of `data.scanpaths.read`. Raises ValueError for files of one name or without any usable scanpath,
+    else as `data.scanpaths.read` does.
     """
     names = [path.stem.removeprefix("scanpaths-") for path in files]
     if len(set(names)) < len(names):
         raise ValueError(f"scanpath files need names of their own, but these are {', '.join(map(str, files))}")
-    found = {name: scanpaths.read(path, data_root, units) for name, path in zip(names, files, strict=True)}
+    found = {name: scanpaths.read(path, data_root, units, **reading) for name, path in zip(names, files, strict=True)}
     for path, known in zip(files, found.values(), strict=True):
         if not known.by_image:
             reasons = Counter(skip.reason for skip in known.skipped).most_common(1)
-            told = "".join(f", {count} of {len(known.skipped)} because: {reason}" for reason, count in reasons)
+            cause = "".join(f", {count} of {len(known.skipped)} because: {reason}" for reason, count in reasons)
             raise ValueError(
-                f"{path} holds no scanpath that can be used{told}; --units says what a file leaves open, and"
-                " data/scanpaths.py describes the format"
+                f"{path} holds no scanpath that can be used{cause}{_unknown(known, reading)}; --units says what a file"
+                " leaves open, and data/scanpaths.py describes the format"
             )
     return found
+
+
+def _unknown(known: Scanpaths, reading: dict) -> str:
+    """Those of a file's viewers, tasks and conditions, where the one that was asked for is none of them."""
+    return "".join(
+        f" (the file's {name}s: {', '.join(names[:10]) or 'none'}{' ...' * (len(names) > 10)})"
+        for name, names in known.names.items() if reading.get(name) is not None and reading[name] not in names
+    )  # fmt: skip
+
+
+def tell_unread(paths: dict[str, Scanpaths]) -> None:
+    """One line on stderr for each file with fields or columns that are not read."""
+    for name, known in paths.items():
+        if known.unread:
+            print(f"note: fields of {name} that are not read: {', '.join(known.unread)}", file=sys.stderr)
+
+
+def without_missing(known: Scanpaths) -> Scanpaths:
+    """The scanpaths without those whose picture does not exist, which are left out with that reason."""
+    missing = [image for image in known.by_image if not (known.root / image).is_file()]
+    by_image = {image: scanpath for image, scanpath in known.by_image.items() if image not in set(missing)}
+    skipped = [*known.skipped, *(Skip(image, "picture missing") for image in missing)]
+    return replace(known, by_image=by_image, skipped=skipped)
 
 
 def check_pictures(samples: Sequence[Sample], paths: dict[str, Scanpaths]) -> None:
@@ -149,12 +251,13 @@ def locate(
         for gaze, known in paths.items():
             name = f"{sample.name} {gaze}" if len(paths) > 1 else sample.name
             try:
-                cells = to_cells(known.of(sample.path), grid, **mapping)
+                scanpath = known.of(sample.path)
+                cells = to_cells(scanpath, grid, **mapping)
             except ScanpathError as error:
                 skipped.append(Skip(name, error.reason))
                 continue
             if cells.points:
-                found.append(GazeSample(name, sample, gaze, cells.points, grid, cells.dropped))
+                found.append(GazeSample(name, sample, gaze, cells.points, grid, cells.dropped, scanpath.synthetic))
             else:
                 skipped.append(Skip(name, "no fixation that the model can see"))
     return found, skipped
@@ -171,8 +274,8 @@ def left_out(paths: dict[str, Scanpaths], samples: Sequence[GazeSample]) -> dict
 def shuffled(samples: Sequence[GazeSample], rng: np.random.Generator) -> list[list[tuple] | None]:
     """Another picture's gaze for each sample, on its own grid: no scanpath is used twice, none on its own picture.
 
-    A control: whatever follows such a gaze follows where people look in general, not what they looked at here. Where
-    grids differ, points keep their place as fractions of the grid. None where no other picture's is left, as for a
+    A control: a head that follows such a gaze follows the common places of gaze, not those in this picture. Where grids
+    differ, points keep their place as fractions of the grid. None where no other picture's is left, as for a
     single sample, or where more than half of the samples are of one picture.
     """
     pictures = [sample.sample.path.resolve() for sample in samples]

@@ -1,4 +1,4 @@
-"""What a language model is probed with: questions about pictures, or texts without any."""
+"""Prompts that a language model is probed with: questions about images, or texts without any."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from data.folders import Source
 from data.images import list_images
 from data.samples import collect
 from data.spatial_qa import read
 from data.spatial_qa_files import PUBLISHED
+from data.spatial_qa_source import find_root, source_of
 from data.twoshapes import LAYOUT, Skip
+
+LIMIT = "--num-samples"
 
 
 class Prompt(NamedTuple):
@@ -28,9 +32,9 @@ class PromptFlags:
 
     data_root: str | None = None
     """A folder of pictures (with --prompt), or one that holds spatial_twoshapes/ or spatial_reasoning/, whose own
-    questions are asked."""
+    questions are asked (default: data, where it holds that set; else two-shapes images made here)."""
     dataset: Literal["auto", "twoshapes", "pictures", "blink", "sat2"] = "auto"
-    """What --data-root holds; auto looks for the first two. Questions about several pictures get the first."""
+    """Content of --data-root; auto is one of the first two. A question about several pictures gets the first."""
     prompt: str | None = None
     """What to ask about each picture."""
     text: str | None = None
@@ -39,39 +43,54 @@ class PromptFlags:
     """Use at most so many samples; 0 uses all."""
 
 
-def gather(flags: PromptFlags) -> tuple[list[Prompt], list[Skip]]:
-    """Prompts to probe with, and samples that cannot be used with their reasons.
+def gather(flags: PromptFlags) -> tuple[list[Prompt], list[Skip], Source]:
+    """Prompts to probe with, unusable samples with their reasons, and the source.
 
-    Raises ValueError for flags that do not go together, FileNotFoundError where nothing is found.
+    Raises ValueError for flags that exclude each other, FileNotFoundError where no sample exists.
     """
-    if bool(flags.data_root) == bool(flags.text):
+    if flags.data_root is not None and flags.text is not None:
         raise ValueError("give either --data-root (pictures) or --text (words alone)")
     if flags.num_samples < 0:
         raise ValueError(f"--num-samples {flags.num_samples} is negative; give 0 for all samples")
-    if flags.text:
+    if flags.text is not None:
         if flags.prompt is not None or flags.dataset != "auto":
             raise ValueError("--prompt and --dataset belong to --data-root; a text brings its own prompts")
-        return paragraphs(Path(flags.text), flags.num_samples), []
+        found = paragraphs(Path(flags.text))
+        prompts = found[: flags.num_samples or None]
+        return prompts, [], Source(flags.text, len(found), len(prompts), 0, flags.num_samples, LIMIT)
     if flags.dataset in PUBLISHED:
         return questions(flags.dataset, flags.data_root, flags.prompt, flags.num_samples)
-    root, pictures = Path(flags.data_root), ()
-    if flags.dataset == "twoshapes" and not (root / LAYOUT).is_dir():
-        raise FileNotFoundError(f"{root} holds no {LAYOUT}, which --dataset twoshapes reads")
     if flags.dataset == "pictures":
-        pictures = tuple(map(str, list_images(root)[: flags.num_samples or None]))
-    samples, skipped = collect(pictures, None if pictures else flags.data_root, flags.prompt, flags.num_samples)
-    return [Prompt(sample.name, sample.prompt, sample.path) for sample in samples], skipped
+        return _pictures(flags)
+    if flags.dataset == "twoshapes" and flags.data_root is not None and not Path(flags.data_root, LAYOUT).is_dir():
+        raise FileNotFoundError(f"{flags.data_root} holds no {LAYOUT}, which --dataset twoshapes reads")
+    samples, skipped, source = collect((), flags.data_root, flags.prompt, flags.num_samples, flag=LIMIT)
+    return [Prompt(sample.name, sample.prompt, sample.path) for sample in samples], skipped, source
 
 
-def questions(dataset: str, root: str, prompt: str | None, limit: int) -> tuple[list[Prompt], list[Skip]]:
+def _pictures(flags: PromptFlags) -> tuple[list[Prompt], list[Skip], Source]:
+    """`gather` for a folder whose pictures are asked about by --prompt, whatever else it holds."""
+    if flags.data_root is None:
+        raise ValueError("--dataset pictures needs --data-root, the folder of pictures")
+    paths = list_images(Path(flags.data_root))
+    samples, skipped, _ = collect(tuple(map(str, paths[: flags.num_samples or None])), None, flags.prompt, 0)
+    source = Source(flags.data_root, len(paths), len(samples), 0, flags.num_samples, LIMIT)
+    return [Prompt(sample.name, sample.prompt, sample.path) for sample in samples], skipped, source
+
+
+def questions(
+    dataset: str, root: str | None, prompt: str | None, limit: int
+) -> tuple[list[Prompt], list[Skip], Source]:
     """The questions of a published set, each with its first picture; `prompt` is asked instead where it is given.
 
     Raises ValueError for an empty prompt, and as `data.spatial_qa.read` does.
     """
     if prompt is not None and not prompt.strip():
         raise ValueError("--prompt is empty; write a question or an instruction")
+    root = find_root(dataset, root)
     found, skipped = read(dataset, root, limit)
-    return [Prompt(question.id, prompt or question.prompt, question.images[0]) for question in found], skipped
+    source = source_of(dataset, root, len(found), len(skipped), limit, LIMIT)
+    return [Prompt(question.id, prompt or question.prompt, question.images[0]) for question in found], skipped, source
 
 
 def paragraphs(path: Path, limit: int = 0) -> list[Prompt]:

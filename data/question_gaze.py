@@ -1,4 +1,4 @@
-"""Where people looked in the picture of a question: by the question's id, or by its picture."""
+"""Scanpaths on the pictures of questions, found by the question's id or by its picture."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from data.scanpaths import Scanpath, ScanpathError, Scanpaths, to_cells
 from data.spatial_qa import Question
 
 
-def read_for(questions: Iterable[Question], file: str, data_root: str | None, units: str | None) -> Scanpaths:
-    """Scanpaths of a file. Raises ValueError, and as `data.scanpaths.read` does, where none can be used for any
-    question."""
-    [known] = read_all([Path(file)], data_root, units).values()
+def read_for(questions: Iterable[Question], file: str, data_root: str | None, **reading) -> Scanpaths:
+    """Scanpaths of a file; reading: of `data.scanpaths.read`.
+
+    Raises ValueError where none can be used for any question, else as `data.scanpaths.read` does.
+    """
+    [known] = read_all([Path(file)], data_root, **reading).values()
     reasons = set()
     for question in questions:
         try:

@@ -1,4 +1,4 @@
-"""What a script is asked to look at: pictures from a flag, a folder of pictures, or a two-shapes set."""
+"""Samples of a run: images from a flag, a folder of images, or a two-shapes set."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+from data.folders import Source, is_synthetic
 from data.images import list_images
-from data.twoshapes import LAYOUT, Skip, TwoShapes, read
+from data.twoshapes import LAYOUT, Root, Skip, TwoShapes, find_root, read
+
+DEFAULT_COUNT = 100  # generated samples where no limit is set
 
 
 class Sample(NamedTuple):
-    """One question about one picture; `gold` is the right answer, "" where nobody knows it.
+    """One question about one image; `gold` is the right answer, "" where it is unknown.
 
-    `shapes` are (colour, shape) of what the picture shows, in the order of its caption, where that is known.
+    `shapes` are (colour, shape) of the image's content, in the order of its caption, where they are known.
     """
 
     name: str
@@ -24,31 +27,47 @@ class Sample(NamedTuple):
 
 
 def collect(
-    images: tuple[str, ...], data_root: str | None, prompt: str | None, limit: int
-) -> tuple[list[Sample], list[Skip]]:
-    """Samples to look at, and those that cannot be used with their reasons.
+    images: tuple[str, ...], data_root: str | None, prompt: str | None, limit: int, seed: int = 0, flag: str = "--limit"
+) -> tuple[list[Sample], list[Skip], Source]:
+    """The samples of a run, the unusable ones with their reasons, and their source.
 
-    Either `images` (paths) or `data_root`: a folder of pictures, or one that holds spatial_twoshapes/, whose own
+    Either `images` (paths) or `data_root`: a folder of images, or one that holds spatial_twoshapes/, whose own
     questions are asked unless `prompt` is given; there, {first} and {second} in it stand for the caption's shapes,
-    such as "red circle". `limit` counts samples of the folder, 0 takes all.
-    Raises ValueError for flags that do not go together, FileNotFoundError where nothing is found.
+    such as "red circle". Without both, the two-shapes set of `data.twoshapes.find_root`. `limit`, set by `flag`, counts
+    samples of the folder; 0 takes all.
+    Raises ValueError for flags that exclude each other, FileNotFoundError where no sample exists.
     """
-    if bool(images) == bool(data_root):
-        raise ValueError("give either --image (with --prompt) or --data-root")
+    if images and data_root is not None:
+        raise ValueError("give either --image (with --prompt) or --data-root, not both")
     if prompt is not None and not prompt.strip():
         raise ValueError("--prompt is empty; write a question or an instruction")
     if limit < 0:
-        raise ValueError(f"--limit {limit} is negative; give 0 for all samples")
-    root = Path(data_root or "")
-    if data_root and ((root / LAYOUT).is_dir() or not root.is_dir()):
-        samples, skipped = read(root, limit=limit or None)
-        return [_question(sample, prompt) for sample in samples], skipped
-    paths = [Path(path) for path in images] or list_images(root)[: limit or None]
+        raise ValueError(f"{flag} {limit} is negative; give 0 for all samples")
+    if images:
+        return _pictures([Path(path) for path in images], prompt), [], Source("--image", None, len(images))
+    root = find_root(data_root, limit or DEFAULT_COUNT, seed)
+    if (root.path / LAYOUT).is_dir() or not root.path.is_dir():
+        return of_twoshapes(root, prompt, limit, flag)
+    paths = list_images(root.path)
+    samples = _pictures(paths[: limit or None], prompt)
+    return samples, [], Source(root.place, len(paths), len(samples), 0, limit, flag, is_synthetic(root.path))
+
+
+def of_twoshapes(
+    root: Root, prompt: str | None, limit: int, flag: str = "--limit"
+) -> tuple[list[Sample], list[Skip], Source]:
+    """`collect` for a two-shapes set."""
+    samples, skipped = read(root.path, limit=limit or None)
+    source = root.source(len(samples), len(skipped), limit, flag)
+    return [_question(sample, prompt) for sample in samples], skipped, source
+
+
+def _pictures(paths: list[Path], prompt: str | None) -> list[Sample]:
     if prompt is None:
         raise ValueError("pictures need a --prompt, such as --prompt 'describe the image .'")
     if not any(path.exists() for path in paths):
         raise FileNotFoundError(f"none of the pictures exists: {', '.join(map(str, paths[:3]))}")
-    return [Sample(name, path, prompt) for name, path in zip(names(paths), paths, strict=True)], []
+    return [Sample(name, path, prompt) for name, path in zip(names(paths), paths, strict=True)]
 
 
 def _question(sample: TwoShapes, prompt: str | None) -> Sample:
@@ -61,7 +80,7 @@ def _question(sample: TwoShapes, prompt: str | None) -> Sample:
 
 
 def names(paths: list[Path]) -> list[str]:
-    """A name of its own for every picture: the stem where that is enough, else with suffix, else with a number."""
+    """A unique name for every image: the stem where that is unique, else with suffix, else with a number."""
     stems, files, seen = Counter(p.stem for p in paths), Counter(p.name for p in paths), Counter()
     found = []
     for path in paths:

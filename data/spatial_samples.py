@@ -1,4 +1,4 @@
-"""Two-shapes samples for the spatial analyses, and what a model is asked about them."""
+"""Two-shapes samples for the spatial analyses, with their prompts."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import NamedTuple
 
-from data.folders import GENERATED
-from data.twoshapes import Skip, TwoShapes, generate, read
+from data.folders import Source
+from data.samples import DEFAULT_COUNT
+from data.twoshapes import Skip, TwoShapes, find_root, read
 
 PLACEHOLDERS = ("question", "caption", "first", "second", "relation")
 
@@ -28,7 +29,8 @@ class SpatialFlags:
     """A script's Config inherits these, calls `check_samples` first, and hands itself to `gather`."""
 
     data_root: str | None = None
-    """A folder that holds spatial_twoshapes/ (default: pictures made here, once, in data/generated)."""
+    """A folder that holds spatial_twoshapes/ (default: data, where it holds that; else images made here, once, in
+    data/generated)."""
     prompt: str = "{question}"
     """What to ask. {question} and {caption} are the set's own, {first} and {second} its shapes, such as "red circle",
     {relation} is the true one. Words that the prompt does not hold must come in the answer."""
@@ -52,19 +54,15 @@ class SpatialFlags:
             raise ValueError(f"--prompt holds {{{unknown[0]}}}, which stands for nothing; known are {known}")
 
 
-def gather(flags: SpatialFlags) -> tuple[list[SpatialSample], list[Skip]]:
-    """The samples, and those that cannot be used with their reasons (`data.twoshapes.read`).
+def gather(flags: SpatialFlags) -> tuple[list[SpatialSample], list[Skip], Source]:
+    """The samples, the unusable ones with their reasons (`data.twoshapes.read`), and their source.
 
     Raises FileNotFoundError where --data-root holds none.
     """
-    root = flags.data_root
-    if root is None:
-        count = flags.limit or 100
-        root = GENERATED / f"twoshapes-{count}-seed-{flags.seed}"
-        if not root.exists():
-            generate(root, count, flags.seed)
-    pairs, skipped = read(root, limit=flags.limit or None)
-    return [_asked(number, pair, flags.prompt) for number, pair in enumerate(pairs)], skipped
+    root = find_root(flags.data_root, flags.limit or DEFAULT_COUNT, flags.seed)
+    pairs, skipped = read(root.path, limit=flags.limit or None)
+    samples = [_asked(number, pair, flags.prompt) for number, pair in enumerate(pairs)]
+    return samples, skipped, root.source(len(samples), len(skipped), flags.limit)
 
 
 def _asked(number: int, pair: TwoShapes, prompt: str) -> SpatialSample:

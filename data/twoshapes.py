@@ -28,7 +28,7 @@ import tyro
 from PIL import Image
 from tqdm import tqdm
 
-from data.folders import made_whole, written
+from data.folders import DATA, GENERATED, Source, is_synthetic, made_whole, mark, published, written
 from data.shapes import COLOURS, Shape, draw, mask, sample_shape, to_pixels
 
 LAYOUT = Path("spatial_twoshapes", "agreement", "relational")
@@ -91,15 +91,14 @@ def read(data_root: str | Path, limit: int | None = None) -> tuple[list[TwoShape
     limit: stop after so many usable samples. Raises FileNotFoundError where the layout is not there.
     """
     root = Path(data_root).resolve()
-    folder = root / LAYOUT
-    shards = [path for path in folder.glob("shard*") if re.fullmatch(r"shard\d+", path.name)]
+    shards = shards_of(root)
     if not shards:
         raise FileNotFoundError(
             f"no data in {data_root}: looked for {LAYOUT}/shard0, shard1, ... below it;"
             f" make some with `python -m data.twoshapes --out-dir {data_root}`"
         )
     samples, skipped = [], []
-    for shard in sorted(shards, key=lambda path: int(path.name.removeprefix("shard"))):
+    for shard in shards:
         try:
             captions, agreements, worlds = _read_shard(shard, root)
         except _Unusable as reason:
@@ -115,6 +114,49 @@ def read(data_root: str | Path, limit: int | None = None) -> tuple[list[TwoShape
             except _Unusable as reason:
                 skipped.append(Skip(name, str(reason)))
     return samples, skipped
+
+
+def shards_of(data_root: str | Path) -> list[Path]:
+    """Folders shard0, shard1, ... of a data root, in numeric order; none where the layout is absent."""
+    shards = [path for path in Path(data_root, LAYOUT).glob("shard*") if re.fullmatch(r"shard\d+", path.name)]
+    return sorted(shards, key=lambda path: int(path.name.removeprefix("shard")))
+
+
+class Root(NamedTuple):
+    """Data root of a two-shapes set; `place` names it to a person, `made_here` holds where the run made it."""
+
+    path: Path
+    place: str
+    made_here: bool = False
+
+    def source(self, used: int, unusable: int, limit: int, flag: str = "--limit") -> Source:
+        """The set as the source of a run that measures `used` of its samples."""
+        synthetic = is_synthetic(self.path / LAYOUT.parts[0]) or is_synthetic(self.path)
+        return Source(self.place, count_captions(self.path), used, unusable, limit, flag, synthetic, self.made_here)
+
+
+def find_root(data_root: str | None, count: int, seed: int) -> Root:
+    """The data root to read: the flag's, else data/ where spatial_twoshapes/ lies in it, else a generated one.
+
+    `count` and `seed` are those of the generated set, which is made once. Raises ValueError for an empty `data_root`.
+    """
+    if data_root is not None:
+        if not data_root.strip():
+            raise ValueError("--data-root is empty; name a folder, or leave the flag out")
+        return Root(Path(data_root), data_root)
+    if (folder := published(LAYOUT.parts[0])) is not None:
+        return Root(folder.parent, str(DATA / LAYOUT.parts[0]))
+    root = GENERATED / f"twoshapes-{count}-seed-{seed}"
+    if not root.exists():
+        generate(root, count, seed)
+    return Root(root, str(root), made_here=True)
+
+
+def count_captions(data_root: str | Path) -> int:
+    """Number of samples that the caption files of a set list, usable or not."""
+    texts = (path / "caption.txt" for path in shards_of(data_root))
+    texts = (path.read_text(encoding="utf-8", errors="replace").rstrip() for path in texts if path.is_file())
+    return sum(len(text.split("\n")) for text in texts if text)
 
 
 def _read_shard(shard: Path, root: Path) -> tuple[list[str], list[str], list]:
@@ -211,9 +253,11 @@ def generate(folder: str | Path, count: int, seed: int, same_colour: float = 0.2
         raise ValueError(f"size is {size} pixels; give at least {LEAST}, below which small shapes are hardly seen")
     progress = tqdm(total=count, desc="drawing", unit="picture", disable=None)
     with made_whole(folder) as root, progress:
+        (root / LAYOUT).mkdir(parents=True)
+        mark(root / LAYOUT.parts[0], "data.twoshapes")
         for start in range(0, count, SHARD_SIZE):
             shard = root / LAYOUT / f"shard{start // SHARD_SIZE}"
-            shard.mkdir(parents=True)
+            shard.mkdir()
             captions, worlds = [], []
             for index in range(min(SHARD_SIZE, count - start)):
                 rng = np.random.default_rng([seed, start + index])

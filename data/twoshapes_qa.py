@@ -32,7 +32,7 @@ import tyro
 from PIL import Image
 from tqdm import tqdm
 
-from data.folders import made_whole, written
+from data.folders import made_whole, mark, written
 from data.shapes import COLOURS, Shape, draw
 from data.spatial_qa_files import PUBLISHED
 from data.twoshapes import OPPOSITE, PHRASE, relation, sample_pair
@@ -145,6 +145,7 @@ def generate(folder: str | Path, count: int, seed: int) -> None:
                     asked = TASKS[task](np.random.default_rng([seed, number, index]), layout)
                     lines.write(json.dumps(record(root, name, index, task, asked)) + "\n")
                     progress.update()
+            mark(root / layout.file.parent, "data.twoshapes_qa")
 
 
 def record(root: Path, name: str, index: int, task: str, asked: Asked) -> dict:

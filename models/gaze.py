@@ -1,4 +1,4 @@
-"""Human gaze as a mask over the image cells, and what a mask does to attention.
+"""Gaze as a mask over the image cells, and the effect of a mask on attention.
 
 Three methods, published with code for LLaVA-1.5-7B alone. Each makes a mask G [row, col] in 0..1 of one scanpath:
 

@@ -70,7 +70,7 @@ class VisionLanguageModel:
         )
 
     def generate(self, *args, mask_type=None, scanpaths=None, steering=None, touched=None, **kwargs):
-        """The stock `generate`; steered by human gaze or by the settings of an intervention, for this call alone.
+        """The stock `generate`; steered by gaze or by the settings of an intervention, for this call alone.
 
         mask_type: {"type": "gaussian" | "non-gaussian" | "salient-head", "margin": int,
         "target-layer": None | int | [int]}, or settings of `models.gaze`. scanpaths: for each sample a list of (x, y)

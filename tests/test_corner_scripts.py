@@ -227,7 +227,7 @@ def test_two_sweeps_at_once_wait_for_each_other(project, sets):
 
 
 def test_missing_sets_are_drawn_whole(project, tmp_path):
-    """Half of one, left by a sweep that was killed, is thrown away; sets that are there stay as they are."""
+    """Half of one, left by a sweep that was killed, is thrown away; synthetic sets in DATA stay as they are."""
     data = tmp_path / "data"
     for corner in ("topright", "bottomleft", "bottomright"):
         generate(data / f"dataset_{corner}", corner, 3, seed=5)
@@ -238,10 +238,25 @@ def test_missing_sets_are_drawn_whole(project, tmp_path):
     done = sweep(project, data)
     assert done.returncode == 0, done.stderr
     assert tree_bytes(data / "dataset_topright") == kept
-    lines = (data / "dataset_topleft" / "metadata.jsonl").read_text().splitlines()
-    pictures = [path.name for path in (data / "dataset_topleft" / "images").glob("*_full.png")]
+    drawn = data / "generated" / "dataset_topleft"
+    lines = (drawn / "metadata.jsonl").read_text().splitlines()
+    pictures = [path.name for path in (drawn / "images").glob("*_full.png")]
     assert len(pictures) == 100 and sorted(pictures) == [f"{json.loads(line)['id']}_full.png" for line in lines]
-    assert [path.name for path in (data / "generated").iterdir()] == ["corner.lock"]
+    assert sorted(path.name for path in (data / "generated").iterdir()) == ["corner.lock", "dataset_topleft"]
+    assert (drawn / "SYNTHETIC.txt").is_file() and not (data / "dataset_topleft").exists()
+    command = (result(project) / "topleft" / "settings.json").read_text()
+    assert f"--dataset {drawn} " in command
+
+
+def test_drawn_pairs_are_not_compared_with_published_ones(project, tmp_path):
+    """Three sets of other people's and none for one corner: no set is drawn, and no corner is measured."""
+    data = tmp_path / "data"
+    for corner in ("topright", "bottomleft", "bottomright"):
+        generate(data / f"dataset_{corner}", corner, 3, seed=5)
+        (data / f"dataset_{corner}" / "SYNTHETIC.txt").unlink()
+    refused = sweep(project, data)
+    assert refused.returncode == 2 and "but not dataset_topleft, and synthetic pairs must not" in refused.stderr
+    assert not (data / "generated").exists() and not (project / "results").exists()
 
 
 def tree_bytes(folder):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.counterfactual_pairs import CORNERS, Config, generate, main, open_pair, question, read, sample_set
+from data.counterfactual_pairs import CORNERS, NOTE, Config, gather, generate, main, open_pair, question, read
 from data.images import ImageError
 
 ROOT = Path(__file__).parent.parent
@@ -162,10 +162,27 @@ def test_pictures_that_cannot_be_a_pair(folder):
 
 def test_the_example_set_is_made_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    made = sample_set()
+    pairs, unusable, source = gather(None, 4)
+    made = Path("data/generated/dataset_sample")
     before = (made / "metadata.jsonl").stat().st_mtime_ns
-    assert made == Path("data/dataset_sample") == sample_set() and len(read(made)[0]) == 40
-    assert (made / "metadata.jsonl").stat().st_mtime_ns == before and list(Path("data").iterdir()) == [made]
+    assert len(pairs) == 4 and not unusable and len(gather(None, 0)[0]) == len(read(made)[0]) == 40
+    assert (made / "metadata.jsonl").stat().st_mtime_ns == before and list(Path("data/generated").iterdir()) == [made]
+    assert str(source) == f"data: synthetic (made here: {made}), 4 of 40 samples (--max-pairs 4)"
+
+
+def test_published_pairs_are_used_where_they_lie(tmp_path, monkeypatch):
+    """A set of an earlier version, without the marker, is known as synthetic by the notes of its lines."""
+    monkeypatch.chdir(tmp_path)
+    generate("data/dataset_sample", "topright", 3, seed=0)
+    (tmp_path / "data/dataset_sample/images/pair_00002_full.png").unlink()
+    pairs, unusable, source = gather(None, 0)
+    assert [pair.corner for pair in pairs] == ["topright"] * 2 and len(unusable) == 1
+    assert str(source) == "data: data/dataset_sample (synthetic), 2 of 3 samples (1 unusable)"
+    (tmp_path / "data/dataset_sample/SYNTHETIC.txt").unlink()
+    assert gather(None, 0)[2].synthetic and not (tmp_path / "data/generated").exists()
+    table = tmp_path / "data/dataset_sample/metadata.jsonl"
+    table.write_text(table.read_text().replace(NOTE, "rendered by others"))
+    assert str(gather(None, 1)[2]) == "data: data/dataset_sample, 1 of 3 samples (--max-pairs 1, 1 unusable)"
 
 
 @pytest.mark.parametrize(

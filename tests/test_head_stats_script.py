@@ -245,4 +245,7 @@ def test_as_a_command(tmp_path):
     flags = ("--max_pairs", 4, "--layers", "last_2", "--out-dir", "out")
     done = shell.run("head_attention_stats_qwen2.py", *flags, cwd=tmp_path)
     assert done.returncode == 0 and "heads attend differently" in done.stdout, done.stderr
-    assert len(read(tmp_path / "data" / "dataset_sample")[0]) == 40 and summary_of(tmp_path / "out")["layers"] == [3, 4]
+    made = "data/generated/dataset_sample"
+    assert len(read(tmp_path / made)[0]) == 40 and summary_of(tmp_path / "out")["layers"] == [3, 4]
+    assert f"data: synthetic (made here: {made}), 4 of 40 samples (--max-pairs 4)" in done.stdout
+    assert summary_of(tmp_path / "out")["dataset"] == made

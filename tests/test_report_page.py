@@ -36,10 +36,12 @@ def folder(tmp_path_factory):
         **about, prompt="describe the image .", through_tower=True, out_dir=str(folder / "rollout")
     )
     assert attention_rollout_llava.main(rollout) == 0
-    gaze = gaze_generation_llava.Config(limit=SAMPLES, pictures=SAMPLES, out_dir=str(folder / "gaze"))
-    assert gaze_generation_llava.main(gaze) == 0
-    heads = gaze_head_similarity_llava.Config(limit=4, out_dir=str(folder / "heads"))
-    assert gaze_head_similarity_llava.main(heads) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder / "data")  # which holds no data/ of its own, whatever lies in the checkout's
+        gaze = gaze_generation_llava.Config(limit=SAMPLES, pictures=SAMPLES, out_dir=str(folder / "gaze"))
+        assert gaze_generation_llava.main(gaze) == 0
+        heads = gaze_head_similarity_llava.Config(limit=4, out_dir=str(folder / "heads"))
+        assert gaze_head_similarity_llava.main(heads) == 0
     return folder
 
 

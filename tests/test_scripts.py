@@ -169,7 +169,7 @@ def test_query_rows_have_one_map_less(random_model, data_root, tmp_path):
 
 KEPT = ("tests/kept.txt",)
 MISTAKES = {
-    "no input": ({}, "give either --image (with --prompt) or --data-root"),
+    "no folder": ({"data_root": ""}, "--data-root is empty"),
     "both inputs": ({"image": ("a.png",), "data_root": "x"}, "give either --image"),
     "no prompt": ({"image": KEPT}, "pictures need a --prompt"),
     "no prompt for a folder": ({"data_root": "."}, "holds no picture"),

@@ -194,7 +194,7 @@ def test_offloading_changes_nothing(planted, text, tmp_path):
     [
         (finder, {"top_percent": 0}, "--top-percent 0 is out of range"),
         (finder, {"top_percent": 1.0}, "--top-percent 1.0 is out of range"),
-        (finder, {"text": None}, "give either --data-root"),
+        (finder, {"data_root": "x"}, "give either --data-root"),
         (finder, {"output": str(ROOT / "README.md")}, "exists, and nothing is ever overwritten"),
         (finder, {"output": str(ROOT / "README.md" / "x.json"), "model": "gone"}, "README.md/x.json cannot be made"),
         (

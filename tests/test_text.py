@@ -103,7 +103,7 @@ def test_gguf_files(tmp_path, monkeypatch):
 
 def test_paragraphs(tmp_path):
     (tmp_path / "a.txt").write_text("\n one\ntwo \n\n\n  \nthree\n")
-    prompts, unusable = gather(PromptFlags(text=str(tmp_path / "a.txt")))
+    prompts, unusable, _ = gather(PromptFlags(text=str(tmp_path / "a.txt")))
     assert [(prompt.name, prompt.text, prompt.path) for prompt in prompts] == [
         ("paragraph-0", "one\ntwo", None),
         ("paragraph-1", "three", None),
@@ -115,7 +115,7 @@ def test_pictures(tmp_path):
     for name in "abc":
         picture().save(tmp_path / f"{name}.png")
     for dataset in ("auto", "pictures"):
-        prompts, _ = gather(PromptFlags(data_root=str(tmp_path), dataset=dataset, prompt="what ?", num_samples=2))
+        prompts, *_ = gather(PromptFlags(data_root=str(tmp_path), dataset=dataset, prompt="what ?", num_samples=2))
         assert [(prompt.name, prompt.text, prompt.path.name) for prompt in prompts] == [
             ("a", "what ?", "a.png"),
             ("b", "what ?", "b.png"),
@@ -125,7 +125,8 @@ def test_pictures(tmp_path):
 @pytest.mark.parametrize(
     "flags, error, sentence",
     [
-        ({}, ValueError, "give either --data-root .pictures. or --text"),
+        ({"dataset": "pictures"}, ValueError, "--dataset pictures needs --data-root"),
+        ({"data_root": " "}, ValueError, "--data-root is empty"),
         ({"data_root": ".", "text": "x"}, ValueError, "give either"),
         ({"text": "none.txt"}, FileNotFoundError, "text file none.txt does not exist"),
         ({"text": "{empty}"}, ValueError, "holds no text"),

@@ -38,8 +38,16 @@ CAPTION = (
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def elsewhere(tmp_path_factory):
+    """A working folder without published data, whatever lies in the checkout's data/."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("elsewhere"))
+        yield
+
+
 @pytest.fixture(scope="module")
-def captions():
+def captions(elsewhere):
     return gather(CaptionFlags(limit=40))[0]
 
 
@@ -65,9 +73,9 @@ def test_counterfactuals_of_counterfactuals(captions):
 
 
 def test_flags():
-    made_up = gather(CaptionFlags())[0]
-    assert len(made_up) == 100 and gather(CaptionFlags(limit=3))[0] == made_up[:3]
-    assert gather(CaptionFlags(limit=3, seed=1))[0] != made_up[:3]
+    synthetic = gather(CaptionFlags())[0]
+    assert len(synthetic) == 100 and gather(CaptionFlags(limit=3))[0] == synthetic[:3]
+    assert gather(CaptionFlags(limit=3, seed=1))[0] != synthetic[:3]
     with pytest.raises(ValueError, match="--limit -1 is negative"):
         gather(CaptionFlags(limit=-1))
     with pytest.raises(FileNotFoundError, match="no data in nowhere"):
@@ -76,7 +84,7 @@ def test_flags():
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the published samples are not beside the repository (../shared/data)")
 def test_all_published_captions_yield_pairs():
-    found, skipped = gather(CaptionFlags(data_root=str(REAL)))
+    found, skipped, _ = gather(CaptionFlags(data_root=str(REAL)))
     assert len(found) == 300 and not skipped
     for caption in found:
         caption, swapped, flipped, both = (caption.sentences[name] for name in SENTENCES)
@@ -250,7 +258,7 @@ def test_every_panel_of_heads_has_its_own_dots(captions):
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory):
+def ran(tmp_path_factory, elsewhere):
     out = tmp_path_factory.mktemp("text") / "out"
     assert llava_script.main(llava_script.Config(limit=6, layers="last_2", examples=2, out_dir=str(out))) == 0
     return out

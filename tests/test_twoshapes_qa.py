@@ -168,11 +168,11 @@ def test_the_embedded_model_answers(made):
 
 def test_prompts_of_the_finder(made):
     for name in LAYOUTS:
-        prompts, skipped = gather(PromptFlags(data_root=str(made), dataset=name, num_samples=6))
+        prompts, skipped, _ = gather(PromptFlags(data_root=str(made), dataset=name, num_samples=6))
         questions, _ = read(name, made, 6)
         assert not skipped and [prompt.text for prompt in prompts] == [question.prompt for question in questions]
         assert [prompt.path for prompt in prompts] == [question.images[0] for question in questions]
-    replaced, _ = gather(PromptFlags(data_root=str(made), dataset="blink", prompt="what ?", num_samples=1))
+    replaced, *_ = gather(PromptFlags(data_root=str(made), dataset="blink", prompt="what ?", num_samples=1))
     assert replaced[0].text == "what ?"
     with pytest.raises(ValueError, match="--prompt is empty"):
         gather(PromptFlags(data_root=str(made), dataset="blink", prompt=" "))
@@ -182,5 +182,5 @@ def test_the_finder_reads_blink(made, tmp_path):
     config = finder.Config(data_root=str(made), dataset="blink", num_samples=3, out_dir=str(tmp_path / "found"))
     assert finder.main(config) == 0
     found = json.loads((tmp_path / "found" / "sink_dimensions.json").read_text())
-    assert found["dataset"] == str(made)
+    assert found["dataset"] == str(made / "spatial_reasoning/blink/blink_validation.jsonl")
     assert len((tmp_path / "found" / "samples.csv").read_text().splitlines()) == 4

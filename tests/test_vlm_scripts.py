@@ -251,7 +251,7 @@ def test_the_scripts_differ_in_model_facts_only():
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the published samples are not beside the repository (../shared/data)")
 def test_published_samples_hold_all_words():
-    samples, skipped = gather(SpatialFlags(data_root=str(REAL), limit=0, prompt="{caption}"))
+    samples, skipped, _ = gather(SpatialFlags(data_root=str(REAL), limit=0, prompt="{caption}"))
     assert len(samples) == 300 and not skipped
     assert {sample.pair.reversed for sample in samples} == {True, False}
     for sample in samples:
