@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import json
 import math
 import os
@@ -28,7 +29,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 PACKAGES = ("torch", "transformers", "numpy", "pillow")
-FOOT_SIZE, FOOT_COLUMNS = 6, 22  # points; characters to an inch at that size
+FOOT_SIZE, FOOT_COLUMNS, FOOT_LINE = 6, 22, 0.11  # points; characters to an inch and inches to a line at that size
 ORIGINS = ("data", "fixations")  # of settings.json: each has a `line`, which figures and the page repeat, and a `label`
 
 
@@ -130,12 +131,11 @@ class RunFolder:
         self.skipped[reason] += 1
 
     def save(self, picture: Image.Image | Figure, *path: str) -> Path:
-        """Write a PIL image or a matplotlib figure to folder/*path (a .png); returns where it is."""
+        """Write a PIL image, or a matplotlib figure with the origin of the data below it, to folder/*path (a .png)."""
         target = self.folder.joinpath(*path)
-        if isinstance(picture, Image.Image):
-            return write_whole(target, picture.save)
-        _add_foot(picture, "; ".join(origin["line"] for origin in self.origins.values()))
-        return write_whole(target, lambda path: picture.savefig(path, bbox_inches="tight", pad_inches=0.05))
+        if isinstance(picture, Figure):
+            picture = draw(picture, "; ".join(origin["line"] for origin in self.origins.values()))
+        return write_whole(target, picture.save)
 
     def sample_folder(self, sample: str) -> Path:
         """A folder of its own for a sample, whatever characters its name has; the same one when asked again."""
@@ -161,11 +161,29 @@ class RunFolder:
             csv.writer(table).writerow(cells)
 
 
-def _add_foot(figure: Figure, text: str) -> None:
-    """Write `text` below a figure, in lines as wide as the figure; the saved picture grows by them."""
-    columns = max(40, int(FOOT_COLUMNS * figure.get_figwidth()))
-    lines = textwrap.wrap(text, columns, break_long_words=False, break_on_hyphens=False)
-    figure.text(0.01, -0.01, "\n".join(lines), fontsize=FOOT_SIZE, color="0.35", va="top", parse_math=False)
+def draw(figure: Figure, foot: str) -> Image.Image:
+    """A matplotlib figure as an image, cropped to its content, above the lines of `foot`, where that is not empty.
+
+    The lines are an image of their own, since a text below the figure's edge would shift its outer legends.
+    """
+    above = _rasterise(figure, bbox_inches="tight", pad_inches=0.05)
+    if not foot:
+        return above
+    width = above.width / figure.dpi
+    lines = textwrap.wrap(foot, max(20, int(FOOT_COLUMNS * width)), break_long_words=False, break_on_hyphens=False)
+    strip = Figure(figsize=(width, FOOT_LINE * len(lines) + 0.05), dpi=figure.dpi)
+    strip.text(0.05 / width, 1, "\n".join(lines), fontsize=FOOT_SIZE, color="0.35", va="top", parse_math=False)
+    below = _rasterise(strip)
+    whole = Image.new("RGB", (above.width, above.height + below.height), "white")
+    whole.paste(above, (0, 0))
+    whole.paste(below, (0, above.height))
+    return whole
+
+
+def _rasterise(figure: Figure, **options) -> Image.Image:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", **options)
+    return Image.open(file).convert("RGB")
 
 
 def save_maps(

@@ -61,7 +61,10 @@ class GazeSource:
         return cls(kind, tuple(map(str, files)), len(marks), made_here)
 
     def __str__(self) -> str:
+        folders = {str(Path(file).parent) for file in self.files}
         files = ", ".join(self.files)
+        if len(self.files) > 1 and len(folders) == 1:
+            files = f"{', '.join(Path(file).name for file in self.files)} in {folders.pop()}"
         return f"gaze: {self.kind} ({'made here: ' * self.made_here}{files}), {self.scanpaths} scanpaths"
 
     def facts(self) -> dict:
