@@ -2,8 +2,8 @@
 
 The method takes, in some layers, at most k heads whose Sim (analysis/heads.py), divided by the layer's largest, is
 above tau. Published are 19..26, 8 and 0.5232, for LLaVA-1.5-7B alone. Here every head's Sim with its image's own gaze
-is held against its Sim with another image's gaze, which tells heads that follow this gaze from heads that look where
-people look anyway (the lift is the difference), and from that follow the layers, k and tau.
+is compared with its Sim with another image's gaze. The difference (the lift) tells heads that follow this gaze from
+heads with a bias to the common places of gaze; from it follow the layers, k and tau.
 """
 
 from __future__ import annotations

@@ -440,7 +440,7 @@ def to_cells(scanpath: Scanpath, grid, trajectory: bool = False, by_duration: bo
 
     grid: the picture's `models.layout.ImageGrid`, or anything with `rows, cols, width, height` and `cell_at(x, y)`.
     trajectory: between consecutive fixations also the cells on the line (`line`), each once per line. A fixation that
-    was dropped interrupts the path, since nobody saw the way around it.
+    was dropped interrupts the path, since the way past it is unknown.
     by_duration: points become (x, y, duration); a fixation without a duration > 0 is dropped, and a cell on a line has
     the shorter duration of its two ends. Masks use weights as `models/gaze.py` says: Gaussians are summed with them,
     the connected decay of a point is scaled by them, windows are what they are.
