@@ -42,6 +42,8 @@ from analysis.report import write_report
 from analysis.samples import attempt
 from data import spatial_qa, twoshapes_qa
 from data.flags import GazeFlags
+from data.folders import Source
+from data.gaze_samples import GazeSource, tell_unread
 from data.images import ImageError
 from data.question_gaze import points_of, read_for
 from data.scanpaths import Scanpaths
@@ -215,7 +217,7 @@ def evaluate(config: Config, processes: Team) -> int:
                 predictions.check_model(about)
         if remaining:
             answer_remaining(predictions, asker, about, asked, remaining, config, processes)
-        return conclude(predictions, asked, skipped, config, processes) if processes.leads else 0
+        return conclude(predictions, asked, skipped, config, processes, source) if processes.leads else 0
 
 
 def begin(held: ExitStack, folder: Path, deciding: dict, asked: dict[Key, Question]) -> None:
@@ -336,7 +338,10 @@ def prepare(config: Config, device: str, asked: dict[Key, Question], told: bool)
     known = None
     if config.scanpaths is not None:
         known = read_for(asked.values(), config.scanpaths, config.data_root, **config.reading)
-        command.tell_left_out({"scanpaths": Counter(skip.reason for skip in known.skipped)} if told else {})
+        if told:
+            print(GazeSource.of([config.scanpaths], {"": known}))
+            tell_unread({config.scanpaths: known})
+            command.tell_left_out({"scanpaths": Counter(skip.reason for skip in known.skipped)})
     settings = method_settings(config)
     model, processor = models.load(config.model, **config.loading | {"device": device})
     if config.system_prompt is not None:
@@ -405,8 +410,9 @@ def record(key: Key, question: Question, reply: Reply | Exception, config: Confi
 
 
 def conclude(
-    predictions: Predictions, keys: Mapping[Key, Question], skipped: Sequence[Skip], config: Config, processes: Team
-) -> int:
+    predictions: Predictions, keys: Mapping[Key, Question], skipped: Sequence[Skip], config: Config, processes: Team,
+    source: Source,
+) -> int:  # fmt: skip
     """Makes the tables of all parts and the page, and tells the user what came out; returns the exit status."""
     answered = predictions.answered(processes.size)
     if lost := [key for key in keys if key not in answered]:
@@ -414,7 +420,8 @@ def conclude(
         return command.stop(sentence, command.NOTHING_USABLE)
     rows = [answered[key] for key in keys]
     layers = by_layer(row for each in rows for row in each["touched"].get("layers", ()))
-    summary = {**summarise_run(rows, skipped), "layers": layers, **cautions(keys.values(), rows, config)}
+    origin = origins(config, source, keys)
+    summary = {**summarise_run(rows, skipped), "layers": layers, **cautions(keys.values(), rows, config), **origin}
     page = predictions.folder / PAGE
     if predictions.merge(in_order(rows), summary) or not page.is_file():
         write_report(predictions.folder, rows=[page_row(keys[key], answered[key]) for key in keys])
@@ -436,6 +443,14 @@ def cautions(questions: Iterable[Question], rows: Sequence[dict], config: Config
         "asked_once": {"options name other options": fixed} if fixed else {},
         "warnings": [warning] if (warning := constant_gold(rows)) else [],
     }
+
+
+def origins(config: Config, source: Source, asked: Mapping[Key, Question]) -> dict:
+    """Origin of the questions and, under a gaze method, of the fixations, for summary.json and the page."""
+    if config.scanpaths is None:
+        return {"data": source.facts()}
+    known = read_for(asked.values(), config.scanpaths, config.data_root, **config.reading)
+    return {"data": source.facts(), "fixations": GazeSource.of([config.scanpaths], {"": known}).facts()}
 
 
 def page_row(question: Question, answer: dict) -> dict:

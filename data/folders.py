@@ -47,8 +47,12 @@ class Source:
         return f"data: {place}, {count}{remark}"
 
     def facts(self) -> dict:
-        """The same for settings.json: `line` is the printed line, `label` a word for titles, "" for published data."""
-        return {"line": str(self), "label": "synthetic data" if self.synthetic else "", **asdict(self)}
+        """The same for settings.json: `line` is the printed line, `label` a word for titles, "" for published data.
+
+        A limit that bounded nothing is left out: the run is the same as without it.
+        """
+        facts = {name: value for name, value in asdict(self).items() if name not in ("flag", "limit")}
+        return {"line": str(self), "label": "synthetic data" if self.synthetic else "", **facts}
 
 
 def published(name: str) -> Path | None:
