@@ -1,62 +1,111 @@
-"""Pictures from files: whatever the file holds, an upright 8-bit RGB picture, or one sentence that says why not."""
+"""Read image files of any common format as upright 8-bit RGB, and list the images of a folder."""
 
 from __future__ import annotations
 
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
+from data.folders import root_fault
+
+UNFIT = {"EPS", "WMF", "MPEG", "BUFR", "GRIB", "HDF5", "IPTC"}
+"""Formats of Pillow that are not read: page descriptions and drawings, for which other programs are started, video, and
+containers that Pillow recognises but cannot decode."""
+DEPTH = 65535  # largest value of a 16-bit image
+SAMPLE_FORMAT, UNSIGNED = 339, 1  # the TIFF tag that tells signed integers from unsigned ones
 
 
 class ImageError(ValueError):
-    """A picture that cannot be used; `reason` is the short form under which a run counts it."""
+    """An image that cannot be used; `reason` is the short form under which a run counts it."""
 
     def __init__(self, reason: str, message: str):
         super().__init__(message)
         self.reason = reason
 
 
-def read_image(source: str | Path | bytes) -> Image.Image:
-    """The picture in a file, or in the bytes of one, upright by its EXIF tag, in 8-bit RGB; of an animation the first
-    frame.
+@cache
+def decoders() -> tuple[str, ...]:
+    """Names of the image formats that are read."""
+    Image.init()
+    return tuple(name for name in Image.ID if name not in UNFIT)
 
-    16-bit and float pictures are scaled by the range of their type (float: their own range), transparency is laid
-    over white, as browsers show it. Raises ImageError for a file that is missing, empty, truncated, no picture, or so
+
+@cache
+def suffixes() -> frozenset[str]:
+    """Lower-case file name suffixes of these formats, such as ".jpg"."""
+    known = {*decoders(), "MPO"}  # MPO, several JPEGs in one file, is opened by the JPEG decoder
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in known)
+
+
+def read_image(source: str | Path | bytes) -> Image.Image:
+    """Return the image in a file, or in the bytes of one, upright by its EXIF tag, in 8-bit RGB (see `to_rgb`); of an
+    animation the first frame.
+
+    Raises ImageError for a file that is missing, empty, damaged, of no image format, without a finite pixel, or so
     large that decoding it is refused (Pillow's limit against decompression bombs).
     """
     encoded = isinstance(source, bytes)
-    path = f"of {len(source)} bytes inside a record" if encoded else Path(source)
+    name = f"of {len(source)} bytes inside a record" if encoded else Path(source)
+    content = source if encoded else _content(name)
+    if not content:
+        raise ImageError("image empty", f"image {name} is empty (0 bytes); copy or download it again")
     try:
-        if (len(source) if encoded else path.stat().st_size) == 0:
-            raise ImageError("image empty", f"image {path} is empty (0 bytes); copy or download it again")
-        if not encoded and not path.is_file():
-            raise ImageError("image missing", f"{path} is a folder or a device, not a picture")
-        with Image.open(BytesIO(source) if encoded else path) as image:
+        with Image.open(BytesIO(content), formats=decoders()) as image:
             image.load()
-            return to_rgb(ImageOps.exif_transpose(image))
+            unsigned = image.format == "TIFF" and image.tag_v2.get(SAMPLE_FORMAT, (UNSIGNED,))[0] == UNSIGNED
+            return to_rgb(ImageOps.exif_transpose(image), unsigned)
+    except MemoryError:
+        raise
+    except ImageError as error:
+        raise ImageError(error.reason, f"image {name}: {error}") from error
+    except UnidentifiedImageError as error:
+        raise ImageError("not an image", f"image {name} is not a picture that Pillow can read") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError("image too large", f"image {name} is too large to decode safely: {error}") from error
+    except Exception as error:  # decoders raise errors of many classes for damaged content
+        cut = isinstance(error, EOFError) or "truncated" in str(error).lower()
+        reason = "image truncated" if cut else "image cannot be decoded"
+        raise ImageError(reason, f"image {name} cannot be decoded: {str(error) or type(error).__name__}") from error
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of a regular file; a device could block or never end."""
+    try:
+        if stat.S_ISREG(path.stat().st_mode):
+            return path.read_bytes()
     except FileNotFoundError as error:
         raise ImageError("image missing", f"image {path} does not exist") from error
-    except UnidentifiedImageError as error:
-        raise ImageError("not an image", f"image {path} is not a picture that Pillow can read") from error
-    except Image.DecompressionBombError as error:
-        raise ImageError("image too large", f"image {path} is too large to decode safely: {error}") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, ImageError):
-            raise
-        system = isinstance(error, OSError) and error.errno is not None  # Pillow's own errors carry no number
-        reason, verb = ("image cannot be opened", "opened") if system else ("image truncated", "decoded")
-        raise ImageError(
-            reason, f"image {path} cannot be {verb}: {getattr(error, 'strerror', None) or error}"
-        ) from error
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        cause = getattr(error, "strerror", None) or error
+        raise ImageError("image cannot be opened", f"image {path} cannot be opened: {cause}") from error
+    raise ImageError("image missing", f"{path} is a folder or a device, not a picture")
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB of a decoded picture of any mode."""
+def to_rgb(image: Image.Image, unsigned: bool = False) -> Image.Image:
+    """Return a decoded image of any mode in 8-bit RGB.
+
+    Transparency is composed over white, as in a browser. Grey images of more than 8 bits are scaled: 16-bit ones by
+    65535, also where the file holds them as 32-bit integers; other 32-bit integers and floats by their own smallest and
+    largest finite value, so that the grey of two such files cannot be compared. NaN, which marks missing pixels, and
+    -inf become black, +inf becomes white; an image of one value becomes black. Colour profiles are not applied.
+    unsigned: 32-bit integers, which Pillow holds as signed ones, are unsigned.
+    Raises ImageError for a float image without a finite pixel.
+    """
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return Image.fromarray(to_bytes(np.asarray(image), image.mode)).convert("RGB")
+        values = np.asarray(image)
+        if image.mode == "I" and unsigned:
+            values = values.view(np.uint32)
+        grey = _to_bytes(values)
+        if "transparency" in image.info:  # of a 16-bit PNG: the value of its clear pixels
+            grey[values == image.info["transparency"]] = 255
+        return Image.fromarray(grey).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, "white")
@@ -64,23 +113,69 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def to_bytes(values: np.ndarray, mode: str) -> np.ndarray:
-    """uint8 [row, col] of 16-bit (also when held as 32-bit integers) or float grey values."""
-    values = values.astype(np.float64)
-    if mode == "F":
-        low, high = values.min(), values.max()
-        values = (values - low) / ((high - low) or 1.0)
-    else:
-        values = values / 65535
-    return np.rint(values.clip(0, 1) * 255).astype(np.uint8)
+def _to_bytes(values: np.ndarray) -> np.ndarray:
+    """uint8 [row, col] of 16-bit, 32-bit or float grey values."""
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        raise ImageError("image has no finite pixel", "all pixels are NaN or infinite; at least one must be finite")
+    low, high = float(finite.min()), float(finite.max())
+    if values.dtype.kind != "f" and low >= 0 and high <= DEPTH:
+        low, high = 0.0, float(DEPTH)
+    shares = (values.astype(np.float64) - low) / ((high - low) or 1.0)
+    return np.rint(np.nan_to_num(shares, nan=0.0).clip(0, 1) * 255).astype(np.uint8)
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """Pictures directly in a folder, by name. Raises FileNotFoundError where there is no folder, or none in it."""
+    """Return the images in a folder and in its subfolders, by path; what is passed over is counted on stderr.
+
+    Files count as images by their suffix (`suffixes`). Hidden files and folders are left out, and so are links that
+    lead out of the folder, unless `data.folders.following_links` allows them.
+    Raises FileNotFoundError where there is no folder, or no image in it.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder")
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-    if not found:
-        raise FileNotFoundError(f"{folder} holds no picture ({', '.join(sorted(SUFFIXES))})")
-    return found
+    images, others, faults = [], [], []
+    for path, fault in _walk(folder):
+        (faults if fault else images if path.suffix.lower() in suffixes() else others).append(path)
+    passed_over = []
+    if others:
+        others.sort()
+        files = "1 file" if len(others) == 1 else f"{len(others)} files"
+        passed_over.append(f"{files} without the suffix of an image, such as {others[0].name!r}")
+    if faults:
+        links = "1 link that leads" if len(faults) == 1 else f"{len(faults)} links that lead"
+        passed_over.append(f"{links} out of the folder (--follow-links follows links)")
+    if not images:
+        told = f"; it holds {' and '.join(passed_over)}" if passed_over else ""
+        raise FileNotFoundError(
+            f"{folder} holds no picture, in no subfolder either{told}; expected are .png, .jpg, .webp, .tif and others"
+            " that Pillow reads"
+        )
+    if passed_over:
+        print(f"note: passed over in {folder}: {' and '.join(passed_over)}", file=sys.stderr)
+    return sorted(images)
+
+
+def _walk(root: Path) -> Iterator[tuple[Path, str]]:
+    """Every file below `root` that is not hidden, and every link that is refused, with the reason, "" for a file.
+
+    A linked folder is entered once; one inside `root` is not entered through the link.
+    """
+    folders, entered = [root], {root.resolve()}
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            ordered = sorted(entries, key=lambda entry: entry.name)
+        for entry in ordered:
+            path = Path(entry.path)
+            if entry.name.startswith("."):
+                continue
+            fault = root_fault(path, root) if entry.is_symlink() else ""
+            if fault or not entry.is_dir():
+                yield path, fault
+                continue
+            place = path.resolve()
+            inner_link = entry.is_symlink() and place.is_relative_to(root.resolve())
+            if not inner_link and place not in entered:
+                entered.add(place)
+                folders.append(path)
