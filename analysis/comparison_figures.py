@@ -6,9 +6,10 @@ import textwrap
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image
 
+from analysis.fonts import Figure
+from analysis.overlay import FLATTEST, show_image
 from analysis.plots import BLUE, ORANGE, for_rows
 from analysis.run_comparison import GAINED, LOST, Pair, spelt
 
@@ -94,7 +95,7 @@ def _page(pairs: Sequence[Pair], pictures: Sequence[Image.Image | str], title: s
             axes.text(0.5, 0.5, textwrap.fill(picture, 30), ha="center", va="center", fontsize=7, parse_math=False)
             axes.set(facecolor="0.94", box_aspect=0.6)
         else:
-            axes.imshow(picture)
+            show_image(axes, picture)
         axes.set_title(pair.a.id, fontsize=7, loc="left", parse_math=False)
         axes.set_xlabel(card, fontsize=6.5, loc="left", parse_math=False, linespacing=1.3)
     return figure
@@ -116,11 +117,12 @@ def _cut(text: str, most: int) -> list[str]:
 
 
 def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
-    """The pictures of one question in a row, scaled to one height."""
-    scaled = [
-        picture.resize((max(1, round(picture.width * TALL / picture.height)), TALL), Image.Resampling.LANCZOS)
-        for picture in pictures
-    ]
+    """The images of one question in a row, scaled to one height; flatter ones than FLATTEST to one width."""
+    scaled = []
+    for picture in pictures:
+        scale = TALL / max(picture.height, FLATTEST * picture.width)
+        size = (max(1, round(scale * picture.width)), max(1, round(scale * picture.height)))
+        scaled.append(picture.resize(size, Image.Resampling.LANCZOS))
     gap = 12
     row = Image.new("RGB", (sum(picture.width for picture in scaled) + gap * (len(scaled) - 1), TALL), "white")
     left = 0

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from analysis.corner_comparison import Calls
+from analysis.fonts import Figure
 from analysis.plots import BLUE, GREEN, ORANGE, for_lines, for_rows, whole_numbers
 
 PURPLE = "#7b4b94"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from analysis.faithfulness import BASELINES, DIRECTIONS, RANDOM, Used, summarise
+from analysis.fonts import Figure
 from analysis.plots import BLUE, GREEN, ORANGE, for_lines
 from analysis.results import RunFolder, save_arrays, write_table
 from analysis.spatial_attention import WORDS

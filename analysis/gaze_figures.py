@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image
 
+from analysis.fonts import Figure
 from analysis.gallery import Look, draw
 from analysis.gaze_table import PLAIN, Outcome
-from analysis.overlay import overlay, visible
+from analysis.overlay import axes_height, overlay, show_image, visible
 from analysis.plots import BLUE, GREEN, ORANGE, for_bars
 from analysis.report_view import view
 from analysis.results import RunFolder, save_arrays, save_maps
@@ -49,7 +49,7 @@ def comparison(sample, picture: Image.Image, outcomes: dict[str, Outcome], look:
     """A column per way: above the scanpath or the mask over the picture, below the rollout of the answer, its tokens
     with their probabilities, and the share of its image attention that is on the gaze."""
     width = 1.9  # inches of a picture
-    height = width * picture.height / picture.width
+    height = axes_height(picture, width)
     fixations = "simulated fixations" if sample.simulated else "recorded fixations"
     texts = {way: caption(outcome) for way, outcome in outcomes.items()}
     lines = max(text.count("\n") + 1 for text in texts.values())
@@ -62,10 +62,11 @@ def comparison(sample, picture: Image.Image, outcomes: dict[str, Outcome], look:
         if outcome.mask is None:
             _scanpath(axes, sample, picture, look)
         else:
-            axes.imshow(overlay(picture, outcome.mask, sample.grid, alpha=0.6, power=1, blur=0, at_least=look.at_least))
+            mask = overlay(picture, outcome.mask, sample.grid, alpha=0.6, power=1, blur=0, at_least=look.at_least)
+            show_image(axes, mask)
         axes.set_title(fixations if outcome.mask is None else f"mask: {way}", fontsize=8)
         other.set_title("no gaze" if way == PLAIN else way, fontsize=8)
-        other.imshow(draw(picture, outcome.maps.mean, sample.grid, look, at_least=look.at_least))
+        show_image(other, draw(picture, outcome.maps.mean, sample.grid, look, at_least=look.at_least))
         other.set_xlabel(texts[way], fontsize=7, parse_math=False)
     below[0].set_ylabel("rollout", fontsize=8)
     for axes in figure.axes:
@@ -80,7 +81,7 @@ def _scanpath(axes, sample, picture: Image.Image, look: Look) -> None:
     scale = shown.width / picture.width
     rects = np.array([sample.grid.rect(int(y), int(x)) for x, y, *_ in sample.points]) * scale
     across, down = rects[:, 0::2].mean(1), rects[:, 1::2].mean(1)
-    axes.imshow(shown)
+    show_image(axes, shown)
     axes.plot(across, down, color="white", linewidth=2.4)
     axes.plot(across, down, "o-", color=CRIMSON, linewidth=1.2, markersize=4.5, markeredgecolor="white")
 

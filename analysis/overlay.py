@@ -17,9 +17,10 @@ from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image
 from scipy.special import ndtr
+
+from analysis.fonts import Figure
 
 COLOURMAP = "turbo"
 """Any matplotlib name. Seen on a photograph, on black and on light grounds, turbo keeps a weak second spot visible on
@@ -28,8 +29,10 @@ all three, where inferno, plasma and viridis fade into skin, dark cloth or paper
 TOP = {"turbo": 0.84, "jet": 0.88}
 """How far up a colour map is used: these two end in a dark red that would make a peak look weaker than its rim."""
 
-
-COLUMNS = 8  # pictures in a row of a strip
+COLUMNS = 8  # images in a row of a strip
+FLATTEST, TALLEST = 0.1, 3.0
+"""Least and largest height of the axes of an image, in widths; 10 x 4000 pixels would otherwise make a strip of 120,000
+pixels."""
 
 
 def to_pixels(cell_map: np.ndarray, grid, blur: float = 0.0, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -101,6 +104,20 @@ def enlarge(image: Image.Image, at_least: int = 400) -> Image.Image:
     return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
 
 
+def axes_height(image: Image.Image, width: float) -> float:
+    """Height of the axes that `show_image` fills, in the unit of their `width`."""
+    return width * min(max(image.height / image.width, FLATTEST), TALLEST)
+
+
+def show_image(axes, image: Image.Image) -> None:
+    """Draw an image, undistorted, into axes of its own shape; one taller or flatter than TALLEST and FLATTEST allow
+    stands in the middle of axes of that shape."""
+    axes.imshow(image)
+    width, height = max(image.width, image.height / TALLEST), max(image.height, image.width * FLATTEST)
+    x, y = (image.width - 1) / 2, (image.height - 1) / 2  # pixel i reaches from i - 1/2 to i + 1/2
+    axes.set(xlim=(x - width / 2, x + width / 2), ylim=(y + height / 2, y - height / 2))
+
+
 def strip(
     overlays: Sequence[Image.Image],
     tokens: Sequence[str],
@@ -121,7 +138,7 @@ def strip(
     columns = min(COLUMNS, len(tokens))
     rows = math.ceil(len(tokens) / columns)
     width = 1.5  # inches per picture
-    height = width * overlays[0].height / overlays[0].width + (0.27 if shares is None else 0.42)
+    height = axes_height(overlays[0], width) + (0.27 if shares is None else 0.42)
     head = 0.35 if title else 0.05
     figure = Figure(figsize=(max(width * columns, 2.0), height * rows + head), dpi=200, layout="compressed")
     figure.get_layout_engine().set(w_pad=0.04, h_pad=0.04)
@@ -131,7 +148,7 @@ def strip(
         axes.set_axis_off()
     for index, (picture, token) in enumerate(zip(overlays, tokens, strict=True)):
         axes = figure.axes[index]
-        axes.imshow(picture)
+        show_image(axes, picture)
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
         label = visible(token) if shares is None else f"{visible(token)}\n{shares[index]:.0%} on image"
@@ -140,8 +157,8 @@ def strip(
 
 
 def visible(token: str, longest: int = 14) -> str:
-    """A token as a label: white space made visible, a long one cut."""
-    text = token.replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r")
+    """A token as a label: white space and control characters made visible, a long one cut."""
+    text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in token)
     text = text if text.strip() else "␣" * max(1, len(text))
     return text if len(text) <= longest else text[: longest - 1] + "…"
 

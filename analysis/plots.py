@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from analysis.fonts import Figure
 from analysis.overlay import visible
 
 BLUE, ORANGE, GREEN = "#31688e", "#e07b39", "#7a9a4e"

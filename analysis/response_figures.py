@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
+from analysis.fonts import Figure
 from analysis.head_responses import column
 from analysis.plots import BLUE, ORANGE, for_bars, head_heatmap, whole_numbers
 from analysis.statistics import LEVEL

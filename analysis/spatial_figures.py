@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from PIL import Image
 
+from analysis.fonts import Figure
 from analysis.gallery import Look, draw
 from analysis.overlay import visible
 from analysis.plots import BLUE, GREEN, ORANGE, for_bars, head_heatmap

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from analysis.fonts import Figure
 from analysis.plots import BLUE, ORANGE, for_bars, for_lines, whole_numbers
 from analysis.text_symmetry import IDEAL, SENTENCES, Asymmetries, lean, pair_of
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.colors import LogNorm, SymLogNorm
-from matplotlib.figure import Figure
 from PIL import Image
 
 import models
+from analysis.fonts import Figure
 from analysis.overlay import overlay
 from analysis.plots import BLUE, ORANGE
 from analysis.rollout import answer_rows, through

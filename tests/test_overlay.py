@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from analysis.overlay import enlarge, overlay, seen, strip, to_pixels, visible
@@ -202,6 +203,22 @@ def test_strip_shows_every_picture_with_its_literal_token(count, tmp_path):
     assert matplotlib.image.imread(tmp_path / "strip.png").shape[1] >= 200
 
 
+@pytest.mark.parametrize("size", [(10, 4000), (4000, 10), (20, 1000), (1000, 20), (1, 1), (40, 30)])
+def test_strip_of_any_shape_is_bounded_and_undistorted(size, tmp_path):
+    figure = strip([Image.new("RGB", size, "red")] * 3, ["a", "b", "c"], shares=[0.1, 0.2, 0.3])
+    figure.savefig(tmp_path / "strip.png")
+    height, width = matplotlib.image.imread(tmp_path / "strip.png").shape[:2]
+    assert width == 900 and 100 <= height <= 1100
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    labels = [axes.xaxis.label.get_window_extent(renderer) for axes in figure.axes]
+    assert all(left.x1 < right.x0 for left, right in zip(labels, labels[1:], strict=False))
+    for axes in figure.axes:
+        (left, bottom), (right, top) = axes.transData.transform([(-0.5, size[1] - 0.5), (size[0] - 0.5, -0.5)])
+        assert (right - left) / (top - bottom) == pytest.approx(size[0] / size[1])  # the whole image, in its own shape
+        assert axes.bbox.x0 - 0.01 <= left and right <= axes.bbox.x1 + 0.01
+        assert axes.bbox.y0 - 0.01 <= bottom and top <= axes.bbox.y1 + 0.01
+
+
 def test_strip_and_share_plot_refuse_lists_that_do_not_match():
     with pytest.raises(ValueError, match="got 1 for 2 tokens"):
         strip([Image.new("RGB", (4, 4))], ["a", "b"])
@@ -214,8 +231,8 @@ def test_strip_and_share_plot_refuse_lists_that_do_not_match():
 
 
 def test_labels_show_white_space_and_cut_long_tokens():
-    assert [visible(token) for token in ["a", "\n", " ", "", "▁a b", "x" * 20]] == [
-        "a", "\\n", "␣", "␣", "▁a b", "x" * 13 + "…",
+    assert [visible(token) for token in ["a", "\n", " ", "", "▁a b", "x" * 20, "\x07", "\u3000", "左"]] == [
+        "a", "\\n", "␣", "␣", "▁a b", "x" * 13 + "…", "\\x07", "\\u3000", "左",
     ]  # fmt: skip
 
 
