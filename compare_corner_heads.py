@@ -13,7 +13,6 @@ model.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from analysis.corner_report import sentences, write_texts
 from analysis.corner_runs import Corners, read_corners
 from analysis.corner_study import changes_most, chosen_rows, head_rows, study, summary
 from analysis.picture_page import Picture, Section
-from analysis.results import RunFolder, default_out_dir, refuse_existing, write_table
+from analysis.results import RunFolder, default_out_dir, read_table, refuse_existing, write_table
 
 FIGURES = {  # of the corners' own runs
     "heads.png": "counts, mean responses and effect sizes of all heads",
@@ -99,8 +98,7 @@ def shown(corners: Corners) -> Iterator[Section]:
 
 def first_pair(folder: Path) -> dict[str, Path]:
     """The pictures of a run's first pair by what they are, those that are still where the run read them."""
-    with open(folder / "samples.csv", newline="", encoding="utf-8") as file:
-        row = next((row for row in csv.DictReader(file) if not row["skipped"]), {})
+    row = next((row for row in read_table(folder / "samples.csv") if not row["skipped"]), {})
     paths = {"with the object": row.get("full_image"), "without it": row.get("control_image")}
     return {kind: Path(path) for kind, path in paths.items() if path and path.endswith(".png") and Path(path).is_file()}
 

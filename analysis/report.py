@@ -12,7 +12,6 @@ a reader chooses token, layer and head. All text from data and models is escaped
 from __future__ import annotations
 
 import base64
-import csv
 import hashlib
 import json
 import shlex
@@ -25,12 +24,12 @@ from urllib.parse import quote
 import jinja2
 import matplotlib
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 from analysis.overlay import TOP
 from analysis.report_view import MEGABYTE, embedded
-from analysis.results import ORIGINS, write_whole
+from analysis.results import ORIGINS, read_table, write_whole
 
 NAME = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -38,6 +37,7 @@ COLOURS = ("viridis", "inferno", "turbo", "jet")  # the first is the page's own:
 LIMIT_MB = 5.0
 MOST_ROWS, MOST_FILES = 1000, 200
 THUMBNAIL, SMALL_THUMBNAIL, MANY_ROWS = 240, 64, 200  # pixels of pictures in a table; rows from which on small ones
+THUMBNAILED = ("PNG", "JPEG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF", "JPEG2000")  # none that runs other programs
 OPEN_ROWS = 24  # rows of plots that are unfolded at first
 WHISKER = (8, 192)  # where a plot of 200 units begins and ends
 
@@ -202,10 +202,7 @@ def pictures(folder: Path) -> list[dict]:
 def read_rows(folder: Path) -> list[dict]:
     """The rows of samples.csv; none where there is no such file."""
     path = folder / "samples.csv"
-    if not path.is_file():
-        return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return read_table(path) if path.is_file() else []
 
 
 def table(folder: Path, rows: Sequence[dict], views: dict[str, int]) -> tuple[list[str], list[dict]]:
@@ -264,11 +261,13 @@ def files(folder: Path) -> list[dict]:
 
 
 def _embed(path: str | Path | None, longest: int) -> str | None:
-    """A picture file as a data URI; None where there is none that can be read, which costs the reader a thumbnail."""
+    """An image file as a data URI; None where there is none that can be read, which costs the reader a thumbnail."""
+    if path is None:
+        return None
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=THUMBNAILED) as picture:
             return embedded(picture, longest)
-    except (AttributeError, OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
+    except Exception:  # decoders raise errors of many classes for a damaged image, which the table names by its reason
         return None
 
 

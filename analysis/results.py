@@ -2,6 +2,10 @@
 
 Rows are written as they come and every other file is written beside its name and then moved there, so what stands under
 its final name is complete: a folder without summary.json is a run that did not finish.
+
+A text that a spreadsheet would run as a formula (`= + - @` at its start, or a tab or line break) has a single quote put
+before it in every CSV file, as OWASP advises against CSV injection; numbers stay as they are. `read_table` takes the
+quote away, so that a text is read back as it was written.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import version
+from numbers import Number
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -31,6 +36,8 @@ from PIL import Image
 PACKAGES = ("torch", "transformers", "numpy", "pillow")
 FOOT_SIZE, FOOT_COLUMNS, FOOT_LINE = 6, 22, 0.11  # points; characters to an inch and inches to a line at that size
 ORIGINS = ("data", "fixations")  # of settings.json: each has a `line`, which figures and the page repeat, and a `label`
+FORMULA = re.compile("'*[=+\\-@\t\r\n＝＋－＠]")  # quotes before it, so that a text which has some keeps them
+NUMERAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 class OutputError(OSError):
@@ -158,7 +165,7 @@ class RunFolder:
     def _append(self, cells: Sequence) -> None:
         path = self.folder / "samples.csv"
         with writing(path), open(path, "a", newline="", encoding="utf-8", errors="backslashreplace") as table:
-            csv.writer(table).writerow(cells)
+            csv.writer(table).writerow(map(_to_cell, cells))
 
 
 def draw(figure: Figure, foot: str) -> Image.Image:
@@ -241,11 +248,31 @@ def write_table(path: str | Path, rows: Sequence[dict], columns: Sequence[str] |
 
     def write(partial: Path) -> None:
         with open(partial, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            table = csv.DictWriter(file, rows[0] if columns is None else columns)
-            table.writeheader()
-            table.writerows(rows)
+            names = list(rows[0] if columns is None else columns)
+            table = csv.DictWriter(file, names)
+            table.writerow({name: _to_cell(name) for name in names})
+            table.writerows({name: _to_cell(value) for name, value in row.items()} for row in rows)
 
     return write_whole(path, write)
+
+
+def read_table(path: str | Path) -> list[dict[str, str]]:
+    """The rows of a CSV file that `RunFolder` or `write_table` wrote, by column; cells are the texts as written."""
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file, restkey="", restval=""))
+    return [{_from_cell(name): _from_cell(cell) for name, cell in row.items() if name} for row in rows]
+
+
+def _to_cell(value):
+    """A value as a CSV file holds it: numbers as they are, a text that a spreadsheet would run behind a quote."""
+    if value is None or isinstance(value, Number):
+        return value
+    text = str(value)
+    return f"'{text}" if FORMULA.match(text) and not NUMERAL.fullmatch(text) else text
+
+
+def _from_cell(text: str) -> str:
+    return text[1:] if text.startswith("'") and FORMULA.match(text) else text
 
 
 def write_json(path: str | Path, values) -> Path:

@@ -18,7 +18,6 @@ if steering changes nothing.
 
 from __future__ import annotations
 
-import csv
 import random
 import statistics
 import sys
@@ -32,7 +31,7 @@ import torch
 from tqdm import tqdm
 
 from analysis import command
-from analysis.results import default_out_dir, refuse_existing, write_json, writing
+from analysis.results import default_out_dir, refuse_existing, write_json, write_table, writing
 from benchmarks import decoders, steering
 from benchmarks.cost_plot import plot, title
 from benchmarks.decoders import HEAD_WIDTH, Setup, Shape
@@ -226,10 +225,7 @@ def shown(value) -> str:
 
 def save(out_dir: Path, rows: list[dict], title: str) -> None:
     """The table so far; written after every length, so that a later failure loses nothing."""
-    with writing(out_dir), open(out_dir / "cost.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(out_dir / "cost.csv", rows)
     with writing(out_dir):
         plot(rows, title).savefig(out_dir / "cost.png")
 

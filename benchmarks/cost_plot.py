@@ -10,13 +10,12 @@ matrices alone would put it.
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
+from analysis.fonts import Figure
+from analysis.results import read_table
 from benchmarks import steering
 from benchmarks.ways import RECORDING, WAYS
 
@@ -107,8 +106,7 @@ def eager_pair(way: str) -> str | None:
 
 def read(path: Path) -> list[dict]:
     """Rows of a cost.csv, numbers as numbers and empty cells as None."""
-    with open(path, newline="") as file:
-        return [{name: number(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
+    return [{name: number(cell) for name, cell in row.items()} for row in read_table(path)]
 
 
 def number(cell: str) -> str | float | None:

@@ -13,7 +13,6 @@ otherwise, it says how many answers differ.
 
 from __future__ import annotations
 
-import csv
 import multiprocessing
 import statistics
 import tempfile
@@ -32,7 +31,7 @@ from tqdm import tqdm
 import models
 from analysis import command
 from analysis.predictions import Part
-from analysis.results import default_out_dir, refuse_existing, writing
+from analysis.results import default_out_dir, refuse_existing, write_table
 from data import spatial_qa, twoshapes_qa
 from models.asking import Generation, ModelAsked
 from models.loading import locate, read_config
@@ -180,14 +179,14 @@ def main(config: Config) -> int:
         except (EOFError, ConnectionError):
             return command.stop("a process ended before it had answered; why stands above", command.NOTHING_USABLE)
     first = next(iter(rates.values()))
-    with writing(out_dir):
-        out_dir.mkdir(parents=True, exist_ok=True)
-        with open(out_dir / "evaluation.csv", "w", newline="") as file:
-            table = csv.writer(file)
-            table.writerow(("way", "records_per_second", "ratio", "records", "rounds"))
-            for way, rate in rates.items():
-                table.writerow((way, round(rate, 2), round(rate / first, 3), config.records, config.rounds))
-                print(f"{way:24} {rate:8.1f} records a second, {rate / first:5.2f} x {next(iter(rates))}")
+    for way, rate in rates.items():
+        print(f"{way:24} {rate:8.1f} records a second, {rate / first:5.2f} x {next(iter(rates))}")
+    counts = {"records": config.records, "rounds": config.rounds}
+    rows = [
+        {"way": way, "records_per_second": round(rate, 2), "ratio": round(rate / first, 3), **counts}
+        for way, rate in rates.items()
+    ]
+    write_table(out_dir / "evaluation.csv", rows)
     print(f"{config.records} records, medians of {config.rounds} rounds; results in {out_dir}")
     return 0
 

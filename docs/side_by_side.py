@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-import csv
 import sys
 from pathlib import Path
 from textwrap import fill
 
-from matplotlib.figure import Figure
 from PIL import Image
+
+from analysis.fonts import Figure
+from analysis.results import read_table
 
 WIDTH = 28  # characters of a line of the answer
 
@@ -20,8 +21,7 @@ def main(folder: Path, out: Path) -> None:
     runs = sorted(folder.iterdir())
     figure = Figure(figsize=(2 * len(runs), 2.6), dpi=150, layout="compressed")
     for run, axes in zip(runs, figure.subplots(1, len(runs), squeeze=False).flat, strict=True):
-        with open(run / "samples.csv", newline="") as table:
-            row = next(csv.DictReader(table))
+        row = read_table(run / "samples.csv")[0]
         axes.imshow(Image.open(run / row["folder"] / "overlay_mean.png"))
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)

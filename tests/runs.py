@@ -1,14 +1,14 @@
 """What a script left behind, read again by its tests."""
 
-import csv
 import json
 from pathlib import Path
+
+from analysis.results import read_table
 
 
 def table(folder, name="samples.csv"):
     """Rows of a run's table, each a dict of texts."""
-    with open(Path(folder) / name, newline="") as file:
-        return list(csv.DictReader(file))
+    return read_table(Path(folder) / name)
 
 
 def summary_of(folder):

@@ -4,12 +4,13 @@ import base64
 import csv
 import json
 import zlib
+from io import BytesIO
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
 import models
 from analysis import report, report_view
@@ -169,6 +170,29 @@ def test_a_row_of_two_pictures_shows_the_first(tmp_path):
     columns, [row] = report.table(run.folder, rows, {})
     assert columns == ["sample", "full_image", "control_image"] and row["thumbnail"].startswith("data:image/png")
     assert [cell["text"] for cell in row["cells"]] == ["a", "red.png", "none.png"]
+
+
+@pytest.mark.parametrize("content", ["damaged avif", "eps"])
+def test_an_image_that_cannot_be_shown_costs_its_thumbnail_alone(tmp_path, content):
+    """A decoder's RuntimeError does not end the page, and Ghostscript is not started for a file named .png."""
+    path = tmp_path / "image.png"
+    if content == "eps":
+        path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n")
+    else:
+        path.write_bytes(damaged_avif())
+    _, [row] = report.table(tmp_path, [{"sample": "a", "image": str(path)}], {})
+    assert row["thumbnail"] is None and [cell["text"] for cell in row["cells"]] == ["a", "image.png"]
+
+
+def damaged_avif():
+    if not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    file = BytesIO()
+    Image.new("RGB", (32, 24), "red").save(file, "AVIF")
+    damaged = file.getvalue().replace(b"av01", b"av02")  # a coding that no decoder knows
+    with pytest.raises(RuntimeError):
+        Image.open(BytesIO(damaged)).load()
+    return damaged
 
 
 def test_a_folder_that_is_no_finished_run(tmp_path):

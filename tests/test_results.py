@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -20,9 +23,11 @@ from analysis.results import (
     RunFolder,
     check_place,
     default_out_dir,
+    read_table,
     refuse_existing,
     save_maps,
     write_json,
+    write_table,
     write_whole,
 )
 from models.layout import ImageGrid
@@ -66,6 +71,46 @@ def test_a_run_from_settings_to_summary(tmp_path):
     assert json.loads((run.folder / "summary.json").read_text()) == {
         "n": 2, "skipped": {"image missing": 2}, "share": 0.75, "interval": [0.5, None],
     }  # fmt: skip
+
+
+TEXTS = [
+    "=1+1", '=HYPERLINK("http://x","y")', "+cmd|' /C calc'!A0", "-2+3", "- left of it", "@SUM(A1)", "\t=1", "\r=1",
+    "\n=1", "＝1+1", "'=1", "''=1", "'", "'quoted'", "-", "-0.5.1", "−3", "left", "", "a=b", " =1", "1e5x", "-inf",
+]  # fmt: skip
+NUMERALS = ["-0.5", "+3", "-1e-07", ".5", "-7.", "12"]
+
+
+def test_a_spreadsheet_runs_no_text_and_every_text_is_read_back(tmp_path):
+    run = RunFolder.create(tmp_path / "run", {}, COLUMNS)
+    for text in [*TEXTS, *NUMERALS]:
+        run.add(text, answer=text, share=-0.5)
+    run.add("numbers", answer=np.float32(-0.25), share=-3)
+    path = write_table(tmp_path / "table.csv", [{"=a": text, "b": text} for text in [*TEXTS, *NUMERALS]])
+    with path.open(newline="", encoding="utf-8") as file:
+        tables = {"run": rows(run)[1:-1], "table": list(csv.reader(file))}
+    for name, table in tables.items():
+        written = [cells[0] for cells in table]
+        assert not any(re.match(r"[=+\-@\t\r\n＝＋－＠]", text) for text in written if text not in NUMERALS), name
+        assert set(NUMERALS) <= set(written)
+    assert rows(run)[1][2] == "-0.5" and rows(run)[-1][1:3] == ["-0.25", "-3"]
+    assert [row["sample"] for row in read_table(run.folder / "samples.csv")] == [*TEXTS, *NUMERALS, "numbers"]
+    assert [row["=a"] for row in read_table(path)] == [row["b"] for row in read_table(path)] == [*TEXTS, *NUMERALS]
+
+
+@settings(deadline=None, max_examples=50)  # the machine may be busy
+@given(st.lists(st.text("'=+-@\t\r\n\"a1.,＝", max_size=6), min_size=1, max_size=5))
+def test_any_text_is_read_back(tmp_path_factory, texts):
+    path = write_table(tmp_path_factory.mktemp("table") / "table.csv", [{"a": text, "b": 0} for text in texts])
+    assert [row["a"] for row in read_table(path)] == texts
+
+
+def test_every_table_is_written_in_one_place():
+    """A csv.writer elsewhere would write cells that a spreadsheet runs."""
+    root = Path(__file__).parents[1]
+    sources = [*root.glob("*.py"), *(path for room in ("analysis", "benchmarks", "data", "docs", "models")
+                                     for path in (root / room).rglob("*.py"))]  # fmt: skip
+    users = {path.name for path in sources if re.search(r"csv\.(writer|DictWriter)", path.read_text())}
+    assert users == {"results.py"}
 
 
 def test_a_column_that_does_not_exist_is_an_error_and_writes_no_row(tmp_path):
