@@ -25,6 +25,7 @@ from analysis.samples import measure_each
 from analysis.statistics import mean_interval
 from data.flags import SampleFlags
 from data.images import ImageError, read_image
+from data.links import following_links
 from data.samples import Sample, collect
 from models.answer import answer
 from models.errors import SampleError
@@ -46,7 +47,7 @@ class Config(LoadFlags, RolloutFlags, SampleFlags):
 
 
 def main(config: Config) -> int:
-    with command.setting_up():
+    with command.setting_up(), following_links(config.follow_links):
         config.check()
         samples, unusable, source = collect(
             config.image, config.data_root, config.prompt, config.limit, config.seed

@@ -37,6 +37,7 @@ from analysis.run_comparison import (
     table_row,
 )
 from data.images import ImageError
+from data.links import following_links
 from data.spatial_qa import Question, read
 
 TITLES = {GAINED: "wrong in A, right in B", LOST: "right in A, wrong in B"}
@@ -70,7 +71,8 @@ class Records:
     @classmethod
     def of(cls, a: EvaluationRun, config: Config) -> Records:
         try:
-            questions, _ = read(a.flags.get("dataset"), config.data_root or a.flags.get("data_root"))
+            with following_links(a.flags.get("follow_links", False)):
+                questions, _ = read(a.flags.get("dataset"), config.data_root or a.flags.get("data_root"))
         except (FileNotFoundError, ValueError) as error:
             return cls({}, f"the data cannot be read: {error}")
         return cls({question.id: question for question in questions})

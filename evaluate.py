@@ -45,6 +45,7 @@ from data.flags import GazeFlags
 from data.folders import Source
 from data.gaze_samples import GazeSource, tell_unread
 from data.images import ImageError
+from data.links import LinkFlags, following_links
 from data.question_gaze import points_of, read_for
 from data.scanpaths import Scanpaths
 from data.spatial_qa import Question
@@ -66,11 +67,11 @@ EXAMPLES, EXAMPLE_COUNT = Path("data", "generated", "spatial-500-seed-0"), 500
 GAZE_FLAGS = ("scanpaths", "target_layer", *(field.name for field in fields(GazeFlags)))
 DEFAULT_MODEL = "tiny-qwen2.5-vl"
 # Of the flags; all others decide answers or verdicts.
-DECIDE_NOTHING = ("device", "limit", "batch_size", "retry_failed", "out_dir")
+DECIDE_NOTHING = ("device", "limit", "follow_links", "batch_size", "retry_failed", "out_dir")
 
 
 @dataclass(frozen=True)
-class Config(LoadFlags, GazeFlags, MethodFlags):
+class Config(LoadFlags, GazeFlags, MethodFlags, LinkFlags):
     dataset: str | None = None
     """blink | sat2 | a .json, .jsonl, .parquet, .csv or .tsv file, or a folder of such | a hub id (default: blink, else
     sat2, where data/spatial_reasoning holds it; else a generated set)."""
@@ -190,7 +191,7 @@ def evaluate(config: Config, processes: Team) -> int:
     From the first look into the run's folder to the end no other run can use it.
     """
     with ExitStack() as held:
-        with command.setting_up():
+        with command.setting_up(), following_links(config.follow_links):
             device = own_device(config.device, processes)
             config, made_here = data_of(config, processes)
             questions, skipped = spatial_qa.read(config.dataset, config.data_root, config.limit)

@@ -23,6 +23,7 @@ from analysis.results import RunFolder, check_place, default_out_dir, refuse_exi
 from analysis.samples import measure_each
 from analysis.sinks import Contrast, Profile, SinkSearch, attention_received, check_top_percent, watch
 from data.images import ImageError, read_image
+from data.links import following_links
 from data.prompts import Prompt, PromptFlags, gather
 from models.errors import SampleError
 from models.flags import LoadFlags
@@ -60,7 +61,7 @@ class Config(LoadFlags, PromptFlags):
 
 
 def main(config: Config) -> int:
-    with command.setting_up():
+    with command.setting_up(), following_links(config.follow_links):
         check_top_percent(config.top_percent)
         prompts, unusable, source = gather(config)
         print(source)

@@ -31,6 +31,7 @@ from analysis.samples import measure_batches
 from data.flags import GazeFlags, SampleFlags
 from data.gaze_samples import GazeSample, gather, left_out, locate
 from data.images import ImageError, read_image
+from data.links import following_links
 from data.samples import Sample
 from data.twoshapes_scanpaths import TARGETS
 from models.answer import Answer, answers, word_probability
@@ -93,7 +94,7 @@ class Config(LoadFlags, RolloutFlags, GazeFlags, SampleFlags):
 
 
 def main(config: Config) -> int:
-    with command.setting_up():
+    with command.setting_up(), following_links(config.follow_links):
         config.check()
         samples, unusable, paths, source, fixations = gather(config, config.scanpaths, TARGETS)
         print(source, fixations, sep="\n")

@@ -29,6 +29,7 @@ from analysis.samples import measure_each
 from data.flags import GazeFlags, SampleFlags
 from data.gaze_samples import GazeSample, gather, left_out, locate, shuffled
 from data.images import ImageError, read_image
+from data.links import following_links
 from models.answer import answer
 from models.errors import SampleError
 from models.flags import LoadFlags
@@ -64,7 +65,7 @@ class Config(LoadFlags, GazeFlags, SampleFlags):
 
 
 def main(config: Config) -> int:
-    with command.setting_up():
+    with command.setting_up(), following_links(config.follow_links):
         masks = config.check()
         files = (config.scanpaths,) if config.scanpaths else ()
         samples, unusable, paths, source, fixations = gather(config, files, targets=("first",))

@@ -31,6 +31,7 @@ from data import counterfactual_pairs
 from data.counterfactual_pairs import CORNERS, Pair, named, open_pair, question
 from data.folders import Source
 from data.images import ImageError
+from data.links import LinkFlags, following_links
 from models.ablation import HeadAblation
 from models.answer import Answer, answers
 from models.errors import SampleError
@@ -40,7 +41,7 @@ from models.yes_no import YesNo
 
 
 @dataclass(frozen=True)
-class Config(LoadFlags):
+class Config(LoadFlags, LinkFlags):
     model: str = "tiny-qwen2-vl"
     """Embedded model, folder, or hub id; of LLaVA-1.5, Qwen2-VL, Qwen2.5-VL, Qwen3-VL or Fuyu."""
     dataset: str | None = None
@@ -93,7 +94,7 @@ class Config(LoadFlags):
 
 
 def main(config: Config) -> int:
-    with command.setting_up():
+    with command.setting_up(), following_links(config.follow_links):
         config.check()
         pairs, unusable, source = gather(config)
         print(source)

@@ -25,6 +25,7 @@ from analysis.samples import measure_each
 from analysis.text_report import COLUMNS, Study, SymmetryFlags, save_study
 from analysis.text_symmetry import relation_attention
 from data.captions import Caption, CaptionFlags, gather
+from data.links import following_links
 from models.errors import SampleError
 from models.flags import LoadFlags
 from models.loading import describe
@@ -40,7 +41,7 @@ class Config(LoadFlags, SymmetryFlags, CaptionFlags):
 
 
 def main(config: Config) -> int:
-    with command.setting_up():
+    with command.setting_up(), following_links(config.follow_links):
         config.check_symmetry()
         captions, unusable, source = gather(config)
         print(source)

@@ -26,6 +26,7 @@ from analysis.samples import measure_each
 from analysis.sink_agreement import Agreement, Spikes, edited_layers, random_sets
 from analysis.sinks import attention_received, check_top_percent, spike, watch
 from data.images import ImageError, read_image
+from data.links import following_links
 from data.prompts import Prompt, PromptFlags, gather
 from models.errors import SampleError
 from models.flags import LoadFlags
@@ -83,7 +84,7 @@ class Config(LoadFlags, PromptFlags):
 
 
 def main(config: Config) -> int:
-    with command.setting_up():
+    with command.setting_up(), following_links(config.follow_links):
         config.check()
         prompts, unusable, source = gather(config)
         print(source)

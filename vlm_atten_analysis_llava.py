@@ -40,6 +40,7 @@ from analysis.spatial_table import COLUMNS, look, sample_row
 from analysis.words import rows_of_words
 from data.controls import as_seen, hide_cells, median_colour, shuffle_cells
 from data.images import ImageError, read_image
+from data.links import following_links
 from data.spatial_samples import SpatialFlags, SpatialSample, gather
 from models.answer import answer
 from models.errors import SampleError
@@ -56,7 +57,7 @@ class Config(LoadFlags, SpatialAttentionFlags, SpatialFlags):
 
 
 def main(config: Config) -> int:
-    with command.setting_up():
+    with command.setting_up(), following_links(config.follow_links):
         config.check_samples()
         config.check_measures()
         samples, unusable, source = gather(config)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.folders import Source, published
+from data.links import LinkFlags
 from data.samples import DEFAULT_COUNT
 from data.twoshapes import CAPTION, LAYOUT, OPPOSITE, QUESTION, Skip, caption_of, find_root, read, sample_pair
 
@@ -43,7 +44,7 @@ class Caption(NamedTuple):
 
 
 @dataclass(frozen=True)
-class CaptionFlags:
+class CaptionFlags(LinkFlags):
     """A script's Config inherits these and hands itself to `gather`, which says what is wrong with them."""
 
     data_root: str | None = None

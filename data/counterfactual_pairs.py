@@ -28,6 +28,7 @@ from PIL import Image
 
 from data.folders import DATA, GENERATED, Source, is_synthetic, made_whole, mark, published, written
 from data.images import ImageError, read_image
+from data.links import root_fault
 from data.shapes import COLOURS, SHAPES, Shape, draw, sample_shape, to_pixels
 from data.twoshapes import Skip
 
@@ -130,8 +131,8 @@ def _picture(root: Path, record: dict, kind: str) -> Path:
     given = record.get(f"{kind}_image", f"{record['id']}_{kind}.png")
     name = Path(given).name if isinstance(given, str) and "\0" not in given else ""
     path = root / "images" / name
-    if not path.resolve().is_relative_to(root):
-        raise _Unusable("path leaves the data set")
+    if fault := root_fault(path, root):
+        raise _Unusable(fault)
     if not name or not path.is_file():
         raise _Unusable(f"{kind} image missing")
     return path

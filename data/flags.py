@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from data.links import LinkFlags
+
 
 @dataclass(frozen=True)
-class SampleFlags:
+class SampleFlags(LinkFlags):
     """Flags that a script's Config inherits; `data.samples.collect` checks them."""
 
     image: tuple[str, ...] = ()

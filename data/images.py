@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from data.folders import root_fault
+from data.links import root_fault
 
 UNFIT = {"EPS", "WMF", "MPEG", "BUFR", "GRIB", "HDF5", "IPTC"}
 """Formats of Pillow that are not read: page descriptions and drawings, for which other programs are started, video, and
@@ -129,7 +129,7 @@ def list_images(folder: str | Path) -> list[Path]:
     """Return the images in a folder and in its subfolders, by path; what is passed over is counted on stderr.
 
     Files count as images by their suffix (`suffixes`). Hidden files and folders are left out, and so are links that
-    lead out of the folder, unless `data.folders.following_links` allows them.
+    lead out of the folder, unless `data.links.following_links` allows them.
     Raises FileNotFoundError where there is no folder, or no image in it.
     """
     folder = Path(folder)

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 from data.folders import Source
 from data.images import list_images
+from data.links import LinkFlags
 from data.samples import collect
 from data.spatial_qa import read
 from data.spatial_qa_files import PUBLISHED
@@ -27,7 +28,7 @@ class Prompt(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PromptFlags:
+class PromptFlags(LinkFlags):
     """A script's Config inherits these and hands itself to `gather`, which says what is wrong with them."""
 
     data_root: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -80,11 +81,15 @@ def _question(sample: TwoShapes, prompt: str | None) -> Sample:
 
 
 def names(paths: list[Path]) -> list[str]:
-    """A unique name for every image: the stem where that is unique, else with suffix, else with a number."""
-    stems, files, seen = Counter(p.stem for p in paths), Counter(p.name for p in paths), Counter()
-    found = []
-    for path in paths:
-        seen[path.name] += 1
-        name = path.stem if stems[path.stem] == 1 else path.name
-        found.append(name if files[path.name] == 1 else f"{name}-{seen[path.name]}")
-    return found
+    """A unique name for every image: the first of its stem, its path below the folder that all lie in, without and with
+    its suffix, that no other image has; else that path with a number."""
+    top = os.path.commonpath([path.absolute().parent for path in paths])
+    places = [path.absolute().relative_to(top) for path in paths]
+    forms = [(place.stem, place.with_suffix("").as_posix(), place.as_posix()) for place in places]
+    uses, seen = [Counter(form) for form in zip(*forms, strict=True)], Counter()
+    taken = {}  # in order
+    for form in forms:
+        seen[form[-1]] += 1
+        unique = (name for name, use in zip(form, uses, strict=True) if use[name] == 1 and name not in taken)
+        taken[next(unique, f"{form[-1]}-{seen[form[-1]]}")] = None
+    return list(taken)

@@ -45,6 +45,7 @@ from typing import NamedTuple
 
 import tyro
 
+from data.links import root_fault
 from data.twoshapes import Skip
 from data.twoshapes_scanpaths import generate
 
@@ -388,9 +389,9 @@ def _below(root: Path, image: str) -> str:
         raise _Unusable("image name is no path") from error
     if path == root:
         raise _Unusable("image name is no path")
-    if not path.is_relative_to(root):
-        raise _Unusable("path leaves the data root")
-    return path.relative_to(root).as_posix()
+    if fault := root_fault(root / image, root):
+        raise _Unusable(fault)
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
 def _in_order(raw: list) -> tuple[Fixation, ...]:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from data.links import OUTSIDE, root_fault
 from data.options import LETTERS, append, locate, parse
 from data.question_images import MARKER, Unusable, pictures_of, renumber, source, without_leading
 from data.stated import is_missing, parsed
@@ -266,10 +267,11 @@ def _file(name: str, root: Path | None, folder: Path | None) -> Path:
         raise Unusable("picture missing")
     places = (root, root / "spatial_reasoning", *([folder] if folder and folder.is_relative_to(root) else []))
     try:
-        paths = [(place / name).resolve() for place in places]
-        if Path(name).is_absolute() or not all(path.is_relative_to(root) for path in paths):
-            raise Unusable("picture path leaves the data root")
-        found = next((path for path in paths if path.is_file()), None)
+        paths = [place / name for place in places]
+        faults = [OUTSIDE if Path(name).is_absolute() else root_fault(path, root) for path in paths]
+        if any(faults):
+            raise Unusable(f"picture {max(faults)}")
+        found = next((path.resolve() for path in paths if path.is_file()), None)
     except (OSError, ValueError, RuntimeError) as error:  # a null byte, a name too long, a loop of links
         raise Unusable("picture path is no path") from error
     if found is None:

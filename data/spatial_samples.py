@@ -7,6 +7,7 @@ from string import Formatter
 from typing import NamedTuple
 
 from data.folders import Source
+from data.links import LinkFlags
 from data.samples import DEFAULT_COUNT
 from data.twoshapes import Skip, TwoShapes, find_root, read
 
@@ -25,7 +26,7 @@ class SpatialSample(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SpatialFlags:
+class SpatialFlags(LinkFlags):
     """A script's Config inherits these, calls `check_samples` first, and hands itself to `gather`."""
 
     data_root: str | None = None

@@ -25,10 +25,11 @@ from typing import NamedTuple
 
 import numpy as np
 import tyro
-from PIL import Image
 from tqdm import tqdm
 
 from data.folders import DATA, GENERATED, Source, is_synthetic, made_whole, mark, published, written
+from data.images import ImageError, read_image
+from data.links import root_fault
 from data.shapes import COLOURS, Shape, draw, mask, sample_shape, to_pixels
 
 LAYOUT = Path("spatial_twoshapes", "agreement", "relational")
@@ -164,8 +165,8 @@ def _read_shard(shard: Path, root: Path) -> tuple[list[str], list[str], list]:
     texts = []
     for name in ("caption.txt", "agreement.txt", "world_model.json"):
         path = shard / name
-        if not path.resolve().is_relative_to(root):
-            raise _Unusable("path leaves the data root")
+        if fault := root_fault(path, root):
+            raise _Unusable(fault)
         try:
             texts.append(path.read_text(encoding="utf-8", errors="replace"))
         except OSError as error:
@@ -201,15 +202,13 @@ def _read_sample(
 
 def _checked_picture(path: Path, root: Path) -> int:
     """Side in pixels of a picture that lies inside `root` and decodes to its last pixel."""
-    if not path.resolve().is_relative_to(root):
-        raise _Unusable("path leaves the data root")
+    if fault := root_fault(path, root):
+        raise _Unusable(fault)
     if not path.is_file():
         raise _Unusable("image missing")
     try:
-        with Image.open(path) as image:
-            image.load()
-            width, height = image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        width, height = read_image(path).size
+    except ImageError as error:
         raise _Unusable("image cannot be decoded") from error
     if width != height:
         raise _Unusable("image is not square")

@@ -12,6 +12,7 @@ from PIL import Image
 
 from data.counterfactual_pairs import CORNERS, NOTE, Config, gather, generate, main, open_pair, question, read
 from data.images import ImageError
+from data.links import LINKED, following_links
 
 ROOT = Path(__file__).parent.parent
 COUNT = 12
@@ -147,7 +148,9 @@ def test_a_link_out_of_the_set_is_not_followed(folder, tmp_path):
     (tmp_path / "secret.png").write_bytes((folder / "images" / "pair_00001_full.png").read_bytes())
     (folder / "images" / "pair_00001_full.png").unlink()
     (folder / "images" / "pair_00001_full.png").symlink_to(tmp_path / "secret.png")
-    assert read(folder)[1] == [("pair_00001", "path leaves the data set")]
+    assert read(folder)[1] == [("pair_00001", LINKED)]
+    with following_links():
+        assert not read(folder)[1]
 
 
 def test_pictures_that_cannot_be_a_pair(folder):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from data.folders import following_links
 from data.images import ImageError, list_images, read_image, suffixes, to_rgb
+from data.links import following_links
 
 
 def save(tmp_path, image, name, **options):

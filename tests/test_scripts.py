@@ -113,7 +113,7 @@ def test_files_of_one_stem_keep_their_own_folders(random_model, tmp_path):
     for row in table(out):
         with np.load(out / row["folder"] / "maps.npz") as maps:
             sizes[row["sample"]] = maps["image_size"].tolist()
-    assert sizes == {"x.png-1": [60, 40], "x.png-2": [40, 60], "x.jpg": [50, 50], "y": [30, 30]}
+    assert sizes == {"a/x": [60, 40], "b/x.png": [40, 60], "b/x.jpg": [50, 50], "y": [30, 30]}
 
 
 def test_flags_reach_what_they_are_for(random_model, tmp_path):

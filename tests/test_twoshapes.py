@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from scipy.stats import chisquare, ks_2samp
 
+from data.links import LINKED, following_links
 from data.shapes import COLOURS, SHAPES, Shape, mask, to_pixels
 from data.twoshapes import LAYOUT, generate, read, relation
 from data.twoshapes_statistics import statistics, table
@@ -260,7 +261,7 @@ def test_each_kind_of_broken_sample_is_skipped_by_its_reason(root):
         ("shard0/7", "world model lacks a field, or a number in it"),
         ("shard0/8", "world model holds numbers that are not finite"),
         ("shard0/9", "caption's shape is in the world twice"),
-        ("shard0/10", "path leaves the data root"),
+        ("shard0/10", LINKED),
         ("shard0/11", "image is not square"),
         ("shard0/12", "image missing"),
         ("shard0/13", "world model lacks a field, or a number in it"),
@@ -305,7 +306,10 @@ def test_a_shard_outside_the_data_root_is_not_followed(root, tmp_path):
     (root / LAYOUT / "shard1").rename(tmp_path / "elsewhere")
     (root / LAYOUT / "shard1").symlink_to(tmp_path / "elsewhere")
     samples, skipped = read(root)
-    assert skipped == [("shard1", "path leaves the data root")] and len(samples) == 100
+    assert skipped == [("shard1", LINKED)] and len(samples) == 100
+    with following_links():
+        samples, skipped = read(root)
+    assert not skipped and len(samples) == 200
 
 
 def test_bytes_that_are_no_text_cost_one_sample(root):
