@@ -4,6 +4,7 @@ import os
 import random
 import struct
 import warnings
+import zlib
 from io import BytesIO
 
 import numpy as np
@@ -99,6 +100,18 @@ def test_a_float_image_without_a_finite_pixel_is_refused(tmp_path):
 )
 def test_grey_of_more_than_8_bits(content, expected):
     assert [pixel[0] for pixel in colours(read_image(content))] == expected
+
+
+def test_colour_of_16_bits_keeps_the_upper_8():
+    """A 2 x 1 PNG of 16-bit RGB, chunk by chunk; Pillow writes none."""
+
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
+    pixels = b"\0" + struct.pack(">6H", 0x00FF, 0x80FF, 0xFFFF, 0x0100, 0, 0x7F00)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
+    assert colours(read_image(b"\x89PNG\r\n\x1a\n" + chunks)) == [[0, 0x80, 255], [1, 0, 0x7F]]
 
 
 def test_the_clear_value_of_a_16_bit_image_lies_over_white(tmp_path):

@@ -1,6 +1,7 @@
 """The map lands on the pixels its cells cover, in any geometry; pictures are blended, enlarged and strung together."""
 
 import math
+from types import SimpleNamespace
 
 import matplotlib.image
 import numpy as np
@@ -10,6 +11,10 @@ from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
+from analysis.comparison_figures import side_by_side
+from analysis.gallery import Look
+from analysis.gaze_figures import comparison
+from analysis.gaze_table import PLAIN
 from analysis.overlay import enlarge, overlay, seen, strip, to_pixels, visible
 from analysis.plots import share_plot
 from models.layout import ImageGrid
@@ -217,6 +222,21 @@ def test_strip_of_any_shape_is_bounded_and_undistorted(size, tmp_path):
         assert (right - left) / (top - bottom) == pytest.approx(size[0] / size[1])  # the whole image, in its own shape
         assert axes.bbox.x0 - 0.01 <= left and right <= axes.bbox.x1 + 0.01
         assert axes.bbox.y0 - 0.01 <= bottom and top <= axes.bbox.y1 + 0.01
+
+
+@pytest.mark.parametrize("size", [(10, 4000), (4000, 10)])
+def test_other_figures_of_any_shape_are_bounded(size, tmp_path):
+    picture, grid = Image.new("RGB", size, "red"), ImageGrid(4, 4, *size, 14, (56, 56))
+    cells = np.eye(4, dtype=np.float32)
+    sample = SimpleNamespace(sample=SimpleNamespace(prompt="what ?"), points=[(1, 1), (2, 3)], grid=grid)
+    outcomes = {
+        way: SimpleNamespace(mask=mask, maps=SimpleNamespace(mean=cells), tokens=["a"], probabilities=[0.5], inside=0.3)
+        for way, mask in ((PLAIN, None), ("gaussian", cells))
+    }
+    comparison(sample, picture, outcomes, Look()).savefig(tmp_path / "comparison.png")
+    height, width = matplotlib.image.imread(tmp_path / "comparison.png").shape[:2]
+    assert width == 820 and height < 3000
+    assert max(side_by_side([picture, picture]).size) <= 6012  # two images and the gap between them
 
 
 def test_strip_and_share_plot_refuse_lists_that_do_not_match():
