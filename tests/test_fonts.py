@@ -15,6 +15,7 @@ from analysis.plots import share_plot
 
 CJK = ["\u5de6", "\u3042", "\ud55c"]
 LACKED = "\u2312"  # an arc: STIX has it, DejaVu Sans does not, and both come with matplotlib
+STIX = Path(matplotlib.get_data_path(), "fonts", "ttf", "STIXGeneral.ttf")
 
 
 @pytest.fixture
@@ -56,8 +57,9 @@ def test_nothing_is_said_of_characters_that_need_no_font(dejavu_alone, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_font_of_the_list_is_used_for_what_the_default_one_lacks(monkeypatch, capsys):
+def test_a_font_of_the_list_is_used_for_what_the_default_one_lacks(dejavu_alone, monkeypatch, capsys):
     monkeypatch.setattr(fonts, "FAMILIES", ("Not Installed", "STIXGeneral"))
+    fontManager.addfont(STIX)
     before = dict(matplotlib.rcParams)
     assert (drawn(label(LACKED)) == drawn(label(LACKED, ["STIXGeneral"]))).all()
     assert (drawn(label("left")) != drawn(label("left", ["STIXGeneral"]))).any()  # the default font stays first
@@ -68,8 +70,7 @@ def test_a_font_that_was_installed_after_matplotlib_listed_the_fonts(dejavu_alon
     damaged = tmp_path / "damaged.ttf"
     damaged.write_bytes(b"no font")
     monkeypatch.setattr(fonts, "FAMILIES", ("STIXGeneral",))
-    path = Path(matplotlib.get_data_path(), "fonts", "ttf", "STIXGeneral.ttf")
-    monkeypatch.setattr(fonts, "findSystemFonts", lambda: [str(damaged), str(path)])
+    monkeypatch.setattr(fonts, "findSystemFonts", lambda: [str(damaged), str(STIX)])
     drawn(label(LACKED))
     assert capsys.readouterr().err == ""
 
