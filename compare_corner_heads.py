@@ -41,7 +41,7 @@ class Config:
     level: float = 0.05
     """False-discovery rate at which heads are called shared or unique."""
     seed: int = 0
-    """Seed of the permutations, the halves and the bootstrap intervals."""
+    """Seed of the permutations, the sign flips and the halves."""
     out_dir: str | None = None
     """New or empty folder for the results (default: results/compare_corner_heads/<model>-<date>)."""
 

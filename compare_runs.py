@@ -5,7 +5,7 @@
 
 Both are folders of evaluate.py, over the same records and under the same judge; all differences are B minus A. Records
 that failed in either run are left out of both, and counted. summary.json has both accuracies with Wilson intervals, the
-paired difference with a bootstrap interval, McNemar's exact test, and the same per sub-task with Holm's correction;
+paired difference with a score interval, McNemar's exact test, and the same per sub-task with Holm's correction;
 samples.csv every record with both answers, flips.csv those that one run alone answered rightly. accuracy.png draws the
 figures; gained-*.png and lost-*.png show flipped records with their pictures. Takes seconds; needs no model.
 """
@@ -55,8 +55,6 @@ class Config:
     """Where the pictures are, if no longer where run A read them."""
     pictures: int = 12
     """Flipped records drawn with their pictures, each way; 0 draws none."""
-    seed: int = 0
-    """Seed of the bootstrap intervals."""
     out_dir: str | None = None
     """New or empty folder for the results (default: results/compare_runs/<A>-<B>-<date>)."""
 
@@ -114,7 +112,7 @@ def main(config: Config) -> int:
     if not run.done:
         run.finish(about)
         return command.conclude(run)
-    figures = compare(pairs, config.seed)
+    figures = compare(pairs)
     contrasts = {"all": figures["overall"], **(figures["tasks"] if len(figures["tasks"]) > 1 else {})}
     run.save(accuracy_figure(contrasts, names), "accuracy.png")
     flips = [each for each in pairs if each.failed is None and each.flip]

@@ -109,7 +109,9 @@ def draw(profile: Profile, samples: int):
 
 def tell(findings: dict, output: Path) -> None:
     for each in findings["consistent_dimensions"][:5]:
-        print(f"dimension {each['dim']}: stands out in {each['frequency']} layers, gap {each['avg_score']:.2f}")
+        other = each["other_half_score"]
+        held = "" if other is None else f", chosen on one half and measured on the other {other:.2f}"
+        print(f"dimension {each['dim']}: stands out in {each['frequency']} layers, gap {each['avg_score']:.2f}{held}")
     recommended = findings["recommended_dimensions"]
     if recommended:
         print(f"recommended: {' '.join(map(str, recommended))}, tau {findings['tau']} ({findings['reason']})")

@@ -131,10 +131,10 @@ def main(config: Config) -> int:
 
     bad = (ImageError, SampleError)
     rows = measure_batches(run, gazed, measure, config.batch_size, bad, [*unusable, *without])
-    by_colour = summarise_colours(rows, list(ways), config.seed)
+    by_colour = summarise_colours(rows, list(ways))
     if by_colour:
         run.save(colour_figure(by_colour), "colours.png")
-    found = {"rows": config.rows, "gaze": summarise(rows, list(ways), config.seed), "colours": by_colour}
+    found = {"rows": config.rows, "gaze": summarise(rows, list(ways)), "colours": by_colour}
     lost = left_out(paths, gazed)
     run.finish({"left_out": lost, **found})
     command.tell_left_out(lost)

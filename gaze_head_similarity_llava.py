@@ -53,7 +53,7 @@ class Config(LoadFlags, GazeFlags, SampleFlags):
     max_new_tokens: int = 16
     """Longest answer, in tokens."""
     seed: int = 0
-    """Seed of generated pictures, of the shuffled scanpaths, of the halves and of the bootstrap intervals."""
+    """Seed of generated pictures, of the shuffled scanpaths, of the halves and of the rank correlation's bootstrap."""
     out_dir: str | None = None
     """New or empty folder for the results (default: results/<script>/<model>-<date>)."""
 
@@ -101,7 +101,7 @@ def report(run: RunFolder, found: list[tuple[str, Inside]], config: Config) -> d
     measured = Measured(found)
     published = parse_mask_type({"type": "salient-head"}, *measured.own.shape[1:])
     proposal, summary = study(measured, Settings(published.layers, published.tau, published.heads), config.seed)
-    save_heads(run, measured, proposal)
+    save_heads(run, measured, proposal, config.seed)
     print(sentence(proposal))
     if proposal.settings:
         print(f"as flags of gaze_generation_llava.py: {' '.join(flags(proposal.settings, config))}")

@@ -25,8 +25,8 @@ from analysis.layers import check_layers, select_layers
 from analysis.response_figures import ablation_figure
 from analysis.response_report import COLUMNS, Measured, ablation_finding, findings, responding, sample_row, save, says
 from analysis.results import RunFolder, default_out_dir, refuse_existing, write_table
-from analysis.salient_heads import halves
 from analysis.samples import measure_batches
+from analysis.statistics import halves
 from data import counterfactual_pairs
 from data.counterfactual_pairs import CORNERS, Pair, named, open_pair, question
 from data.folders import Source
@@ -72,7 +72,7 @@ class Config(LoadFlags, LinkFlags):
     batch_size: int = 8
     """Pairs put to the model together."""
     seed: int = 0
-    """Seed of the halves, the random heads and the bootstrap intervals."""
+    """Seed of the halves and of the random heads."""
     out_dir: str | None = None
     """New or empty folder for the results (default: results/<script>/<model>-<date>)."""
 
@@ -129,12 +129,11 @@ def main(config: Config) -> int:
         return command.conclude(run)
     where = f"the {named(config.corner)} corner" if config.corner else "the image"
     table = save(run, measured, layers, config.topk, where, config.save_diffs)
-    print(findings(table))
     about = {name: getattr(config, name) for name in ("model", "corner", "patch_size", "topk")}
     about |= {"dataset": source.place, "prompt": rows[0]["prompt"], "layers": layers, "pairs": measured.names}
-    found = {"answers": says(rows, config.seed), "responding": responding(table)}
-    causal = other_half(run, config, model, processor, measured, layers, yes_no)
-    run.finish({**about, **found, **causal})
+    found = {"answers": says(rows), "responding": responding(table)}
+    found["family_of_q"] = table[0]["family_of_q"]
+    run.finish({**about, **found, **other_half(run, config, model, processor, measured, layers, yes_no, table)})
     return command.conclude(run)
 
 
@@ -196,15 +195,18 @@ def attention_of(said: list[Answer], config: Config, layers: tuple[int, ...]) ->
     return head_responses.attention_to(said[0].trace, layouts, keys, tokens, layers)
 
 
-def other_half(run: RunFolder, config: Config, model, processor, measured: Measured, layers, yes_no) -> dict:
-    """Heads chosen on one half of the pairs, their responses on the other, and what ablating them there does."""
+def other_half(run: RunFolder, config: Config, model, processor, measured: Measured, layers, yes_no, table) -> dict:
+    """Heads chosen on one half of the pairs, their responses and the effect of their ablation on the other half. Prints
+    the findings, those of `table` (heads.csv) with them."""
     if len(measured.pairs) < causal_heads.LEAST:
+        print(findings(table, ()))
         return {}
     signed, rng = measured.full - measured.control, np.random.default_rng(config.seed)
     first, second = halves(len(measured.pairs), rng)
     chosen = causal_heads.choose(signed[..., first], config.ablate or min(config.topk, signed.shape[1] // 2))
     held = causal_heads.held_out(signed, chosen, first, second, config.seed)
     found = {"held_out": [{**row, "layer": layers[row["layer"]]} for row in held]}
+    print(findings(table, found["held_out"]))
     if not (config.ablate and chosen):
         return found
     drawn = causal_heads.random_sets(chosen, signed.shape[1], config.draws, rng)

@@ -124,7 +124,7 @@ def main(config: Config) -> int:
     if not agreement.counts:
         run.finish({})
         return command.conclude(run)
-    summary = agreement.summary(config.seed)
+    summary = agreement.summary()
     run.finish({"dimensions": settings.dimensions, "tau": settings.tau, "source": settings.source, **summary})
     run.save(draw(settings, summary, run.done), "agreement.png")
     tell(settings, summary, decoder.hidden_size)

@@ -12,11 +12,23 @@ from math import comb, prod
 
 import numpy as np
 
-from analysis.statistics import head_tests, holm, mean_interval, paired_difference, rate_interval
+from analysis.statistics import (
+    DIFFERENCE,
+    MIN_SPLIT,
+    REAL,
+    SHARE,
+    benjamini_hochberg,
+    correct_family,
+    head_tests,
+    holm,
+    mean_interval,
+    paired_difference,
+    rate_interval,
+)
 
 Heads = tuple[tuple[int, int], ...]
 """(place of the layer among those that were measured, head) pairs, or (layer, head) ones; from 0."""
-LEAST = 4  # pairs, two in each half
+LEAST = MIN_SPLIT  # pairs
 PICTURES = ("full", "control")
 
 
@@ -65,7 +77,7 @@ def held_out(signed: np.ndarray, chosen: Heads, first: np.ndarray, second: np.nd
     "other_half" has mean, interval, n and p as `analysis.statistics.paired_difference`, and p_holm over these heads.
     """
     tested = head_tests(signed[..., first].transpose(2, 0, 1))
-    tests = [paired_difference(signed[*at][second], 0.0, seed) for at in chosen]
+    tests = [paired_difference(signed[*at][second], 0.0, seed, DIFFERENCE) for at in chosen]
     corrected = holm([np.nan if test["p"] is None else test["p"] for test in tests])
     return [
         {
@@ -81,15 +93,17 @@ def held_out(signed: np.ndarray, chosen: Heads, first: np.ndarray, second: np.nd
 
 
 def summarise(margins: dict[str, np.ndarray], seed: int) -> dict:
-    """What ablation did, of margins log p(yes) - log p(no) by set of heads, each float64 [pair, full or control].
+    """Effect of ablation, of margins log p(yes) - log p(no) by set of heads, each float64 [pair, full or control].
 
     Sets are "none", "chosen", and any number of others, the random ones. For the full picture, the control, and
     full - control: the margin without ablation, its change by the chosen heads and by the random ones (mean over the
     random sets of each pair), each with interval, n and p; "chosen_minus_random" is their paired difference, "draws"
     the mean change by each random set. That difference may be sure and yet no larger than those between random sets, so
-    "rank" says how many of all sets, the chosen one among them, change the margin at least as much, and "p_rank" is
-    their share: the p of "the chosen heads are heads like any", never below 1 / (1 + draws). "says_yes": how often the
-    margin is above 0 (random: the mean over pairs of the share of the random sets with which it is).
+    "rank" counts the sets, the chosen one among them, that change the margin at least as much, and "p_rank" is their
+    share: the p of the hypothesis that the chosen heads are heads like any, never below "smallest_p_rank",
+    1 / (1 + draws). q corrects over the nine paired tests, as "family_of_q" states, and "q_rank" over the three ranks.
+    "says_yes": share of pairs with a margin above 0 (random: the mean over pairs of the share of the random sets with
+    which it is).
     """
     random = [margin for name, margin in margins.items() if name not in ("none", "chosen")]
     mean_random = np.mean(random, axis=0)
@@ -99,18 +113,24 @@ def summarise(margins: dict[str, np.ndarray], seed: int) -> dict:
         draws = [float(np.mean(values @ weights - plain)) for values in random]
         rank = 1 + int((np.abs(draws) >= np.abs(np.mean(chosen - plain))).sum())
         found[name] = {
-            "margin": mean_interval(plain, seed),
-            "chosen": paired_difference(chosen, plain, seed),
-            "random": paired_difference(control, plain, seed),
-            "chosen_minus_random": paired_difference(chosen, control, seed),
+            "margin": mean_interval(plain, REAL),
+            "chosen": paired_difference(chosen, plain, seed, REAL),
+            "random": paired_difference(control, plain, seed, REAL),
+            "chosen_minus_random": paired_difference(chosen, control, seed, REAL),
             "draws": draws,
             "rank": rank,
             "p_rank": rank / (1 + len(draws)),
+            "smallest_p_rank": 1 / (1 + len(draws)),
         }
+    parts = list(found.values())
+    for part, q in zip(parts, benjamini_hochberg([part["p_rank"] for part in parts]), strict=True):
+        part["q_rank"] = float(q)
+    tests = [part[name] for part in parts for name in ("chosen", "random", "chosen_minus_random")]
+    found["family_of_q"] = correct_family(tests, "three comparisons of full, control and full - control")
     found["says_yes"] = {
         picture: {
             **{name: rate_interval(margins[name][:, place] > 0) for name in ("none", "chosen")},
-            "random": mean_interval(np.mean([values[:, place] > 0 for values in random], axis=0), seed),
+            "random": mean_interval(np.mean([values[:, place] > 0 for values in random], axis=0), SHARE),
         }
         for place, picture in enumerate(PICTURES)
     }

@@ -21,7 +21,7 @@ TALL = 300  # pixels
 
 def accuracy_figure(contrasts: dict[str, dict], names: Sequence[str]) -> Figure:
     """A row per (label, contrast of `analysis.run_comparison`): left both accuracies with Wilson intervals, right their
-    paired difference with its bootstrap interval, how many records flipped each way, and McNemar's p.
+    paired difference with its score interval, the number of records that flipped each way, and McNemar's p.
 
     The first row is all records; the p of others is the one corrected over sub-tasks.
     """
@@ -43,7 +43,7 @@ def accuracy_figure(contrasts: dict[str, dict], names: Sequence[str]) -> Figure:
     left.set_yticks(rows, labels=labels, fontsize=8, parse_math=False)
     left.set(xlim=(-0.02, 1.02), ylim=(len(rows) - 0.5, -0.5))
     left.set_xlabel("accuracy\n(95 % interval, Wilson)", fontsize=8)
-    right.set_xlabel("difference, B − A\n(95 % interval, bootstrap)", fontsize=8)
+    right.set_xlabel("difference, B − A\n(95 % interval, paired score)", fontsize=8)
     header = "gained, lost, p" if len(rows) == 1 else "gained, lost, p (tasks: Holm)"
     right.text(1.03, -0.5, header, transform=right.get_yaxis_transform(), fontsize=7, va="bottom")
     for axes in (left, right):

@@ -1,4 +1,4 @@
-"""Which heads answer to an object in every corner, and which to one corner alone?
+"""Heads that respond to an object in every corner, and heads that respond to one corner alone.
 
 A corner's *map* is the mean response of every head over pairs, [layer, head]: the attention with the object minus that
 without. Of the four maps
@@ -23,13 +23,23 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-from scipy import stats
 
-from analysis.salient_heads import halves
-from analysis.statistics import RESAMPLES, benjamini_hochberg, head_tests
+from analysis.statistics import (
+    CONFIDENCE,
+    DIFFERENCE,
+    MIN_SPLIT,
+    Bounds,
+    benjamini_hochberg,
+    correct_family,
+    halves,
+    head_tests,
+    mean_interval,
+    sign_flip_test,
+)
 
 MEAN, RESIDUAL, SHARED, UNIQUE = "mean map", "residual", "shared", "unique"
-LEAST = 4  # pairs, below which there are no halves to speak of
+LEAST = MIN_SPLIT  # pairs
+OF_RESPONSES: Bounds = (-2.0, 2.0)  # range of the difference of two responses
 SPLITS = 200
 
 
@@ -118,8 +128,9 @@ def held_out(values: np.ndarray, top: int, seed: int) -> list[dict] | None:
 
     values: responses [corner, layer, head, pair].
     Returns rows {"kind", "corner" (index or None), "rank", "layer" (row), "head", "direction", "selection", "held_out",
-    "low", "high" (95 %, bootstrap over pairs), "drop" (selection - held_out), "rank_held_out"}; None for fewer than
-    LEAST pairs. Scores on the other half are in the direction that was chosen, so they may well be below 0.
+    "low", "high" (95 %), "p" that the score is not above 0 (`_minimum`), "q" over all rows, "drop" (selection -
+    held_out), "rank_held_out"}; None for fewer than LEAST pairs. Scores on the other half are in the direction that was
+    chosen, so they may well be below 0.
     """
     pairs = values.shape[-1]
     if pairs < LEAST:
@@ -128,8 +139,8 @@ def held_out(values: np.ndarray, top: int, seed: int) -> list[dict] | None:
     rows = []
     for row in _choose(values, first, second, top):
         directed = row["direction"] * values[:, row["layer"], row["head"], second]
-        low, high = _interval(directed, (row["kind"], row["corner"]), seed)
-        rows.append({**row, "low": low, "high": high})
+        rows.append({**row, **_minimum(*_parts(directed, row["kind"], row["corner"]), seed)})
+    correct_family(rows, "every chosen head")
     return rows
 
 
@@ -171,14 +182,29 @@ def _choose(values: np.ndarray, first: np.ndarray, second: np.ndarray, top: int)
     return rows
 
 
-def _interval(values: np.ndarray, key: tuple[str, int | None], seed: int) -> tuple[float, float]:
-    """Percentile interval of a score of one head's values [corner, pair] over resampled pairs."""
+def _parts(values: np.ndarray, kind: str, corner: int | None) -> tuple[np.ndarray, Bounds]:
+    """The responses, or their differences, whose means' minimum is the score, [part, pair], and the range of these, of
+    one head's values [corner, pair]."""
+    if kind == MEAN:
+        return values.mean(0, keepdims=True), DIFFERENCE
+    if kind == SHARED:
+        return values, DIFFERENCE
+    own = values[corner]
+    if kind == RESIDUAL:
+        return (own - values.mean(0))[None], OF_RESPONSES
+    return np.stack([own, *(own - other for other in np.delete(values, corner, axis=0))]), OF_RESPONSES
 
-    def score(*corners, axis):
-        return _signed_scores(np.stack([corner.mean(axis) for corner in corners]))[key]
 
-    found = stats.bootstrap(
-        tuple(values), score, paired=True, vectorized=True, n_resamples=RESAMPLES, method="percentile",
-        batch=max(1, 1_000_000 // values.size), rng=np.random.default_rng(seed),
-    ).confidence_interval  # fmt: skip
-    return float(found.low), float(found.high)
+def _minimum(parts: np.ndarray, bounds: Bounds, seed: int) -> dict:
+    """{"low", "high", "p"} of the minimum of the means of some parts [part, pair], each value within `bounds`.
+
+    Low is the lowest of the parts' lower ends, which is above the minimum only where the smallest part's own end is;
+    high the lowest of their upper ends, each at the level that Bonferroni's correction for the number of parts demands.
+    p is the largest of the parts' (Berger, 1982; sign flips), 1 where a mean is not above 0.
+    """
+    above = (parts.mean(1) > 0).all()
+    return {
+        "low": min(mean_interval(part, bounds)["low"] for part in parts),
+        "high": min(mean_interval(part, bounds, 1 - (1 - CONFIDENCE) / len(parts))["high"] for part in parts),
+        "p": max(sign_flip_test(part, seed) for part in parts) if above else 1.0,
+    }

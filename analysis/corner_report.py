@@ -16,9 +16,10 @@ from analysis.corner_figures import (
     permutation_figure,
 )
 from analysis.corner_runs import Corners
-from analysis.corner_study import Study, best, intervals, less, share_intervals, shown_heads, top_cells
+from analysis.corner_study import Study, intervals, less, share_intervals, shown_heads, split, top_cells
 from analysis.picture_page import Picture, Section, Table, as_markdown, as_page
 from analysis.results import RunFolder, write_whole
+from analysis.statistics import too_few
 
 LABEL = "attention, full − control"
 DIRECTED = "score (in the chosen direction)"
@@ -56,9 +57,9 @@ def _opening(corners: Corners) -> Section:
 
 
 def _signed(run: RunFolder, corners: Corners, made: Study) -> Section:
-    tables = [_best_table(corners, made), _cell_table(corners, made.maps, _top(made))]
+    tables = [_cell_table(corners, made.maps, _top(made))]
     if made.chosen:
-        tables.insert(1, _held_out_table(corners, made))
+        tables.insert(0, _held_out_table(corners, made))
     text = (SIGNED, *sentences(corners, made))
     return Section("Measure: signed", text, _signed_figures(run, corners, made), tuple(tables))
 
@@ -80,13 +81,13 @@ def _top(made: Study) -> int:
 
 
 def sentences(corners: Corners, made: Study) -> list[str]:
-    """The outcome of one measure in words."""
+    """The results of the signed responses in words."""
     shared, special, n = made.shared, made.special, len(corners.pairs)
     together = (
         "Sharing: a corner's map is the same for all heads, so there is no correlation."
         if shared["p"] is None
         else f"Sharing: maps of two corners correlate by r = {shared['correlation']:.2f} within layers on average;"
-        f" {p_text(shared['p'])}"
+        f" {p_text(shared['p'])}, q = {shared['q']:.3f} of this and the next test"
         + (
             f" (heads permuted {p_text(shared['p_order'])}, signs flipped {p_text(shared['p_signs'])})."
             if shared["p_signs"] is not None
@@ -96,15 +97,16 @@ def sentences(corners: Corners, made: Study) -> list[str]:
     ratio = "" if special["ratio"] is None else f", {special['ratio']:.2f} times what permuted corners give"
     apart = (
         f"Specialising: corners differ from their mean by {special['observed']:.4f} (RMS over heads){ratio};"
-        f" {p_text(special['p'])}."
+        f" {p_text(special['p'])}, q = {special['q']:.3f}."
     )
     counts = zip(corners.labels, made.calls.unique.sum((1, 2)), strict=True)
     only = (f"{count} unique to {label}" for label, count in counts)
     called = (
         f"Of {made.calls.shared.size} heads, {int(made.calls.shared.sum())} are called shared, {', '.join(only)}"
-        f" (q <= {made.level:g}, n = {n} pairs)."
+        f" (q <= {made.level:g} over all heads, and corners, n = {n} pairs)."
     )
-    return [together, apart, called, *_drops(made)]
+    few = too_few(n)
+    return [together, apart, called, *([f"{few}."] if few else ()), *_drops(made)]
 
 
 def _drops(made: Study) -> list[str]:
@@ -121,29 +123,20 @@ def _drops(made: Study) -> list[str]:
     ]
 
 
-def _best_table(corners: Corners, made: Study) -> Table:
-    rows = []
-    for (kind, place), head in best(made).items():
-        score, direction = (values[head] for values in made.scores[kind, place])
-        q = made.calls.q_shared[head] if place is None else made.calls.q_unique[place, *head]
-        rows.append((
-            f"best {_kind(corners, kind, place, direction)}", _spelt(corners, head),
-            *(_number(value) for value in made.maps[:, *head]), _number(score), f"{q:.2g}",
-            made.call(head, corners.labels) or "not called",
-        ))  # fmt: skip
-    return Table(("on all pairs", "head", *corners.labels, DIRECTED, "q", "call"), tuple(rows))
-
-
 def _held_out_table(corners: Corners, made: Study) -> Table:
     rows = tuple(
         (
             name, str(row["rank"]), _spelt(corners, (row["layer"], row["head"])), _number(row["selection"]),
-            _number(row["held_out"]), f"{_number(row['low'])} to {_number(row['high'])}", _number(row["drop"]),
-            str(row["rank_held_out"]),
+            _number(row["held_out"]), f"{_number(row['low'])} to {_number(row['high'])}", f"{row['p']:.2g}",
+            f"{row['q']:.2g}", _number(row["drop"]), str(row["rank_held_out"]),
+            made.call((row["layer"], row["head"]), corners.labels) or "not called",
         )
         for name, row in _chosen(corners, made)
     )  # fmt: skip
-    header = ("chosen on one half", "rank", "head", DIRECTED, "on the other half", "95 %", "drop", "rank there")
+    header = (
+        "chosen on one half", "rank", "head", DIRECTED, "on the other half", "95 %", "p", "q", "drop", "rank there",
+        "call (all pairs)",
+    )  # fmt: skip
     return Table(header, rows)
 
 
@@ -160,7 +153,8 @@ def _cell_table(corners: Corners, maps: np.ndarray, top: int, size=np.abs) -> Ta
         (where, _spelt(corners, head), *(_number(of) for of in maps[:, *head]), _number(value))
         for where, head, value in top_cells(corners, maps, top, size)
     )
-    return Table(("top cells on all pairs", "head", *corners.labels, "value"), rows)
+    header = ("top cells on all pairs (a description: too large by selection)", "head", *corners.labels, "value")
+    return Table(header, rows)
 
 
 def _signed_figures(run: RunFolder, corners: Corners, made: Study) -> tuple[Picture, ...]:
@@ -173,8 +167,9 @@ def _signed_figures(run: RunFolder, corners: Corners, made: Study) -> tuple[Pict
     ]
     figures = _map_figures(corners, made.maps, LABEL, marks, made.calls) | {
         "heads": (
-            head_figure(heads, corners.labels, LABEL, f"mean and 95 % interval over n = {n} pairs"),
-            "The best and the called heads: their response in each of the four corners, with intervals",
+            head_figure(heads, corners.labels, LABEL, _halves_note(made)),
+            "The best and the called heads, ranked on one half of the pairs: their response in each of the four corners"
+            " on the other half, with intervals",
         ),
         "curves": (
             curve_figure(made.maps, *places, made.shared, made.special, LABEL),
@@ -197,6 +192,14 @@ def _signed_figures(run: RunFolder, corners: Corners, made: Study) -> tuple[Pict
             "Scores of the best heads on the half of the pairs that they were chosen on, and on the other half",
         )
     return _drawn(run, "signed", figures)
+
+
+def _halves_note(made: Study) -> str:
+    """The pairs on which the heads of a figure were ranked, and those that it shows."""
+    first, second = split(made)
+    if len(made.values[0, 0, 0]) == len(first):
+        return f"ranked and drawn on the same {len(first)} pairs: mean with 95 % interval"
+    return f"ranked on {len(first)} pairs; drawn: the other {len(second)}, mean with 95 % interval"
 
 
 def _count_figures(run: RunFolder, corners: Corners) -> tuple[Picture, ...]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.corner_comparison import (
+    LEAST,
     MEAN,
     RESIDUAL,
     SHARED,
@@ -22,16 +23,25 @@ from analysis.corner_comparison import (
 )
 from analysis.corner_permutation import sharing, specialisation
 from analysis.corner_runs import Corners
-from analysis.statistics import benjamini_hochberg, mean_interval, rate_interval
+from analysis.statistics import (
+    DIFFERENCE,
+    benjamini_hochberg,
+    correct_family,
+    halves,
+    mean_interval,
+    rate_interval,
+)
 
 SHOWN = 12  # heads in a figure
+TESTS = "sharing and specialisation"  # the family of their q
 Scores = dict[tuple[str, int | None], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """What was found; each field as the function of that name returns it. values: responses [corner, layer, head,
-    pair]. q_differ: [layer, head], of the heads' own permutation tests that corners differ."""
+    """Results; each field as the function of that name returns it. values: responses [corner, layer, head, pair].
+    q_differ: [layer, head], of the heads' own permutation tests that corners differ. `shared` and `special` have q of
+    their two p as one family."""
 
     values: np.ndarray
     level: float
@@ -71,14 +81,15 @@ def less(sign: int) -> str:
 def study(values: np.ndarray, level: float, top: int, seed: int) -> Study:
     """Scores, calls at a false-discovery rate of `level`, permutation tests, and the `top` heads held out, of responses
     [corner, layer, head, pair]."""
-    special = specialisation(values, seed)
+    shared, special = sharing(values, seed), specialisation(values, seed)
+    correct_family([shared, special], TESTS)
     return Study(
         values=values,
         level=level,
         seed=seed,
         scores=scores(values.mean(-1)),
         calls=call_heads(values, level),
-        shared=sharing(values, seed),
+        shared=shared,
         special=special,
         q_differ=benjamini_hochberg(special["p_heads"]),
         chosen=held_out(values, top, seed),
@@ -118,22 +129,30 @@ def chosen_rows(corners: Corners, made: Study) -> Iterator[dict]:
         yield {**row, "corner": corner, "layer": corners.layers[row["layer"]]}
 
 
-def best(made: Study) -> dict[tuple[str, int | None], tuple[int, int]]:
-    """The head (row, head) of the largest score on all pairs, of the best shared and each corner's best unique one."""
-    return {key: ranked(score, 1)[0] for key, (score, _) in made.scores.items() if key[0] in (SHARED, UNIQUE)}
+def split(made: Study) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the pairs on which heads are chosen and on which they are measured, the halves of `held_out`; both all
+    pairs where these are too few for halves."""
+    pairs = made.values.shape[-1]
+    return halves(pairs, np.random.default_rng(made.seed)) if pairs >= LEAST else (np.arange(pairs),) * 2
 
 
 def shown_heads(made: Study) -> list[tuple[int, int]]:
-    """SHOWN heads to draw: the best of each kind, then those that are called anything, the highest score first."""
+    """SHOWN heads to draw, chosen on the first half of the pairs (`split`): the best of each kind, then those that are
+    called anything, the highest score first."""
+    first, _ = split(made)
+    by_kind = {
+        key: score for key, (score, _) in scores(made.values[..., first].mean(-1)).items() if key[0] in (SHARED, UNIQUE)
+    }
     called = made.calls.shared | made.calls.unique.any(0)
-    strength = np.max([score for (kind, _), (score, _) in made.scores.items() if kind in (SHARED, UNIQUE)], axis=0)
-    also = ranked(np.where(called, strength, -np.inf), int(called.sum()))
-    return list(dict.fromkeys([*best(made).values(), *also]))[:SHOWN]
+    also = ranked(np.where(called, np.max(list(by_kind.values()), axis=0), -np.inf), int(called.sum()))
+    return list(dict.fromkeys([*(ranked(score, 1)[0] for score in by_kind.values()), *also]))[:SHOWN]
 
 
 def intervals(made: Study, head: tuple[int, int]) -> np.ndarray:
-    """Mean, low and high of one head in every corner over pairs, [corner, 3]; NaN where there is no interval."""
-    found = [mean_interval(values[head], made.seed) for values in made.values]
+    """Mean, low and high of one head in every corner over the second half of the pairs (`split`), [corner, 3]; NaN
+    where there is no interval."""
+    _, second = split(made)
+    found = [mean_interval(values[head][second], DIFFERENCE) for values in made.values]
     return np.array([[each["mean"], each["low"], each["high"]] for each in found], np.float64)
 
 
@@ -150,22 +169,30 @@ def summary(corners: Corners, made: Study) -> dict:
     def spelt(head: tuple[int, int]) -> list[int]:
         return [corners.layers[head[0]], head[1]]
 
+    figures = ("direction", "selection", "held_out", "low", "high", "p", "q")
     chosen = {
-        key: {"head": spelt(head), "direction": int(way[head]), "score": float(score[head])}
-        for key, head in best(made).items() for score, way in [made.scores[key]]
+        (row["kind"], row["corner"]): {
+            "head": spelt((row["layer"], row["head"])), **{name: row[name] for name in figures}
+        }
+        for row in made.chosen or () if row["rank"] == 1
     }  # fmt: skip
     return {
         "mean_strength": dict(zip(corners.names, np.abs(made.maps).mean((1, 2)), strict=True)),
-        "best_shared": chosen[SHARED, None],
-        "best_unique": {name: chosen[UNIQUE, place] for place, name in enumerate(corners.names)},
+        "best_shared": chosen.get((SHARED, None)),
+        "best_unique": {name: chosen.get((UNIQUE, place)) for place, name in enumerate(corners.names)},
         "called_shared": [spelt(tuple(head)) for head in np.argwhere(made.calls.shared)],
         "called_unique": {
             name: [spelt(tuple(head)) for head in np.argwhere(called)]
             for name, called in zip(corners.names, made.calls.unique, strict=True)
         },
         "called_different": [spelt(tuple(head)) for head in np.argwhere(made.q_differ <= made.level)],
-        "sharing": {key: made.shared[key] for key in ("correlation", "p", "p_order", "p_signs", "n")},
-        "specialisation": {key: made.special[key] for key in ("observed", "expected", "ratio", "p", "n")},
+        "sharing": {key: made.shared[key] for key in ("correlation", "p", "q", "p_order", "p_signs", "n")},
+        "specialisation": {key: made.special[key] for key in ("observed", "expected", "ratio", "p", "q", "n")},
+        "families_of_q": {
+            "sharing, specialisation": TESTS,
+            "held_out": "every chosen head",
+            "heads.csv": "q_shared and q_differ each over all heads, q_unique over all heads and corners",
+        },
         "held_out": list(chosen_rows(corners, made)) or None,
         "drop_over_many_halves": made.drop,
     }

@@ -23,12 +23,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.metrics import mass
-from analysis.statistics import correct_family, mean_interval, paired_difference
+from analysis.statistics import DIFFERENCE, REAL, Bounds, correct_family, mean_interval, paired_difference
 
 STEPS = 10
 RANDOM = "random"
 BASELINES = ("shifted", RANDOM)
 DIRECTIONS = ("insertion", "deletion")
+LOG_PROBABILITY: Bounds = (None, 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,23 +141,25 @@ def summarise(found: Sequence[Used], seed: int) -> dict[str, dict]:
     "deletion_gain": over the map shifted, "insertion_gain_random", "deletion_gain_random": over a random order,
     "insertion", "deletion": areas}.
 
-    The first five are paired over samples, with interval, p of the sign-flip test and q of all of them as one family.
-    The random order has areas alone.
+    The first five are paired over samples, with interval, p of the sign-flip test and q of all of them as one family,
+    which "family_of_q" of each order states. The random order has areas alone.
     """
     summary, tests = {}, []
     for order in found[0].curves:
         areas = {way: np.array([each.area(order, way) for each in found]) for way in DIRECTIONS}
-        summary[order] = {way: mean_interval(values, seed) for way, values in areas.items()}
+        summary[order] = {way: mean_interval(values, LOG_PROBABILITY) for way, values in areas.items()}
         if order == RANDOM:
             continue
         mass_in, even = np.array([each.looks[order] for each in found]).T
-        tested = {"looks": paired_difference(mass_in, even, seed)}
+        tested = {"looks": paired_difference(mass_in, even, seed, DIFFERENCE)}
         for kind, behind in zip(BASELINES, ("", "_random"), strict=True):
             for way in DIRECTIONS:
                 baseline = np.array([each.baseline(order, way, kind) for each in found])
                 pair = (areas[way], baseline) if way == "insertion" else (baseline, areas[way])
-                tested[f"{way}_gain{behind}"] = paired_difference(*pair, seed)
+                tested[f"{way}_gain{behind}"] = paired_difference(*pair, seed, REAL)
         summary[order] |= tested
         tests += tested.values()
-    correct_family(tests)
+    family = correct_family(tests, "every order's looks and gains")
+    for order in summary.keys() - {RANDOM}:
+        summary[order]["family_of_q"] = family
     return summary

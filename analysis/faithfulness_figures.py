@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from analysis.faithfulness import BASELINES, DIRECTIONS, RANDOM, Used, summarise
+from analysis.faithfulness import BASELINES, DIRECTIONS, LOG_PROBABILITY, RANDOM, Used, summarise
 from analysis.fonts import Figure
 from analysis.plots import BLUE, GREEN, ORANGE, for_lines
 from analysis.results import RunFolder, save_arrays, write_table
@@ -56,7 +56,7 @@ def save_faithfulness(run: RunFolder, found: Sequence[Used], seed: int) -> dict:
         for order, values in summary.items() if order != RANDOM
     ]  # fmt: skip
     write_table(run.folder / "looks_and_uses.csv", held)
-    run.save(curve_figure(stacked, seed), "curves.png")
+    run.save(curve_figure(stacked), "curves.png")
     run.save(looks_and_uses(summary), "looks_and_uses.png")
     return {"n": len(found), "orders": summary}
 
@@ -74,7 +74,7 @@ def stack(found: Sequence[Used]) -> dict[str, np.ndarray]:
     return own | shifted
 
 
-def curve_figure(stacked: Mapping[str, np.ndarray], seed: int) -> Figure:
+def curve_figure(stacked: Mapping[str, np.ndarray]) -> Figure:
     """Mean curves of every order, of some with 95 % intervals: insertion on the left, deletion on the right.
 
     stacked: [sample, step] by name, as `stack` returns it and curves.npz holds it. The words' maps shifted are one
@@ -87,7 +87,7 @@ def curve_figure(stacked: Mapping[str, np.ndarray], seed: int) -> Figure:
             values = shifted if order == "shifted" else stacked[f"{order}_{way}"]
             share = np.linspace(0, 100, values.shape[1])
             if order in BANDS:
-                held = [mean_interval(step, seed) for step in values.T]
+                held = [mean_interval(step, LOG_PROBABILITY) for step in values.T]
                 lows, highs = (np.array([each[key] for each in held], float) for key in ("low", "high"))
                 axes.fill_between(share, lows, highs, color=colour, alpha=0.2, linewidth=0)
             axes.plot(share, known_mean(values), line, color=colour, linewidth=1.4, label=LABELS[order])

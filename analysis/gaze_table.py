@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from analysis.statistics import mean_interval, rate_interval
+from analysis.statistics import DIFFERENCE, SHARE, mean_interval, rate_interval
 
 PLAIN = "plain"
 ABOUT = ("image", "gaze", "prompt", "fixations", "dropped", "first_colour", "second_colour", "folder")
@@ -78,35 +78,36 @@ def names(text: str, word: str) -> bool:
     return word.lower() in re.findall(r"\w+", text.lower())
 
 
-def summarise(rows: Sequence[dict], ways: Sequence[str], seed: int) -> dict:
+def summarise(rows: Sequence[dict], ways: Sequence[str]) -> dict:
     """Per scanpath file and way: each measure of the plain answer, and the paired difference that the way makes."""
     found = {}
     for gaze in dict.fromkeys(row["gaze"] for row in rows):
         mine = [row for row in rows if row["gaze"] == gaze]
-        found[gaze] = {way: _way_summary(mine, way, seed) for way in ways}
+        found[gaze] = {way: _way_summary(mine, way) for way in ways}
     return found
 
 
-def _way_summary(rows: Sequence[dict], way: str, seed: int) -> dict:
+def _way_summary(rows: Sequence[dict], way: str) -> dict:
     summary = {}
     for measure in PAIRED:
         values, before = (np.array([row[f"{measure}_{each}"] for row in rows], np.float64) for each in (way, PLAIN))
         known = np.isfinite(values - before)  # of a model that does not look at the image at all, no share is inside
-        summary[measure] = mean_interval(values[known], seed)
+        summary[measure] = mean_interval(values[known], SHARE)
         if way != PLAIN:
-            summary[f"{measure}_difference"] = mean_interval((values - before)[known], seed)
+            summary[f"{measure}_difference"] = mean_interval((values - before)[known], DIFFERENCE)
     if way != PLAIN:
         summary["answer_changed"] = rate_interval(row[f"answer_{way}"] != row[f"answer_{PLAIN}"] for row in rows)
     return summary
 
 
-def summarise_colours(rows: Sequence[dict], ways: Sequence[str], seed: int) -> dict:
-    """Does gaze on a shape move the answer towards its colour? Empty where no row has two different colours.
+def summarise_colours(rows: Sequence[dict], ways: Sequence[str]) -> dict:
+    """Effect of gaze on a shape on the colour that the answer names. Empty where no row has two different colours.
 
     Without gaze, and per way and gaze: the share of answers that name the first and the second shape's colour (Wilson);
-    for a way also the paired differences to plain, of these shares and of the probabilities that the answer begins with
-    the colour. "first_against_second": what changes on the same picture when gaze moves from the second shape to the
-    first, for the share that names the first shape's colour minus the share that names the second's.
+    for a way also the paired differences to plain, of these shares (score interval) and of the probabilities that the
+    answer begins with the colour. "first_against_second": the change on the same picture when gaze moves from the
+    second shape to the first, of the share that names the first shape's colour minus the share that names the second's
+    (score interval of values -1, -.5, 0, .5, 1).
     """
     rows = [row for row in rows if row["first_colour"]]
     if not rows:
@@ -118,20 +119,20 @@ def summarise_colours(rows: Sequence[dict], ways: Sequence[str], seed: int) -> d
             continue
         found[way] = {}
         for gaze in dict.fromkeys(row["gaze"] for row in rows):
-            found[way][f"gaze_on_{gaze}"] = _colour_summary([r for r in rows if r["gaze"] == gaze], way, seed)
-        found[way]["first_against_second"] = mean_interval(_moved(rows, way), seed)
+            found[way][f"gaze_on_{gaze}"] = _colour_summary([r for r in rows if r["gaze"] == gaze], way)
+        found[way]["first_against_second"] = mean_interval(_moved(rows, way), DIFFERENCE)
     return found
 
 
-def _colour_summary(rows: Sequence[dict], way: str, seed: int) -> dict:
+def _colour_summary(rows: Sequence[dict], way: str) -> dict:
     summary = {}
     for shape in ("first", "second"):
         after, before = _named(rows, way, shape), _named(rows, PLAIN, shape)
         p_after, p_before = ([row[f"p_{shape}_{each}"] for row in rows] for each in (way, PLAIN))
         known = [(a, b) for a, b in zip(p_after, p_before, strict=True) if a is not None and b is not None]
         summary[shape] = rate_interval(after)
-        summary[f"{shape}_difference"] = mean_interval(after.astype(int) - before, seed)
-        summary[f"p_{shape}_difference"] = mean_interval([a - b for a, b in known], seed)
+        summary[f"{shape}_difference"] = mean_interval(after.astype(int) - before, DIFFERENCE)
+        summary[f"p_{shape}_difference"] = mean_interval([a - b for a, b in known], DIFFERENCE)
     return summary
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from analysis.heads import Inside, mean_heads, relative
 from analysis.plots import head_heatmap, ranked_bars
 from analysis.results import RunFolder, save_arrays, write_table
-from analysis.salient_heads import LEAST, Proposal, Settings, carries_over, halves, propose, score
-from analysis.statistics import mean_interval
+from analysis.salient_heads import LEAST, Proposal, Settings, carries_over, propose, score
+from analysis.statistics import DIFFERENCE, MIN_SPLIT, SHARE, halves, known_mean, mean_interval
 
 COLUMNS = (
     "image", "prompt", "answer", "gold", "tokens", "fixations", "dropped", "mask", "image_attention", "best_layer",
@@ -63,8 +64,8 @@ class Measured:
         return self.own - self.shuffled
 
 
-def save_heads(run: RunFolder, measured: Measured, proposal: Proposal) -> None:
-    """Writes similarity.npz, heads.csv, heads.png and ranked.png. Dots mark the followers of `proposal`."""
+def save_heads(run: RunFolder, measured: Measured, proposal: Proposal, seed: int) -> None:
+    """Write similarity.npz, heads.csv, heads.png and ranked.png. Dots mark the followers of `proposal`."""
     arrays = {"own": measured.own, "shuffled": measured.shuffled, "seen": measured.seen}
     save_arrays(run.folder / "similarity.npz", samples=np.array(measured.names, dtype=str), **arrays)
     rows = head_rows(measured, proposal.followers)
@@ -77,19 +78,40 @@ def save_heads(run: RunFolder, measured: Measured, proposal: Proposal) -> None:
     }
     grids = [(title, np.array([row[name] for row in rows]).reshape(shape)) for title, name in panels.items()]
     run.save(head_heatmap(grids, proposal.followers), "heads.png")
-    columns = ([row[name] for row in rows] for name in ("similarity", "low", "high", "shuffled"))
-    names = [f"{row['layer']}.{row['head']}" for row in rows]
-    run.save(ranked_bars(names, *columns, label=LABEL, control_label=CONTROL, axis_label="layer.head"), "ranked.png")
+    run.save(ranking(measured, seed), "ranked.png")
+
+
+def ranking(measured: Measured, seed: int) -> Figure:
+    """Bars of the most similar heads, ranked on one half of the images and drawn with the values of the other half.
+
+    Heads ranked on the images that are drawn would owe a part of their height to chance, and their intervals would
+    miss it. Below MIN_SPLIT images there are no halves, which the title then states.
+    """
+    count = len(measured.names)
+    first = second = np.arange(count)
+    title = f"ranked and drawn on the same {count} images"
+    if count >= MIN_SPLIT:
+        first, second = halves(count, np.random.default_rng(seed))
+        title = f"ranked on {len(first)} images, drawn: the other {len(second)}, mean with 95 % interval"
+    drawn = mean_heads(measured.own[second], SHARE)
+    columns = (drawn["mean"], drawn["low"], drawn["high"], known_mean(measured.shuffled[second]))
+    return ranked_bars(
+        [f"{layer}.{head}" for layer, head in np.ndindex(drawn["mean"].shape)],
+        *(values.ravel() for values in columns),
+        order_by=known_mean(measured.own[first]).ravel(), label=LABEL, control_label=CONTROL, axis_label="layer.head",
+        title=title,
+    )  # fmt: skip
 
 
 def head_rows(measured: Measured, followers: np.ndarray) -> list[dict]:
     """One row per head, layer by layer; `followers` bool [layer, head].
 
     similarity: mean over images, with deviation, 95 % interval and n; relative: divided by the layer's largest; lift:
-    similarity minus that with another image's gaze, paired.
+    similarity minus that with another image's gaze, paired. Every interval is that of one head alone; `follows` is
+    corrected for the number of heads (`analysis.salient_heads.find_followers`).
     """
-    own, lift = mean_heads(measured.own), mean_heads(measured.lift)
-    shuffled, seen = mean_heads(measured.shuffled)["mean"], measured.seen.mean(0)
+    own, lift = mean_heads(measured.own, SHARE), mean_heads(measured.lift, DIFFERENCE)
+    shuffled, seen = known_mean(measured.shuffled), measured.seen.mean(0)
     near = relative(own["mean"])
     return [
         {
@@ -109,7 +131,7 @@ def study(measured: Measured, published: Settings, seed: int) -> tuple[Proposal,
     own, shuffled, lift = measured.own, measured.shuffled, measured.lift
     proposal = propose(own[first], shuffled[first], measured.seen[first])
     summary = {
-        "image_attention": mean_interval(measured.seen.mean((1, 2)), seed),
+        "image_attention": mean_interval(measured.seen.mean((1, 2)), SHARE),
         "proposal": {
             "settings": proposal.settings and proposal.settings._asdict(),
             "reason": proposal.reason,
@@ -119,8 +141,8 @@ def study(measured: Measured, published: Settings, seed: int) -> tuple[Proposal,
     }
     if proposal.settings and len(second) >= LEAST:
         images = own[second], shuffled[second]
-        summary["other_half"] = carries_over(proposal, *images, mean_heads(lift[first])["mean"], seed)
-        summary["published"] = {"settings": published._asdict(), "other_half": score(published, *images, seed)}
+        summary["other_half"] = carries_over(proposal, *images, known_mean(lift[first]), seed)
+        summary["published"] = {"settings": published._asdict(), "other_half": score(published, *images)}
     return proposal, summary
 
 

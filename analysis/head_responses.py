@@ -13,9 +13,10 @@ The folder of a run of head_attention_stats_qwen2.py holds, besides settings.jso
     signed_LHN.npy          float32 [layer, head, pair]: the responses
     layer_<l>_top<k>_counts.npy, .png    int64 [head]: one row of count_LH, and its bars; <l> counts layers from 0
     heads.csv               one row per head, layer by layer: layer, head, n (pairs), count, full, control (mean
-                            attention), difference (mean response) with low, high (95 %, Student's t), effect
-                            (matched-pairs rank-biserial correlation, -1..1), p (Wilcoxon, two-sided), q (after
-                            Benjamini-Hochberg over all rows)
+                            attention), difference (mean response) with low, high (95 %, of this head alone: see
+                            `analysis.statistics.mean_interval`), effect (matched-pairs rank-biserial correlation,
+                            -1..1), p (Wilcoxon, two-sided), q (after Benjamini-Hochberg over all rows, as
+                            family_of_q states)
     heads.png               heatmaps of counts, mean responses and effect sizes; dots where q <= 0.05
     attention.npz           with --save-diffs: full and control, float32 [layer, head, pair]; layers; pairs (names)
     ablation.csv, .png      with --ablate: per pair and set of heads log p(yes) - log p(no) of both pictures
@@ -40,7 +41,7 @@ from analysis.errors import Unmeasurable
 from analysis.heads import mean_heads
 from analysis.results import save_arrays, write_table, write_whole
 from analysis.rollout import check_layout
-from analysis.statistics import head_tests
+from analysis.statistics import DIFFERENCE, head_tests
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,13 +137,14 @@ def head_table(full: np.ndarray, control: np.ndarray, topk: int, layers: Sequenc
     signed = full - control
     counts = most_changed(signed, topk).sum(-1)
     by_pair = signed.transpose(2, 0, 1).astype(np.float64)
-    tested, mean = head_tests(by_pair), mean_heads(by_pair)
+    tested, mean = head_tests(by_pair), mean_heads(by_pair, DIFFERENCE)
+    family = f"{np.isfinite(tested['q']).sum()} heads: every measured layer x head"
     return [
         {
             "layer": layers[at[0]], "head": at[1], "n": int(tested["n"][at]), "count": int(counts[at]),
             "full": float(full[at].mean()), "control": float(control[at].mean()),
             "difference": float(mean["mean"][at]), "low": float(mean["low"][at]), "high": float(mean["high"][at]),
-            **{name: float(tested[name][at]) for name in ("effect", "p", "q")},
+            **{name: float(tested[name][at]) for name in ("effect", "p", "q")}, "family_of_q": family,
         }
         for at in np.ndindex(counts.shape)
     ]  # fmt: skip

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy import stats
 
 from analysis.errors import Unmeasurable
 from analysis.rollout import answer_rows, check_layout
+from analysis.statistics import CONFIDENCE, Bounds, mean_interval
 
 
 class Inside(NamedTuple):
@@ -74,20 +74,20 @@ def relative(similarity: np.ndarray) -> np.ndarray:
     return np.divide(similarity, largest, out=np.where(np.isnan(similarity), np.nan, 0.0), where=largest > 0)
 
 
-def mean_heads(values: np.ndarray, confidence: float = 0.95) -> dict[str, np.ndarray]:
-    """Mean over images of values [image, layer, head] with Student's t interval, each array [layer, head].
+def mean_heads(values: np.ndarray, bounds: Bounds, confidence: float = CONFIDENCE) -> dict[str, np.ndarray]:
+    """Mean over images of values [image, layer, head] with the interval of `mean_interval`, each array [layer, head].
 
-    Returns {"mean", "deviation", "low", "high", "n"}; images in which a head is undefined (NaN) do not count for it.
+    Returns {"mean", "deviation", "low", "high", "n"}; images in which a head is undefined (NaN) do not count for it,
+    and what cannot be estimated is NaN. Each interval is that of one head, without a correction for their number.
     """
-    known = ~np.isnan(values)
-    count = known.sum(0)
-    mean = _divide(np.where(known, values, 0).sum(0), count)
-    squares = (np.where(known, values - mean, 0) ** 2).sum(0)
-    deviation = np.sqrt(_divide(squares, np.maximum(count - 1, 0)))
-    reach = stats.t.ppf(0.5 + confidence / 2, np.maximum(count - 1, 1)) * _divide(deviation, np.sqrt(count))
-    return {"mean": mean, "deviation": deviation, "low": mean - reach, "high": mean + reach, "n": count}
-
-
-def _divide(above, below) -> np.ndarray:
-    """above / below, NaN where below is 0."""
-    return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=below > 0)
+    values = np.asarray(values, np.float64)
+    shape = values.shape[1:]
+    intervals = [mean_interval(values[:, *head], bounds, confidence) for head in np.ndindex(shape)]
+    found = {
+        name: np.array([interval[name] for interval in intervals], np.float64).reshape(shape)
+        for name in ("mean", "low", "high")
+    }
+    count = np.isfinite(values).sum(0)
+    squares = np.where(np.isfinite(values), values - found["mean"], 0) ** 2
+    variance = np.divide(squares.sum(0), count - 1, out=np.full(shape, np.nan), where=count > 1)
+    return {**found, "deviation": np.sqrt(variance), "n": count}

@@ -84,14 +84,18 @@ def ranked_bars(
     control_label: str = "",
     axis_label: str = "",
     most: int = 32,
+    order_by: Sequence[float] | None = None,
+    title: str = "",
 ) -> Figure:
-    """Bars in falling order of their means with whiskers from `lows` to `highs`; the largest `most` of them.
+    """Bars with whiskers from `lows` to `highs` in falling order of `order_by` (default: of their means), at `most`
+    that many.
 
     `controls` is drawn over each bar as a mark. `label` and `axis_label` name the axes of values and of bars,
     `control_label` the marks.
     """
     means, lows, highs = (np.asarray(values, np.float64) for values in (means, lows, highs))
-    order = np.argsort(-np.nan_to_num(means, nan=-np.inf), kind="stable")[:most]
+    ranks = means if order_by is None else np.asarray(order_by, np.float64)
+    order = np.argsort(-np.nan_to_num(ranks, nan=-np.inf), kind="stable")[:most]
     width = min(12, max(3.6, 1.2 + 0.26 * len(order)))
     figure = Figure(figsize=(width, 2.7), dpi=200, layout="constrained")
     axes = figure.subplots()
@@ -107,8 +111,8 @@ def ranked_bars(
     axes.set_ylabel(label, fontsize=8)
     axes.set_xlabel(axis_label, fontsize=8)
     for_bars(axes)
-    if len(order) < len(means):
-        axes.set_title(f"the {len(order)} highest of {len(means)}", fontsize=8, loc="left")
+    shown = f"the {len(order)} highest of {len(means)}" if len(order) < len(means) else ""
+    axes.set_title("; ".join(part for part in (shown, title) if part), fontsize=8, loc="left")
     return figure
 
 

@@ -61,9 +61,10 @@ def response_maps(rows: Sequence[dict], heads: int, topk: int, where: str = "the
 
 
 def ablation_figure(summary: dict, heads: str) -> Figure:
-    """What ablating the chosen `heads` does to log p(yes) - log p(no), beside random ones, of a `summarise` summary.
+    """Change of log p(yes) - log p(no) by ablation of the chosen `heads` and of random ones, of a `summarise` summary.
 
-    The rank is that of the chosen set among all sets by the size of its change."""
+    The rank is that of the chosen set among all sets by the size of its change; the title states the smallest p that so
+    many sets allow where none can reach LEVEL."""
     pictures = {"full": "full", "control": "control", "full_minus_control": "full - control"}
     figure = Figure(figsize=(4.6, 2.7), dpi=200, layout="constrained")
     axes = figure.subplots()
@@ -74,7 +75,9 @@ def ablation_figure(summary: dict, heads: str) -> Figure:
         (-0.12, ORANGE, "chosen", f"chosen heads {heads} (layer.head)"),
         (0.12, BLUE, "random", "random heads of the same layers, mean"),
     ):
-        mean, low, high = (np.array([summary[name][key][of] for name in pictures]) for of in ("mean", "low", "high"))
+        mean, low, high = (
+            np.array([summary[name][key][of] for name in pictures], np.float64) for of in ("mean", "low", "high")
+        )
         reach = np.stack([mean - low, high - mean])
         marks = {"fmt": "o", "color": colour, "capsize": 2.5, "markersize": 5, "linewidth": 1.2}
         drawn.append(axes.errorbar(places + offset, mean, reach, label=label, **marks))
@@ -85,7 +88,10 @@ def ablation_figure(summary: dict, heads: str) -> Figure:
     ranks = [f"{label}\nrank {summary[name]['rank']} of {1 + draws.shape[1]}" for name, label in pictures.items()]
     axes.set_xticks(range(len(pictures)), labels=ranks, fontsize=8)
     axes.set_ylabel("change of\nlog p(yes) - log p(no), nats", fontsize=8)
-    axes.set_title(f"image attention taken away, n = {summary['full']['chosen']['n']} pairs", fontsize=8, loc="left")
+    title = f"image attention removed, n = {summary['full']['chosen']['n']} pairs; mean with 95 % interval"
+    if (least := summary["full"]["smallest_p_rank"]) > LEVEL:
+        title += f"\nof so few sets the smallest possible p of a rank is {least:.2g}"
+    axes.set_title(title, fontsize=8, loc="left")
     for_bars(axes)
     figure.legend(handles=[*drawn, each[0]], frameon=False, fontsize=7, loc="outside lower center")
     return figure

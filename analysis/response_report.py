@@ -11,14 +11,13 @@ from analysis import head_responses
 from analysis.causal_heads import PICTURES
 from analysis.response_figures import count_bars, response_maps
 from analysis.results import RunFolder
-from analysis.statistics import LEVEL, mean_interval, rate_interval
+from analysis.statistics import LEVEL, REAL, mean_interval, rate_interval, too_few
 
 COLUMNS = (
     "full_image", "control_image", "prompt", "answer_full", "answer_control", "tokens_full", "tokens_control",
     "margin_full", "margin_control", "top_head", "top_response",
 )  # fmt: skip
 NOTICEABLE = 0.01  # of a row's attention
-TOLD = 5  # heads
 
 
 def sample_row(paths: Sequence[Path], prompt: str, said: Sequence, attention: np.ndarray, margins, layers) -> dict:
@@ -77,50 +76,72 @@ def save(run: RunFolder, measured: Measured, layers: Sequence[int], topk: int, w
     return table
 
 
-def says(rows: Sequence[dict], seed: int) -> dict | None:
-    """How often the answer to each picture is rather yes than no, and by how much; None where that is not known."""
+def says(rows: Sequence[dict]) -> dict | None:
+    """Share of yes answers to each picture, and the mean margin; None where the margin is not known."""
     if rows[0]["margin_full"] is None:
         return None
     margins = {picture: [row[f"margin_{picture}"] for row in rows] for picture in PICTURES}
     return {
-        picture: {"says_yes": rate_interval(margin > 0 for margin in values), "margin": mean_interval(values, seed)}
+        picture: {"says_yes": rate_interval(margin > 0 for margin in values), "margin": mean_interval(values, REAL)}
         for picture, values in margins.items()
     }
 
 
 def responding(table: Sequence[dict]) -> list[dict]:
-    """The rows of heads.csv that pass the test, largest |difference| first."""
-    return sorted((row for row in table if row["q"] <= LEVEL), key=lambda row: -abs(row["difference"]))
+    """The heads that pass the test on all pairs, with their q, in the order of heads.csv, which has their effects.
+
+    An effect of a head that was selected because it is large is too large on the same pairs; "held_out" of summary.json
+    has effects on pairs that had no part in the selection.
+    """
+    return [{name: row[name] for name in ("layer", "head", "q")} for row in table if row["q"] <= LEVEL]
 
 
-def findings(table: Sequence[dict]) -> str:
-    """What heads.csv says, for a reader at the terminal, with the TOLD heads that respond most."""
-    found = responding(table)
-    clear = sum(abs(row["difference"]) >= NOTICEABLE for row in found)
+def findings(table: Sequence[dict], held_out: Sequence[dict]) -> str:
+    """Counts of heads that pass the test and, of the heads chosen on one half of the pairs (rows of
+    `causal_heads.held_out`), the responses on the other half; for the terminal."""
+    found = [row for row in table if row["q"] <= LEVEL]
+    clear, n = sum(abs(row["difference"]) >= NOTICEABLE for row in found), table[0]["n"]
+    few = too_few(n)
     lines = [
-        f"{len(found)} of {len(table)} heads attend differently with the object (q <= {LEVEL}, n = {table[0]['n']} "
-        f"pairs), {clear} of them by {NOTICEABLE} or more"
+        f"{len(found)} of {len(table)} heads attend differently with the object (q <= {LEVEL}, n = {n} pairs), {clear} "
+        f"of them by {NOTICEABLE} or more" + (f"; {few}" if few else "")
     ]
-    for row in found[:TOLD]:
-        lines.append(
-            f"  layer {row['layer']} head {row['head']}: attention {row['control']:.3f} -> {row['full']:.3f}, effect "
-            f"size {row['effect']:+.2f}, q {row['q']:.2g}"
-        )
+    if held_out:
+        n = held_out[0]["other_half"]["n"]
+        lines.append(f"strongest heads of one half, on the other {n} pairs: attention with the object minus without")
+    for row in held_out:
+        other = row["other_half"]
+        p = "" if other["p"] is None else f", p {row['other_half']['p_holm']:.2g} (Holm, {len(held_out)} heads)"
+        lines.append(f"  layer {row['layer']} head {row['head']}: {_estimate(other, 4)}{p}")
     return "\n".join(lines)
 
 
+def _estimate(figure: dict, digits: int = 2) -> str:
+    """A mean with its interval, without one where it cannot be estimated."""
+    mean, *ends = (None if figure[name] is None else f"{figure[name]:+.{digits}f}" for name in ("mean", "low", "high"))
+    return f"{mean} [{', '.join(ends)}]" if None not in ends else f"{mean} ({figure['interval']})"
+
+
 def ablation_finding(ablation: dict, heads: str) -> str:
-    """What a `causal_heads.summarise` summary says of the difference that the object makes to the answer."""
+    """Effect of ablation on the difference that the object makes to the answer, of a `causal_heads.summarise` summary.
+
+    Where the random sets are too few for any rank to reach LEVEL, that is stated instead of p-values: a p over pairs is
+    of a difference from these few sets, and small though another set might differ as much.
+    """
     found = ablation["full_minus_control"]
-    chosen, random = (
-        f"{found[name]['mean']:+.2f} [{found[name]['low']:+.2f}, {found[name]['high']:+.2f}]"
-        for name in ("chosen", "random")
-    )
-    sets = 1 + len(found["draws"])
-    return (
+    draws, least = len(found["draws"]), found["smallest_p_rank"]
+    effect = (
         f"the object moves log p(yes) - log p(no) by {found['margin']['mean']:.2f}; without the image attention of "
-        f"heads {heads} (layer.head) that changes by {chosen}, without that of random heads by {random} "
-        f"(n = {found['chosen']['n']} other pairs, p of the difference {found['chosen_minus_random']['p']:.2g}); by "
-        f"the size of that change the heads rank {found['rank']} of {sets} sets (p = {found['p_rank']:.2g}; so many "
-        f"sets allow {1 / sets:.2g} at best)"
+        f"heads {heads} (layer.head) that changes by {_estimate(found['chosen'])}, without that of random heads by "
+        f"{_estimate(found['random'])} (n = {found['chosen']['n']} other pairs); "
+    )
+    if least > LEVEL:
+        return effect + (
+            f"{draws} random set{'s' * (draws > 1)}: the smallest possible p is {least:.2g}, so this run cannot tell "
+            "the chosen heads from random ones"
+        )
+    return effect + (
+        f"by the size of that change the heads rank {found['rank']} of {1 + draws} sets (p = {found['p_rank']:.2g}, "
+        f"smallest possible {least:.2g}; difference from the random sets over pairs: p = "
+        f"{found['chosen_minus_random']['p']:.2g}, q = {found['chosen_minus_random']['q']:.2g})"
     )

@@ -20,7 +20,7 @@ import numpy as np
 from analysis.evaluation_table import any_cut, count_cut
 from analysis.judges import circular
 from analysis.predictions import FIELDS
-from analysis.statistics import holm, mcnemar, mean_interval, rate_interval
+from analysis.statistics import DIFFERENCE, holm, mcnemar, mean_interval, rate_interval, smallest_p
 
 COLUMNS = (
     "image", "task", "prompt", "gold", "prediction_a", "value_a", "correct_a", "cut_a", "prediction_b", "value_b",
@@ -180,7 +180,7 @@ def _other_images(one: Outcome, other: Outcome) -> bool:
     return answered and known and one.image_hashes != other.image_hashes
 
 
-def compare(pairs: Sequence[Pair], seed: int = 0) -> dict:
+def compare(pairs: Sequence[Pair]) -> dict:
     """Accuracy of both runs and their difference, over all records and per sub-task; failed pairs are left out.
 
     Returns {"overall": contrast, "tasks": {task: contrast with "p_holm"}}, each contrast as `contrast` makes it;
@@ -188,34 +188,30 @@ def compare(pairs: Sequence[Pair], seed: int = 0) -> dict:
     """
     usable = [pair for pair in pairs if pair.failed is None]
     names = sorted({pair.a.task for pair in usable})
-    tasks = {name: contrast([pair for pair in usable if pair.a.task == name], seed) for name in names}
+    tasks = {name: contrast([pair for pair in usable if pair.a.task == name]) for name in names}
     for found, corrected in zip(tasks.values(), holm([found["p"] for found in tasks.values()]), strict=True):
         found["p_holm"] = float(corrected)
-    return {"overall": contrast(usable, seed), "tasks": tasks}
+    return {"overall": contrast(usable), "tasks": tasks}
 
 
-def contrast(pairs: Sequence[Pair], seed: int = 0) -> dict:
-    """Both accuracies with Wilson's interval ("a", "b"), their paired "difference" b - a with a bootstrap interval, the
-    counts "gained" and "lost", McNemar's exact "p" of them, and how many answers of each run could not be parsed, and
-    were cut by its token limit (None where the run does not say).
-
-    Where all records differ alike, as where none flipped, resampling tells nothing of chance: no bounds.
+def contrast(pairs: Sequence[Pair]) -> dict:
+    """Both accuracies with Wilson's interval ("a", "b"), their paired "difference" b - a with Tango's score interval,
+    the counts "gained" and "lost", McNemar's exact "p" of them with the smallest p that so many flips allow, and how
+    many answers of each run could not be parsed, and were cut by its token limit (None where the run does not say).
     """
     right_a, right_b = (np.array([outcome.correct for outcome in side], int) for side in _sides(pairs))
     sides = dict(zip("ab", _sides(pairs), strict=True))
     unparsed = {f"unparsed_{name}": sum(not outcome.parsed for outcome in side) for name, side in sides.items()}
     cut = {f"cut_{name}": count_cut(map(vars, side)) for name, side in sides.items()}
-    difference = mean_interval(right_b - right_a, seed)
-    if len(set(right_b - right_a)) == 1:
-        difference |= {"low": None, "high": None}
     flips = Counter(pair.flip for pair in pairs)
     return {
         "a": rate_interval(right_a),
         "b": rate_interval(right_b),
-        "difference": difference,
+        "difference": mean_interval(right_b - right_a, DIFFERENCE),
         GAINED: flips[GAINED],
         LOST: flips[LOST],
         "p": mcnemar(flips[LOST], flips[GAINED]),
+        "smallest_p": smallest_p(flips[LOST] + flips[GAINED]),
         **unparsed,
         **cut,
     }

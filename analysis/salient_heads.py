@@ -14,9 +14,9 @@ import numpy as np
 from scipy import stats
 
 from analysis.heads import mean_heads, relative
-from analysis.statistics import mean_interval
+from analysis.statistics import DIFFERENCE, SHARE, known_mean, mean_interval
 
-SHARE = 0.5  # of the largest lift of all heads that a head must reach
+LIFT_SHARE = 0.5  # of the largest lift of all heads that a head must reach
 CONFIDENCE = 0.95  # of the statement that no head of the model is a follower by chance
 LOOKS = 0.1  # of its attention that a head must spend on the image to be worth editing
 LEAST = 10  # images in a half
@@ -39,22 +39,16 @@ class Proposal(NamedTuple):
     followers: np.ndarray
 
 
-def halves(count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of `count` images in two random halves; of an odd number, the second has one more."""
-    order = rng.permutation(count)
-    return np.sort(order[: count // 2]), np.sort(order[count // 2 :])
-
-
 def find_followers(lift: np.ndarray) -> np.ndarray:
-    """Which heads follow the gaze: bool [layer, head] of lifts [image, layer, head].
+    """Heads that follow the gaze: bool [layer, head] of lifts [image, layer, head].
 
-    Those whose mean lift is at least SHARE of the largest and above 0 with CONFIDENCE, corrected for the number of
+    Those whose mean lift is at least LIFT_SHARE of the largest and above 0 with CONFIDENCE, corrected for the number of
     heads (Bonferroni).
     """
-    found = mean_heads(lift, 1 - (1 - CONFIDENCE) / lift[0].size)
+    found = mean_heads(lift, DIFFERENCE, 1 - (1 - CONFIDENCE) / lift[0].size)
     largest = np.fmax.reduce(found["mean"], axis=None)
     with np.errstate(invalid="ignore"):
-        return (found["low"] > 0) & (found["mean"] >= SHARE * largest)
+        return (found["low"] > 0) & (found["mean"] >= LIFT_SHARE * largest)
 
 
 def propose(own: np.ndarray, shuffled: np.ndarray, seen: np.ndarray) -> Proposal:
@@ -80,7 +74,7 @@ def propose(own: np.ndarray, shuffled: np.ndarray, seen: np.ndarray) -> Proposal
     heads = int(follows.sum(1).max())
     near = relative(own)[:, layers]
     tau, kept, passed = best_threshold(near[:, follows], near[:, ~follows])
-    most = np.nanmax(mean_heads(own - shuffled)["mean"])
+    most = np.nanmax(known_mean(own - shuffled))
     apart = (
         "there, every head is a follower, so tau has nothing to keep out"
         if follows.all()
@@ -89,7 +83,7 @@ def propose(own: np.ndarray, shuffled: np.ndarray, seen: np.ndarray) -> Proposal
     )
     reason = (
         f"{followers.sum()} of {followers.size} heads follow the gaze: their similarity is higher with their image's"
-        f" own gaze than with another image's, surely and by at least {SHARE:.0%} of the largest such lift"
+        f" own gaze than with another image's, surely and by at least {LIFT_SHARE:.0%} of the largest such lift"
         f" ({most:.2f}); {looking.sum()} of them spend at least {LOOKS:.0%} of their attention on the image. These lie"
         f" in layers {', '.join(map(str, layers))}, with at most {heads} followers in one; {apart}."
     )
@@ -124,7 +118,7 @@ def select(similarity: np.ndarray, settings: Settings) -> np.ndarray:
     return chosen
 
 
-def score(settings: Settings, own: np.ndarray, shuffled: np.ndarray, seed: int = 0) -> dict:
+def score(settings: Settings, own: np.ndarray, shuffled: np.ndarray) -> dict:
     """How near the heads that `settings` take are to the gaze, mean over images with intervals.
 
     own, shuffled: similarities [image, layer, head].
@@ -134,9 +128,12 @@ def score(settings: Settings, own: np.ndarray, shuffled: np.ndarray, seed: int =
     """
     taken, control = (_mean_over(values, select(values, settings)) for values in (own, shuffled))
     both = ~np.isnan(taken + control)
-    figures = {"similarity": taken[both], "shuffled": control[both], "lift": (taken - control)[both]}
-    figures["heads"] = select(own, settings).sum((1, 2))
-    return {name: mean_interval(values, seed) for name, values in figures.items()}
+    return {
+        "similarity": mean_interval(taken[both], SHARE),
+        "shuffled": mean_interval(control[both], SHARE),
+        "lift": mean_interval((taken - control)[both], DIFFERENCE),
+        "heads": mean_interval(select(own, settings).sum((1, 2)), (0, settings.heads * len(settings.layers))),
+    }
 
 
 def _mean_over(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
@@ -159,14 +156,14 @@ def carries_over(proposal: Proposal, own: np.ndarray, shuffled: np.ndarray, firs
     taken = select(own, settings)[:, list(settings.layers)]
     follows = proposal.followers[list(settings.layers)]
     return {
-        "gaze": score(settings, own, shuffled, seed),
+        "gaze": score(settings, own, shuffled),
         "followers": {
             "first_half": int(proposal.followers.sum()),
             "second_half": int(again.sum()),
             "both": int((proposal.followers & again).sum()),
         },
-        "followers_taken": mean_interval(taken[:, follows].mean(1), seed),
-        "others_taken": mean_interval(taken[:, ~follows].mean(1) if not follows.all() else [], seed),
+        "followers_taken": mean_interval(taken[:, follows].mean(1), SHARE),
+        "others_taken": mean_interval(taken[:, ~follows].mean(1) if not follows.all() else [], SHARE),
         "rank_correlation": rank_correlation(first_lift, own - shuffled, seed),
     }
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from analysis.sinks import FIRST_LAYER, magnitudes, top_count
-from analysis.statistics import mean_interval
+from analysis.statistics import SHARE, mean_interval
 
 GOOD_PRECISION, GOOD_RECALL, FAIR_PRECISION = 0.5, 0.3, 0.3  # of the published script
 
@@ -112,23 +112,23 @@ class Agreement:
         self._chance.append(float(wanted.mean()))
         return own
 
-    def summary(self, seed: int = 0) -> dict:
+    def summary(self) -> dict:
         """Precision and recall with intervals: overall, per layer, by tau, and of random dimensions; the verdict."""
         layers = len(self.counts[0].wanted)
         edited = edited_layers(layers)
-        overall = scores([[own] for own in self.counts], edited, seed)
+        overall = scores([[own] for own in self.counts], edited)
         return {
             "verdict": verdict(overall["precision"]["mean"], overall["recall"]["mean"]),
             **overall,
             "chance": float(np.mean(self._chance)),
-            "random_same_tau": scores(self._random, edited, seed),
-            "random_same_count": scores(self._matched, edited, seed),
+            "random_same_tau": scores(self._random, edited),
+            "random_same_count": scores(self._matched, edited),
             "by_tau": [
-                {"tau": tau, **scores([[swept[i]] for swept in self._swept], edited, seed)}
+                {"tau": tau, **scores([[swept[i]] for swept in self._swept], edited)}
                 for i, tau in enumerate(self.sweep)
             ],
             "by_layer": [
-                {"layer": layer, **scores([[own] for own in self.counts], slice(layer, layer + 1), seed)}
+                {"layer": layer, **scores([[own] for own in self.counts], slice(layer, layer + 1))}
                 for layer in range(layers)
             ],
         }
@@ -141,7 +141,7 @@ def edited_layers(layers: int) -> slice:
     return slice(FIRST_LAYER, layers - 1)
 
 
-def scores(samples: list[list[Counts]], layers: slice, seed: int) -> dict:
+def scores(samples: list[list[Counts]], layers: slice) -> dict:
     """Precision and recall pooled over layers: per sample the mean over its sets, then mean and interval over samples.
 
     `detected` is the mean number of detected tokens per layer. A set that detects nothing has no precision.
@@ -155,8 +155,8 @@ def scores(samples: list[list[Counts]], layers: slice, seed: int) -> dict:
             recalls.append(np.mean([each.recall(layers) for each in sets]))
             detected.append(np.mean([each.detected[layers].mean() for each in sets]))
     return {
-        "precision": mean_interval(precisions, seed),
-        "recall": mean_interval(recalls, seed),
+        "precision": mean_interval(precisions, SHARE),
+        "recall": mean_interval(recalls, SHARE),
         "detected": float(np.mean(detected)) if detected else None,
     }
 

@@ -212,7 +212,7 @@ class SinkSearch:
         `reason` says why there are no more, `tau` is a threshold to begin with.
         """
         whole = self.profile()
-        consistent = whole.consistent()
+        consistent = [{**each, **self._other_half(each["dim"])} for each in whole.consistent()]
         halves = [[each["dim"] for each in self.profile(half).consistent()] for half in (0, 1) if self._counts[half]]
         both = set(halves[0]) & set(halves[-1]) if len(halves) == 2 else set()
         stable = [each["dim"] for each in consistent if each["dim"] in both]
@@ -229,6 +229,18 @@ class SinkSearch:
             "halves": [half[:20] for half in halves],
             "per_layer_top": whole.per_layer_top(),
         }
+
+    def _other_half(self, dimension: int) -> dict:
+        """{"other_half_score": mean gap of a dimension in the second half of the samples, over the counted layers in
+        which it stands out in the first half}; None where it stands out in none, or there is no second half.
+
+        avg_score is of the samples that chose dimension and layers, hence too large.
+        """
+        if not all(self._counts):
+            return {"other_half_score": None}
+        first, second = self.profile(0), self.profile(1)
+        layers = FIRST_LAYER + np.flatnonzero(first.stands_out[FIRST_LAYER:, dimension])
+        return {"other_half_score": float(second.gap[layers, dimension].mean()) if len(layers) else None}
 
     def _reason(self, whole: Profile, consistent: list[dict], stable: list[int], most: int) -> str:
         if not consistent:

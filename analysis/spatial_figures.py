@@ -16,7 +16,7 @@ from analysis.plots import BLUE, GREEN, ORANGE, for_bars, head_heatmap
 from analysis.results import RunFolder
 from analysis.spatial_attention import QUERIES, SEEDS, WORDS, Scene
 from analysis.spatial_table import CONDITIONS, METRICS, Looked, column, metrics_of
-from analysis.statistics import LEVEL, mean_interval
+from analysis.statistics import LEVEL, SHARE, mean_interval
 
 TITLES = {
     "first": "first shape's words", "relation": "relation's word", "second": "second shape's words",
@@ -175,7 +175,7 @@ def _metric_boxes(axes, found: Sequence[Looked], query: str, metric: str, place:
         values = values[np.isfinite(values)]
         at = place + (number - (len(present) - 1) / 2) * 0.16
         if len(values) and metric == "pointing":
-            held = mean_interval(values)
+            held = mean_interval(values, SHARE)
             axes.bar(at, held["mean"], 0.12, color=COLOURS[kind], edgecolor="black", linewidth=0.5)
             if held["low"] is not None:
                 axes.plot([at, at], [held["low"], held["high"]], color="black", linewidth=0.8)

@@ -14,6 +14,7 @@ from analysis.results import RunFolder, cell_rects, save_arrays
 from analysis.spatial_attention import WORDS, Scene
 from analysis.spatial_figures import LABELS, TITLES, looks, save_controls, save_heads
 from analysis.spatial_table import (
+    FAMILY,
     METRICS,
     Looked,
     compare_heads,
@@ -60,7 +61,7 @@ def report(run: RunFolder, found: Sequence[Looked], used: Sequence[Used], seed: 
         save_heads(run, tested, len(found))
     about = {name: metric._asdict() for name, metric in METRICS.items()}
     summary = {"metrics": about, "skipped_words": missing_words(found)}
-    summary |= {"queries": summarise(found, seed), "heads": summarise_heads(tested)}
+    summary |= {"queries": summarise(found, seed), "family_of_q": FAMILY, "heads": summarise_heads(found, tested, seed)}
     if used:
         summary["faithfulness"] = save_faithfulness(run, used, seed)
     for line in sentences(summary):

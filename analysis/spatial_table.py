@@ -10,36 +10,57 @@ import numpy as np
 
 from analysis.results import RunFolder, write_table
 from analysis.spatial_attention import CONTROLS, QUERIES, WORDS, Scene, targets, with_controls
-from analysis.statistics import LEVEL, correct_family, head_tests, known_mean, mean_interval, paired_difference
+from analysis.statistics import (
+    DIFFERENCE,
+    LEVEL,
+    NONNEGATIVE,
+    REAL,
+    SHARE,
+    Bounds,
+    correct_family,
+    head_tests,
+    known_mean,
+    mean_interval,
+    paired_difference,
+    smallest_p,
+    strongest_head,
+)
 from analysis.words import find_word, why_missing
 
+FAMILY = "every query, metric and control of this summary"
 CONDITIONS = ("own", *CONTROLS)
 OF_HEADS = ("own", "other", "shuffled")
 SHOWN = ("mass", "pointing", "distance")  # in samples.csv, of the words; everything is in measures.csv
 
 
 class Metric(NamedTuple):
-    """How a metric is called in a figure, in what unit, and which side of its control is the better one: 1 above, -1
-    below, 0 where neither is."""
+    """Name of a metric in figures, its unit, the better side of its control (1 above, -1 below, 0 neither), and its
+    range."""
 
     label: str
     unit: str
     better: int
+    bounds: Bounds
+
+    @property
+    def difference(self) -> Bounds:
+        """Range of the difference of two values."""
+        return DIFFERENCE if self.bounds == SHARE else REAL
 
 
 METRICS = {
-    "mass": Metric("mass in the box", "share", 1),
-    "entity_background": Metric("box against background", "r / (1 + r)", 1),
-    "pointing": Metric("pointing game", "hits", 1),
-    "topk_iou": Metric("top-k IoU", "", 1),
-    "soft_iou": Metric("soft IoU", "", 1),
-    "distance": Metric("distance of centres", "patches", -1),
-    "wasserstein_x": Metric("Wasserstein, x", "patches", -1),
-    "wasserstein_y": Metric("Wasserstein, y", "patches", -1),
-    "wasserstein_relation": Metric("Wasserstein, relation", "patches", -1),
-    "dispersion": Metric("dispersion", "patches", 0),
-    "entropy": Metric("entropy", "bits", 0),
-    "image_attention": Metric("attention on the image", "share", 0),
+    "mass": Metric("mass in the box", "share", 1, SHARE),
+    "entity_background": Metric("box against background", "r / (1 + r)", 1, SHARE),
+    "pointing": Metric("pointing game", "hits", 1, SHARE),
+    "topk_iou": Metric("top-k IoU", "", 1, SHARE),
+    "soft_iou": Metric("soft IoU", "", 1, SHARE),
+    "distance": Metric("distance of centres", "patches", -1, NONNEGATIVE),
+    "wasserstein_x": Metric("Wasserstein, x", "patches", -1, NONNEGATIVE),
+    "wasserstein_y": Metric("Wasserstein, y", "patches", -1, NONNEGATIVE),
+    "wasserstein_relation": Metric("Wasserstein, relation", "patches", -1, NONNEGATIVE),
+    "dispersion": Metric("dispersion", "patches", 0, NONNEGATIVE),
+    "entropy": Metric("entropy", "bits", 0, NONNEGATIVE),
+    "image_attention": Metric("attention on the image", "share", 0, SHARE),
 }
 COLUMNS = (
     "image", "prompt", "answer", "answered_right", "relation", "first", "second", "reversed",
@@ -108,14 +129,14 @@ def summarise(found: Sequence[Looked], seed: int) -> dict:
             controls = {
                 control: {
                     "mean": mean_of(other := column(found, query, control, metric)),
-                    "difference": paired_difference(own, other, seed),
+                    "difference": paired_difference(own, other, seed, METRICS[metric].difference),
                 }
                 for control in CONTROLS
                 if metric in found[0].values[query].get(control, ())
             }
-            summary[query][metric] = {**mean_interval(own, seed), "controls": controls}
+            summary[query][metric] = {**mean_interval(own, METRICS[metric].bounds), "controls": controls}
             tests += [control["difference"] for control in controls.values()]
-    correct_family(tests)
+    correct_family(tests, FAMILY)
     return summary
 
 
@@ -145,58 +166,68 @@ def compare_heads(found: Sequence[Looked]) -> dict[str, dict[str, dict[str, np.n
     """{query: {metric: arrays [layer, head]}}: means "own", "other" and "shuffled", and "difference", own - "against",
     as `head_tests` says.
 
-    Tested is against the other shape's box, or, where there is none, against the shuffled picture. That tells less: the
-    boxes are those of the picture and lie on anything in the shuffled one, so that a head which looks at whatever is
-    drawn differs as well; such a test says that a head reacts to the picture. Of seeds, own - other does not tell a
-    head that finds the seed's shape from one that looks nearby, which the shuffled picture does.
+    The test compares own with the other shape's box, or, where there is none, with the shuffled picture. That tells
+    less: the boxes are those of the picture and lie on anything in the shuffled one, so that a head which looks at
+    whatever is drawn differs as well; such a test says that a head reacts to the picture. Of seeds, own - other does
+    not tell a head that finds the seed's shape from one that looks nearby, which the shuffled picture does.
     """
     tested = {}
     for query in QUERIES:
         tested[query] = {}
         for metric in metrics_of(found, query):
-            nothing = np.full_like(found[0].heads[query]["own"][metric], np.nan)
-            values = {
-                kind: np.stack([each.heads[query].get(kind, {}).get(metric, nothing) for each in found])
-                for kind in OF_HEADS
-            }  # [sample, layer, head]
-            against = "other" if metric in found[0].heads[query].get("other", ()) else "shuffled"
+            values, against = head_values(found, query, metric)
             tests = head_tests(values["own"] - values[against])
             means = {kind: known_mean(value) for kind, value in values.items()}
             tested[query][metric] = {
-                **means, "against": np.full(nothing.shape, against), "difference": tests.pop("mean"), **tests
+                **means, "against": np.full(tests["p"].shape, against), "difference": tests.pop("mean"), **tests
             }  # fmt: skip
     return tested
 
 
-def summarise_heads(tested: dict) -> dict:
-    """How many heads differ from what they are held "against" (q <= LEVEL), each way, and the one with the largest
-    effect."""
+def head_values(found: Sequence[Looked], query: str, metric: str) -> tuple[dict[str, np.ndarray], str]:
+    """Values of a metric by OF_HEADS, each [sample, layer, head], NaN where there are none; and which of them "own" is
+    tested against."""
+    missing = np.full_like(found[0].heads[query]["own"][metric], np.nan)
+    values = {
+        kind: np.stack([each.heads[query].get(kind, {}).get(metric, missing) for each in found]) for kind in OF_HEADS
+    }
+    return values, "other" if metric in found[0].heads[query].get("other", ()) else "shuffled"
+
+
+def summarise_heads(found: Sequence[Looked], tested: dict, seed: int) -> dict:
+    """Counts of heads that differ from what they are compared "against" (q <= LEVEL), each way, by query and metric.
+
+    "strongest" is the head of largest effect on one half of the samples with its difference, effect and p on the other
+    (`strongest_head`), and q over the strongest heads of all queries and metrics.
+    """
     summary = {}
     for query, by_metric in tested.items():
         summary[query] = {}
-        for metric, found in by_metric.items():
-            differs, effect = found["q"] <= LEVEL, found["effect"]
-            counts = {
-                "against": found["against"].flat[0],
+        for metric, arrays in by_metric.items():
+            differs, effect = arrays["q"] <= LEVEL, arrays["effect"]
+            values, against = head_values(found, query, metric)
+            summary[query][metric] = {
+                "against": against,
                 "heads": int(effect.size),
                 "above": int((differs & (effect > 0)).sum()),
                 "below": int((differs & (effect < 0)).sum()),
+                "smallest_p": smallest_p(int(arrays["n"].max())),
+                "family_of_q": _family(arrays["q"]),
+                "strongest": strongest_head(values["own"] - values[against], seed, METRICS[metric].difference),
             }
-            summary[query][metric] = {**counts, "strongest": _strongest(found)}
+    strongest = [of["strongest"] for by_metric in summary.values() for of in by_metric.values() if of["strongest"]]
+    correct_family(strongest, "the strongest head of every query and metric")
     return summary
 
 
-def _strongest(found: dict[str, np.ndarray]) -> dict | None:
-    if np.isnan(found["effect"]).all():
-        return None
-    layer, head = np.unravel_index(np.nanargmax(np.abs(found["effect"])), found["effect"].shape)
-    names = (*OF_HEADS, "effect", "q", "n")
-    return {"layer": layer, "head": head, **{name: found[name][layer, head] for name in names}}
+def _family(q: np.ndarray) -> str:
+    """The tests among which q [layer, head] corrects."""
+    return f"{np.isfinite(q).sum()} heads, one query and metric"
 
 
 def save_tables(run: RunFolder, found: Sequence[Looked], tested: dict) -> None:
     """Writes measures.csv, one row per sample, query and metric with every control beside it, and heads.csv, one row
-    per query, metric and head."""
+    per query, metric and head; its q corrects over the heads of one query and metric."""
     measures = [
         {
             "sample": each.name, "query": query, "metric": metric,
@@ -207,7 +238,7 @@ def save_tables(run: RunFolder, found: Sequence[Looked], tested: dict) -> None:
     heads = [
         {
             "query": query, "metric": metric, "layer": layer, "head": head,
-            **{name: values[layer, head] for name, values in arrays.items()},
+            **{name: values[layer, head] for name, values in arrays.items()}, "family_of_q": _family(arrays["q"]),
         }
         for query, by_metric in tested.items() for metric, arrays in by_metric.items()
         for layer, head in np.ndindex(arrays["own"].shape)

@@ -10,7 +10,7 @@ import numpy as np
 from analysis.layers import check_layers
 from analysis.plots import head_heatmap
 from analysis.results import RunFolder, save_arrays, write_table
-from analysis.statistics import LEVEL, known_mean
+from analysis.statistics import LEVEL, known_mean, smallest_p
 from analysis.text_figures import example_bars, layer_lines, pair_scatter
 from analysis.text_symmetry import (
     IDEAL,
@@ -97,7 +97,7 @@ def save_study(run: RunFolder, study: Study, examples: int, seed: int) -> dict:
     )
     summary = {"layers": found.layers, **summarise(found, seed)}
     run.save(pair_scatter(found, summary["pairs"]), "pairs.png")
-    run.save(layer_lines({kind: score_by_layer(found, kind, seed) for kind in IDEAL}, found.layers), "layers.png")
+    run.save(layer_lines({kind: score_by_layer(found, kind) for kind in IDEAL}, found.layers), "layers.png")
     if examples:
         chosen = spread(np.abs(lean(*pair_of(found.overall["entities"], "swapped"), "swapped")), examples)
         run.save(example_bars(found, study.captions, chosen), "examples.png")
@@ -116,11 +116,20 @@ def spread(scores: np.ndarray, count: int) -> list[int]:
 
 
 def _leaning(tested: dict) -> dict:
-    """How many heads break the symmetry one way, of entities and of articles."""
+    """Counts of heads that break the symmetry one way, of entities and of articles; "smallest_p" is the least p that
+    the samples allow."""
     return {
-        measured: {"leaning": int((found["q"] <= LEVEL).sum()), "heads": found["q"].size, "level_of_q": LEVEL}
+        measured: {
+            "leaning": int((found["q"] <= LEVEL).sum()), "heads": found["q"].size, "level_of_q": LEVEL,
+            "smallest_p": smallest_p(int(found["n"].max())), "family_of_q": _family(found["q"], measured),
+        }
         for measured, found in tested.items()
-    }
+    }  # fmt: skip
+
+
+def _family(q: np.ndarray, measured: str) -> str:
+    """The tests among which q corrects."""
+    return f"{np.isfinite(q).sum()} heads, lean of {measured}, one kind of pair"
 
 
 def mean_along(found: Asymmetries, kind: str) -> np.ndarray:
@@ -139,13 +148,14 @@ def head_figure(found: Asymmetries, tested: dict, kind: str):
 
 
 def head_rows(tests: dict, found: Asymmetries) -> list[dict]:
-    """One row per kind of pair and head: the test of its lean, beside the articles' lean, and mean |along|."""
+    """One row per kind of pair and head: the test of its lean, the articles' lean, and mean |along|. `q` and
+    `articles_q` each correct over the heads of one kind of pair, as "family_of_q" states of q."""
     return [
         {
             "kind": kind, "layer": head[0], "head": head[1],
             **{name: tested["entities"][name][head] for name in ("mean", "effect", "p", "q", "n", "skipped")},
             "articles_mean": tested["articles"]["mean"][head], "articles_q": tested["articles"]["q"][head],
-            "along": kept[head],
+            "along": kept[head], "family_of_q": _family(tested["entities"]["q"], "entities"),
         }
         for kind, tested in tests.items() for kept in [mean_along(found, kind)] for head in np.ndindex(kept.shape)
     ]  # fmt: skip

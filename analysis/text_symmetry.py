@@ -37,13 +37,14 @@ import numpy as np
 import torch
 
 from analysis.errors import Unmeasurable
-from analysis.statistics import head_tests, mean_interval, paired_difference, sign_flip_test
+from analysis.statistics import DIFFERENCE, SHARE, correct_family, head_tests, mean_interval, paired_difference
 
 IDEAL = {"swapped": -1, "flipped": 1, "both": -1}
 """Counterfactual -> sign of the line of ideal symmetry."""
 SENTENCES = ("caption", *IDEAL)
 MEASURED = ("entities", "articles")
 """What the asymmetry is of; the second is the control of the first."""
+ASYMMETRIES = (-2.0, 2.0)  # range of the difference of two asymmetries
 
 
 @torch.no_grad()
@@ -108,20 +109,27 @@ def pair_of(asymmetries: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]
 
 
 def summarise(found: Asymmetries, seed: int = 0) -> dict:
-    """Every figure with n, interval and control, for each kind of pair.
+    """Every estimate with n, interval and control, for each kind of pair.
 
     "asymmetry": of the captions. "pairs": per kind the "score", "along" (its absolute value), "shuffled" score and
     "lean" with p against 0, of entities and of articles; "against_articles" and "against_shuffled" are the score of the
-    entities minus that control, paired.
+    entities minus that control, paired. All p are one family, with q, as "family_of_q" states.
     """
     entities, articles = (found.overall[measured] for measured in MEASURED)
+    difference = paired_difference(entities[:, 0], articles[:, 0], seed, ASYMMETRIES)
+    pairs = {kind: _pair_summary(entities, articles, kind, seed) for kind in IDEAL}
+    tests = [difference]
+    for of_kind in pairs.values():
+        tests += [*(of_kind[measured]["lean"] for measured in MEASURED)]
+        tests += [of_kind[f"against_{control}"] for control in ("articles", "shuffled")]
     return {
         "asymmetry": {
-            "entities": mean_interval(entities[:, 0], seed),
-            "articles": mean_interval(articles[:, 0], seed),
-            "difference": paired_difference(entities[:, 0], articles[:, 0], seed),
+            "entities": mean_interval(entities[:, 0], DIFFERENCE),
+            "articles": mean_interval(articles[:, 0], DIFFERENCE),
+            "difference": difference,
         },
-        "pairs": {kind: _pair_summary(entities, articles, kind, seed) for kind in IDEAL},
+        "pairs": pairs,
+        "family_of_q": correct_family(tests, 'every p of "asymmetry" and "pairs"'),
     }
 
 
@@ -133,16 +141,16 @@ def _pair_summary(entities: np.ndarray, articles: np.ndarray, kind: str, seed: i
         others = lean(captions, counterfactuals[others_of(len(captions), seed)], kind)
         scores[measured], scores["shuffled", measured] = np.abs(broken), np.abs(others)
         summary[measured] = {
-            "score": mean_interval(scores[measured], seed),
-            "along": mean_interval(np.abs(kept), seed),
-            "shuffled": mean_interval(scores["shuffled", measured], seed),
-            "lean": {**mean_interval(broken, seed), "p": sign_flip_test(broken, seed)},
+            "score": mean_interval(scores[measured], SHARE),
+            "along": mean_interval(np.abs(kept), SHARE),
+            "shuffled": mean_interval(scores["shuffled", measured], SHARE),
+            "lean": paired_difference(broken, 0.0, seed, DIFFERENCE),
         }
     score = scores["entities"]
     return {
         **summary,
-        "against_articles": paired_difference(score, scores["articles"], seed),
-        "against_shuffled": paired_difference(score, scores["shuffled", "entities"], seed),
+        "against_articles": paired_difference(score, scores["articles"], seed, DIFFERENCE),
+        "against_shuffled": paired_difference(score, scores["shuffled", "entities"], seed, DIFFERENCE),
     }
 
 
@@ -154,17 +162,17 @@ def others_of(count: int, seed: int) -> np.ndarray:
     return found
 
 
-def score_by_layer(found: Asymmetries, kind: str, seed: int = 0) -> dict[str, list[dict]]:
-    """Of entities and of articles, the mean symmetry score of each layer with its interval."""
+def score_by_layer(found: Asymmetries, kind: str) -> dict[str, list[dict]]:
+    """Mean symmetry score of each layer with its interval, of entities and of articles."""
     return {
         measured: [
-            mean_interval(scores, seed) for scores in np.abs(lean(*pair_of(found.by_layer[measured], kind), kind)).T
+            mean_interval(scores, SHARE) for scores in np.abs(lean(*pair_of(found.by_layer[measured], kind), kind)).T
         ]
         for measured in MEASURED
     }
 
 
 def heads_that_lean(found: Asymmetries, kind: str) -> dict[str, dict[str, np.ndarray]]:
-    """`head_tests`, arrays [layer, head], of the lean of every head, of entities and of articles: does it break the
-    symmetry one way?"""
+    """`head_tests` of the lean of every head, arrays [layer, head], of entities and of articles; each of the two is a
+    family of its own."""
     return {measured: head_tests(lean(*pair_of(found.by_head[measured], kind), kind)) for measured in MEASURED}
