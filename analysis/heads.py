@@ -17,7 +17,7 @@ import torch
 
 from analysis.errors import Unmeasurable
 from analysis.rollout import answer_rows, check_layout
-from analysis.statistics import CONFIDENCE, Bounds, mean_interval
+from analysis.statistics import Bounds, mean_interval
 
 
 class Inside(NamedTuple):
@@ -74,7 +74,7 @@ def relative(similarity: np.ndarray) -> np.ndarray:
     return np.divide(similarity, largest, out=np.where(np.isnan(similarity), np.nan, 0.0), where=largest > 0)
 
 
-def mean_heads(values: np.ndarray, bounds: Bounds, confidence: float = CONFIDENCE) -> dict[str, np.ndarray]:
+def mean_heads(values: np.ndarray, bounds: Bounds) -> dict[str, np.ndarray]:
     """Mean over images of values [image, layer, head] with the interval of `mean_interval`, each array [layer, head].
 
     Returns {"mean", "deviation", "low", "high", "n"}; images in which a head is undefined (NaN) do not count for it,
@@ -82,7 +82,7 @@ def mean_heads(values: np.ndarray, bounds: Bounds, confidence: float = CONFIDENC
     """
     values = np.asarray(values, np.float64)
     shape = values.shape[1:]
-    intervals = [mean_interval(values[:, *head], bounds, confidence) for head in np.ndindex(shape)]
+    intervals = [mean_interval(values[:, *head], bounds) for head in np.ndindex(shape)]
     found = {
         name: np.array([interval[name] for interval in intervals], np.float64).reshape(shape)
         for name in ("mean", "low", "high")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 from analysis.heads import mean_heads, relative
 from analysis.statistics import DIFFERENCE, SHARE, known_mean, mean_interval
@@ -42,13 +42,15 @@ class Proposal(NamedTuple):
 def find_followers(lift: np.ndarray) -> np.ndarray:
     """Heads that follow the gaze: bool [layer, head] of lifts [image, layer, head].
 
-    Those whose mean lift is at least LIFT_SHARE of the largest and above 0 with CONFIDENCE, corrected for the number of
-    heads (Bonferroni).
+    Those whose mean lift is at least LIFT_SHARE of the largest and above 0 with CONFIDENCE by a two-sided t test,
+    corrected for the number of heads (Bonferroni).
     """
-    found = mean_heads(lift, DIFFERENCE, 1 - (1 - CONFIDENCE) / lift[0].size)
+    found = mean_heads(lift, DIFFERENCE)
     largest = np.fmax.reduce(found["mean"], axis=None)
-    with np.errstate(invalid="ignore"):
-        return (found["low"] > 0) & (found["mean"] >= LIFT_SHARE * largest)
+    level = (1 - CONFIDENCE) / lift[0].size
+    with np.errstate(invalid="ignore", divide="ignore"):
+        t = found["mean"] / (found["deviation"] / np.sqrt(found["n"]))
+        return (t > special.stdtrit(found["n"] - 1, 1 - level / 2)) & (found["mean"] >= LIFT_SHARE * largest)
 
 
 def propose(own: np.ndarray, shuffled: np.ndarray, seen: np.ndarray) -> Proposal:

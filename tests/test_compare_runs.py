@@ -66,7 +66,10 @@ def test_difference_is_paired(tmp_path):
     """Both right on half of the records: on the same half there is nothing between them, however wide each interval."""
     a = [line(str(i), i % 2 == 0) for i in range(40)]
     found = compare(paired(tmp_path, a, a)[0])["overall"]
-    assert found["difference"] == {"mean": 0.0, "low": None, "high": None, "n": 40, "skipped": 0} and found["p"] == 1
+    end = 1.959964**2 / (40 + 1.959964**2)  # Wilson's of no flip in 40, each way
+    assert found["difference"]["low"] == pytest.approx(-end) and found["difference"]["high"] == pytest.approx(end)
+    assert (found["difference"]["mean"], found["difference"]["interval"]) == (0, "score")
+    assert found["p"] == 1 and found["smallest_p"] == 1
     assert "difference +0.000, no record flipped, n = 40" in sentence(found, ("A", "B"))
     figure = comparison_figures.accuracy_figure({"all": found}, ("A", "B"))
     assert "no record flipped" in [text.get_text() for text in figure.axes[1].texts]

@@ -105,7 +105,7 @@ def test_figures_show_what_can_be_told_apart():
     found = [use(str(number), maps, maps, lambda hidden: -hidden.sum((1, 2)), rng) for number in range(3)]
     looks, *uses = looks_and_uses(summarise(found, seed=0)).axes
     assert len(looks.containers) == 3 and [len(axes.containers) for axes in uses] == [8, 8]
-    for axes in curve_figure(stack(found), seed=0).axes:
+    for axes in curve_figure(stack(found)).axes:
         assert len(axes.lines) == 6 and len(axes.collections) == 2
 
 

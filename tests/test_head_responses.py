@@ -103,7 +103,9 @@ def test_planted_heads_are_found():
         by_scipy = stats.wilcoxon((full - control)[layer, head]).pvalue
         assert row["p"] == pytest.approx(by_scipy) and row["q"] >= row["p"]
     assert [(row["layer"], row["head"]) for row in responding(table)] == [(2, 3), (9, 0)]
-    assert "2 of 20 heads attend differently" in findings(table) and "layer 2 head 3" in findings(table)
+    assert set(responding(table)[0]) == {"layer", "head", "q"}  # an effect of a selected head needs other pairs
+    assert "2 of 20 heads attend differently" in findings(table, ()) and "layer" not in findings(table, ())
+    assert {row["family_of_q"] for row in table} == {"20 heads: every measured layer x head"}
     assert counts.sum(1).tolist() == [PAIRS] * LAYERS
 
 
@@ -161,6 +163,9 @@ def test_what_is_chosen_on_one_half_is_measured_on_the_other():
     assert fluke["other_half"]["p_holm"] > 0.05 and abs(fluke["other_half"]["mean"]) < 0.05
     assert real["other_half"]["p_holm"] <= 0.05 and real["other_half"]["low"] > 0.2
     assert real["other_half"]["n"] == len(second)
+    lines = findings(head_table(full, control, 1, range(LAYERS)), [fluke, real]).splitlines()
+    assert f"on the other {len(second)} pairs" in lines[1] and lines[2].startswith("  layer 2 head 2: ")
+    assert f"{fluke['other_half']['mean']:+.4f}" in lines[2]  # the chosen head's response where it was not chosen
 
 
 def test_ablation_by_hand():
@@ -179,9 +184,11 @@ def test_ablation_by_hand():
     assert whole["chosen_minus_random"]["mean"] == -1.5
     says = found["says_yes"]["full"]
     assert (says["none"]["rate"], says["chosen"]["rate"], says["random"]["mean"]) == (1, 0.5, 1)
-    assert "changes by -2.00 [-2.00, -2.00]" in ablation_finding(found, "1.3")
-    assert "rank 1 of 3 sets (p = 0.33; so many sets allow 0.33 at best)" in ablation_finding(found, "1.3")
-    assert (whole["rank"], whole["p_rank"]) == (1, 1 / 3)
+    line = ablation_finding(found, "1.3")
+    assert "changes by -2.00 (none: no spread)" in line
+    assert "2 random sets: the smallest possible p is 0.33" in line and "p = " not in line
+    assert (whole["rank"], whole["p_rank"], whole["smallest_p_rank"], whole["q_rank"]) == (1, 1 / 3, 1 / 3, 1 / 3)
+    assert found["family_of_q"].startswith("9 tests: ")
     equal = summarise({**margins, "random 2": np.array([[5.0, -1.0], [4.0, -4.0]])}, seed=0)["full_minus_control"]
     assert equal["draws"] == [0, -1, 2] and (equal["rank"], equal["p_rank"]) == (2, 0.5)  # as much, the other way
     rows = margin_rows(["a", "b"], margins, {name: name for name in margins})

@@ -11,17 +11,17 @@ from analysis.errors import Unmeasurable
 from analysis.heads import Inside, attention_inside, mean_heads, relative
 from analysis.salient_heads import (
     LEAST,
-    SHARE,
+    LIFT_SHARE,
     Settings,
     best_threshold,
     carries_over,
     find_followers,
-    halves,
     propose,
     rank_correlation,
     score,
     select,
 )
+from analysis.statistics import REAL, halves, known_mean, mean_interval
 from models.gaze import check_scanpath, connected_decay, gaze_similarity, salient_heads
 from models.trace import AttentionTrace
 from tests.models import llava, llava_processor, picture
@@ -109,11 +109,10 @@ def test_relative_to_the_layers_largest():
 
 def test_means_leave_out_what_is_undefined():
     values = np.array([[[1.0, 2.0]], [[3.0, np.nan]], [[8.0, np.nan]]])
-    found = mean_heads(values)
-    low, high = stats.t.interval(0.95, 2, loc=4, scale=np.sqrt(13) / np.sqrt(3))
+    found, alone = mean_heads(values, REAL), mean_interval([1.0, 3.0, 8.0])
     assert found["n"].tolist() == [[3, 1]] and found["mean"].tolist() == [[4, 2]]
     assert found["deviation"][0, 0] == pytest.approx(np.sqrt(13))  # (9 + 1 + 16) / 2
-    assert (found["low"][0, 0], found["high"][0, 0]) == pytest.approx((low, high))
+    assert (found["low"][0, 0], found["high"][0, 0]) == (alone["low"], alone["high"])
     assert np.isnan(found["deviation"][0, 1]) and np.isnan(found["low"][0, 1])
 
 
@@ -165,11 +164,11 @@ def test_planted_heads_are_found_and_the_control_is_at_chance(planted):
 
 
 def test_one_of_many_heads_must_be_surer_than_one_alone():
-    """Lifts 0 and 1.2 in turn in ten images: t = 3, above 2.26 (9 degrees, 95 %) and below 3.69 (95 % of ten heads)."""
+    """Lifts 0 and 0.6 in turn in ten images: t = 3, above 2.26 (9 degrees, 95 %) and below 3.69 (95 % of ten heads)."""
     lift = np.zeros((10, 2, 5))
-    lift[:, 0, 0] = 1.0
-    lift[::2, 1, 3] = 1.2
-    assert mean_heads(lift)["low"][1, 3] > 0 and lift[:, 1, 3].mean() > SHARE * lift[:, 0, 0].mean()
+    lift[:, 0, 0] = 0.5
+    lift[::2, 1, 3] = 0.6
+    assert mean_heads(lift, REAL)["low"][1, 3] > 0 and lift[:, 1, 3].mean() > LIFT_SHARE * lift[:, 0, 0].mean()
     assert np.argwhere(find_followers(lift)).tolist() == [[0, 0]]
     assert find_followers(lift[:, 1:, 3:4]).all()
 
@@ -181,7 +180,7 @@ def test_proposal_takes_the_layers_of_heads_that_look_and_carries_over(planted):
     assert proposal.settings.layers == (1,)  # the follower of layer 2 hardly looks at the image
     assert proposal.settings.heads == 2 and 0 < proposal.settings.tau < 0.9
     assert "3 of 12 heads follow the gaze" in proposal.reason and "2 of them spend at least 10%" in proposal.reason
-    lift = mean_heads(own[first] - shuffled[first])["mean"]
+    lift = known_mean(own[first] - shuffled[first])
     found = carries_over(proposal, own[second], shuffled[second], lift, seed=0)
     assert found["followers"] == {"first_half": 3, "second_half": 3, "both": 3}
     assert found["followers_taken"]["mean"] == 1 and found["others_taken"]["mean"] < 0.1

@@ -241,10 +241,12 @@ def test_summary_of_planted_samples(pairs):
     planted = np.zeros((LAYERS, HEADS), bool)
     planted[1, 1] = True
     assert ((tested["first"]["mass"]["q"] <= 0.05) == planted).all()
-    heads = summarise_heads(tested)["first"]
+    heads = summarise_heads(found, tested, seed=0)["first"]
     assert heads["mass"]["above"] == 1 and heads["distance"]["below"] == 1 and heads["mass"]["heads"] == 6
-    assert (heads["mass"]["strongest"]["layer"], heads["mass"]["strongest"]["head"]) == (1, 1)
-    assert heads["image_attention"]["strongest"]["own"] == pytest.approx(0.8)
+    strongest = heads["mass"]["strongest"]
+    assert (strongest["layer"], strongest["head"], strongest["chosen_on"], strongest["difference"]["n"]) == (1, 1, 4, 4)
+    assert strongest["difference"]["low"] > 0 and strongest["p"] == strongest["smallest_p"] == 2 / 2**4
+    assert strongest["q"] >= strongest["p"] and heads["mass"]["family_of_q"] == "6 heads, one query and metric"
 
 
 def anything_drawn(scene, rng):
@@ -267,7 +269,7 @@ def test_head_that_looks_at_anything_drawn_finds_no_shape(tmp_path_factory):
         mass = tested[word]["mass"]
         assert mass["against"] == "other" and mass["q"] > 0.05, word
         assert mass["own"] > 3 * mass["shuffled"] and mass["difference"] == pytest.approx(mass["own"] - mass["other"])
-        assert summarise_heads(tested)[word]["mass"]["above"] == 0
+        assert summarise_heads(found, tested, seed=0)[word]["mass"]["above"] == 0
     assert tested["relation"]["mass"]["against"] == "shuffled" and tested["relation"]["mass"]["q"] < 1e-6
     assert tested["first"]["entropy"]["against"] == "shuffled" and np.isnan(tested["first"]["entropy"]["other"])
 

@@ -11,6 +11,7 @@ from transformers import LlamaForCausalLM
 import text_only_llm_analysis_llava as llava_script
 import text_only_llm_analysis_qwen2 as qwen_script
 from analysis.errors import Unmeasurable
+from analysis.statistics import benjamini_hochberg
 from analysis.text_report import COLUMNS, WORDS, Study, head_figure, spread
 from analysis.text_symmetry import (
     IDEAL,
@@ -169,6 +170,7 @@ def test_planted_models(captions, model, scores, leans):
         assert entities["score"]["mean"] == pytest.approx(score, abs=1e-9) and entities["score"]["n"] == 40
         if towards is not None:
             assert entities["lean"]["mean"] == pytest.approx(towards, abs=1e-9)
+            assert entities["lean"]["q"] >= entities["lean"]["p"]
             assert (entities["lean"]["p"] < 0.001) == (towards != 0)
     swapped = summary["swapped"]
     if model == "entities":  # 0 because they are followed, not because nothing is looked at
@@ -304,8 +306,16 @@ def test_files_agree(ran):
             assert told["mean"] == pytest.approx(np.mean(scores)) and told["n"] == 6
             assert told["low"] <= told["mean"] <= told["high"]
             assert scores == pytest.approx(np.abs(lean(*pair_of(found.overall[measured], kind), kind)), abs=1e-4)
+    tests = [summary["asymmetry"]["difference"]]
+    for pair in summary["pairs"].values():
+        tests += [pair[measured]["lean"] for measured in ("entities", "articles")]
+        tests += [pair["against_articles"], pair["against_shuffled"]]
+    assert summary["family_of_q"].startswith("13 tests: ")
+    assert [test["q"] for test in tests] == pytest.approx(benjamini_hochberg([test["p"] for test in tests]).tolist())
     heads = table(ran, "heads.csv")
     assert len(heads) == 3 * 16 and {head["kind"] for head in heads} == set(IDEAL)
+    assert {head["family_of_q"] for head in heads} == {"16 heads, lean of entities, one kind of pair"}
+    assert summary["heads"]["swapped"]["entities"]["smallest_p"] == 2 / 2**6
     assert {path.name for path in ran.glob("*.png")} == {
         "pairs.png", "layers.png", "examples.png", "heads-swapped.png", "heads-flipped.png", "heads-both.png",
     }  # fmt: skip
