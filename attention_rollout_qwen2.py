@@ -23,7 +23,7 @@ from analysis.gallery import COLUMNS, lengths_line, report_answer
 from analysis.results import RunFolder, default_out_dir, refuse_existing
 from analysis.rollout import rollout
 from analysis.samples import measure_each
-from analysis.statistics import mean_interval
+from analysis.statistics import SHARE, mean_interval
 from data.flags import SampleFlags
 from data.images import ImageError, read_image
 from data.links import following_links
@@ -65,7 +65,7 @@ def main(config: Config) -> int:
         return report_answer(run, sample, [picture], said, rolled, config.look, config.page_mb / len(samples))
 
     rows = measure_each(run, samples, look, (ImageError, SampleError), unusable)
-    run.finish({"rows": config.rows, "image_share": mean_interval([row["image_share"] for row in rows], config.seed)})
+    run.finish({"rows": config.rows, "image_share": mean_interval([row["image_share"] for row in rows], SHARE)})
     if rows:
         print(lengths_line(rows))
     return command.conclude(run)

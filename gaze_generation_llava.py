@@ -68,6 +68,8 @@ class Config(LoadFlags, RolloutFlags, GazeFlags, SampleFlags):
     """Samples generated together."""
     pictures: int = 6
     """Rows of the table that get pictures and maps."""
+    seed: int = 0
+    """Seed of generated pictures and scanpaths; the answers are greedy."""
 
     def check(self) -> None:
         """Raises ValueError for flags that cannot work with any model."""

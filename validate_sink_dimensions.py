@@ -56,7 +56,7 @@ class Config(LoadFlags, PromptFlags):
     random_sets: int = 20
     """How many sets of random dimensions stand beside the given ones."""
     seed: int = 0
-    """Seed of the random dimensions and of the bootstrap intervals."""
+    """Seed of the random dimensions."""
     offload: bool = False
     """Keep recorded queries and keys on the CPU, for long prompts on a small GPU."""
     out_dir: str | None = None

@@ -41,8 +41,6 @@ class RolloutFlags:
     """Any colour map of matplotlib, such as jet for comparison with papers."""
     page_mb: float = 5.0
     """How large report.html may grow for the sake of single heads; where that is not enough, some layers have none."""
-    seed: int = 0
-    """Seed of the summary's bootstrap interval; the answers are greedy."""
     out_dir: str | None = None
     """New or empty folder for the results (default: results/<script>/<model>-<date>)."""
 

@@ -114,7 +114,7 @@ def save_heads(run: RunFolder, tested: dict, n: int) -> None:
     """Writes heads/<words or seeds>-<metric>.png: the metric's mean for every head, a panel per query, with a dot on
     heads that differ from what they are held against."""
     for group, queries in GROUPS.items():
-        for metric, (label, unit, _) in METRICS.items():
+        for metric, of in METRICS.items():
             held = [query for query in queries if metric in tested[query]]
             if not held:
                 continue
@@ -124,8 +124,9 @@ def save_heads(run: RunFolder, tested: dict, n: int) -> None:
                 for query, values in by_query.items()
             ]
             figure = head_heatmap(panels, [values["q"] <= LEVEL for values in by_query.values()])
-            unit = f" ({unit})" if unit else ""
-            figure.suptitle(f"{label}{unit}, n = {n}; dots: q ≤ {LEVEL}", fontsize=8)
+            unit = f" ({of.unit})" if of.unit else ""
+            title = f"{of.label}{unit}, n = {n}; dots: q ≤ {LEVEL}, of the heads of a panel"
+            figure.suptitle(title, fontsize=8)
             run.save(figure, "heads", f"{group}-{metric}.png")
 
 
@@ -137,7 +138,8 @@ def save_controls(run: RunFolder, found: Sequence[Looked]) -> None:
 
 def control_boxes(found: Sequence[Looked], queries: Sequence[str]) -> Figure:
     """A panel per metric with a box per query and condition: quartiles and median, whiskers to the 5th and 95th
-    percentile, a diamond on the mean. The pointing game, which is won or not, has bars of means with 95 % intervals."""
+    percentile, a diamond on the mean. The pointing game, a hit or a miss, has bars of rates with 95 % score intervals.
+    """
     shown = [metric for metric in METRICS if any(metric in metrics_of(found, query) for query in queries)]
     rows = -(-len(shown) // 4)
     figure = Figure(figsize=(13, 2.3 * rows + 0.6), dpi=160, layout="constrained")
@@ -146,7 +148,7 @@ def control_boxes(found: Sequence[Looked], queries: Sequence[str]) -> Figure:
         for place, query in enumerate(queries):
             if metric in metrics_of(found, query):
                 _metric_boxes(axes, found, query, metric, place)
-        label, unit, better = METRICS[metric]
+        label, unit, better, _ = METRICS[metric]
         arrow = {1: " ↑", -1: " ↓", 0: ""}[better]
         axes.set_title(f"{label}{f' ({unit})' if unit else ''}{arrow}", fontsize=9, loc="left")
         names = [TITLES[query].replace(" ", "\n", 1) for query in queries]
@@ -158,7 +160,7 @@ def control_boxes(found: Sequence[Looked], queries: Sequence[str]) -> Figure:
     handles = [Patch(color=COLOURS[each], label=LABELS[each]) for each in CONDITIONS]
     mean = Line2D([], [], color="white", marker="D", markersize=4, markeredgecolor="black", linewidth=0, label="mean")
     title = (
-        f"n = {len(found)}; box: quartiles, whiskers: 5 % to 95 %; bar (pointing game): mean with 95 % interval; "
+        f"n = {len(found)}; box: quartiles, whiskers: 5 % to 95 %; bar (pointing game): rate with 95 % score interval; "
         "an arrow says which side is better"
     )
     figure.legend(

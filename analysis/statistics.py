@@ -17,7 +17,7 @@ CONFIDENCE = 0.95  # of every interval
 LEVEL = 0.05  # of q and of p, at which a test counts as a finding
 RESAMPLES = 9_999  # random sign flips; all 2 ** n are used where these are fewer (n <= 13)
 EXACT_RANKS = 50  # differences up to which the distribution of the signed ranks is exact
-ROUNDING = 1e-6  # by which values may lie outside their quantity's range
+ROUNDING = 1e-3  # by which values may lie outside their quantity's range: shares are sums in half or single precision
 MIN_SPLIT = 4  # samples, two in each half, from which heads can be chosen on one half and tested on the other
 WILSON, SCORE, SKEWED_T = "Wilson score", "score", "Student's t, skewness-corrected"
 NO_VALUE, ONE_VALUE, NO_SPREAD = "none: no value", "none: one value", "none: no spread"

@@ -70,7 +70,7 @@ def test_difference_is_paired(tmp_path):
     assert found["difference"]["low"] == pytest.approx(-end) and found["difference"]["high"] == pytest.approx(end)
     assert (found["difference"]["mean"], found["difference"]["interval"]) == (0, "score")
     assert found["p"] == 1 and found["smallest_p"] == 1
-    assert "difference +0.000, no record flipped, n = 40" in sentence(found, ("A", "B"))
+    assert "difference +0.000 [-0.088, +0.088], no record flipped, n = 40" in sentence(found, ("A", "B"))
     figure = comparison_figures.accuracy_figure({"all": found}, ("A", "B"))
     assert "no record flipped" in [text.get_text() for text in figure.axes[1].texts]
     assert found["a"]["high"] - found["a"]["low"] > 0.25

@@ -347,7 +347,7 @@ def test_what_is_lost_is_said(tmp_path):
     """A head that loses attention in one corner is unique to it by losing: in tables, figure and summary, under the
     number that its layer has in the model."""
     signed = np.random.default_rng(9).normal(0, 0.01, (4, 2, 4, 12))
-    signed[1, 1, 2] -= 0.99
+    signed[1, 1, 2] -= 0.9
     for name, corner in zip(CORNERS, signed, strict=True):
         write_run(tmp_path / name, corner, layers=[7, 12])
     out = tmp_path / "out"
@@ -356,7 +356,7 @@ def test_what_is_lost_is_said(tmp_path):
     assert "| unique to top right (less) | 1 | 12.2 |" in report
     assert report.count("score (in the chosen direction)") == 1
     best = json.loads((out / "summary.json").read_text())["signed"]["best_unique"]["topright"]
-    assert (best["head"], best["direction"]) == ([12, 2], -1) and best["held_out"] == pytest.approx(0.98, abs=0.02)
+    assert (best["head"], best["direction"]) == ([12, 2], -1) and best["held_out"] == pytest.approx(0.89, abs=0.02)
     assert {row["layer"] for row in table(out, "heads.csv")} == {"7", "12"}
     assert {row["layer"] for row in table(out, "chosen.csv")} <= {"7", "12"}
 

@@ -16,7 +16,7 @@ from analysis.errors import Unmeasurable
 from analysis.head_responses import attention_to, column, corner_cells, head_table, most_changed
 from analysis.response_figures import ablation_figure, count_bars, response_maps
 from analysis.response_report import ablation_finding, findings, responding, says
-from analysis.statistics import mean_interval
+from analysis.statistics import REAL, mean_interval, rate_interval
 
 LAYERS, HEADS, PAIRS = 4, 5, 20
 PLANTED = {(1, 3): 0.3, (3, 0): -0.2}
@@ -195,12 +195,26 @@ def test_ablation_by_hand():
     assert len(rows) == 8 and rows[5] == {"sample": "b", "set": "chosen", "heads": "chosen", "full": -1, "control": -5}
 
 
-def test_intervals_of_answers_go_by_the_seed():
+def test_answers_have_intervals():
     margins = np.random.default_rng(0).normal(size=(2, 20))
     rows = [{"margin_full": full, "margin_control": control} for full, control in margins.T]
-    for seed in (0, 3):
-        assert says(rows, seed)["full"]["margin"] == mean_interval(margins[0], seed)
-    assert says(rows, 0) != says(rows, 3)
+    found = says(rows)["full"]
+    assert found["margin"] == mean_interval(margins[0], REAL) and found["says_yes"] == rate_interval(margins[0] > 0)
+
+
+def test_margins_without_any_change_have_no_interval(tmp_path):
+    """Heads that change nothing: no spread and no range, so no interval, in the sentence and in the figure."""
+    plain = np.array([[3.0, -1.0], [4.0, -2.0], [2.0, 0.0]])
+    found = summarise({"none": plain, "chosen": plain, **{f"random {i}": plain for i in range(19)}}, seed=0)
+    assert found["full"]["chosen"]["low"] is None and "+0.00 (none: no spread)" in ablation_finding(found, "0.1")
+    assert "rank 20 of 20 sets (p = 1, smallest possible 0.05;" in ablation_finding(found, "0.1")
+    figure = ablation_figure(found, "0.1")
+    figure.savefig(tmp_path / "ablation.png")
+    assert "smallest possible" not in figure.axes[0].get_title(loc="left")
+    one = summarise({"none": plain, "chosen": plain - 1, "random 0": plain}, seed=0)
+    title = ablation_figure(one, "0.1").axes[0].get_title(loc="left")
+    assert "the smallest possible p of a rank is 0.5" in title
+    assert "1 random set: the smallest possible p is 0.5" in ablation_finding(one, "0.1")
 
 
 @pytest.fixture
