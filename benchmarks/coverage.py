@@ -5,8 +5,8 @@
 
 Every row is one distribution, every column one number of samples. `analysis.statistics.mean_interval` gets the range
 that the quantity has; "(Student's t)" is the plain t interval of the same samples, for comparison. A sample without an
-interval (equal values of unknown range) counts as a miss. Prints the table and writes coverage.csv, with the median
-width of the intervals. Seeded; a minute or two.
+interval (equal values of unknown range) counts as a miss. The last row is exact, over all counts. Prints the table and
+writes coverage.csv, with the median width of the intervals. Seeded; a few minutes.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special
+from scipy import special, stats
 
 from analysis import command
 from analysis.results import default_out_dir, refuse_existing, write_table
-from analysis.statistics import DIFFERENCE, NONNEGATIVE, REAL, SHARE, Bounds, mean_interval
+from analysis.statistics import DIFFERENCE, NONNEGATIVE, REAL, SHARE, Bounds, mean_interval, rate_interval
 
 STUDENT = "Student's t"
 
@@ -64,6 +64,7 @@ def mostly_zero(rate: float) -> Distribution:
 DISTRIBUTIONS = {
     "normal": Distribution(lambda rng, n: rng.normal(size=n), 0.0, REAL),
     "exponential": Distribution(lambda rng, n: rng.exponential(size=n), 1.0, NONNEGATIVE),
+    "log-normal": Distribution(lambda rng, n: rng.lognormal(size=n), float(np.exp(0.5)), NONNEGATIVE),
     "Student's t, 3 degrees of freedom": Distribution(lambda rng, n: rng.standard_t(3, n), 0.0, REAL),
     "uniform share": Distribution(lambda rng, n: rng.random(n), 0.5, SHARE),
     "share, beta(0.5, 5)": Distribution(lambda rng, n: rng.beta(0.5, 5, n), 0.5 / 5.5, SHARE),
@@ -80,6 +81,7 @@ DISTRIBUTIONS = {
     "-1 .. 1 in halves, .05 .1 .5 .2 .15": on_points((-1, -0.5, 0, 0.5, 1), (0.05, 0.1, 0.5, 0.2, 0.15), DIFFERENCE),
     "-1 .. 1 in halves, 0 0 .9 .05 .05": on_points((-1, -0.5, 0, 0.5, 1), (0, 0, 0.9, 0.05, 0.05), DIFFERENCE),
 }
+WORST = "0/1, worst of all rates (exact)"
 COMPARED = ("normal", "exponential", "0/1, rate .05")  # rows that Student's t gets, too
 
 
@@ -115,6 +117,9 @@ def main(config: Config) -> int:
             label = f"  ({STUDENT})" if of_method[0]["method"] == STUDENT else name
             print(label.ljust(40) + "".join(f"{row['coverage']:9.3f}" for row in of_method), flush=True)
             rows += of_method
+    worst = [worst_rate(n) for n in config.sizes]
+    print(WORST.ljust(40) + "".join(f"{row['coverage']:9.3f}" for row in worst))
+    rows += worst
     out_dir.mkdir(parents=True, exist_ok=True)
     write_table(out_dir / "coverage.csv", rows)
     print(f"{config.runs} runs of each cell; results in {out_dir}")
@@ -139,6 +144,16 @@ def measure(name: str, distribution: Distribution, n: int, config: Config) -> It
         held = (low <= distribution.mean) & (distribution.mean <= high)
         width = float(np.nanmedian(high - low))
         yield {"distribution": name, "method": method, "n": n, "coverage": float(held.mean()), "median_width": width}
+
+
+def worst_rate(n: int) -> dict:
+    """The row of WORST: the least coverage of `rate_interval` over rates from 0 to 1 in steps of 1 / 5,000."""
+    counts, rates = np.arange(n + 1), np.linspace(0, 1, 5001)[1:-1, None]
+    intervals = [rate_interval([True] * count + [False] * (n - count)) for count in counts.tolist()]
+    low, high = (np.array([interval[end] for interval in intervals]) for end in ("low", "high"))
+    held = (stats.binom.pmf(counts, n, rates) * ((low <= rates) & (rates <= high))).sum(1)
+    row = {"distribution": WORST, "method": "rate_interval", "n": n, "coverage": float(held.min())}
+    return {**row, "median_width": float(np.median(high - low))}
 
 
 if __name__ == "__main__":
