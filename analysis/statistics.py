@@ -299,9 +299,9 @@ def _score_end(values: np.ndarray, end: float, z: float) -> float:
     """The largest m of the score interval; end: the largest possible value."""
     points, counts = np.unique(values, return_counts=True)
     mean, n = values.mean(), len(values)
-    margin = 1e-9 * (end - mean)
-    if margin <= 0:
+    if end - mean <= 1e-12 + 1e-6 * abs(end):  # a mean at the end, but for rounding: no number lies between
         return float(end)
+    margin = 1e-9 * (end - mean)
     return float(
         optimize.brentq(
             lambda m: (m - mean) * np.sqrt(n) - z * np.sqrt(_variance_at(m, points, counts, end)),

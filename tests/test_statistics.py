@@ -65,6 +65,9 @@ def test_equal_values_have_no_interval_of_zero_width():
     assert (found["low"], found["high"]) == pytest.approx((0.3 - 0.3 * unseen, 0.3 + 0.7 * unseen))
     assert found["interval"] == SCORE and ends([1.0] * 5, DIFFERENCE) == pytest.approx((1 - 2 * unseen, 1))
     assert ends([0.0] * 4, REAL) == (None, None) == ends([0.0], REAL)
+    for value in (1e-200, 1e-20, 1e-7, 1 - 1e-7, 1 - 1e-12, 1 - 2**-53):  # at an end but for rounding
+        low, high = ends([value] * 5, SHARE)
+        assert 0 <= low <= value <= high <= 1 and high - low == pytest.approx(unseen, abs=1e-5)
 
 
 def test_values_that_are_not_known_are_counted():
