@@ -23,6 +23,7 @@ from analysis.spatial_table import (
     summarise,
     summarise_heads,
 )
+from analysis.statistics import too_few
 
 
 def draw_sample(
@@ -72,6 +73,8 @@ def report(run: RunFolder, found: Sequence[Looked], used: Sequence[Used], seed: 
 def sentences(summary: dict) -> list[str]:
     """For a reader at the terminal: what the words look at, and whether the answer rests on it."""
     lines = [f"{reason}: left out of {count} samples" for reason, count in summary["skipped_words"].items()]
+    few = too_few(max(summary["queries"][word]["mass"]["n"] for word in WORDS))
+    lines += [few] if few else []
     for word in WORDS:
         mass = summary["queries"][word]["mass"]
         held = ", ".join(f"{LABELS[name]} {_percent(control)}" for name, control in mass["controls"].items())

@@ -10,7 +10,7 @@ import numpy as np
 from analysis.layers import check_layers
 from analysis.plots import head_heatmap
 from analysis.results import RunFolder, save_arrays, write_table
-from analysis.statistics import LEVEL, known_mean, smallest_p
+from analysis.statistics import LEVEL, known_mean, smallest_p, too_few
 from analysis.text_figures import example_bars, layer_lines, pair_scatter
 from analysis.text_symmetry import (
     IDEAL,
@@ -101,6 +101,8 @@ def save_study(run: RunFolder, study: Study, examples: int, seed: int) -> dict:
     if examples:
         chosen = spread(np.abs(lean(*pair_of(found.overall["entities"], "swapped"), "swapped")), examples)
         run.save(example_bars(found, study.captions, chosen), "examples.png")
+    if few := too_few(len(found)):
+        print(few)
     tests = {kind: heads_that_lean(found, kind) for kind in IDEAL}
     write_table(run.folder / "heads.csv", head_rows(tests, found))
     for kind, tested in tests.items():
