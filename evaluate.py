@@ -77,7 +77,7 @@ class Config(LoadFlags, GazeFlags, MethodFlags, LinkFlags):
     sat2, where data/spatial_reasoning holds it; else a generated set)."""
     data_root: str | None = None
     """Folder of the published files and their pictures (default for blink and sat2: data)."""
-    judge: Literal["choice", "exact", "string_match"] = "choice"
+    judge: Literal["choice", "exact", "string_match", "vlmevalkit"] = "choice"
     """choice: letters and option texts, ambiguous ones unparsed, and exact for open questions; exact: the same text,
     always parsed; string_match: as published."""
     circular: bool = False

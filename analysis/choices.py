@@ -1,262 +1,750 @@
-"""Which of some lettered options a written answer means, or that it means none, or more than one.
+"""The option that a written answer settles on, if it settles on one.
 
-An answer names options by letter, "(B)", "B.", "b)", "**B**", "option b", or by their texts. What it states outright
-("the answer is B", "B. left because ...", an option and nothing else) outweighs what it merely mentions on the way; an
-option that it denies or supposes ("not left", "if A") is not named. An option is meant only where it is the
-only one left, so that an answer between two of them means none.
+A small grammar over the tokens of `analysis/answer_text.py`, with the vocabulary of `analysis/answer_words.py`. A
+*mention* names an option by its letter or by its text. A mention is *denied* ("not left, above or below"; "A and B are
+wrong"; "rather than A"; "if A"), *hedged* ("could be A") or *stated* ("the answer is B"; "B." first, or alone on a
+line; "\\boxed{B}"; "therefore ... left"). Mentions joined by "or", "and" or a comma form a group.
+
+One rule decides: the last statement after the last correction ("wait", "actually"); without a statement the one
+option that is named and not denied; else none. An answer between two options means none, and so does one that breaks
+off before it states any. Reading a wrong option is worse than reading none. The work is linear in the length of the
+answer.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from string import ascii_uppercase
 from typing import NamedTuple
 
+from analysis import answer_words as words
+from analysis.answer_text import (
+    BOX,
+    CJK,
+    COLOURS,
+    ORDINALS,
+    UNITS,
+    Token,
+    final,
+    is_number,
+    keys,
+    name,
+    name_of,
+    tokenise,
+)  # fmt: skip
+from analysis.answer_words import roles, stands
+
 NO_OPTION = -1  # a letter beyond the last option
+REACHES = ("aside", "condition", "attention", "denial", "hedge", "contrast")
+START = Token("", "", "", ".")
+IDEOGRAPH = re.compile(f"[{CJK}]")
+OPENED, CLOSED = re.compile(r"[(\[{\"'<_]$"), re.compile(r"[)\]}\"'>_]")
+LABEL_END = re.compile(r"[)\].:\u3001]")
 
-WORD = re.compile(r"-?\d+(?:[.,]\d+)*|[^\W_]+(?:['.][^\W_]+)*")
-TAG = re.compile(r"</?[\w|][^<>\n]{0,40}>")
-BOXED = re.compile(r"\\boxed\{\s*(?:\\\w+\{)?([^{}]*)\}+")
-BRACKETED = re.compile(r"(?<!\w)[(\[{]\s*([A-Za-z])\s*[)\]}]")
-LEADING = re.compile(r"^[ \t\"'-]*([A-Za-z])[).:](?=\s|$)", re.MULTILINE)
-BARE = re.compile(r"(?<![\w'.-])([A-Z])(?![\w'])(?!-\w)(?!\.\w)")
-CALLED = re.compile(
-    r"\b(?:option|choice|letter|answer|ans)(?:\s+is\s+|\s*[:=-]\s*|\s+)([a-z])(?=\W*(?:$|\n|[.,;)]))", re.IGNORECASE
-)
-# A and I are words too: letters where the sentence stops behind them, or where they act as names
-NAMED = re.compile(
-    r"\s*(?:$|[.,;:!?)\]}\"'\n/&=|-]|[A-Z](?![\w'-])"
-    r"|(?:or|and|nor|if|is|was|because|since|as|seems|looks|would|should)\b)"
-)
-THING = re.compile(  # "points A and B" are no options
-    r"\b(?:point|image|picture|photo|figure|panel|object|frame|label|marker|region|box|class|vitamin|grade:?)(?:e?s)?"
-    r"\s+(?:[A-Z]\s*(?:,|and|or|/|&)\s*)*$",
-    re.IGNORECASE,
-)
 
-BOUNDARY = re.compile(
-    r"[.,;!?\n]|(?<!wrong)(?<!false)(?<!incorrect):|(?<!thing )\b(?:but|so|thus|hence|therefore)\b", re.IGNORECASE
-)
-GOES_ON = r" (?:it|its|there|this|that|these|those|they|he|she|the|i|we|you|is|not|because|since|as|doubt)\b"
-NONE_OF = rf"no(?= \w)(?!{GOES_ON})"  # "no car", unlike "no it is left"
-DENIAL = re.compile(
-    r"\b(?:not|never|neither|nor|cannot|without|non|except|unlike|eliminate|exclude|(?:rather|other) than|instead of"
-    r"|rule out|if|whether|unless|\w+n't|(?:any|every)thing but|opposite of|nothing|hardly|(?<!no )doubt|impossible"
-    rf"|lacks?)\b|(?<=\S)\s+no\b(?! doubt)|^\s*(?:{NONE_OF}|(?:wrong|incorrect|false)\b)",
-    re.IGNORECASE,
-)
-DENIED = re.compile(
-    r"[)\]}\"']*\s*(?:(?:is|are|was|were|seems?|looks?|can|could|do|does|did|will|would|must)"
-    r"(?:n't|\s+(?:be\s+)?(?:not|never|wrong|incorrect|false|unlikely|impossible|excluded|eliminated|ruled out))"
-    r"|cannot)\b"
-    r"|,\s*(?:is|are)\s+(?:wrong|incorrect|false)\b"
-    r"|[)\]}\"']*\s*[.:-]?\s*(?:no|wrong|incorrect|false)(?=\s*(?:$|[\n.,;(]))",
-    re.IGNORECASE,
-)
-STATEMENT = re.compile(
-    r"\b(?:answer|choice|option|solution|response|ans)\b[^.,;:!?\n]{0,40}?"
-    r"(?:\b(?:is|are|would be|must be|should be)\b|[:=-])"
-    r"|\b(?:choose|pick|select|go with|going with|final answer|otherwise)\b",
-    re.IGNORECASE,
-)
-BEFORE_NAME = re.compile(
-    r"[\s:\"'(\[{]*(?:(?:the|an?|option|choice|letter|most|likely|probably|clearly|definitely|indeed)\s+)*[\s\"'(\[{]*",
-    re.IGNORECASE,
-)
-ARTICLE = re.compile(r"[\W_]*(?:the|an?)\s+(?=[\"']?\w)(?!\w\b|(?:is|was|and|or|has)\b)", re.IGNORECASE)
-BEGINNING = re.compile(r"[\s\"'(\[{]*(?:option|choice|letter)?[\s\"'(\[{]*", re.IGNORECASE)
-STOPS = {  # what must follow an option that an answer begins with, so that it is the answer
-    "letter": re.compile(r"[\"'\t ]*(?:$|[)\]}.,;:\n-])"),
-    "text": re.compile(r"[)\]}\"'\t ]*(?:$|[.;\n])"),
-    "both": re.compile(""),
-}
-CONFIRMED = re.compile(
-    r"[)\]}\"']*\s*(?:(?:is|would be|must be|seems|looks)\s+(?:the\s+)?(?:most\s+)?"
-    r"(?:correct|right|best|likely|answer)|otherwise)\b",
-    re.IGNORECASE,
-)
-TOGETHER = re.compile(
-    r"[)\]}\"'.,: \t-]*[(\[{\"']*|[)\]}\"'\s]*,?\s*(?:\bor\b|\band\b|/|&)\s*(?:the |an? )?[(\[{\"']*", re.IGNORECASE
-)
-SAYS = re.compile(r"[)\]}\"']*:(?!\s*(?:because|since|as)\b)[^.,;:!?\n]{0,40}")  # "A: it is on the right."
+class Options(NamedTuple):
+    """Options to look for. `forms`: by first key the (keys, index, whether they are a part of the option's text) that
+    name an option; `texts`: the keys of each option's text; `letters`: whether letters name options."""
+
+    forms: dict[str, list[tuple[tuple[str, ...], int, bool]]]
+    texts: tuple[tuple[str, ...], ...]
+    letters: bool
 
 
 class Mention(NamedTuple):
-    """An option named at text[start:end]; `index` counts from 0 or is NO_OPTION; `by`: "letter", "text" or "both"."""
+    """Tokens start .. end - 1 name the options `indices` (from 0, or NO_OPTION); `by`: "letter" or "text"."""
 
     start: int
     end: int
-    index: int
+    indices: frozenset[int]
     by: str
 
 
-def meant(answer: str, options: tuple[str, ...]) -> int | None:
-    """Index of the option that an answer means; None where it means none, several, or a letter beyond the last."""
-    found = {_meant(part, options) for part in final(answer)}
-    return found.pop() if len(found) == 1 else None
+class Statement(NamedTuple):
+    """Tokens start .. end - 1 state the options `indices`: `outright`, or as a conclusion or the answer's first word;
+    `last`: in a way that ends an argument ("final answer", "therefore", a box, the last line); `clause`: the position
+    at which its conclusion begins, -1 for none."""
+
+    start: int
+    end: int
+    indices: frozenset[int]
+    outright: bool
+    last: bool
+    clause: int
 
 
-def final(answer: str) -> list[str]:
-    """The parts of an answer that state it: what stands in <answer> tags, else everything outside <think>."""
-    text = re.sub(r"<think>.*?(?:</think>|$)", "", answer, flags=re.DOTALL).rpartition("</think>")[2]
-    return re.findall(r"<answer>(.*?)(?:</answer>|$)", text, flags=re.DOTALL) or [text]
+@dataclass
+class Passage:
+    """A tokenised answer, its mentions in order, and the starts of those that are denied, refuted (denied by a "not" or
+    "wrong", unlike by an "if"), and hedged. `roles`: per position the phrases that stand there."""
+
+    tokens: list[Token]
+    mentions: list[Mention]
+    roles: list[dict[str, int]]
+    denied: set[int] = field(default_factory=set)
+    refuted: set[int] = field(default_factory=set)
+    hedged: set[int] = field(default_factory=set)
+
+    def __post_init__(self):
+        self.at = {mention.start: mention for mention in self.mentions}
+        self.covered = {i for mention in self.mentions for i in range(mention.start, mention.end)}
+
+    def size(self, position: int, role: str) -> int:
+        """How many tokens the longest phrase of a role takes that stands at a position; 0 for none."""
+        return self.roles[position].get(role, 0)
+
+    def named(self, mentions: Iterable[Mention]) -> list[Mention]:
+        return [mention for mention in mentions if mention.start not in self.denied]
 
 
-def words(text: str) -> list[str]:
-    """Words and numbers of a text, case folded, without punctuation."""
-    return WORD.findall(plain(text).casefold())
+def meant(answer: str, options: Sequence[str]) -> int | None:
+    """Index of the option that an answer settles on; None where it settles on none, several, or a letter beyond the
+    last."""
+    sought = options_of(options)
+    indices = {settled(part, sought) for part in final(answer)}
+    return indices.pop() if len(indices) == 1 else None
 
 
-def name(text: str) -> list[str]:
-    """The words of a text without an article in front; the A of "A is closer", "A, B" and "(A) blue" is none."""
-    found = words(text)
-    return found[1:] if ARTICLE.match(plain(text)) else found
+def options_of(texts: Sequence[str], letters: bool = True, ways: Sequence[Sequence[str]] = ()) -> Options:
+    """Options by their texts; `ways`: other ways to write each of them. A part of a text names its option, too, where
+    the options differ in that part alone: "left" for "on the left", "red" for "the red car", "2" for "2 m"."""
+    whole = tuple(tuple(name(text)) for text in texts)
+    forms = defaultdict(list)
+    for index, text in enumerate(whole):
+        if text and not (letters and re.fullmatch("[a-z]", "".join(text))):
+            forms[text[0]].append((text, index, False))
+    for index, others in enumerate(ways or [words.SYNONYMS.get(text, ()) for text in texts]):
+        for text in map(keys, others):
+            forms[text[0]].append((tuple(text), index, False))
+    for short in (_directions(whole), _differences(whole), _predicates(whole)):
+        for index, text in enumerate(short):
+            if short.count(text) == 1 and text not in whole:
+                forms[text[0]].append((text, index, True))
+    return Options(dict(forms), whole, letters)
 
 
-def plain(text: str) -> str:
-    """The text without markup: compatibility forms of characters, straight quotes, no asterisks, backticks, tags."""
-    text = unicodedata.normalize("NFKC", text).translate(str.maketrans("\u2018\u2019\u201c\u201d", "''\"\""))
-    text = BOXED.sub(r"answer: \1.", TAG.sub(" ", text))
-    return re.sub(r"[*`$]|__", "", text).strip()
+def _directions(texts: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Each text without the words around its direction, where it consists of these: "left" of "on the left side"."""
+    cores = [tuple(key for key in text if key not in words.AROUND) for text in texts]
+    return [core if core and set(core) <= words.DIRECTIONS else text for core, text in zip(cores, texts, strict=True)]
 
 
-def _meant(answer: str, options: tuple[str, ...]) -> int | None:
-    text = _without_list(plain(answer), options)
-    if whole := _whole(text, options):
+def _predicates(texts: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Each text without the "it" or "they" in front."""
+    return [text[1:] if len(text) > 2 and text[0] in ("it", "they", "he", "she") else text for text in texts]
+
+
+def _differences(texts: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """The direction, colour or number in which texts of one length differ; [] where they differ in more."""
+    if len({len(text) for text in texts}) != 1:
+        return []
+    columns = [column for column in zip(*texts, strict=True) if len(set(column)) > 1]
+    if len(columns) != 1:
+        return []
+    kinds = (words.DIRECTIONS, COLOURS, {key for key in columns[0] if is_number(key)})
+    return [(key,) for key in columns[0]] if any(set(columns[0]) <= kind for kind in kinds) else []
+
+
+def settled(text: str, options: Options) -> int | None:
+    """Index of the option that one part of an answer settles on, or None."""
+    tokens = tokenise(text)
+    if whole := _whole(tokens, options):
         return _single(whole)
-    mentions = _mentions(text, options)
-    around = _blanked(text, mentions)  # the "not" of an option's own text denies nothing
-    named = [mention for mention in mentions if not _denied(around, mention)]
-    stated = [mention for mention in named if _is_stated(text, mention, named)]
-    claimed = {each.index for mention in stated for each in _with_neighbours(text, mention, named)}
-    claimed |= _whole(text.rpartition("\n")[2], options) if text else set()
-    return _single(claimed or {mention.index for mention in named})
+    phrases = roles(tokens)
+    passage = Passage(tokens, _mentions(tokens, phrases, options), phrases)
+    groups = _groups(passage)
+    _deny_ahead(passage)
+    for position, group in enumerate(groups):
+        _deny_behind(passage, group, groups[position - 1] if position else [])
+    return _decide(passage, _statements(passage, groups))
 
 
-def _single(indices: set[int]) -> int | None:
-    return next(iter(indices)) if len(indices) == 1 and NO_OPTION not in indices else None
+def _single(indices: Iterable[int]) -> int | None:
+    different = set(indices)
+    return different.pop() if len(different) == 1 and NO_OPTION not in different else None
 
 
-def _index(letter: str, options: tuple[str, ...]) -> int:
+def _index(letter: str, options: Options) -> int:
     index = ascii_uppercase.index(letter.upper())
-    return index if index < len(options) else NO_OPTION
+    return index if index < len(options.texts) else NO_OPTION
 
 
-def _whole(text: str, options: tuple[str, ...]) -> set[int]:
+def _is_letter(token: Token) -> bool:
+    return len(token.text) == 1 and token.text.isascii() and token.text.isalpha()
+
+
+def _is_capital(token: Token) -> bool:
+    return _is_letter(token) and token.text.isupper()
+
+
+def _called_so(key: str, options: Options) -> set[int]:
+    """Options whose whole text is one letter."""
+    return {index for index, text in enumerate(options.texts) if text == (key,)}
+
+
+def _whole(tokens: list[Token], options: Options) -> set[int]:
     """Options that a text names and says nothing else: by their text, or by a letter; in brackets it is a letter."""
-    if found := re.fullmatch(r"[\W_]*[(\[{]\s*([A-Za-z])\s*[)\]}][\W_]*", text):
-        return {_index(found[1], options)}
-    said = name(text)
-    by_text = {index for index, option in enumerate(options) if said and name(option) == said}
-    by_letter = {_index(said[0], options)} if len(said) == 1 and re.fullmatch("[a-z]", said[0]) else set()
-    return by_text | by_letter
+    content = [token for token in tokens[:-1] if token.key != BOX]
+    if options.letters and len(content) == 1 and _is_letter(content[0]):
+        by_text = set() if re.search(r"[(\[{]", content[0].gap) else _called_so(content[0].key, options)
+        return {_index(content[0].text, options)} | by_text
+    answer = tuple(name_of(tokens))
+    return {index for index, option in enumerate(options.texts) if answer and option == answer}
 
 
-def _without_list(text: str, options: tuple[str, ...]) -> str:
-    """The answer without a repetition of the whole list of options, which names them all and chooses none."""
-    lines = (
-        rf"\(?{letter}[).:]?\s*{_spaced(option)}" for letter, option in zip(ascii_uppercase, options, strict=False)
-    )
-    return re.sub(r"[\s,;.]+".join(lines), " ", text, flags=re.IGNORECASE).strip()
+# Mentions
 
 
-def _spaced(option: str) -> str:
-    return r"\s+".join(re.escape(part) for part in plain(option).split())
-
-
-def _mentions(text: str, options: tuple[str, ...]) -> list[Mention]:
+def _mentions(tokens: Sequence[Token], phrases: Sequence[dict[str, int]], options: Options) -> list[Mention]:
     """Every place that names an option, in order; a name inside a longer one ("left" in "top left") is no name."""
-    found = {*_by_letter(text, options), *_by_text(text, options)}
-    return sorted(each for each in found if not any(_inside(each, other) for other in found))
+    every = [*_by_text(tokens, phrases, options), *(_by_letter(tokens, options) if options.letters else ())]
+    kept: list[Mention] = []
+    end = -1
+    for mention in sorted(every, key=lambda mention: (mention.start, -mention.end)):
+        if kept and mention[:2] == kept[-1][:2]:
+            kept[-1] = kept[-1]._replace(indices=kept[-1].indices | mention.indices)
+        elif mention.end > end:
+            kept.append(mention)
+            end = mention.end
+    count = len(options.texts)
+    kept = _without_lists(tokens, kept, [(index, by) for index in range(count) for by in ("letter", "text")])
+    return _without_lists(tokens, kept, [(index, "text") for index in range(count)]) if count > 2 else kept
 
 
-def _inside(mention: Mention, other: Mention) -> bool:
-    within = other.start <= mention.start and mention.end <= other.end
-    return within and mention.end - mention.start < other.end - other.start
+def _without_lists(tokens: Sequence[Token], mentions: list[Mention], order: list[tuple[int, str]]) -> list[Mention]:
+    """The mentions without repetitions of the whole list of options, which name all in order and choose none."""
+    kept, start = [], 0
+    pattern = [({index}, by) for index, by in order]
+    while start < len(mentions):
+        run = mentions[start : start + len(pattern)]
+        listed = (mentions[start].indices, mentions[start].by) == pattern[0]
+        listed = listed and [(mention.indices, mention.by) for mention in run] == pattern
+        between = (tokens[one.end : other.start] for one, other in zip(run, run[1:], strict=False))
+        if listed and all(token.key in words.LINKS for gap in between for token in gap):
+            start += len(run)
+        else:
+            kept.append(mentions[start])
+            start += 1
+    return kept
 
 
-def _by_letter(text: str, options: tuple[str, ...]) -> Iterator[Mention]:
-    for pattern in (BRACKETED, LEADING):
-        for found in pattern.finditer(text):
-            index = _index(found[1], options)
-            if index != NO_OPTION and (end := _own_text(text, found.end(1), options[index])):
-                yield Mention(found.start(1), end, index, "both")
-            elif index != NO_OPTION or found[1].isupper():  # not the x of "(x)"
-                yield Mention(*found.span(1), index, "letter")
-    for found in CALLED.finditer(text):
-        yield from _letter(found, options)
-    for found in BARE.finditer(text):
-        if found[1] in "AI" and not NAMED.match(text, found.end()):
+def _by_text(tokens: Sequence[Token], phrases: Sequence[dict[str, int]], options: Options) -> Iterator[Mention]:
+    blocked = _other_senses(tokens)
+    zero = next((index for text, index, _ in options.forms.get("0", ()) if len(text) == 1), None)
+    for start, token in enumerate(tokens[:-1]):
+        for text, index, part in options.forms.get(token.key, ()):
+            end = start + len(text)
+            if not stands(text, tokens, start) or (text in words.ALONE and not _alone(tokens, start, end)):
+                continue
+            if len(text) > 1 or (start not in blocked and _in_sense(tokens, start, part)):
+                yield Mention(start, end, frozenset((index,)), "text")
+        if zero is not None and (size := phrases[start].get("zero")) and tokens[start + size].key not in words.NOT_ZERO:
+            yield Mention(start, start + size, frozenset((zero,)), "text")
+
+
+def _other_senses(tokens: Sequence[Token]) -> set[int]:
+    """Positions of words that mean no direction where they stand: "the right answer", "mentioned above", "right?"."""
+    blocked = set()
+    for start, token in enumerate(tokens[:-1]):
+        behind = tokens[start + 1]
+        for phrase, target, restored in words.OTHER_SENSES.get(token.key, ()):
+            if not stands(phrase, tokens, start):
+                continue
+            follower = tokens[start + len(phrase)]
+            backed = target == 0 and start and not token.edge and tokens[start - 1].key in words.BACKED
+            if not backed and not (restored and not follower.edge and follower.key in words.NOUN_AHEAD):
+                blocked.add(start + target)
+        if token.key == "right":
+            tag = token.edge == "," and "?" in behind.gap
+            opening = start == 0 and behind.edge == "," and behind.key in words.AFTER_RIGHT
+            if tag or opening or (behind.key not in ("of", "side") and _calls_right(tokens, start)):
+                blocked.add(start)
+        elif token.key in ORDINALS and behind.edge == "," and (start == 0 or token.edge in (".", "\n")):
+            blocked.add(start)
+    return blocked
+
+
+def _calls_right(tokens: Sequence[Token], position: int) -> bool:
+    """Whether the "right" at a position calls a letter correct: "B is right", "A must be right"."""
+    start = position
+    while start > max(0, position - 4) and not tokens[start].edge and tokens[start - 1].key in words.PREDICATE:
+        start -= 1
+    return 0 < start < position and not tokens[start].edge and _is_capital(tokens[start - 1])
+
+
+def _in_sense(tokens: Sequence[Token], position: int, part: bool) -> bool:
+    """Whether one word at a position can answer, unlike the "no" of "no car" or a number that labels or computes."""
+    token, behind = tokens[position], tokens[position + 1]
+    before = tokens[position - 1] if position else START
+    if token.key == "no":
+        starts = position == 0 or token.edge in (".", "\n", ":")
+        return bool(behind.edge) or behind.key in (words.FOLLOWS_NO if starts else ("or", "and"))
+    if not is_number(token.key):
+        return True
+    if token.text.casefold() in ("one", "一") and token.edge in ("", ",") and len(tokens) > 2:
+        if before.key not in words.ONE_BEFORE or behind.key == "of":
+            return False
+    if (token.edge in ("", "(") and before.key in words.NUMBERED) or (part and not behind.edge and behind.key in UNITS):
+        return False
+    for neighbour, gap in ((before, token.gap), (behind, behind.gap)):
+        joined = gap.strip() in (":", "/", "-", "\u2013", ",", "x") and is_number(neighbour.key)
+        if joined or re.search(r"[+\u00d7\u00f7<>]", gap):
+            return False
+    return "=" not in behind.gap
+
+
+def _alone(tokens: Sequence[Token], start: int, end: int) -> bool:
+    """Whether tokens answer by themselves, as the 是 of "是的，..." does and that of "它是" does not."""
+    starts = start == 0 or tokens[start].edge not in ("", "/", "(")
+    return starts and bool(tokens[end].edge or tokens[end].key == "的")
+
+
+def _by_letter(tokens: Sequence[Token], options: Options) -> Iterator[Mention]:
+    things: set[int] = set()  # positions of letters that name things: "points A and B"
+    for position, token in enumerate(tokens[:-1]):
+        if not _is_letter(token):
+            yield from _by_ordinal(tokens, position, options)
             continue
-        if found[1] == "I" and len(options) < 9 or THING.search(text[: found.start()]):
+        index, behind = _index(token.text, options), tokens[position + 1]
+        marked = OPENED.search(token.gap[-1:]) is not None and CLOSED.match(behind.gap) is not None
+        leading = (position == 0 or "\n" in token.gap) and LABEL_END.match(behind.gap) is not None
+        if marked or leading:
+            if index == NO_OPTION and not token.text.isupper():  # the s of "shape(s)"
+                continue
+        elif token.text.islower():
+            if not _called(tokens, position):
+                continue
+        elif not _is_name_of_option(tokens, position, things, options):
             continue
-        yield from _letter(found, options)
+        if not (leading or (marked and token.gap[-1] in "([{")):
+            yield Mention(position, position + 1, frozenset({index} | _called_so(token.key, options)), "letter")
+        else:
+            own = index != NO_OPTION and options.texts[index] == (behind.key,)
+            own = own and _is_letter(behind) and not behind.edge
+            yield Mention(position, position + 1 + own, frozenset((index,)), "letter")
 
 
-def _own_text(text: str, start: int, option: str) -> int:
-    """Where an option's text ends that stands behind its letter, which ends at `start`; 0 where it does not."""
-    found = re.compile(rf"[)\]}}.:\s]*{_spaced(option)}(?!\w)", re.IGNORECASE).match(text, start)
-    return found.end() if found else 0
+def _called(tokens: Sequence[Token], position: int) -> bool:
+    """Whether a small letter is called one: "option b", "the answer is b", where a clause ends behind it."""
+    start = position - 1
+    if start >= 0 and tokens[start].key == "is" and not tokens[position].edge:
+        start -= 1
+    return start >= 0 and tokens[start].key in words.CALLED and bool(tokens[position + 1].edge)
 
 
-def _letter(found: re.Match, options: tuple[str, ...]) -> Iterator[Mention]:
-    """A letter without brackets: an option's letter, and the whole text of an option that is called so."""
-    called_so = (index for index, option in enumerate(options) if words(option) == [found[1].lower()])
-    for index in {_index(found[1], options), *called_so}:
-        yield Mention(*found.span(1), index, "letter")
+def _is_name_of_option(tokens: Sequence[Token], position: int, things: set[int], options: Options) -> bool:
+    """Whether a capital without brackets names an option: no article, no "I", no name of a thing ("car B"), which is
+    added to `things`."""
+    token, behind = tokens[position], tokens[position + 1]
+    before = tokens[position - 1] if position else START
+    hyphened = token.gap == "-" or re.match(r"-\S?$|\+", behind.gap) is not None
+    no_option = _index(token.text, options) == NO_OPTION and not behind.edge
+    if hyphened or no_option or (token.text == "I" and len(options.texts) < 9) or before.key in words.THINGS:
+        return False
+    if token.text in "AI" and not behind.edge and behind.key not in words.LETTER_BEHIND:
+        if not (_is_capital(behind) or IDEOGRAPH.match(behind.text)):
+            return False
+    chained = position - 1 if token.edge in (",", "/") else position - 2 if before.key in words.CONJUNCTIONS else -1
+    labelled = before.key in words.LABELLED or (not behind.edge and behind.key in words.LABELLED)
+    free = token.edge or not position or _is_capital(before) or IDEOGRAPH.match(before.text[-1:])
+    if chained in things or labelled or not (free or before.key in words.LETTER_BEFORE or before.key.endswith("ly")):
+        things.add(position)
+        return False
+    return True
 
 
-def _by_text(text: str, options: tuple[str, ...]) -> Iterator[Mention]:
-    for index, option in enumerate(options):
-        parts = name(option)
-        if not parts or re.fullmatch("[a-z]", "".join(parts)):
+def _by_ordinal(tokens: Sequence[Token], position: int, options: Options) -> Iterator[Mention]:
+    """The option that "the second option", "the last choice" or "option 2" names, unless another one's text counts."""
+    key, behind, count = tokens[position].key, tokens[position + 1], len(options.texts)
+    if key in (*ORDINALS, "last") and behind.key in ("option", "choice", "answer"):
+        index, word = (count - 1 if key == "last" else ORDINALS.index(key)), key
+    elif key in ("option", "choice") and behind.key in "123456789"[:count]:
+        index, word = int(behind.key or 0) - 1, behind.key
+    else:
+        return
+    if not behind.edge and not any(word in text for other, text in enumerate(options.texts) if other != index):
+        yield Mention(position, position + 2, frozenset((index if 0 <= index < count else NO_OPTION,)), "letter")
+
+
+def _groups(passage: Passage) -> list[list[Mention]]:
+    """The mentions in runs that belong together: a letter and its text, "A or B", "A, B and C"."""
+    groups: list[list[Mention]] = []
+    for mention in passage.mentions:
+        if groups and _joined(passage.tokens, groups[-1][-1], mention):
+            groups[-1].append(mention)
+        else:
+            groups.append([mention])
+    return groups
+
+
+def _joined(tokens: Sequence[Token], one: Mention, other: Mention) -> bool:
+    if other.start - one.end > 8:
+        return False
+    between = {token.key for token in tokens[one.end : other.start]}
+    edges = {token.edge for token in tokens[one.end : other.start + 1]} - {""}
+    conjunction = bool(between & words.CONJUNCTIONS)
+    if not conjunction and one.by == "letter" and other.by == "text":
+        if between <= words.FILLERS and edges <= {".", ":", "-", "(", ",", "/"}:
+            return one.indices == other.indices or edges != {"."} or not between or tokens[one.start].item
+        says = tokens[one.end].edge == ":" and tokens[other.end].edge in (".", "\n")  # "A: it is on the right."
+        return says and edges == {":"} and not between & words.EXPLAINS
+    if not between <= words.LINKS | {"not"}:
+        return False
+    if not conjunction and one.by == "text" and other.by == "letter":
+        return edges <= {"(", "-", "/"} or (edges == {","} and one.indices == other.indices)
+    listed = conjunction or edges & {",", "/"} or other.start == one.end
+    return bool(listed) and edges <= {",", "/", "("} and (conjunction or one.by == other.by)
+
+
+# Denials, conditions and hedges
+
+
+def _deny_ahead(passage: Passage) -> None:
+    """Mark the mentions in the reach of a denial, a condition or a hedge that stands before them.
+
+    A reach ends with its sentence, at a contrast ("but"), at a colon or dash that does not follow its word at once, and
+    at a comma unless a list goes on after it."""
+    tokens, reach, asked, latest = passage.tokens, Reach(), _questions(passage.tokens), None
+    position = 0
+    while position < len(tokens) - 1:
+        token = tokens[position]
+        reach.cross(passage, position)
+        if latest and token.edge and (size := passage.size(position, "that is wrong")):
+            _refute(passage, [latest])
+            position += size
             continue
-        before = r"(?<![\w.-])" if parts[0][0] in "-0123456789" else r"(?<!\w)"
-        pattern = before + r"[\W_]+".join(map(re.escape, parts)) + r"(?!\w|'\w|[.,]\d)"
-        for found in re.finditer(pattern, text, re.IGNORECASE):
-            if parts != ["no"] or _alone(text, found):
-                yield Mention(*found.span(), index, "text")
+        if mention := passage.at.get(position):
+            latest = mention
+            if reach.kind or asked.get(position) == "answered":
+                reach.named = True
+                passage.denied.add(position)
+                if reach.kind in ("denial", "aside"):
+                    passage.refuted.add(position)
+            elif reach.hedge or position in asked:
+                passage.hedged.add(position)
+            if token.key not in ("neither", "none"):
+                position = mention.end
+                continue
+        if size := passage.size(position, "neutral"):
+            position += size
+            continue
+        role, size = _role(passage, position)
+        position += max(size, 1)
+        reach.enter(role, token.key, position)
 
 
-def _alone(text: str, found: re.Match) -> bool:
-    """Whether "no" is an answer: it begins the text or ends a clause; elsewhere, and in "no idea", it belongs to the
-    next word."""
-    begins = not text[: found.start()].strip(" \"'(")
-    own = begins and not re.match(NONE_OF, text[found.start() :], re.IGNORECASE)
-    return own or re.match(r"[)\]\"' ]*(?:$|[.,;:!?\n/]| or\b| and\b)", text[found.end() :]) is not None
+@dataclass
+class Reach:
+    """The kind of denial that a position stands in, "" for none; `named`: it denied a mention; `start`: the position
+    behind its word; `condition`: the sentence holds an "if"."""
+
+    kind: str = ""
+    named: bool = False
+    start: int = -1
+    hedge: bool = False
+    condition: bool = False
+
+    def cross(self, passage: Passage, position: int) -> None:
+        """Pass the boundary in front of a position."""
+        edge = passage.tokens[position].edge
+        if edge in (".", "\n"):
+            self.__init__()
+        elif edge in (":", "-", ","):
+            self.hedge = False
+            if edge == ",":
+                stays = (self.named or self.kind == "aside") and _list_goes_on(passage, position, self.kind)
+            else:
+                stays = self.start == position
+            self.kind = self.kind if stays else ""
+
+    def enter(self, role: str, key: str, position: int) -> None:
+        """Pass a phrase of a role, or the word `key` without one, that ends in front of a position."""
+        if role == "contrast":
+            self.__init__()
+        elif role == "denial" and self.kind and key in ("anything", "everything"):
+            self.kind = ""  # "cannot be anything but left"
+        elif role == "hedge":
+            self.hedge = True
+        elif role:
+            self.kind, self.named, self.start = role, False, position
+            self.condition = self.condition or role == "condition"
+        elif self.condition and key in ("would", "could", "might"):
+            self.kind = "condition"
+        elif self.kind == "attention" and key in words.COPULAS:
+            self.kind = ""
 
 
-def _blanked(text: str, mentions: list[Mention]) -> str:
+def _role(passage: Passage, position: int) -> tuple[str, int]:
+    """What the words at a position do to the mentions behind them, and how many words they are."""
+    token, behind = passage.tokens[position], passage.tokens[position + 1]
+    starts = position == 0 or bool(token.edge)
+    if token.key == "no" and not behind.edge and not (token.edge in (".", "\n") and behind.key in words.FOLLOWS_NO):
+        return "denial", 1
+    if starts and token.key in ("wrong", "incorrect", "false") and behind.edge in ("", ":", "("):
+        return "denial", 1
+    there = [(size, role) for role, size in passage.roles[position].items() if role in REACHES]
+    return max(there, key=lambda pair: pair[0])[::-1] if there else ("", 0)
+
+
+def _questions(tokens: Sequence[Token]) -> dict[int, str]:
+    """Positions in sentences that end in a question mark: "answered" where more text stands behind, else "open"."""
+    asked, question = {}, ""
+    for position in range(len(tokens) - 2, -1, -1):
+        closing = tokens[position + 1]
+        if closing.edge in (".", "\n"):
+            question = "" if "?" not in closing.gap else "answered" if closing.key else "open"
+        if question:
+            asked[position] = question
+    return asked
+
+
+def _list_goes_on(passage: Passage, position: int, kind: str) -> bool:
+    """Whether the comma before a position is one of a denied list: options follow and no verb after them. The list of
+    an aside ("unlike A, B or C") must be closed by a conjunction."""
+    tokens, conjunction, listed = passage.tokens, False, False
+    for _ in range(26):
+        start = position
+        while tokens[start].key in words.LINKS and start not in passage.at:
+            conjunction = conjunction or tokens[start].key in words.CONJUNCTIONS
+            start += 1
+        if start not in passage.at:
+            break
+        position, listed = passage.at[start].end, True
+    verb = not tokens[position].edge and tokens[position].key in words.VERBS
+    return listed and not verb and (kind != "aside" or conjunction)
+
+
+def _deny_behind(passage: Passage, group: list[Mention], before: list[Mention]) -> None:
+    """Mark the mentions of a group that the words behind it deny: "A and B are wrong", "A: no", "左ではなく"."""
+    tokens, end = passage.tokens, group[-1].end
+    last = group[-2:] if len(group) > 1 and group[-2].indices == group[-1].indices else group[-1:]
+    likewise = group[0].start > 1 and passage.size(group[0].start - 2, "likewise")
+    if likewise and before and before[-1].start in passage.refuted:
+        _refute(passage, group)
+    elif _verdict(passage, "no", end) or (not tokens[end].edge and passage.size(end, "refuted")):
+        _refute(passage, last)
+    elif tokens[end].key in ("if", "otherwise") and not tokens[end].edge and not passage.size(end, "neutral"):
+        passage.denied.update(mention.start for mention in last)
+    else:
+        start = end
+        while tokens[start].key in words.PREDICATE and tokens[start].edge in ("", "," if start == end else ""):
+            start += 1
+        verb = next((token.key for token in tokens[end:start] if token.key in words.COPULAS), "")
+        refuting = not tokens[start].edge and passage.size(start, "refuting") and not passage.size(start, "neutral")
+        if verb and refuting:
+            _refute(passage, last if verb in words.SINGULAR else group)
+
+
+def _refute(passage: Passage, mentions: Iterable[Mention]) -> None:
     for mention in mentions:
-        text = text[: mention.start] + "_" * (mention.end - mention.start) + text[mention.end :]
-    return text
+        passage.denied.add(mention.start)
+        passage.refuted.add(mention.start)
 
 
-def _denied(text: str, mention: Mention) -> bool:
-    clause = BOUNDARY.split(text[: mention.start])[-1]
-    return bool(DENIAL.search(clause) or DENIED.match(text, mention.end))
+def _verdict(passage: Passage, role: str, end: int) -> bool:
+    """Whether a "yes" or "no" (the role) follows a mention as a verdict on it: "A: no", "B (correct)"."""
+    tokens, size = passage.tokens, passage.size(end, role)
+    apart = tokens[end].edge or tokens[end].key not in ("no", "yes")
+    if not size or end in passage.at or tokens[end].edge == "\n" or not apart:
+        return False
+    return bool(tokens[end + size].edge or passage.size(end + size, "subordinate"))
 
 
-def _is_stated(text: str, mention: Mention, named: list[Mention]) -> bool:
-    """Whether the answer says outright that it means this option, rather than just naming it."""
-    if any(BEFORE_NAME.fullmatch(text, cue.end(), mention.start) for cue in STATEMENT.finditer(text, 0, mention.start)):
-        return True
-    if BEGINNING.fullmatch(text, 0, mention.start) and STOPS[mention.by].match(text, mention.end):
-        return True
-    said = CONFIRMED.match(text, mention.end)
-    return said is not None and not any(said.start() <= other.start < said.end() for other in named)
+# Statements
 
 
-def _with_neighbours(text: str, mention: Mention, named: list[Mention]) -> Iterator[Mention]:
-    """The mention and those that belong to it: the text behind a letter, and what "or" and "and" add."""
-    yield mention
-    last = mention
-    for other in named:
-        if other.start < last.end:
+def _statements(passage: Passage, groups: list[list[Mention]]) -> list[Statement]:
+    """What the answer states outright or concludes, in order; what one clause concludes is one statement."""
+    cues, clauses, statements = _cues(passage), _conclusions(passage), []
+    for group in groups:
+        named = passage.named(group)
+        if not named or any(mention.start in passage.hedged for mention in named):
             continue
-        ends = STOPS["text"].match(text, other.end)
-        if TOGETHER.fullmatch(text, last.end, other.start) or (ends and SAYS.fullmatch(text, last.end, other.start)):
-            yield other
-            last = other
+        start, end = group[0].start, group[-1].end
+        clause, concluding = clauses.get(start, (-1, False))
+        outright, last = _cue_before(passage, cues, start) or (_confirmed(passage, end), False)
+        if not outright:
+            outright, last = _by_place(passage, group) or (None, False)
+        if outright is None and clause < 0:
+            continue
+        indices = frozenset(index for mention in named for index in mention.indices)
+        statement = Statement(start, end, indices, bool(outright), last or concluding, clause)
+        if statements and clause >= 0 and not outright and statements[-1][3:] == statement[3:]:
+            statement = statement._replace(start=statements[-1].start, indices=indices | statements.pop().indices)
+        statements.append(statement)
+    return statements
+
+
+def _conclusions(passage: Passage) -> dict[int, tuple[int, bool]]:
+    """For each position in a clause after "therefore" and the like: where the clause begins, and whether its word ends
+    an argument, unlike "so"."""
+    tokens, clause, clauses, position = passage.tokens, None, {}, 0
+    while position < len(tokens) - 1:
+        token = tokens[position]
+        starts = position == 0 or bool(token.edge) or tokens[position - 1].key in ("and", "but")
+        if token.edge in (".", "\n"):
+            clause = None
+        size = 0
+        if position not in passage.covered and not (size := passage.size(position, "neutral")):
+            size = passage.size(position, "conclusion")
+            if size and (starts or token.key not in ("so", "thus", "hence")):
+                clause = (position, passage.size(position, "final") > 0)
+            elif clause and passage.size(position, "subordinate"):
+                clause = None
+        if clause:
+            clauses[position] = clause
+        position += max(size, 1)
+    return clauses
+
+
+def _cues(passage: Passage) -> dict[int, tuple[str, bool]]:
+    """For each position behind the cue of a statement: the cue's role, and whether it is called final."""
+    cues = {}
+    for position, token in enumerate(passage.tokens[:-1]):
+        if position in passage.covered:
+            continue
+        if token.key == BOX:
+            cues[position + 1] = ("box", True)
+        for role in ("strict noun", "noun", "verb"):
+            if size := passage.size(position, role):
+                cues[position + size] = (role, position > 0 and passage.size(position - 1, "final") > 0)
+    return cues
+
+
+def _cue_before(passage: Passage, cues: dict[int, tuple[str, bool]], start: int) -> tuple[bool, bool] | None:
+    """(True, whether it is called final) if a cue states the mention at a position: "answer: A", "I choose A", "the
+    answer [to it] is [that the circle is on the] left"; else None."""
+    tokens, weight, linked, position = passage.tokens, 0, False, start
+    while position > 0 and weight <= 12 and start - position <= 30:
+        edge, before = tokens[position].edge, tokens[position - 1]
+        linked = linked or edge in (":", "-")
+        if cue := cues.get(position):
+            role, last = cue
+            direct = weight == 0 and edge != "." and edge != ","
+            if (direct and role in ("box", "verb", "noun")) or (linked and role in ("noun", "strict noun")):
+                return True, last
+            if role == "verb" and weight <= 8 and edge != "\n" and before.key in ("conclude", "say", "guess"):
+                return True, last
+        explains = before.key in words.EXPLAINS or passage.size(position - 1, "no object")
+        if edge in (".", "\n", ",") or position - 1 in passage.covered or explains:
+            return None
+        linked = linked or before.key in words.COPULAS
+        weight += before.key not in words.WEIGHTLESS
+        position -= 1
+    return None
+
+
+def _confirmed(passage: Passage, end: int) -> bool | None:
+    """True if the words behind a mention call it the answer: "B is correct", "B: yes", "B 正确"; else None."""
+    tokens, start = passage.tokens, end
+    if _verdict(passage, "yes", end):
+        return True
+    while tokens[start].key in words.PREDICATE and not tokens[start].edge:
+        start += 1
+    size = 0 if tokens[start].edge else passage.size(start, "confirming")
+    ideograph = IDEOGRAPH.match(tokens[start].text) is not None
+    if not size or (start == end and not ideograph):
+        return None
+    follower = tokens[start + size]
+    ends = follower.edge or follower.key in words.CONFIRMED or passage.size(start + size, "subordinate")
+    return True if ends or ideograph else None
+
+
+def _by_place(passage: Passage, group: list[Mention]) -> tuple[bool, bool] | None:
+    """(outright, last) if a group is stated by its place: alone on a line, or first in the answer; else None."""
+    tokens, start, end = passage.tokens, group[0].start, group[-1].end
+    begin, trail = start, end
+    while begin > 0 and "\n" not in tokens[begin].gap and tokens[begin - 1].key in words.LIGHT:
+        begin -= 1
+    if begin > 0 and "\n" not in tokens[begin].gap:
+        return None
+    letters = tokens[start].key.isalpha() and tokens[start].item
+    if letters and any(token.item and token.key.isalpha() for token in tokens[end : end + 200]):
+        return None  # the first entries of a list that goes through the options
+    while tokens[trail].key in words.TRAIL and not tokens[trail].edge:
+        trail += 1
+    if "\n" in tokens[trail].gap or not tokens[trail].key:
+        return True, not tokens[trail].key
+    if begin > 0 or (tokens[start].item and not letters):
+        return None
+    edge = tokens[end].edge
+    different = {index for mention in group for index in mention.indices}
+    if any(mention.by == "letter" for mention in group) and (edge or len(different) < len(group)):
+        return True, False
+    answers = group[0].by == "text" and tokens[start].key in words.ANSWERS
+    return (False, False) if edge == "." or (answers and edge in (",", "(", "-", ":")) else None
+
+
+# The decision
+
+
+def _decide(passage: Passage, statements: list[Statement]) -> int | None:
+    tail = _tail(passage)
+    if tail is None:
+        return None
+    outright = [statement for statement in statements if statement.outright and statement.start >= tail]
+    others = [statement for statement in statements if not statement.outright and statement.start >= tail]
+    if outright:
+        return _last_of(passage, outright, [one for one in others if one.start > outright[-1].start and one.last])
+    if others and len(others[-1].indices) == 1:
+        return _last_of(passage, others, [])
+    if _is_cut(passage):
+        return None
+    named = [mention for mention in passage.named(passage.mentions) if mention.start >= tail]
+    plain = [mention for mention in named if mention.start not in passage.hedged] or named
+    refuted = {} if tail else {i for one in passage.mentions if one.start in passage.refuted for i in one.indices}
+    index = _single(index for mention in plain for index in mention.indices if index not in refuted)
+    revised = {index for statement in statements if statement.outright for index in statement.indices}
+    if revised and index is not None and index not in revised and plain[0].by == "text":
+        between = passage.tokens[tail : plain[0].start]  # what follows a statement and a "wait" may only explain
+        return index if all(token.key in words.CORRECTING for token in between) else None
+    return index
+
+
+def _tail(passage: Passage) -> int | None:
+    """Start of the part after the last correction; None where a correction takes back what stands before it, or may do
+    so, and names no option instead."""
+    tokens, tail = passage.tokens, 0
+    last = max((mention.start for mention in passage.named(passage.mentions)), default=-1)
+    affirmed = max((i for i, token in enumerate(tokens) if token.key in words.AFFIRMED), default=-1)
+    for position, token in enumerate(tokens[:-1]):
+        retracts = passage.size(position, "retraction")
+        size = retracts or passage.size(position, "correction")
+        people_wait = token.key == "wait" and not (token.edge or tokens[position + 1].edge or position == 0)
+        if not size or position in passage.covered or people_wait:
+            continue
+        behind = position + size
+        if last >= behind:
+            tail = position
+        elif last >= 0 and (retracts or (tokens[behind].key and affirmed < behind)):
+            return None
+    return tail
+
+
+def _last_of(passage: Passage, statements: list[Statement], later: list[Statement]) -> int | None:
+    """What the last of some statements means; None where it contradicts one right before it and is not called the last,
+    where a later conclusion contradicts it, or where its letter is refuted behind it."""
+    last = statements[-1]
+    others = [one for one in statements if not last.indices <= one.indices]
+    if others and not last.last:
+        between = passage.tokens[others[-1].end : last.start]
+        if sum(token.edge in (".", "\n") for token in between) < 2:
+            return None
+    if any(one.indices != last.indices and len(one.indices) == 1 for one in later):
+        return None
+    behind = [one for one in passage.mentions if one.start >= last.end and one.indices == last.indices]
+    if behind and all(one.start in passage.refuted and one.by == "letter" for one in behind):
+        return None
+    return _single(last.indices)
+
+
+def _is_cut(passage: Passage) -> bool:
+    """Whether the answer breaks off in the middle of a sentence, as at a limit of tokens."""
+    tokens = passage.tokens
+    if len(tokens) < 6 or len(tokens) - 2 in passage.covered:
+        return False
+    end = tokens[-1].gap.strip(" \"')*_")
+    return (not end and tokens[-2].key in words.OPEN_ENDED) or end.endswith((",", ":", "(", "-"))

@@ -1,4 +1,4 @@
-"""Is an answer right? Three rules, and the figures that a table of verdicts gives.
+"""Verdicts on answers by one of four rules, and the figures of a table of verdicts.
 
 Every rule takes (prediction, gold, options): the gold is the letter of the right option, or its text where there are no
 options. An answer that a rule cannot read is unparsed: it counts as wrong, and is counted by itself.
@@ -11,10 +11,28 @@ from collections.abc import Callable, Iterable, Sequence
 from string import ascii_uppercase
 from typing import NamedTuple
 
-from analysis.choices import final, meant, words
+from analysis.answer_text import COLOURS, UNITS, boxed, final, is_number, keys, name
+from analysis.choices import Options, meant, options_of, settled
 from analysis.statistics import rate_interval
 
 PUNCTUATION = re.compile(r"""[.?!,;:'"()\[\]{}<>/\\|=+\-_*&^%$#@`~ ]""")
+YES_NO = (("yes", "no"), ("true", "false"), ("是", "否"), ("はい", "いいえ"), ("예", "아니요"))
+RELATIONS = (  # the ways to write each spatial relation; the first is its name
+    ("left",), ("right",), ("above", "on top of"), ("below", "under", "underneath", "beneath"), ("top",), ("bottom",),
+    ("behind", "in back of"), ("in front of", "in front", "front"), ("back",), ("inside",), ("outside",), ("between",),
+    ("top left", "left top"), ("top right", "right top"), ("bottom left", "left bottom"),
+    ("bottom right", "right bottom"), ("middle", "center"), ("closer", "nearer"), ("farther", "further"), ("up",),
+    ("down",),
+)  # fmt: skip
+LEAD = frozenset(["the", "my", "final", "correct", "answer", "is", "it", "this", "that", "a", "an", "there", "are"])
+NO_ANSWER = frozenset(["not", "no", "know", "unknown", "unclear", "unsure", "sorry", "none", "cannot", "or", "and"])
+# VLMEvalKit (Duan et al., ACM MM 2024), vlmeval/utils/matching_util.py as in ms-vlmeval 0.0.20
+KIT_BLANKS = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
+KIT_FAILURE = "Failed to obtain answer via API"
+KIT_REFUSALS = (
+    "Sorry, I can't help with images of people yet.", "I can't process this file.",
+    "I'm sorry, but without the image provided", "Cannot determine the answer",
+)  # fmt: skip
 
 
 class Verdict(NamedTuple):
@@ -33,29 +51,121 @@ def string_match(prediction: str, gold: str, options: tuple[str, ...] = ()) -> V
 
 
 def exact(prediction: str, gold: str, options: tuple[str, ...] = ()) -> Verdict:
-    """The whole answer is the gold: the same words, whatever case and punctuation. Of options the text, the letter, or
-    both."""
-    said = words(" ".join(final(prediction)))
-    wanted = [words(_text(gold, options))] + (
-        [[gold.lower()], words(f"{gold}. {_text(gold, options)}")] if options else []
-    )
-    return Verdict(bool(said) and said in wanted, bool(said), " ".join(said))
+    """The whole answer is the gold: the same words and numbers, whatever case, punctuation and markup. Of options the
+    text, the letter, or both."""
+    answer = keys(" ".join(final(prediction)))
+    text = _text(gold, options)
+    golds = [keys(text)] + ([[gold.lower()], keys(f"{gold}. {text}")] if options else [])
+    return Verdict(bool(answer) and answer in golds, bool(answer), " ".join(answer))
 
 
 def choice(prediction: str, gold: str, options: tuple[str, ...] = ()) -> Verdict:
-    """The one option that the answer means, by letter or text (`analysis/choices.py`), is the gold. Unparsed where it
-    means none or more than one. Without options as `exact`."""
+    """The one option that the answer settles on, by letter or text (`analysis/choices.py`), is the gold. Unparsed where
+    it settles on none. Without options the answer is read against the gold (`open_answer`)."""
     if not options:
-        return exact(prediction, gold)
+        return open_answer(prediction, gold)
     index = meant(prediction, options)
     value = "" if index is None else ascii_uppercase[index]
     return Verdict(value == gold, bool(value), value)
+
+
+def open_answer(prediction: str, gold: str) -> Verdict:
+    """The answer is the gold, articles aside, or states the gold and no other member of its class: yes and no, numbers
+    (with their unit), spatial relations, colours. A short answer that is neither is wrong; a sentence is unparsed."""
+    parts = {" ".join(keys(boxed(part))): boxed(part) for part in final(prediction)}
+    text = parts.popitem()[1] if len(parts) == 1 else ""
+    answer, wanted = keys(text), name(gold)
+    if answer and name(text) == wanted:
+        return Verdict(True, True, " ".join(answer))
+    rivals = _rivals(gold, text)
+    if rivals:
+        members, index = rivals
+        stated = settled(text, members)
+        if stated is not None:
+            return Verdict(stated == index, True, " ".join(members.texts[stated]))
+    sentence = answer
+    while answer and answer[0] in LEAD:
+        answer = answer[1:]
+    if answer == [key for key in wanted if key not in ("a", "an", "the")]:
+        return Verdict(bool(answer), bool(answer), " ".join(answer))
+    short = 0 < len(sentence if rivals else answer) <= len(wanted) + 1 and answer and not set(answer) & (NO_ANSWER | set(wanted))
+    return Verdict(False, bool(short), " ".join(answer) if short else "")
+
+
+def _rivals(gold: str, answer: str) -> tuple[Options, int] | None:
+    """The members of the gold's class that an answer may state, and the gold's index; None for other golds."""
+    wanted = keys(gold)
+    short = " ".join(key for key in wanted if key not in ("a", "an", "the", "to", "on", "at", "side", "of"))
+    if wanted and is_number(wanted[0]) and len(wanted) <= 2:
+        return _numbers(wanted, keys(answer)), 0
+    for pair in YES_NO:
+        if short in pair:
+            return options_of(pair, letters=False), pair.index(short)
+    for index, ways in enumerate(RELATIONS):
+        if short in ways or " ".join(wanted) in ways:
+            return options_of([ways[0] for ways in RELATIONS], False, [ways[1:] for ways in RELATIONS]), index
+    if short in COLOURS:
+        return options_of(sorted(COLOURS), letters=False), sorted(COLOURS).index(short)
+    return None
+
+
+def _numbers(gold: Sequence[str], answer: Sequence[str]) -> Options:
+    """The gold's number and the other numbers of an answer, with their units where the gold has one."""
+    unit = gold[1] if gold[1:] and gold[1] in UNITS else ""
+    found = [" ".join(gold) if unit else gold[0]]
+    for key, behind in zip(answer, [*answer[1:], ""], strict=True):
+        if is_number(key):
+            found.append(f"{key} {behind if behind in UNITS else unit}" if unit else key)
+    return options_of(list(dict.fromkeys(found)), letters=False, ways=[[gold[0]]] if unit else ())
+
+
+def vlmevalkit(prediction: str, gold: str, options: tuple[str, ...] = ()) -> Verdict:
+    """The rule that VLMEvalKit applies before it asks a language model (`can_infer`).
+
+    By letter: 13 punctuation marks become blanks; the answer is the option whose capital is the only one among the
+    words and first occurs among the last four. One of four refusals, or a "Z" without an option's letter, is the answer
+    Z, which is wrong. Else by text: the only option whose text is a substring of the answer, case ignored, unless the
+    answer is longer than twice all texts together. Else the kit asks a language model or, without one, guesses at
+    random; here the answer is unparsed. Open questions: "yes" or "no" where it is the only one among the words and the
+    gold is one of them (`YOrN_Extraction`), else as `exact`."""
+    if not options:
+        return _kit_yes_no(prediction, gold) if gold.lower() in ("yes", "no") else exact(prediction, gold)
+    letters = ascii_uppercase[: len(options)]
+    value = _kit_letter(prediction, letters) or _kit_text(prediction, dict(zip(letters, options, strict=True)))
+    refused = any(refusal in prediction for refusal in KIT_REFUSALS)
+    return Verdict(value == gold and not refused, bool(value), value)
+
+
+def _kit_letter(answer: str, letters: str) -> str:
+    if KIT_FAILURE in answer:
+        return ""
+    if any(refusal in answer for refusal in KIT_REFUSALS):
+        return "Z"
+    words = answer.translate(KIT_BLANKS).split()
+    named = [letter for letter in letters if letter in words]
+    if len(named) == 1 and words.index(named[0]) >= len(words) - 4:
+        return named[0]
+    return "Z" if not named and "Z" in words else ""
+
+
+def _kit_text(answer: str, options: dict[str, str]) -> str:
+    if len(answer) > 2 * sum(map(len, options.values())):
+        return ""
+    named = [letter for letter, text in options.items() if text.lower() in answer.lower()]
+    return named[0] if len(named) == 1 else ""
+
+
+def _kit_yes_no(answer: str, gold: str) -> Verdict:
+    words = set(PUNCTUATION.sub(" ", answer.lower()).split())
+    value = "".join(word for word in ("yes", "no") if word in words)
+    return Verdict(value == gold.lower(), value in ("yes", "no"), value if value in ("yes", "no") else "")
 
 
 JUDGES: dict[str, Callable[[str, str, tuple[str, ...]], Verdict]] = {
     "string_match": string_match,
     "exact": exact,
     "choice": choice,
+    "vlmevalkit": vlmevalkit,
 }
 
 

@@ -1,12 +1,16 @@
 """What each judge makes of answers as models write them: right, wrong, or unreadable."""
 
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from analysis.judges import JUDGES, Verdict, circular, summarise
 from analysis.statistics import rate_interval
 
+ROOT = Path(__file__).parent.parent
 SIDES = ("left", "right", "above", "below")
 YES = ("yes", "no")
 DEPTH = ("A is closer", "B is closer")
@@ -17,6 +21,8 @@ LABELS = ("A", "B", "C", "D")
 SWAPPED = ("B", "A")
 COLOURS = ("red", "blue")
 COUNTS = ("2", "3", "13", "-3")
+DIGITS = ("0", "3", "2", "1")
+PAINTS = ("red", "blue", "green", "yellow")
 
 # answer, options, the letter that it means ("" for none)
 CHOICES = [
@@ -204,7 +210,415 @@ CHOICES = [
 ]
 
 
-@pytest.mark.parametrize(("answer", "options", "letter"), CHOICES)
+# Answers as vision-language models write them, by kind: answer, options, the letter that a person reads ("" for none).
+WRITTEN = {
+    "pointers to the list": [
+        ("None of the above.", ("above", "below"), ""),
+        ("None of the above", SIDES, ""),
+        ("All of the above.", SIDES, ""),
+        ("The answer is none of the above.", SIDES, ""),
+        ("As mentioned above, I cannot tell.", SIDES, ""),
+        ("See below.", SIDES, ""),
+        ("The image above does not show a circle.", ("above", "below"), ""),
+        ("Based on the above, the answer is left.", SIDES, "A"),
+        ("From the analysis above, the circle is on the left.", SIDES, "A"),
+        ("As explained below, it is B.", SIDES, "B"),
+        ("Below is my reasoning. The circle is left of the square.", SIDES, "A"),
+        ("The picture above the sofa", SIDES, "C"),
+        ("It hangs above the sofa.", SIDES, "C"),
+        ("The options above do not fit.", SIDES, ""),
+        ("None of the above.", ("left", "right", "none of the above"), "C"),
+        ("The correct answer is (C) None of the above.", ("left", "right", "none of the above"), "C"),
+        ("All of the above", ("a dog", "a cat", "all of the above"), "C"),
+        ("C. None of the above", ("a dog", "a cat", "none of the above"), "C"),
+        ("Given the options above, B.", SIDES, "B"),
+        ("The above image shows a circle to the right of a square.", SIDES, "B"),
+    ],
+    "list markers": [
+        ("1. The picture shows a table.\n2. I count the balls.\n\nThere are 3 balls.", DIGITS, "B"),
+        ("1. The picture shows a table.\n\nThe answer is 3.", DIGITS, "B"),
+        ("1. Red ball\n2. Blue ball\n3. Green ball\n\n**Answer: (B) 3**", DIGITS, "B"),
+        ("**1. Look**\nThe answer is 3", DIGITS, "B"),
+        ("1. There are three balls.", DIGITS, ""),
+        ("1) red ball\n2) blue ball\n\nSo there are 2 balls.", DIGITS, "C"),
+        ("Step 1: find the balls.\nStep 2: count them.\nThere are 3.", DIGITS, "B"),
+        ("### Step 1\nI see a table.\n### Step 2\nCount: 3", DIGITS, "B"),
+        ("3", DIGITS, "B"),
+        ("3.", DIGITS, "B"),
+        ("3. There are 3 balls on the table.", DIGITS, "B"),
+        ("1. A red ball\n2. A blue ball\n3. A green ball", DIGITS, ""),
+        ("- red ball\n- blue ball\n\nIn total, 2 balls.", DIGITS, "C"),
+        ("In image 1 there are 2 balls.", DIGITS, "C"),
+        ("1. **Identify the circle**: it is at the left.\n2. **Identify the square**: it is at the right.\n3. "
+         "**Compare**: "
+         "the circle is to the left of the square.\n\nTherefore, the answer is **(A) left**.", SIDES, "A"),
+        ("A. left: the circle is not there.\nB. right: correct, it is there.", SIDES, "B"),
+        ("A. left \u274c\nB. right \u2705\nC. above \u274c\nD. below \u274c", SIDES, "B"),
+    ],
+    "numbers": [
+        ("\u22123", ("3", "-3"), "B"),
+        ("The value is \u22123.", ("3", "-3"), "B"),
+        ("\u20133", ("3", "-3"), "B"),
+        ("\u22121 m", ("1 m", "-1 m"), "B"),
+        ("3", ("3", "-3"), "A"),
+        ("-3", ("\u22123", "3"), "A"),
+        ("three", DIGITS, "B"),
+        ("There are three balls.", DIGITS, "B"),
+        ("There are three (3) balls.", DIGITS, "B"),
+        ("Three.", DIGITS, "B"),
+        ("twenty-one", ("20", "21", "1"), "B"),
+        ("There are twenty one books.", ("20", "21", "1"), "B"),
+        ("2", ("one", "two", "three"), "B"),
+        ("There are 2 dogs.", ("one", "two", "three"), "B"),
+        ("There are two dogs and one of them is black.", ("one", "two", "three"), "B"),
+        ("There is only one dog.", ("one", "two", "three"), "A"),
+        ("No one is there.", ("one", "two", "three"), ""),
+        ("1,000", ("1000", "100"), "A"),
+        ("1000 people", ("1,000", "100"), "A"),
+        ("3.0", ("3", "30"), "A"),
+        ("3.5", ("3", "5", "3.5"), "C"),
+        ("The distance is 1.5 metres.", ("1.5 m", "2 m", "15 m"), "A"),
+        ("about 2 meters", ("1.5 m", "2 m", "15 m"), "B"),
+        ("The distance is 2.", ("1.5 m", "2 m", "15 m"), "B"),
+        ("2 cm", ("1.5 m", "2 m", "15 m"), ""),
+        ("2m", ("1.5 m", "2 m", "15 m"), "B"),
+        ("2-3 balls", DIGITS, ""),
+        ("Between 2 and 3", DIGITS, ""),
+        ("There are 2 red balls and 1 blue ball, so there are 3 balls in total.", DIGITS, "B"),
+        ("2 + 1 = 3", DIGITS, "B"),
+        ("The box is at [3, 40, 200, 310].", DIGITS, ""),
+        ("There are no balls.", DIGITS, "A"),
+        ("There are zero balls.", DIGITS, "A"),
+        ("I see a 3D shape.", DIGITS, ""),
+        ("30\u00b0", ("30 degrees", "60 degrees"), "A"),
+        ("rotated by 60 degrees", ("30 degrees", "60 degrees"), "B"),
+        ("50 percent", ("50%", "25%"), "A"),
+        ("3 balls", ("2 balls", "3 balls", "4 balls"), "B"),
+        ("The number of balls is 3.", ("2 balls", "3 balls", "4 balls"), "B"),
+        ("4:30", ("4:30", "4:00", "30"), "A"),
+        ("1/2", ("1", "2", "1/2"), "C"),
+    ],
+    "boxes and tags": [
+        ("\\boxed{B}", SIDES, "B"),
+        ("\\boxed{\\text{B}}", SIDES, "B"),
+        ("\\boxed{\\text{(B) right}}", SIDES, "B"),
+        ("\\boxed{left}", SIDES, "A"),
+        ("\\[\n\\boxed{\\text{left}}\n\\]", SIDES, "A"),
+        ("The circle is on the right, the square on the left. \\boxed{\\textbf{A}}", SIDES, "A"),
+        ("**Final Answer**\n\n\\[ \\boxed{C} \\]", SIDES, "C"),
+        ("$\\boxed{3}$", DIGITS, "B"),
+        ("\\( \\boxed{3} \\)", DIGITS, "B"),
+        ("First \\boxed{A}. Wait, that is wrong. \\boxed{B}", SIDES, "B"),
+        ("<think>The circle... maybe left.</think>\n\n<answer>(B)</answer>", SIDES, "B"),
+        ("<think>The circle... maybe left. <answer>B</answer>", SIDES, "B"),
+        ("<think>\nOkay, let me see. It could be A or B.\n</think>\n\nThe answer is **B**.", SIDES, "B"),
+        ("<think>left or right? The answer is left", SIDES, ""),
+        ("<SUMMARY>I will look.</SUMMARY><REASONING>left, then "
+         "right</REASONING><CONCLUSION>B</CONCLUSION>", SIDES, "B"),
+        ("<|begin_of_box|>B<|end_of_box|>", SIDES, "B"),
+        ("\u25c1think\u25b7left?\u25c1/think\u25b7B", SIDES, "B"),
+        ('{"answer": "B"}', SIDES, "B"),
+        ('```json\n{"answer": "right"}\n```', SIDES, "B"),
+        ("<b>B</b>", SIDES, "B"),
+        ("B</s>", SIDES, "B"),
+        ("~~A~~ B", SIDES, "B"),
+    ],
+    "corrections": [
+        ("Answer: A\nAfter checking the picture again, I have to correct this.\nAnswer: B", SIDES, "B"),
+        ("The answer is A. Wait, the circle is on the other side. The answer is B.", SIDES, "B"),
+        ("No... wait, yes.", YES, "A"),
+        ("Answer: B\nAnswer: B", SIDES, "B"),
+        ("Yes. Actually, no.", YES, "B"),
+        ("A. No wait, B.", SIDES, "B"),
+        ("It is left. Actually, it is right.", SIDES, "B"),
+        ("The answer is A. Hmm, let me double-check. The circle is on the right. So the answer is B.", SIDES, "B"),
+        ("The answer is A. Wait, that is wrong.", SIDES, ""),
+        ("The answer is A. I made a mistake.", SIDES, ""),
+        ("The answer is B. Let me double-check: the circle is indeed to the right. Yes, B.", SIDES, "B"),
+        ("left, sorry, right", SIDES, "B"),
+        ("I first thought it was A, but it is B.", SIDES, "B"),
+        ("Initially it seems left. On second thought, it is right.", SIDES, "B"),
+        ("At first glance the circle seems to be left, but it is right.", SIDES, "B"),
+        ("Correction: the answer is D.", SIDES, "D"),
+        ("My previous answer A was wrong. The correct answer is C.", SIDES, "C"),
+        ("The answer is (A). Hold on, I mixed them up. Final answer: (B)", SIDES, "B"),
+        ("Option B. Sorry, I meant option C.", SIDES, "C"),
+        ("I would say A. Looking again, I would say B.", SIDES, "B"),
+        ("It looks like the answer is A at first. However, the correct answer is B.", SIDES, "B"),
+    ],
+    "Chinese, Japanese, Korean": [
+        ("答案是B", SIDES, "B"),
+        ("选B", SIDES, "B"),
+        ("选择B", SIDES, "B"),
+        ("B.右", SIDES, "B"),
+        ("答えはBです", SIDES, "B"),
+        ("정답은 B입니다.", SIDES, "B"),
+        ("它在左边", ("左边", "右边"), "A"),
+        ("在图像的右侧", ("图像的右侧", "图像的左侧"), "A"),
+        ("有3个球", ("3", "4"), "A"),
+        ("有三个球。", ("3", "4"), "A"),
+        ("正确答案：C", SIDES, "C"),
+        ("答案：Ｂ", SIDES, "B"),
+        ("答案是（B）。", SIDES, "B"),
+        ("选项B是正确的。", SIDES, "B"),
+        ("所以选C。", SIDES, "C"),
+        ("因此，正确答案是D。", SIDES, "D"),
+        ("不是A，而是B。", SIDES, "B"),
+        ("A是错的，选B。", SIDES, "B"),
+        ("红球不在左边，在右边。", ("左边", "右边"), "B"),
+        ("在左侧。", ("左边", "右边"), "A"),
+        ("以上都不是", ("上", "下"), ""),
+        ("不能确定", ("左边", "右边"), ""),
+        ("左边或右边", ("左边", "右边"), ""),
+        ("是的", ("是", "否"), "A"),
+        ("是", ("是", "否"), "A"),
+        ("否", ("是", "否"), "B"),
+        ("不是。", ("是", "否"), "B"),
+        ("左ではなく右です", ("左", "右"), "B"),
+        ("正解は「C」です。", SIDES, "C"),
+        ("「B」", SIDES, "B"),
+        ("選択肢B", SIDES, "B"),
+        ("Bが正解です。", SIDES, "B"),
+        ("정답: B", SIDES, "B"),
+        ("답은 C 입니다", SIDES, "C"),
+        ("빨간 원은 왼쪽에 있습니다.", ("왼쪽", "오른쪽"), "A"),
+        ("왼쪽이 아니라 오른쪽입니다.", ("왼쪽", "오른쪽"), "B"),
+        ("A点更近", SIDES, ""),
+        ("Ａ", SIDES, "A"),
+        ("Ｂ．right", SIDES, "B"),
+        ("答案是A。等等，不对，答案是B。", SIDES, "B"),
+    ],
+    "other languages": [
+        ("Die richtige Antwort ist B.", SIDES, "B"),
+        ("Die Antwort lautet (C).", SIDES, "C"),
+        ("La bonne réponse est B.", SIDES, "B"),
+        ("La respuesta correcta es la B.", SIDES, "B"),
+        ("A resposta correta é B.", SIDES, "B"),
+        ("La risposta corretta è D.", SIDES, "D"),
+        ("Правильный ответ: B", SIDES, "B"),
+        ("Réponse : (B)", SIDES, "B"),
+        ("links", ("links", "rechts"), "A"),
+        ("Nicht links, sondern rechts.", ("links", "rechts"), "B"),
+        ("Der rote Kreis ist rechts vom Quadrat.", ("links", "rechts"), "B"),
+        ("O círculo está à esquerda.", ("esquerda", "direita"), "A"),
+    ],
+    "denials": [
+        ("It is not red, blue or green; it is yellow.", PAINTS, "D"),
+        ("not red, blue or green", PAINTS, ""),
+        ("The circle is not red, blue, or green, but yellow.", PAINTS, "D"),
+        ("It is neither red, nor blue, nor green.", PAINTS, ""),
+        ("A and B are wrong.", SIDES, ""),
+        ("A and B are wrong, so C.", SIDES, "C"),
+        ("A, B and D are incorrect. C is correct.", SIDES, "C"),
+        ("A, B, and D can be ruled out.", SIDES, ""),
+        ("A, B, and D can be ruled out, which leaves C.", SIDES, "C"),
+        ("Neither A nor B", SIDES, ""),
+        ("Rather than left, it is right.", SIDES, "B"),
+        ("It is right instead of left.", SIDES, "B"),
+        ("Instead of A, I would choose C.", SIDES, "C"),
+        ("Unlike A, B is correct.", SIDES, "B"),
+        ("Unlike option A, option C fits the picture.", SIDES, "C"),
+        ("It isn't left, above or below the square.", SIDES, ""),
+        ("Left and right are both wrong, and below is wrong too.", SIDES, ""),
+        ("The circle is not on the left or on the right; it is above.", SIDES, "C"),
+        ("I rule out A and C. The answer is B.", SIDES, "B"),
+        ("Eliminating A, B and D, we get C.", SIDES, "C"),
+        ("Incorrect: A, B and C. Correct: D.", SIDES, "D"),
+        ("The wrong answers are A, B and C.", SIDES, ""),
+        ("It is left as opposed to right.", SIDES, "A"),
+        ("B is not wrong.", SIDES, "B"),
+        ("The answer is not left.", SIDES, ""),
+        ("The answer is neither A nor B.", SIDES, ""),
+        ("The answer cannot be A, since the circle is on the right.", SIDES, "B"),
+        ("It's not A.\nIt's not B.\nIt's C.", SIDES, "C"),
+        ("It is not to the left because it is to the right.", SIDES, "B"),
+        ("There is no red, only blue.", PAINTS, "B"),
+        ("Not left, but right of the square.", SIDES, "B"),
+        ("The circle isn't left of the square. That would be wrong. It is above it.", SIDES, "C"),
+        ("It might seem left. That is wrong.", SIDES, ""),
+        ("B is wrong and so is C.", SIDES, ""),
+        ("A is not the answer; B is.", SIDES, "B"),
+        ("A is incorrect because the circle is not left. B is right.", SIDES, "B"),
+        ("non-red", PAINTS, ""),
+        ("Everything except yellow.", PAINTS, ""),
+    ],
+    "marks around a letter": [
+        ("_B_", SIDES, "B"),
+        ('"B"', SIDES, "B"),
+        ("'B'", SIDES, "B"),
+        ("\u2018B\u2019", SIDES, "B"),
+        ("\u00abB\u00bb", SIDES, "B"),
+        ("「B」", SIDES, "B"),
+        ("【B】", SIDES, "B"),
+        ("[B]", SIDES, "B"),
+        ("<B>", SIDES, "B"),
+        ("{B}", SIDES, "B"),
+        ("B)", SIDES, "B"),
+        ("**B.**", SIDES, "B"),
+        ("***B***", SIDES, "B"),
+        ("**B)** right", SIDES, "B"),
+        ("__B__", SIDES, "B"),
+        ("The answer is _B_.", SIDES, "B"),
+        ('The answer is "B".', SIDES, "B"),
+        ("The answer is [B].", SIDES, "B"),
+        ("The answer is <B>.", SIDES, "B"),
+        ("Answer = B", SIDES, "B"),
+        ("Answer - B", SIDES, "B"),
+        ("Answer\nB", SIDES, "B"),
+        ("**Answer**\n\nB. right", SIDES, "B"),
+        ("### Answer: B", SIDES, "B"),
+        ("> B", SIDES, "B"),
+        ("- B", SIDES, "B"),
+        ("* (B)", SIDES, "B"),
+        ("B,", SIDES, "B"),
+        ("B!", SIDES, "B"),
+        ("option B is the best choice", SIDES, "B"),
+        ("Choice (B)", SIDES, "B"),
+        ("The second option.", SIDES, "B"),
+        ("I choose the last option.", SIDES, "D"),
+        ("Option 2", SIDES, "B"),
+        ("The second option.", IMAGES, "B"),
+    ],
+    "right that is no direction": [
+        ("The right answer is left.", SIDES, "A"),
+        ("The right answer is A.", SIDES, "A"),
+        ("You are right.", SIDES, ""),
+        ("You're right, it is left.", SIDES, "A"),
+        ("That's right.", SIDES, ""),
+        ("It is right above the square.", SIDES, "C"),
+        ("The circle is right below the square.", SIDES, "D"),
+        ("A is right.", SIDES, "A"),
+        ("Option C is right.", SIDES, "C"),
+        ("It is on the left, right?", SIDES, "A"),
+        ("It is right next to the square, on the left.", SIDES, "A"),
+        ("All right, the circle is on the left.", SIDES, "A"),
+        ("The right choice would be D.", SIDES, "D"),
+        ("Right now I see a circle on the left.", SIDES, "A"),
+        ("the circle is to the right", SIDES, "B"),
+        ("Right side", SIDES, "B"),
+        ("On the right, above the table.", ("left", "right"), "B"),
+        ("The only option left is C.", SIDES, "C"),
+        ("Nothing is left.", SIDES, ""),
+    ],
+    "half a sentence": [
+        ("To determine where the circle is, I first look at the left", SIDES, ""),
+        ("To determine the position of the circle, let's look at the left side of the", SIDES, ""),
+        ("First, I look at the left side of the image", SIDES, ""),
+        ("Let me examine the left part of the picture. Then I compare it with the", SIDES, ""),
+        ("To answer this question, we need to consider whether the circle is left", SIDES, ""),
+        ("The image shows a circle on the left side, and the", SIDES, ""),
+        ("To count the balls, I start from the left", SIDES, ""),
+        ("Looking at the left of the picture,", SIDES, ""),
+        ("In order to find out if the answer is A", SIDES, ""),
+        ("To the left of the square", SIDES, "A"),
+    ],
+    "hedges": [
+        ("It could be A or B.", SIDES, ""),
+        ("probably B", SIDES, "B"),
+        ("Probably B.", SIDES, "B"),
+        ("I think it's B.", SIDES, "B"),
+        ("if it were A the circle would be left, but B", SIDES, "B"),
+        ("If it were A, the circle would be on the left, but it is B.", SIDES, "B"),
+        ("Maybe left.", SIDES, "A"),
+        ("It might be A, but I am going with C.", SIDES, "C"),
+        ("Either A or B", SIDES, ""),
+        ("It could be left, but it is right.", SIDES, "B"),
+        ("A or B, but most likely B.", SIDES, "B"),
+        ("I'm not sure, but B.", SIDES, "B"),
+        ("I am not sure whether it is left or right.", SIDES, ""),
+        ("I am not sure. B", SIDES, "B"),
+        ("Is it left or right? It is right.", SIDES, "B"),
+        ("It is hard to say, but I would guess left.", SIDES, "A"),
+        ("It depends: A or C.", SIDES, ""),
+        ("I cannot determine if it is left or right.", SIDES, ""),
+        ("Sorry, I can't help with that.", SIDES, ""),
+        ("There is no way to tell left from right here.", SIDES, ""),
+        ("Most likely (B), possibly (C).", SIDES, "B"),
+    ],
+    "options like letters, numbers, or each other": [
+        ("red car", ("car", "red car", "red"), "B"),
+        ("It is a red car.", ("car", "red car", "red"), "B"),
+        ("The car.", ("car", "red car"), "A"),
+        ("The circle is at the top left.", ("left", "top left", "top"), "B"),
+        ("upper left", ("top left", "top right"), "A"),
+        ("in the lower right corner", ("top left", "bottom right"), "B"),
+        ("It is on the left side.", ("on the left", "on the right"), "A"),
+        ("To the right.", ("on the left", "on the right"), "B"),
+        ("left", ("to the left of", "to the right of", "above"), "A"),
+        ("The red one.", ("the red car", "the blue car"), "A"),
+        ("It did not move.", MOVED, "A"),
+        ("The answer is: it did not move.", MOVED, "A"),
+        ("The car moved left, it did not stand still.", MOVED, "B"),
+        ("not visible", ("visible", "not visible"), "B"),
+        ("The cat is not visible.", ("visible", "not visible"), "B"),
+        ("The cat is visible.", ("visible", "not visible"), "A"),
+        ("cannot be determined", ("left", "right", "cannot be determined"), "C"),
+        ("It cannot be determined whether left or right.", ("left", "right", "cannot be determined"), "C"),
+        ("both A and B", ("a dog", "a cat", "both A and B"), "C"),
+        ("Neither", ("a dog", "a cat", "neither"), "C"),
+        ("Neither A nor B.", ("a dog", "a cat", "neither"), "C"),
+        ("Neither is closer.", ("a dog", "a cat", "neither"), "C"),
+        ("in front of", ("in front of", "behind"), "A"),
+        ("The dog is behind the car.", ("in front of", "behind"), "B"),
+        ("True", ("True", "False"), "A"),
+        ("The statement is false.", ("True", "False"), "B"),
+        ("False. The circle is on the right.", ("True", "False"), "B"),
+        ("yes", YES, "A"),
+        ("Yes, there is a dog.", YES, "A"),
+        ("No, there isn't.", YES, "B"),
+        ("Yes, there is no dog.", YES, "A"),
+        ("The answer is no.", YES, "B"),
+        ("I do not know.", YES, ""),
+        ("I know the answer: yes", YES, "A"),
+        ("Yeah", YES, "A"),
+        ("Nope.", YES, "B"),
+        ("Point A", ("Point A", "Point B"), "A"),
+        ("Point B is closer to the camera.", ("Point A", "Point B"), "B"),
+        ("B is closer than A", DEPTH, "B"),
+        ("Image 2", ("Image 1", "Image 2"), "B"),
+        ("the second image", ("Image 1", "Image 2"), ""),
+    ],
+    "long reasoning": [
+        ("The red circle is on the right half of the picture, while the blue square is on the left half. The circle is "
+         "also slightly above the square. Therefore, the red circle is to the right of the blue square.", SIDES, "B"),
+        ("Let's analyze each option.\n\n(A) left: The circle would have to be left of the square. It is "
+         "not.\n(B) right: "
+         "The circle lies to the right of the square.\n(C) above: no.\n(D) below: no.\n\nSo the correct answer is (B).",
+         SIDES, "B"),
+        ("To determine the relative position, I compare the centres. The circle is at x = 120, the square at x = 300. "
+         "Since 120 < 300, the circle is to the left.\n\nAnswer: A", SIDES, "A"),
+        ("Looking at the image:\n- Point A is on the chair, which is in the foreground.\n- Point B is on the "
+         "wall, in the "
+         "background.\n\nTherefore, Point A is closer to the camera.\n\n**(A) A is closer**", DEPTH, "A"),
+        ("The image shows two points, A and B. Point A is on the table. Point B is on the wall behind it. Hence, A is "
+         "closer.", DEPTH, "A"),
+        ("B. right\n\nExplanation: the square is on the left, and the circle is on the right of it.", SIDES, "B"),
+        ("Okay, so I need to figure out the position. The square is left. Hmm, the circle is right. Wait, let me look "
+         "again. Yes, the circle is right.\n</think>\nThe circle is to the right of the square.", SIDES, "B"),
+        ("I see a dog to the left of a car, and a cat above the car. The question asks for the cat. Thus the "
+         "cat is above "
+         "the car.", SIDES, "C"),
+        ("Both the circle and the square are visible. The circle is on the left and the square is on the "
+         "right.", SIDES, ""),
+        ("Question: Where is the circle?\nOptions: (A) left (B) right (C) above (D) below\nAnswer: (C)", SIDES, "C"),
+        ("left, right, above, below", SIDES, ""),
+        ("Among left, right, above and below, the correct one is below.", SIDES, "D"),
+        ("There are 2 chairs in the foreground and 1 in the background. Adding them gives 3 chairs.", DIGITS, ""),
+        ("There are 2 chairs in front and 1 chair in the back. In total there are 3 chairs.", DIGITS, "B"),
+        ("Yes.\n\nThe car is beneath the cat. No other objects are in between.", YES, "A"),
+        ("Based on the image, no, the car is not beneath the cat.", YES, "B"),
+        ("The correct answer is (B) because in (A) the circle would be on the left.", SIDES, "B"),
+        ("(C)\n\n(A) and (B) are wrong as the circle is over the square.", SIDES, "C"),
+        ("I would choose option D: below, as the circle is under the square and not above it.", SIDES, "D"),
+        ("The best option is B, although A is close.", SIDES, "B"),
+    ],
+}
+
+
+ALL_CHOICES = [*CHOICES, *(row for rows in WRITTEN.values() for row in rows)]
+
+
+@pytest.mark.parametrize(("answer", "options", "letter"), ALL_CHOICES)
 def test_choice(answer, options, letter):
     for gold in "ABCD"[: len(options)]:
         verdict = JUDGES["choice"](answer, gold, options)
@@ -350,11 +764,182 @@ EXACT = [
 def test_exact(answer, gold, options, right):
     verdict = JUDGES["exact"](answer, gold, options)
     assert verdict.correct is right and verdict.parsed is bool(answer)
-    if not options:
-        assert JUDGES["choice"](answer, gold, options) == verdict
+    if right and not options:
+        assert JUDGES["choice"](answer, gold, options).correct
+
+
+# answer, gold of an open question, right, parsed
+OPEN = [
+    ("Yes, there is a dog on the sofa.", "yes", True, True),
+    ("No, there isn't.", "no", True, True),
+    ("No, there isn't.", "yes", False, True),
+    ("The answer is yes.", "yes", True, True),
+    ("Yes", "no", False, True),
+    ("No... wait, yes.", "yes", True, True),
+    ("I do not know.", "no", False, False),
+    ("I cannot tell.", "no", False, False),
+    ("There is no dog.", "yes", False, False),
+    ("There is a dog.", "yes", False, False),
+    ("Yes and no.", "yes", False, False),
+    ("Yeah", "yes", True, True),
+    ("true", "True", True, True),
+    ("The statement is false.", "True", False, True),
+    ("\u662f\u7684\u3002", "\u662f", True, True),
+    ("The red circle is to the left of the blue square.", "left", True, True),
+    ("The red circle is to the right of the blue square.", "left", False, True),
+    ("The red circle is not to the left of the blue square.", "left", False, False),
+    ("to the left", "left", True, True),
+    ("left", "to the left", True, True),
+    ("not left", "left", False, False),
+    ("left or right", "left", False, False),
+    ("It is left of the square and right of the cross.", "left", False, False),
+    ("The right answer is left.", "left", True, True),
+    ("To find the circle, I first look at the left", "left", False, False),
+    ("The cat is under the table.", "below", True, True),
+    ("The cat is behind the table.", "in front of", False, True),
+    ("upper left", "top left", True, True),
+    ("The circle is near the square.", "left", False, False),
+    ("top-left", "left", False, True),
+    ("There are three.", "3", True, True),
+    ("There are 3 balls.", "3", True, True),
+    ("There are 4 balls.", "3", False, True),
+    ("There are 3 red and 2 blue balls.", "3", False, False),
+    ("1. I see a table.\n2. I count the balls.\n\nThere are 3 balls.", "3", True, True),
+    ("three", "3", True, True),
+    ("3", "three", True, True),
+    ("twenty-one", "21", True, True),
+    ("There are no balls.", "0", True, True),
+    ("3 balls", "3 balls", True, True),
+    ("3", "3 balls", True, True),
+    ("\u22123", "3", False, True),
+    ("\u22123", "-3", True, True),
+    ("-3", "\u22123", True, True),
+    ("about 1.5 metres", "1.5 m", True, True),
+    ("about 2 metres", "1.5 m", False, True),
+    ("1,000", "1000", True, True),
+    ("$\\boxed{3}$", "3", True, True),
+    ("So the answer is \\boxed{\\text{left}}", "left", True, True),
+    ("2 + 1 = 3, so \\boxed{3}", "3", True, True),
+    ("\\boxed{4}", "3", False, True),
+    ("The circle is red.", "red", True, True),
+    ("The circle is blue.", "red", False, True),
+    ("The circle is red and the square is blue.", "red", False, False),
+    ("grey", "gray", True, True),
+    ("A dog.", "dog", True, True),
+    ("It is a dog.", "dog", True, True),
+    ("The answer is: a dog", "a dog", True, True),
+    ("A cat.", "dog", False, True),
+    ("a cyan rectangle", "a red square", False, True),
+    ("A cat sits next to the dog.", "dog", False, False),
+    ("The picture shows a man who rides a horse.", "dog", False, False),
+    ("I do not see a dog.", "dog", False, False),
+    ("", "left", False, False),
+    ("<think>left</think>", "left", False, False),
+    ("<answer>left</answer><answer>right</answer>", "left", False, False),
+]
+
+
+@pytest.mark.parametrize(("answer", "gold", "right", "parsed"), OPEN)
+def test_open_answers(answer, gold, right, parsed):
+    verdict = JUDGES["choice"](answer, gold, ())
+    assert verdict[:2] == (right, parsed) and bool(verdict.value) is parsed
+
+
+def test_value_of_a_box():
+    boxes = (("$\\boxed{3}$", "3"), ("\\boxed{left}", "left"), ("\\[\n\\boxed{\\text{left}}\n\\]", "left"))
+    for answer, value in boxes:
+        assert JUDGES["exact"](answer, value, ()) == JUDGES["choice"](answer, value, ()) == Verdict(True, True, value)
+    assert JUDGES["exact"]("\\boxed{B}", "B", ("left", "right")) == Verdict(True, True, "b")
+
+
+# answer, options, what VLMEvalKit's rule infers, by hand ("" where it would ask a language model)
+KIT = [
+    ("B", SIDES, "B"),
+    ("(B) right", SIDES, "B"),
+    ("The answer is B.", SIDES, "B"),
+    ("b", SIDES, ""),  # no capital
+    ("The answer is not B", SIDES, "B"),  # denials are not read
+    ("B is the answer to it", SIDES, ""),  # six words, the letter first
+    ("B is the answer", SIDES, "B"),  # four words
+    ("A or B", SIDES, ""),
+    ("So B: in the picture B fits", SIDES, ""),  # the first B is not among the last four words
+    ("the circle is left", SIDES, "A"),
+    ("not left", SIDES, "A"),
+    ("left or right", SIDES, ""),
+    ("A circle is far to the right of the blue square", ("to the right of it", "to the left of it"), ""),
+    ("A cat", ("dog", "cat"), "A"),  # the article is taken for the option
+    ("the red circle is left of the blue square by far", SIDES, ""),  # longer than twice 5 + 4 + 5 + 5 characters
+    ("Cannot determine the answer", SIDES, "Z"),
+    ("Z", SIDES, "Z"),
+    ("Failed to obtain answer via API. B", SIDES, ""),
+    ("**B**", SIDES, "B"),
+    ('"B"', SIDES, ""),  # quotes stay
+    ("", SIDES, ""),
+]
+
+
+@pytest.mark.parametrize(("answer", "options", "value"), KIT)
+def test_vlmevalkit(answer, options, value):
+    for gold in "ABCD"[: len(options)]:
+        assert JUDGES["vlmevalkit"](answer, gold, options) == Verdict(value == gold, value != "", value)
+
+
+def test_vlmevalkit_of_open_questions():
+    judge = JUDGES["vlmevalkit"]
+    assert judge("Yes, it is.", "yes", ()) == Verdict(True, True, "yes")
+    assert judge("There is no dog.", "yes", ()) == Verdict(False, True, "no")
+    assert judge("yes or no", "yes", ()) == Verdict(False, False, "")
+    assert judge("a dog", "a dog", ()) == JUDGES["exact"]("a dog", "a dog", ())
+    many = tuple(f"shape {letter}" for letter in "abcdefghijklmnopqrstuvwxyz")
+    assert not judge("I can't process this file.", "Z", many).correct and judge("Z", "Z", many).correct
+
+
+REPEATED = [
+    "(", "not left, ", "A, ", "the answer is ", "<think>", "\\boxed{", "1. left\n", "wait ", "A or B? ", "a", "- ",
+    "左", "3,", "<a>", "if A then B, ", "left is not ", "~~", "\n", "left of it, ", "so left. ", "(A) left (B) right ",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("part", REPEATED)
+def test_work_is_linear(part):
+    """Twice the answer runs at most 2.4 times the lines of the judge, 200 aside."""
+    one, two = (lines_run(part * (size // len(part))) for size in (1500, 3000))
+    assert two < 2.4 * one + 200
+
+
+def lines_run(answer):
+    """Lines of the package `analysis` that the verdict on an answer runs."""
+    count = 0
+
+    def trace(frame, event, _):
+        nonlocal count
+        count += event == "line"
+        return trace if "analysis" in frame.f_code.co_filename else None
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        JUDGES["choice"](answer, "A", SIDES)
+        JUDGES["choice"](answer, "left", ())
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def test_long_answers_end():
+    """A regular expression that backtracks runs no lines: answers of 100,000 characters end within two minutes."""
+    code = (
+        "import sys\nfrom analysis.judges import JUDGES\n"
+        "for part in ('(', '<think>', '<a ', '~', '\\n', '- ', '\\\\boxed{', '\\\\frac{', '1,', '</think>'):\n"
+        "    for tail in ('', 'A'):\n"
+        "        JUDGES['choice'](part * (100_000 // len(part)) + tail, 'A', ('left', 'right'))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
 
 
 def test_enough_answers():
+    written = [row for rows in WRITTEN.values() for row in rows]
+    assert len(written) >= 150 and min(len(rows) for rows in WRITTEN.values()) >= 10
     assert min(len(CHOICES), len(STRINGS), len(EXACT)) >= 40
     assert min(Counter(bool(letter) for _, _, letter in CHOICES).values()) >= 20
 
