@@ -78,8 +78,8 @@ class Config(LoadFlags, GazeFlags, MethodFlags, LinkFlags):
     data_root: str | None = None
     """Folder of the published files and their pictures (default for blink and sat2: data)."""
     judge: Literal["choice", "exact", "string_match", "vlmevalkit"] = "choice"
-    """choice: letters and option texts, ambiguous ones unparsed, and exact for open questions; exact: the same text,
-    always parsed; string_match: as published."""
+    """choice: the option that the answer settles on, by letter or text, else unparsed; open answers against the gold;
+    exact: the same text, always parsed; string_match: as published; vlmevalkit: VLMEvalKit's rule, without its LLM."""
     circular: bool = False
     """Ask each multiple-choice question once per rotation of its options; right only if all are. One whose options name
     others ("both A and B") is asked once."""

@@ -21,7 +21,7 @@ TOKEN = re.compile(
     rf"(?P<number>(?:(?<![A-Za-z\d)\]])[-\u2212\u2013+](?=[.\d]))?(?:\d+(?:[.,]\d+)*|(?<!\d)\.\d+))(?P<suffix>{LETTER}*)"
     rf"|(?P<abbreviation>\b(?:e\.g|i\.e|etc|vs|approx|cf)\b\.?)"
     rf"|(?P<word>{LETTER}[^\W_{CJK}]*(?:'{LETTER}+)*)"
-    rf"|(?P<han>[一二两兩三四五六七八九十]{{1,3}}(?=[{COUNTED}]))"
+    rf"|(?P<han>[一二两兩三四五六七八九十]{{1,3}}(?=[{COUNTED}])|(?<![{CJK}])[一二三四五六七八九十]{{1,3}}(?![{CJK}\w]))"
     rf"|(?P<hangul>(?:한|두|세|네|다섯|여섯|일곱|여덟|아홉|열)(?=\s?(?:개|명|마리|대|권|장)))"
     rf"|(?P<cjk>[{CJK}])"
     rf"|(?P<sign>[%\u00b0\u2713\u2714\u2705\u2611\u2717\u2718\u274c\u2716\u2192\u21d2{BOX}]|[=-]>)",
@@ -55,8 +55,8 @@ SAME = {  # key of each spelling
     **dict.fromkeys(("foot", "feet"), "ft"), "inches": "inch", "degrees": "degree", "deg": "degree", "pixels": "px",
     "grey": "gray", "centre": "center", "colour": "color", "coloured": "colored",
     **dict.fromkeys(("yeah", "yep", "yup"), "yes"), **dict.fromkeys(("nope", "nah"), "no"),
-    "leftward": "left", "leftwards": "left", "rightward": "right", "rightwards": "right",
-    "米": "m",
+    **dict.fromkeys(("leftward", "leftwards", "lefthand"), "left"),
+    **dict.fromkeys(("rightward", "rightwards", "righthand"), "right"), "米": "m",
 }  # fmt: skip
 CONTRACTED = {"'s": "is", "'re": "are", "'d": "would", "'ll": "will", "'ve": "have", "'m": "am"}
 PRONOUNS = frozenset(_names("it that there this what here he she which who where i we you they let"))
@@ -170,13 +170,17 @@ def edge(gap: str) -> str:
 
 
 def _append(tokens: list[Token], parts: list[tuple[str, str]], gap: str) -> None:
-    """Add the parts of one word; joins "twenty-one"; "upper left" is "top left"."""
+    """Add the parts of one word; joins "twenty-one" and "minus 3"; "upper left" is "top left"."""
     last = tokens[-1] if tokens else None
     if last and last.text.casefold() in TENS and gap in ("-", " ") and 0 < SMALL.get(parts[0][0].casefold(), 0) < 10:
         value = TENS[last.text.casefold()] + SMALL[parts[0][0].casefold()]
         tokens[-1] = last._replace(text=f"{last.text}{gap}{parts[0][0]}", key=str(value))
         return
-    if last and last.key in ("upper", "lower") and not edge(gap) and parts[0][1] in ("left", "right"):
+    if last and last.key in ("minus", "negative") and gap.isspace() and is_number(parts[0][1]):
+        if len(tokens) < 2 or not is_number(tokens[-2].key):  # "5 minus 3" computes
+            tokens[-1], parts = last._replace(text=f"{last.text}{gap}{parts[0][0]}", key="-" + parts[0][1]), parts[1:]
+            gap = ""
+    if last and last.key in ("upper", "lower") and not edge(gap) and parts and parts[0][1] in ("left", "right"):
         tokens[-1] = last._replace(key={"upper": "top", "lower": "bottom"}[last.key])
     for number, (text, key) in enumerate(parts):
         between = "" if number else gap
@@ -229,12 +233,13 @@ def _word_parts(word: str) -> list[tuple[str, str]]:
 
 
 def _with_items(tokens: list[Token]) -> list[Token]:
-    """Mark the numbers and letters at line starts that count 1, 2, .. or A, B, ..; a number of such a list has the key
-    "#". A "1." alone may be a list's or the answer: it is marked and keeps its key."""
+    """Mark the numbers at sentence starts and the letters at line starts that count 1, 2, .. or A, B, ..; a number of
+    such a list gets the key "#". A "1." alone may be a list's or the answer: it is marked and keeps its key."""
     runs: dict[str, list[int]] = {"1": [], "a": []}
     for position, token in enumerate(tokens[:-1]):
         follower = tokens[position + 1]
-        first = position == 0 or "\n" in token.gap
+        first = position == 0 or "\n" in token.gap or tokens[position - 1].key in ("option", "choice")
+        first = first or (token.edge in (".", ":") and token.key.isdecimal())
         if not (first and follower.key and follower.edge != "\n" and re.match(r"[)\]]?[.):、]", follower.gap)):
             continue
         for start, run in runs.items():

@@ -24,7 +24,7 @@ ADVERBS = _words(
     " then therefore thus hence maybe perhaps possibly all so ok okay well sure yes hmm 的 应 该 應 該 最 可 能 就 都"
     " 也"
 )
-CONJUNCTIONS = _words("or and nor oder und ou et y o и или 或 和 与 與 か と 와 과")
+CONJUNCTIONS = _words("or and nor then oder und ou et y o и или 或 和 与 與 か と 와 과")
 COPULAS = _words(
     "is are was were be being been seems seem looks look appears appear would should must will might may can could"
     " has have do does did remains as that should ist lautet est es é è это là adalah هي هو है 是 为 為 は が 은 는"
@@ -39,10 +39,11 @@ WEIGHTLESS = PREDICATE | FILLERS | _words("it this there i think believe would i
 EXPLAINS = _words("because since as while whereas which although though where if whether")
 LETTER_BEFORE = PREDICATE | CONJUNCTIONS | _words(  # a capital behind these is an option's letter
     "like answer answers ans option options choice choices letter select selected selecting choose choosing chose"
-    " chosen pick picked picking say neither either both not than with for said think believe guess suppose denotes"
-    " prefer suggests indicates supports matches favors means leaves leaving get gives if whether but yet too because"
-    " since while when although unlike except without eliminate eliminated eliminating exclude excluded excluding out"
-    " final correct on of still it i never cannot against ruling la der die das"
+    " chosen pick picked picking say neither either both not with for said think believe guess suppose denotes prefer"
+    " suggests indicates supports matches favors means leaves leaving get gives if whether but yet too because since"
+    " while when although unlike except without eliminate eliminated eliminating exclude excluded excluding out final"
+    " correct on of still it i never cannot against ruling towards toward la der die das sondern sino aber pero mais"
+    " c'est"
 )
 LETTER_BEHIND = _words(  # A and I are words, too: letters where these follow
     "or and nor if is are was but because since as seems looks would should must cannot can which otherwise while"
@@ -70,8 +71,10 @@ OPEN_ENDED = _words(  # end no sentence
     "the a an of to on in at is are and or with from by as that which than for its it we i this be has near between"
     " nor but"
 )
+TAGGED = _words("it they he she that there we you")  # "isn't it?"
 TRAIL = _words("side hand of the image picture photo one")
 CONFIRMED = _words("answer choice option one here match description the")
+REASONS = _words("because since 因 由 weil parce")
 AFFIRMED = _words("yes correct right confirmed indeed still stands same")
 CORRECTING = LIGHT | _words("wait actually no hmm sorry correction i meant rather it is yes oh hold on oops")
 AFTER_RIGHT = _words("so the let now then i first")  # "Right, so ..."
@@ -89,10 +92,11 @@ ROLES = {  # phrases, separated by "|", by what they do
     "|anything other than|wrong answer|wrong answers|wrong option|wrong options|incorrect answer|incorrect answers"
     "|incorrect option|incorrect options|nicht|kein|keine|weder|ne|pas|nunca|jamais|não|niet|geen|не|ни|không|bukan"
     "|tidak|不是|不在|并非|並非|不能|没有|沒有|不可能|排除|不选|不選|非|无法|無法|不会|不會|不应|不|没|沒|既不|也不",
-    "aside": "than|rather than|instead of|other than|unlike|except|except for|as opposed to|opposed to|apart from"
-    "|besides|而不是|除了|除|不同于|au lieu de|anstatt|statt|en lugar de|en vez de",
+    "aside": "rather than|instead of|other than|unlike|except|except for|as opposed to|opposed to|apart from|besides"
+    "|而不是|除了|除|不同于|au lieu de|anstatt|statt|en lugar de|en vez de",
     "condition": "if|unless|whether|suppose|supposing|assuming|assume|in case|otherwise|如果|假如|是否|要是|若|もし"
-    "|만약|wenn|falls|ob|если",
+    "|만약|wenn|falls|ob|если|would have chosen|would have said|would have been|would have picked|would have answered"
+    "|would have to be",
     "attention": "look at|looking at|looked at|look to|look for|looking for|focus on|focusing on|examine|examining"
     "|consider|considering|check|checking|compare|comparing|analyze|analyse|analyzing|analysing|inspect|inspecting"
     "|start with|starting with|start from|starting from|begin with|beginning with|start at|zoom in on|turn to|scan"
@@ -102,26 +106,30 @@ ROLES = {  # phrases, separated by "|", by what they do
     "|可能|也许|かも",
     "contrast": "but|however|yet|instead|rather|so|thus|hence|therefore|because|since|as it|although|though|while"
     "|whereas|which leaves|leaving|we get|only|sondern|aber|sino|pero|mais|mas|ma|но|而是|而|但|但是|tapi|tetapi"
-    "|melainkan",
+    "|melainkan|leaves|因为|由于|weil|parce",
     "neutral": "no doubt|no question|without doubt|without a doubt|without question|not only|not just|nothing but"
     "|none other than|no other than|if i had to|if i have to|if forced|if i must|if any|if i am not mistaken"
     "|not wrong|not incorrect|not false|so far|so that|so many|so much|even so|i have to correct|as well as"
     "|not sure but|look like|looks like|only if|have to say|have to choose|have to go with|going to say|非常|除非"
-    "|不过|不仅|不但|无疑|毫无疑问|不错|无论|不难",
+    "|不过|不仅|不但|无疑|毫无疑问|不错|无论|不难|is not it|are not they|does not it|is not that|is not there"
+    "|was not it|do not they|is not he|is not she",
     # to the mention before them
     "refuting": "not|never|wrong|incorrect|false|unlikely|impossible|excluded|eliminated|ruled out|be excluded"
     "|be eliminated|be ruled out|be discarded|out|invalid|inaccurate|mistaken|untrue|implausible|both wrong"
     "|both incorrect|all wrong|falsch|nicht|incorrecta|incorrecto|错|錯|错误|錯誤|不对|不對|不正确|違|間違|誤|틀|아니"
-    "|ではな|じゃな|でな|不是|不符|不成立",
+    "|ではな|じゃな|でな|不是|不符|不成立|아닙",
     "refuted": "ではな|じゃな|でな|では|可以排除|被排除|不对|不對|不正确|不正確|错误|錯誤|不符|不成立|이아니|가아니"
-    "|은아니|는아니|은틀|는틀|都不|均不|都错|不是答案|不是正确|n'est pas|は違|は誤|は間違|是错|是錯",
+    "|은아니|는아니|은틀|는틀|都不|均不|都错|不是答案|不是正确|n'est pas|は違|は誤|は間違|是错|是錯|이아닙|가아닙"
+    "|은아닙|는아닙|이아닌|가아닌",
+    "hedging": "possible|plausible|tempting|close|conceivable|a possibility|an alternative|second best",
     "no": "no|wrong|incorrect|false|not correct|not right|not true|not the answer|not the case|not possible"
     "|this is wrong|this is incorrect|this is not|this is false|that is wrong",
-    "yes": "yes|correct|true|right|this is correct|this is right|this is true|that is correct",
+    "yes": "yes|correct|true|right|this is correct|this is right|this is true|that is correct|this matches|this fits"
+    "|this is the case|this is the answer|this matches the image|in total|altogether|in all",
     "confirming": "correct|right|best|the correct|the right|the best|the most likely|most likely|likely|more likely"
     "|the answer|my answer|the correct answer|the right answer|the most accurate|the most appropriate|accurate|true"
     "|the one|my choice|it|the best choice|the best answer|the best option|the only|正确|正確|对的|正解|正しい|정답"
-    "|맞|richtig|correcte|correcta|correta",
+    "|맞|richtig|correcte|correcta|correta|better|a better fit|the better choice",
     "that is wrong": "|".join(f"{that} {wrong}" for that in THAT_IS for wrong in WRONG),
     "likewise": "so is|so are|as is|as are|likewise",
     # to the sentence: statements
@@ -129,16 +137,18 @@ ROLES = {  # phrases, separated by "|", by what they do
     "|ответ|antwoord|odpowiedź|cevap|jawaban|jawabannya|đáp án|答案|答え|正解|解答|回答|答|結論|结论|정답|답|الإجابة"
     "|الجواب|उत्तर",
     "strict noun": "choice|option|solution|response|result|selection|match|correct one|best one|correct|选项|選項"
-    "|選択肢",
+    "|選択肢|total|count|number|sum",
     "verb": "choose|choosing|chose|have chosen|pick|picking|select|selecting|selected|go with|going with|went with"
     "|opt for|opting for|vote for|settle on|settling on|stick with|sticking with|i say|would say|will say|would guess"
     "|i meant|which leaves|leaves us with|conclude|most likely|more likely|best guess is|选|選|选择|選擇|应选|選ぶ"
-    "|wähle|nehme|choisis|elijo|escolho|scelgo|выбираю|chọn|pilih",
+    "|wähle|nehme|choisis|elijo|escolho|scelgo|выбираю|chọn|pilih|i mean|lean towards|lean toward|leaning towards"
+    "|leaning toward",
     "no object": "based|depends|depend|between|from|among|found|one of|given|for each|according|following|below",
     "conclusion": "therefore|thus|hence|so|consequently|accordingly|in conclusion|to conclude|in summary|overall"
     "|in short|ultimately|as a result|this means|it follows|we can conclude|in total|altogether|total of|for a total"
     "|因此|所以|故|因而|综上|总之|由此可见|よって|したがって|従って|따라서|그러므로|daher|deshalb|donc|por lo tanto"
-    "|portanto|quindi|поэтому|значит",
+    "|portanto|quindi|поэтому|значит|which makes|that makes|making a total|makes a total|adding up to|add up to"
+    "|adds up to|equals",
     "final": "final|finally|therefore|thus|hence|in conclusion|overall|最终|最終|因此|所以|综上|したがって|よって"
     "|따라서",
     "subordinate": "because|since|while|whereas|which|although|though|where|given|due to|as the|因为|由于|なぜなら|weil"
@@ -147,14 +157,15 @@ ROLES = {  # phrases, separated by "|", by what they do
     "correction": "wait|actually|correction|hmm|hold on|on second thought|let me double|let me check|let me recheck"
     "|let me re|let me look|let me correct|let me verify|looking again|look again|upon closer|upon further"
     "|upon second|on closer|no wait|oops|sorry|rather it|after checking|after rechecking|等等|等一下|更正|纠正|仔细看"
-    "|实际上|待って|訂正|잠깐|다시",
+    "|实际上|待って|訂正|잠깐|다시|i mean",
     "retraction": "i made a mistake|i was wrong|my mistake|scratch that|to correct this|to correct that"
     "|to correct myself|i apologize|that is wrong|that was wrong|this is wrong|that is not right|that is not correct"
     "|that is incorrect|i mixed|i misread|i meant|不对|我错了|我弄错",
     "zero": "there are no|there is no|i see no|i can see no|there are not any|contains no|has no|shows no",
 }
 SENSES = (  # the word in brackets is no option where the phrase stands; "!": unless a noun phrase follows
-    "[right] answer|[right] answers|[right] option|[right] choice|[right] response|[right] solution"
+    "said [above]!|wrote [above]!|got it [right]|get it [right]|is that [right]|am i [right]|i am [right]"
+    "|[right] track|[right] answer|[right] answers|[right] option|[right] choice|[right] response|[right] solution"
     "|[right] conclusion|you are [right]|that is [right]|this is [right]|all [right]|[right] above|[right] below"
     "|[right] under|[right] beneath|[right] next to|[right] beside|[right] behind|[right] in front|[right] on top"
     "|[right] between|[right] near|[right] now|[right] here|[right] there|[right] away|[right] after|[right] before"

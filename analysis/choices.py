@@ -91,6 +91,8 @@ class Passage:
     def __post_init__(self):
         self.at = {mention.start: mention for mention in self.mentions}
         self.covered = {i for mention in self.mentions for i in range(mention.start, mention.end)}
+        letters = [mention.start for mention in self.mentions if mention.by == "letter"]
+        self.heads = [i for i in letters if self.tokens[i].edge == "\n" or i == 0]  # letters that begin a line
 
     def size(self, position: int, role: str) -> int:
         """How many tokens the longest phrase of a role takes that stands at a position; 0 for none."""
@@ -119,7 +121,7 @@ def options_of(texts: Sequence[str], letters: bool = True, ways: Sequence[Sequen
     for index, others in enumerate(ways or [words.SYNONYMS.get(text, ()) for text in texts]):
         for text in map(keys, others):
             forms[text[0]].append((tuple(text), index, False))
-    for short in (_directions(whole), _differences(whole), _predicates(whole)):
+    for short in (_directions(whole), _differences(whole), _predicates(whole), _answers(whole)):
         for index, text in enumerate(short):
             if short.count(text) == 1 and text not in whole:
                 forms[text[0]].append((text, index, True))
@@ -130,6 +132,12 @@ def _directions(texts: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
     """Each text without the words around its direction, where it consists of these: "left" of "on the left side"."""
     cores = [tuple(key for key in text if key not in words.AROUND) for text in texts]
     return [core if core and set(core) <= words.DIRECTIONS else text for core, text in zip(cores, texts, strict=True)]
+
+
+def _answers(texts: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """The "yes" or "no" that each text begins with, where all do; else the texts."""
+    firsts = [text[:1] for text in texts]
+    return firsts if all(first and first[0] in ("yes", "no") for first in firsts) else list(texts)
 
 
 def _predicates(texts: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
@@ -284,9 +292,12 @@ def _in_sense(tokens: Sequence[Token], position: int, part: bool) -> bool:
         return bool(behind.edge) or behind.key in (words.FOLLOWS_NO if starts else ("or", "and"))
     if not is_number(token.key):
         return True
-    if token.text.casefold() in ("one", "一") and token.edge in ("", ",") and len(tokens) > 2:
-        if before.key not in words.ONE_BEFORE or behind.key == "of":
+    apart = (position == 0 or token.edge not in ("", ",")) and behind.edge
+    if token.text.casefold() in ("one", "一") and not apart:
+        if (before.key not in words.ONE_BEFORE or behind.key == "of") and behind.key != "or":
             return False
+    if before.key in ("than", "least") or behind.key == "x" or (behind.gap == "-" and not is_number(behind.key)):
+        return False
     if (token.edge in ("", "(") and before.key in words.NUMBERED) or (part and not behind.edge and behind.key in UNITS):
         return False
     for neighbour, gap in ((before, token.gap), (behind, behind.gap)):
@@ -310,7 +321,9 @@ def _by_letter(tokens: Sequence[Token], options: Options) -> Iterator[Mention]:
             continue
         index, behind = _index(token.text, options), tokens[position + 1]
         marked = OPENED.search(token.gap[-1:]) is not None and CLOSED.match(behind.gap) is not None
-        leading = (position == 0 or "\n" in token.gap) and LABEL_END.match(behind.gap) is not None
+        own = options.texts[index] if index != NO_OPTION else ()
+        named = own and behind.key == own[0] and stands(own, tokens, position + 1)
+        leading = (position == 0 or "\n" in token.gap or named) and LABEL_END.match(behind.gap) is not None
         if marked or leading:
             if index == NO_OPTION and not token.text.isupper():  # the s of "shape(s)"
                 continue
@@ -322,17 +335,18 @@ def _by_letter(tokens: Sequence[Token], options: Options) -> Iterator[Mention]:
         if not (leading or (marked and token.gap[-1] in "([{")):
             yield Mention(position, position + 1, frozenset({index} | _called_so(token.key, options)), "letter")
         else:
-            own = index != NO_OPTION and options.texts[index] == (behind.key,)
-            own = own and _is_letter(behind) and not behind.edge
-            yield Mention(position, position + 1 + own, frozenset((index,)), "letter")
+            same = own == (behind.key,) and _is_letter(behind) and not behind.edge
+            yield Mention(position, position + 1 + same, frozenset((index,)), "letter")
 
 
 def _called(tokens: Sequence[Token], position: int) -> bool:
-    """Whether a small letter is called one: "option b", "the answer is b", where a clause ends behind it."""
-    start = position - 1
+    """Whether a small letter is called one, "option b" or "the answer is b", where a clause ends, or fills a line."""
+    start, behind = position - 1, tokens[position + 1]
+    if (position == 0 or tokens[position].edge == "\n") and (behind.edge == "\n" or not behind.key):
+        return True
     if start >= 0 and tokens[start].key == "is" and not tokens[position].edge:
         start -= 1
-    return start >= 0 and tokens[start].key in words.CALLED and bool(tokens[position + 1].edge)
+    return start >= 0 and tokens[start].key in words.CALLED and bool(behind.edge)
 
 
 def _is_name_of_option(tokens: Sequence[Token], position: int, things: set[int], options: Options) -> bool:
@@ -344,13 +358,15 @@ def _is_name_of_option(tokens: Sequence[Token], position: int, things: set[int],
     no_option = _index(token.text, options) == NO_OPTION and not behind.edge
     if hyphened or no_option or (token.text == "I" and len(options.texts) < 9) or before.key in words.THINGS:
         return False
-    if token.text in "AI" and not behind.edge and behind.key not in words.LETTER_BEHIND:
+    if token.text in "AI" and behind.gap.isspace() and not behind.edge and behind.key not in words.LETTER_BEHIND:
         if not (_is_capital(behind) or IDEOGRAPH.match(behind.text)):
             return False
     chained = position - 1 if token.edge in (",", "/") else position - 2 if before.key in words.CONJUNCTIONS else -1
     labelled = before.key in words.LABELLED or (not behind.edge and behind.key in words.LABELLED)
     free = token.edge or not position or _is_capital(before) or IDEOGRAPH.match(before.text[-1:])
-    if chained in things or labelled or not (free or before.key in words.LETTER_BEFORE or before.key.endswith("ly")):
+    free = free or before.key in words.LETTER_BEFORE or before.key.endswith("ly")
+    free = free or (before.key == "than" and tokens[position - 2].key in ("rather", "other"))
+    if chained in things or labelled or not free:
         things.add(position)
         return False
     return True
@@ -407,18 +423,21 @@ def _deny_ahead(passage: Passage) -> None:
 
     A reach ends with its sentence, at a contrast ("but"), at a colon or dash that does not follow its word at once, and
     at a comma unless a list goes on after it."""
-    tokens, reach, asked, latest = passage.tokens, Reach(), _questions(passage.tokens), None
-    position = 0
+    tokens, reach, asked = passage.tokens, Reach(), _questions(passage.tokens)
+    position, latest, item = 0, None, None  # `item`: the letter that begins the line as an entry of a list
     while position < len(tokens) - 1:
         token = tokens[position]
         reach.cross(passage, position)
         if latest and token.edge and (size := passage.size(position, "that is wrong")):
-            _refute(passage, [latest])
+            _refute(passage, [latest, item or latest])
             position += size
             continue
+        item = None if "\n" in token.gap else item
         if mention := passage.at.get(position):
             latest = mention
-            if reach.kind or asked.get(position) == "answered":
+            item = mention if token.item else item
+            reason = reach.hedge == "reason" and mention.by == "letter"
+            if reach.kind or reason or asked.get(position) == "answered":
                 reach.named = True
                 passage.denied.add(position)
                 if reach.kind in ("denial", "aside"):
@@ -439,12 +458,13 @@ def _deny_ahead(passage: Passage) -> None:
 @dataclass
 class Reach:
     """The kind of denial that a position stands in, "" for none; `named`: it denied a mention; `start`: the position
-    behind its word; `condition`: the sentence holds an "if"."""
+    after its word; `hedge`: "hedge" ("could be"), "reason" ("because") or ""; `condition`: the sentence holds an "if".
+    A reason hedges the texts that it names and denies the letters."""
 
     kind: str = ""
     named: bool = False
     start: int = -1
-    hedge: bool = False
+    hedge: str = ""
     condition: bool = False
 
     def cross(self, passage: Passage, position: int) -> None:
@@ -453,7 +473,7 @@ class Reach:
         if edge in (".", "\n"):
             self.__init__()
         elif edge in (":", "-", ","):
-            self.hedge = False
+            self.hedge = ""
             if edge == ",":
                 stays = (self.named or self.kind == "aside") and _list_goes_on(passage, position, self.kind)
             else:
@@ -463,11 +483,11 @@ class Reach:
     def enter(self, role: str, key: str, position: int) -> None:
         """Pass a phrase of a role, or the word `key` without one, that ends in front of a position."""
         if role == "contrast":
-            self.__init__()
+            self.__init__(hedge="reason" if key in words.REASONS else "")
         elif role == "denial" and self.kind and key in ("anything", "everything"):
             self.kind = ""  # "cannot be anything but left"
         elif role == "hedge":
-            self.hedge = True
+            self.hedge = "hedge"
         elif role:
             self.kind, self.named, self.start = role, False, position
             self.condition = self.condition or role == "condition"
@@ -495,7 +515,9 @@ def _questions(tokens: Sequence[Token]) -> dict[int, str]:
     for position in range(len(tokens) - 2, -1, -1):
         closing = tokens[position + 1]
         if closing.edge in (".", "\n"):
-            question = "" if "?" not in closing.gap else "answered" if closing.key else "open"
+            last, before = tokens[position].key, tokens[position - 1].key
+            tag = (last in words.TAGGED and before == "not") or (last == "right" and tokens[position].edge == ",")
+            question = "" if "?" not in closing.gap or tag else "answered" if closing.key else "open"
         if question:
             asked[position] = question
     return asked
@@ -533,8 +555,10 @@ def _deny_behind(passage: Passage, group: list[Mention], before: list[Mention]) 
         while tokens[start].key in words.PREDICATE and tokens[start].edge in ("", "," if start == end else ""):
             start += 1
         verb = next((token.key for token in tokens[end:start] if token.key in words.COPULAS), "")
-        refuting = not tokens[start].edge and passage.size(start, "refuting") and not passage.size(start, "neutral")
-        if verb and refuting:
+        refuting = not tokens[start].edge and passage.size(start, "refuting")
+        if verb and not tokens[start].edge and passage.size(start, "hedging"):
+            passage.hedged.update(mention.start for mention in last)
+        if verb and refuting and not passage.size(start, "neutral") and not passage.size(end, "neutral"):
             _refute(passage, last if verb in words.SINGULAR else group)
 
 
@@ -646,7 +670,7 @@ def _confirmed(passage: Passage, end: int) -> bool | None:
         start += 1
     size = 0 if tokens[start].edge else passage.size(start, "confirming")
     ideograph = IDEOGRAPH.match(tokens[start].text) is not None
-    if not size or (start == end and not ideograph):
+    if not size or start in passage.at or (start == end and not ideograph):
         return None
     follower = tokens[start + size]
     ends = follower.edge or follower.key in words.CONFIRMED or passage.size(start + size, "subordinate")
@@ -657,9 +681,9 @@ def _by_place(passage: Passage, group: list[Mention]) -> tuple[bool, bool] | Non
     """(outright, last) if a group is stated by its place: alone on a line, or first in the answer; else None."""
     tokens, start, end = passage.tokens, group[0].start, group[-1].end
     begin, trail = start, end
-    while begin > 0 and "\n" not in tokens[begin].gap and tokens[begin - 1].key in words.LIGHT:
+    while begin > 0 and tokens[begin].edge not in (".", "\n") and tokens[begin - 1].key in words.LIGHT:
         begin -= 1
-    if begin > 0 and "\n" not in tokens[begin].gap:
+    if (begin > 0 and "\n" not in tokens[begin].gap) or tokens[begin].key == "#":
         return None
     letters = tokens[start].key.isalpha() and tokens[start].item
     if letters and any(token.item and token.key.isalpha() for token in tokens[end : end + 200]):
@@ -667,10 +691,14 @@ def _by_place(passage: Passage, group: list[Mention]) -> tuple[bool, bool] | Non
     while tokens[trail].key in words.TRAIL and not tokens[trail].edge:
         trail += 1
     if "\n" in tokens[trail].gap or not tokens[trail].key:
-        return True, not tokens[trail].key
+        return True, False
+    edge = tokens[end].edge
+    if end in passage.at and passage.at[end].by == "letter":  # "A. B. C."
+        return None
+    if passage.heads == [start] and edge in (".", ":", ",", "-"):
+        return True, False
     if begin > 0 or (tokens[start].item and not letters):
         return None
-    edge = tokens[end].edge
     different = {index for mention in group for index in mention.indices}
     if any(mention.by == "letter" for mention in group) and (edge or len(different) < len(group)):
         return True, False
@@ -690,7 +718,10 @@ def _decide(passage: Passage, statements: list[Statement]) -> int | None:
     if outright:
         return _last_of(passage, outright, [one for one in others if one.start > outright[-1].start and one.last])
     if others and len(others[-1].indices) == 1:
-        return _last_of(passage, others, [])
+        answered = passage.tokens[others[-1].start].key in words.ANSWERS  # "no. ... yes"
+        behind = [one for one in passage.named(passage.mentions) if answered and one.start >= others[-1].end]
+        agrees = all(one.indices == others[-1].indices for one in behind)
+        return _last_of(passage, others, []) if agrees else None
     if _is_cut(passage):
         return None
     named = [mention for mention in passage.named(passage.mentions) if mention.start >= tail]
@@ -747,4 +778,5 @@ def _is_cut(passage: Passage) -> bool:
     if len(tokens) < 6 or len(tokens) - 2 in passage.covered:
         return False
     end = tokens[-1].gap.strip(" \"')*_")
-    return (not end and tokens[-2].key in words.OPEN_ENDED) or end.endswith((",", ":", "(", "-"))
+    open_ended = tokens[-2].text in words.OPEN_ENDED and tokens[-3].key not in words.TAGGED  # unlike "yes, it is"
+    return (not end and open_ended) or end.endswith((",", ":", "(", "-"))

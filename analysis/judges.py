@@ -88,8 +88,9 @@ def open_answer(prediction: str, gold: str) -> Verdict:
         answer = answer[1:]
     if answer == [key for key in wanted if key not in ("a", "an", "the")]:
         return Verdict(bool(answer), bool(answer), " ".join(answer))
-    short = 0 < len(sentence if rivals else answer) <= len(wanted) + 1 and answer and not set(answer) & (NO_ANSWER | set(wanted))
-    return Verdict(False, bool(short), " ".join(answer) if short else "")
+    length = len(sentence if rivals else answer)
+    short = bool(answer) and length <= len(wanted) + 1 and not set(answer) & (NO_ANSWER | set(wanted))
+    return Verdict(False, short, " ".join(answer) if short else "")
 
 
 def _rivals(gold: str, answer: str) -> tuple[Options, int] | None:
