@@ -524,9 +524,9 @@ def _questions(tokens: Sequence[Token]) -> dict[int, str]:
 
 
 def _list_goes_on(passage: Passage, position: int, kind: str) -> bool:
-    """Whether the comma before a position is one of a denied list: options follow and no verb after them. The list of
-    an aside ("unlike A, B or C") must be closed by a conjunction."""
-    tokens, conjunction, listed = passage.tokens, False, False
+    """Whether the comma before a position is one of a denied list: options follow, with a conjunction or (of "not", not
+    of "unlike") several, and no verb after them. So "not left, right" means right."""
+    tokens, conjunction, count = passage.tokens, False, 0
     for _ in range(26):
         start = position
         while tokens[start].key in words.LINKS and start not in passage.at:
@@ -534,9 +534,9 @@ def _list_goes_on(passage: Passage, position: int, kind: str) -> bool:
             start += 1
         if start not in passage.at:
             break
-        position, listed = passage.at[start].end, True
+        position, count = passage.at[start].end, count + 1
     verb = not tokens[position].edge and tokens[position].key in words.VERBS
-    return listed and not verb and (kind != "aside" or conjunction)
+    return not verb and (conjunction and count > 0 or kind != "aside" and count > 1)
 
 
 def _deny_behind(passage: Passage, group: list[Mention], before: list[Mention]) -> None:

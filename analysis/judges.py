@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from itertools import dropwhile
 from string import ascii_uppercase
 from typing import NamedTuple
 
@@ -18,13 +19,17 @@ from analysis.statistics import rate_interval
 PUNCTUATION = re.compile(r"""[.?!,;:'"()\[\]{}<>/\\|=+\-_*&^%$#@`~ ]""")
 YES_NO = (("yes", "no"), ("true", "false"), ("是", "否"), ("はい", "いいえ"), ("예", "아니요"))
 RELATIONS = (  # the ways to write each spatial relation; the first is its name
-    ("left",), ("right",), ("above", "on top of"), ("below", "under", "underneath", "beneath"), ("top",), ("bottom",),
-    ("behind", "in back of"), ("in front of", "in front", "front"), ("back",), ("inside",), ("outside",), ("between",),
+    ("left", "左", "左边", "左側", "左侧"), ("right", "右", "右边", "右側", "右侧"),
+    ("above", "on top of", "上面", "上方"), ("below", "under", "underneath", "beneath", "下面", "下方"),
+    ("top",), ("bottom",), ("behind", "in back of", "后面"),
+    ("in front of", "in front", "front", "前面"), ("back",), ("inside",), ("outside",), ("between",),
     ("top left", "left top"), ("top right", "right top"), ("bottom left", "left bottom"),
     ("bottom right", "right bottom"), ("middle", "center"), ("closer", "nearer"), ("farther", "further"), ("up",),
     ("down",),
 )  # fmt: skip
-LEAD = frozenset(["the", "my", "final", "correct", "answer", "is", "it", "this", "that", "a", "an", "there", "are"])
+LEAD = frozenset(  # words before the answer proper
+    ["the", "my", "final", "correct", "answer", "is", "it", "this", "that", "a", "an", "there", "are", "to", "on", "in"]
+)
 NO_ANSWER = frozenset(["not", "no", "know", "unknown", "unclear", "unsure", "sorry", "none", "cannot", "or", "and"])
 # VLMEvalKit (Duan et al., ACM MM 2024), vlmeval/utils/matching_util.py as in ms-vlmeval 0.0.20
 KIT_BLANKS = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
@@ -84,10 +89,9 @@ def open_answer(prediction: str, gold: str) -> Verdict:
         if stated is not None:
             return Verdict(stated == index, True, " ".join(members.texts[stated]))
     sentence = answer
-    while answer and answer[0] in LEAD:
-        answer = answer[1:]
-    if answer == [key for key in wanted if key not in ("a", "an", "the")]:
-        return Verdict(bool(answer), bool(answer), " ".join(answer))
+    answer, wanted = (list(dropwhile(LEAD.__contains__, text)) for text in (answer, wanted))
+    if answer and answer == wanted:
+        return Verdict(True, True, " ".join(answer))
     length = len(sentence if rivals else answer)
     short = bool(answer) and length <= len(wanted) + 1 and not set(answer) & (NO_ANSWER | set(wanted))
     return Verdict(False, short, " ".join(answer) if short else "")
@@ -103,7 +107,7 @@ def _rivals(gold: str, answer: str) -> tuple[Options, int] | None:
         if short in pair:
             return options_of(pair, letters=False), pair.index(short)
     for index, ways in enumerate(RELATIONS):
-        if short in ways or " ".join(wanted) in ways:
+        if {short, " ".join(wanted)} & {" ".join(keys(way)) for way in ways}:
             return options_of([ways[0] for ways in RELATIONS], False, [ways[1:] for ways in RELATIONS]), index
     if short in COLOURS:
         return options_of(sorted(COLOURS), letters=False), sorted(COLOURS).index(short)
