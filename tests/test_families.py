@@ -17,6 +17,7 @@ import models
 from analysis.rollout import rollout
 from models.errors import SampleError
 from models.trace import AttentionTrace
+from tests import tolerance
 from tests.families import FAMILIES, qwen3, qwen3_processor
 from tests.models import picture
 
@@ -47,8 +48,6 @@ def images_of(name, count):
 @pytest.mark.parametrize("batch", [1, 2], ids=["single", "left_padded_batch"])
 def test_weights_equal_eager(family, images, batch):
     name, model, processor = family
-    # The embedded Qwens have heads so sharp that the eager model's states lead away from those under SDPA; see below.
-    allowed = 5e-5 if "tiny-qwen" in model.name_or_path else 1e-5
     if name == "fuyu" and images == 2:
         pytest.skip("Fuyu takes one image per prompt")
     if batch == 1:
@@ -65,6 +64,7 @@ def test_weights_equal_eager(family, images, batch):
     model.set_attn_implementation({"text_config": "eager"})
     steps = model.generate(**inputs, **options, output_attentions=True, return_dict_in_generate=True).attentions
     model.set_attn_implementation({"text_config": "sdpa"})
+    allowed = tolerance.two_runs(tolerance.score_size(trace))
     for layout in layouts:
         for layer in range(trace.layers):
             prefill = trace.weights(layer, range(layout.start, layout.length), samples=[layout.sample])[0]
@@ -94,7 +94,7 @@ def eager_rows(module, query, key, value, attention_mask, scaling=None, dropout=
 @pytest.mark.parametrize("name", models.embedded())
 @pytest.mark.parametrize("batch", [1, 2], ids=["single", "left_padded_batch"])
 def test_weights_equal_eager_given_the_models_own_states(name, batch):
-    """To 1e-5 also where a head is so sharp that the states of an eager run, rounded otherwise, lead further away."""
+    """Without the differences that the states of an eager run add, which sharp heads amplify."""
     model, processor = models.load(name)
     pictures = [images_of(model.config.model_type, 2), [picture(60, 90, seed=5)]][:batch]
     inputs, layouts = model.prepare(processor, pictures, PROMPTS[:batch])
@@ -106,13 +106,14 @@ def test_weights_equal_eager_given_the_models_own_states(name, batch):
     model.set_attn_implementation({"text_config": "eager-rows"})
     assert torch.equal(model.generate(**inputs, min_new_tokens=3, max_new_tokens=3), tokens)
     assert len(rows) == 3 * trace.layers
+    allowed = tolerance.same_states(tolerance.score_size(trace))
     for layout in layouts:
         for index, expected in enumerate(rows):
             step, layer = divmod(index, trace.layers)
             first = layout.start if step == 0 else trace.prompt_length + step - 1
             last = trace.prompt_length + step
             ours = trace.weights(layer, range(first, last), samples=[layout.sample])[0, :, :, :last]
-            assert (ours - expected[layout.sample, :, first - last :]).abs().max() <= 1e-5
+            assert (ours - expected[layout.sample, :, first - last :]).abs().max() <= allowed
 
 
 def brightness(name, inputs, grid):
@@ -294,5 +295,5 @@ def test_mixture_of_experts(tmp_path):
         assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
     model.set_attn_implementation({"text_config": "eager"})
     for layer, expected in enumerate(model(**inputs, output_attentions=True).attentions):
-        assert (trace.weights(layer, slice(0, layout.length)) - expected).abs().max() <= 1e-5
+        assert (trace.weights(layer, slice(0, layout.length)) - expected).abs().max() <= tolerance.two_runs()
     assert [(grid.rows, grid.cols, grid.cell) for grid in layout.grids] == [(2, 3, 32), (2, 4, 32)]

@@ -7,6 +7,7 @@ import torch
 from data.controls import as_seen, hide_cells, median_colour, shuffle_cells
 from models.answer import answer
 from models.forced import check_grid, log_probabilities, read_along, speak, tower_depth
+from tests import tolerance
 from tests.families import FAMILIES
 from tests.models import picture
 
@@ -33,7 +34,7 @@ def test_answer_is_read_and_scored_as_it_was_generated(family, size):
     rows = range(length - 5, length + tokens - 1)
     for layer in range(said.trace.layers):
         generated, forced = said.trace.weights(layer, rows)[0], reading.trace.weights(layer, rows)[1]
-        torch.testing.assert_close(forced[..., : generated.shape[-1]], generated, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(forced[..., : generated.shape[-1]], generated, rtol=0, atol=tolerance.two_runs())
     assert reading.trace.length == length + tokens  # the last token too is read
     scores = log_probabilities(model, processor, [image, other, image], PROMPT, spoken, batch_size=2)
     assert scores[0].item() == pytest.approx(np.log(said.probabilities).sum(), abs=1e-3)

@@ -10,6 +10,7 @@ from transformers.masking_utils import eager_mask
 from models.attention import LISTENERS, STEERING
 from models.gaze import Gaussian, SalientHead
 from models.trace import AttentionTrace
+from tests import tolerance
 from tests.families import FAMILIES
 from tests.models import llava, llava_processor, picture
 
@@ -148,7 +149,7 @@ def test_steering_is_the_literal_formula(family, kind, padded, target):
     with AttentionTrace(model) as trace:
         found = generate(model, inputs, mask_type=mask_type, scanpaths=scanpaths)
     assert torch.equal(found.sequences, expected.sequences)
-    assert largest_change(found, expected) <= 1e-4
+    assert largest_change(found, expected) <= tolerance.two_runs()
     for step in range(STEPS):
         for layer in range(3):
             reference = literal.weights[step * 3 + layer]
@@ -156,12 +157,11 @@ def test_steering_is_the_literal_formula(family, kind, padded, target):
                 first = layout.start if step == 0 else trace.prompt_length + step - 1
                 rows = range(first, trace.prompt_length + step)
                 ours = trace.weights(layer, rows, samples=[layout.sample])[0, :, :, : reference.shape[-1]]
-                assert (ours - reference[layout.sample, :, -len(rows) :]).abs().max() <= 1e-5
+                assert (ours - reference[layout.sample, :, -len(rows) :]).abs().max() <= tolerance.two_runs()
     plain = generate(model, inputs)
     assert min(largest_change(found, plain, sample) for sample in (0, 2)) > 1e-2
-    # One decode row of grouped heads without a mask goes through another kernel than with a mask of zeros.
-    rounding = 1e-6 if name != "fuyu" and not padded and kind != "salient-head" else 0
-    assert largest_change(found, plain, 1) <= rounding
+    # A bias of zeros can send the other samples of a batch through another kernel than no bias does.
+    assert largest_change(found, plain, 1) <= tolerance.two_runs()
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ def test_rows_that_would_keep_no_key_stay():
         cells, here = layout.images[0], [layout.sample]
         newline = layout.grids[0].cols + layout.start  # the first token that is kept
         before, after = range(layout.start, newline), range(newline, trace.length)
-        assert torch.equal(trace.weights(0, before, samples=here), plain.weights(0, before, samples=here))
+        torch.testing.assert_close(trace.weights(0, before, samples=here), plain.weights(0, before, samples=here))
         rows = trace.weights(0, after, samples=here)
         assert (rows[..., cells[:-1]] == 0).all() and (rows[0, :, -1, cells[-1]] > 0).all()
 

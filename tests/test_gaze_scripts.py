@@ -18,6 +18,7 @@ from analysis.statistics import SHARE, mean_interval
 from data import scanpaths, twoshapes
 from models.answer import answers, word_probability
 from models.gaze import SalientHead
+from tests import tolerance
 from tests.families import FAMILIES
 from tests.models import word_tokenizer
 from tests.runs import table
@@ -70,7 +71,7 @@ def test_answers_side_by_side(generated):
             named = [shape for shape in ("first", "second") if row[f"answer_{way}"] == row[f"{shape}_colour"]]
             for shape in named:  # the answer is the most probable first token
                 assert float(row[f"p_{shape}_{way}"]) == pytest.approx(float(tokens[0][1]), abs=1e-3)
-        assert float(row["inside_non-gaussian"]) == pytest.approx(1, abs=1e-6)
+        assert float(row["inside_non-gaussian"]) == pytest.approx(1, abs=tolerance.sums(100))
     measured = [row for row in rows if not row["skipped"]]
     assert column(measured, "inside_gaussian").mean() > column(measured, "inside_plain").mean()
 
@@ -136,12 +137,13 @@ def test_pictures_and_maps_of_the_first_sample(generated):
 def test_batches_do_not_change_the_answers(generated, data_root, tmp_path):
     config = generation.Config(data_root=str(data_root), batch_size=1, pictures=0, out_dir=str(tmp_path / "out"))
     assert generation.main(config) == 0
+    rounding = tolerance.two_runs(tolerance.EMBEDDED)
     for one, three in zip(table(tmp_path / "out"), table(generated), strict=True):
         assert one["sample"] == three["sample"] and one["skipped"] == three["skipped"]
         for way in WAYS if not one["skipped"] else ():
             assert one[f"answer_{way}"] == three[f"answer_{way}"]
             for measure in ("inside", "p_first", "p_second", "image_attention"):
-                assert float(one[f"{measure}_{way}"]) == pytest.approx(float(three[f"{measure}_{way}"]), abs=1e-4)
+                assert float(one[f"{measure}_{way}"]) == pytest.approx(float(three[f"{measure}_{way}"]), abs=rounding)
 
 
 def test_scanpaths_on_one_picture_share_its_plain_answer(data_root, tmp_path, monkeypatch):

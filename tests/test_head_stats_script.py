@@ -15,7 +15,7 @@ from analysis.causal_heads import choose
 from data.counterfactual_pairs import generate, open_pair, question, read
 from models.answer import answer
 from models.loading import locate
-from tests import shell
+from tests import shell, tolerance
 from tests.runs import summary_of, table
 
 COUNT = 10
@@ -54,9 +54,10 @@ def test_responses_are_those_of_each_picture_asked_alone(finished, pairs):
         weights = [said.trace.weights(layer, rows)[0][..., said.layout.images[0]] for layer in range(5)]
         looked.append(torch.stack(weights).sum(-1).mean(-1).numpy())
     assert found.pairs[place] == pair.name and found.layers == (0, 1, 2, 3, 4)
-    assert np.abs(found.signed[..., place] - (looked[0] - looked[1])).max() <= 1e-5
+    rounding = tolerance.two_runs(tolerance.score_size(said.trace))
+    assert np.abs(found.signed[..., place] - (looked[0] - looked[1])).max() <= rounding
     with np.load(finished / "attention.npz") as saved:
-        assert np.abs(saved["full"][..., place] - looked[0]).max() <= 1e-5
+        assert np.abs(saved["full"][..., place] - looked[0]).max() <= rounding
         assert np.array_equal(saved["full"] - saved["control"], found.signed)
         assert saved["layers"].tolist() == list(found.layers) and saved["pairs"].tolist() == list(found.pairs)
 
@@ -149,7 +150,7 @@ def test_a_planted_head_is_found_and_is_the_cause(pairs, tmp_path):
     margins = {name: [] for name in found["sets"]}
     for row in table(tmp_path / "out", "ablation.csv"):
         margins[row["set"]].append(float(row["full"]) - float(row["control"]))
-    assert np.abs(margins["none"]).min() > 1e-3 and np.abs(margins["chosen"]).max() < 1e-5
+    assert np.abs(margins["none"]).min() > 1e-3 and np.abs(margins["chosen"]).max() < 1e-4
     for name in ("random 0", "random 1", "random 2"):
         assert margins[name] == pytest.approx(margins["none"], abs=1e-4)
     whole = found["full_minus_control"]
@@ -179,7 +180,8 @@ def test_a_corner_is_part_of_the_image_and_layers_are_named(finished, pairs, tmp
     assert run(tmp_path / "corner", corner="topleft", **flags) == 0
     whole, corner = (head_responses.read(tmp_path / name) for name in ("whole", "corner"))
     assert whole.layers == (2, 4) and not (tmp_path / "whole" / "layer_0_top2_counts.npy").exists()
-    assert whole.signed == pytest.approx(head_responses.read(finished).signed[[2, 4], :, :3], abs=1e-5)
+    expected = head_responses.read(finished).signed[[2, 4], :, :3]
+    assert whole.signed == pytest.approx(expected, abs=tolerance.two_runs(tolerance.EMBEDDED))
     assert np.abs(corner.signed - whole.signed).max() > 0.1  # the object is in another corner
     assert "ablation" not in summary_of(tmp_path / "corner") and "held_out" not in summary_of(tmp_path / "corner")
     assert summary_of(tmp_path / "corner")["layers"] == [2, 4]

@@ -14,6 +14,7 @@ from models import loading
 from models.answer import answer, answer_length
 from models.loading import describe, place, quantized
 from models.trace import AttentionTrace
+from tests import tolerance
 from tests.families import FAMILIES
 from tests.models import llava, llava_config, llava_processor, picture
 
@@ -325,7 +326,7 @@ def test_answer_knows_its_tokens_and_their_probabilities():
     assert said.trace.length == layout.length + 3
     logits = model(sequence[:, :-1], pixel_values=inputs["pixel_values"]).logits[0, layout.length - 1 :].softmax(-1)
     expected = logits.gather(1, sequence[0, layout.length :, None]).flatten()
-    torch.testing.assert_close(torch.tensor(said.probabilities), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(torch.tensor(said.probabilities), expected, atol=tolerance.two_runs(), rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from analysis.rollout import rollout
 from analysis.shares import image_share
 from models.layout import ImageGrid
 from models.trace import AttentionTrace
+from tests import tolerance
 from tests.models import llava, llava_processor, picture
 
 
@@ -45,6 +46,12 @@ def literal(matrices, rows, residual=0.5):
     return product[list(rows)]
 
 
+def rounding(matrices):
+    """Each layer [head, query, key] adds over heads and keys, rows that sum to 1."""
+    layers, heads, _, keys = matrices.shape
+    return tolerance.sums(layers * heads * keys)
+
+
 def test_two_layers_by_hand():
     """Tokens: image 0, image 1, word. Layer 0: image 1 looks at image 0. Layer 1: the word looks at image 1.
 
@@ -76,10 +83,10 @@ def test_random_matrices(residual):
     attention = scores.masked_fill(torch.ones(20, 20).triu(1).bool(), -torch.inf).softmax(-1)
     trace = PlantedTrace(attention, prompt_length=16)
     result = rollout(trace, planted_layout(16, [1, 2, 3]), residual=residual)
-    assert (result.relevance - literal(attention, range(15, 20), residual)).abs().max() <= 1e-6
-    assert (result.relevance.sum(-1) - 1).abs().max() <= 1e-6
+    assert (result.relevance - literal(attention, range(15, 20), residual)).abs().max() <= rounding(attention)
+    assert (result.relevance.sum(-1) - 1).abs().max() <= rounding(attention)
     query = rollout(trace, planted_layout(16, [1, 2, 3]), residual=residual, rows="query")
-    assert torch.equal(query.relevance, result.relevance[1:])
+    torch.testing.assert_close(query.relevance, result.relevance[1:])
     maps = result.maps()
     torch.testing.assert_close(torch.from_numpy(maps.mean), result.relevance[:, 1:4].mean(0)[None])
     assert torch.equal(torch.from_numpy(maps.max), result.relevance[:, 1:4].max(0).values[None])
@@ -95,7 +102,7 @@ def test_first_token_can_be_dropped():
     expected /= expected.sum(-1, keepdim=True)
     expected[:, :, 0] = averaged[:, :, 0]
     result = rollout(PlantedTrace(attention, 6), planted_layout(6, [1, 2]), drop_first=True)
-    assert (result.relevance - literal(expected, range(5, 8))).abs().max() <= 1e-6
+    assert (result.relevance - literal(expected, range(5, 8))).abs().max() <= rounding(attention)
     assert result.relevance[:, 0].max() == 0
 
 
@@ -105,7 +112,7 @@ def test_the_product_may_end_above_the_lowest_layers(lowest, first):
     scores = 3 * torch.randn(5, 2, 8, 8, generator=generator)
     attention = scores.masked_fill(torch.ones(8, 8).triu(1).bool(), -torch.inf).softmax(-1)
     result = rollout(PlantedTrace(attention, 6), planted_layout(6, [1, 2]), lowest=lowest)
-    assert (result.relevance - literal(attention[first:], range(5, 8))).abs().max() <= 1e-6
+    assert (result.relevance - literal(attention[first:], range(5, 8))).abs().max() <= rounding(attention)
 
 
 @torch.no_grad()
@@ -122,7 +129,7 @@ def test_model_against_full_matrices_in_a_padded_batch(key_heads):
         full = torch.stack([trace.weights(i, rows, samples=[layout.sample])[0] for i in range(trace.layers)])
         expected = literal(full[..., layout.start :], range(trace.prompt_length - 1 - layout.start, len(rows)))
         result = rollout(trace, layout)
-        assert (result.relevance[:, layout.start :] - expected).abs().max() <= 1e-6
+        assert (result.relevance[:, layout.start :] - expected).abs().max() <= rounding(full)
         assert result.relevance[:, : layout.start].abs().sum() == 0
         assert result.per_token.shape == (4, 4, 4)
         for image, positions in enumerate(layout.images):
@@ -132,7 +139,7 @@ def test_model_against_full_matrices_in_a_padded_batch(key_heads):
         torch.testing.assert_close(rollout(trace, layout, tokens=2).relevance, result.relevance[:2])
         share = image_share(trace, layout)
         by_hand = full[:, :, -4:][..., layout.image_positions].sum(-1).mean(1)
-        assert abs(torch.from_numpy(share) - by_hand).max() <= 1e-6
+        assert abs(torch.from_numpy(share) - by_hand).max() <= rounding(full)
 
 
 def test_rows_that_see_only_the_first_token_stay():

@@ -30,6 +30,7 @@ from analysis.statistics import benjamini_hochberg
 from data import twoshapes
 from models.forced import read_along, speak
 from models.layout import ImageGrid
+from tests import tolerance
 from tests.families import FAMILIES
 from tests.models import picture
 
@@ -342,16 +343,17 @@ def test_maps_are_the_models_rows(family):
     maps = all_maps(reading.trace, reading.layouts, rows, seeds, reading.tower)
     assert set(maps) == {*rows, *seeds}
     inside = decoder_maps(reading.trace, reading.layouts, seed_rows(layout, seeds))
+    rounding = tolerance.same_states()
     for layer in range(reading.trace.layers):
         full = reading.trace.weights(layer, slice(0, layout.length)).numpy()
         image_keys = layout.images[0].tolist()
         for name, positions in rows.items():
             expected = full[:, :, positions][..., image_keys].mean(2)
-            np.testing.assert_allclose(maps[name][:, layer].reshape(expected.shape), expected, atol=1e-6)
+            np.testing.assert_allclose(maps[name][:, layer].reshape(expected.shape), expected, atol=rounding)
         for name, (row, col) in seeds.items():
             own = row * grid.cols + col
             expected = full[:, :, image_keys[own]][..., image_keys]
-            np.testing.assert_allclose(inside[name][:, layer].reshape(expected.shape), expected, atol=1e-6)
+            np.testing.assert_allclose(inside[name][:, layer].reshape(expected.shape), expected, atol=rounding)
             assert not inside[name].reshape(*inside[name].shape[:3], -1)[..., own + 1 :].any()  # causal
     if has_tower:
         check_tower_maps(reading.tower, tower_maps(reading.tower, seeds), seeds, grid)
@@ -367,7 +369,7 @@ def check_tower_maps(tower, maps, seeds, grid):
                 full = tower.weights(layer, image).numpy()[:, first:, first:]
                 cells = full.reshape(len(full), grid.rows, grid.cols, patches, grid.rows, grid.cols, patches)
                 expected = cells[:, row, col].sum(-1).mean(1)
-                np.testing.assert_allclose(maps[name][image, layer], expected, atol=1e-6)
+                np.testing.assert_allclose(maps[name][image, layer], expected, atol=tolerance.same_states())
 
 
 def test_pictures_of_different_grids_are_refused():
