@@ -4,7 +4,7 @@
 
 with A_h the attention of the rows that stand for the generated tokens and G a mask over the cells, in 0..1. The
 salient-head method divides it by the layer's largest. A head can have a large Sim and hardly look at the image at all,
-so the attention that it is a share of is reported with it; where that is 0, Sim is undefined (NaN).
+so the attention that it is a share of is reported with it; where that is below 1e-9, Sim is undefined (NaN).
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from analysis.errors import Unmeasurable
 from analysis.rollout import answer_rows, check_layout
 from analysis.statistics import Bounds, mean_interval
 
+MIN_IMAGE_MASS = 1e-9  # as the salient-head method has it: less is a matter of rounding
+
 
 class Inside(NamedTuple):
     """Attention to the image, mean over the rows: `seen` float64 [layer, head] in all, `inside` [mask, layer, head]
@@ -29,8 +31,9 @@ class Inside(NamedTuple):
 
     @property
     def similarity(self) -> np.ndarray:
-        """Sim of every head with every mask, float64 [mask, layer, head]; NaN where nothing of the image is seen."""
-        return np.divide(self.inside, self.seen, out=np.full_like(self.inside, np.nan), where=self.seen > 0)
+        """Sim of every head with every mask, float64 [mask, layer, head]; NaN for an image mass below the least."""
+        enough = self.seen >= MIN_IMAGE_MASS
+        return np.divide(self.inside, self.seen, out=np.full_like(self.inside, np.nan), where=enough)
 
     @property
     def share(self) -> np.ndarray:

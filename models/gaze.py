@@ -39,6 +39,7 @@ from models.steering import KeyBias, RowEdit, Steering
 PUBLISHED_GRID = 24  # cells per side, LLaVA-1.5
 PUBLISHED_LAYERS = (19, 27, 32)  # salient heads: first, one past the last, of how many
 KEYS = ("type", "margin", "target-layer")
+MIN_IMAGE_MASS = 1e-9  # of a head's row; below it, what share of the image is followed is a matter of rounding
 SIZES = (0.01, 1e6)  # of a sigma and of a grid, in cells; beyond them a mask's formula leaves what float64 can hold
 
 
@@ -144,13 +145,15 @@ def multiply_keys(weights: torch.Tensor, multiplier: torch.Tensor) -> torch.Tens
 
 
 def gaze_similarity(weights: torch.Tensor, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """sum(A_h,image * G) / sum(A_h,image), [..., head, row] in 0..1; 0 for a head that sees nothing of the image.
+    """sum(A_h,image * G) / max(sum(A_h,image), 1e-9), [..., head, row] in 0..1; 0 for a head without image mass.
+
+    The published code has the same lower bound. A head with an image mass of 1e-17 attends to none of the image, and
+    without the bound it can have the largest similarity of its layer.
 
     weights: softmax rows [..., head, row, key], float32; image: positions [cell]; mask: G [row, col].
     """
     seen = weights[..., image]
-    total = seen.sum(-1)
-    return torch.where(total > 0, (seen * mask.flatten()).sum(-1) / total, 0)
+    return (seen * mask.flatten()).sum(-1) / seen.sum(-1).clamp_min(MIN_IMAGE_MASS)
 
 
 def salient_heads(

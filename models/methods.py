@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from models.adapt_vis import AdaptVis
-from models.var import VAR
+from models.var import VAR, PromptRows
 
 GAZE = ("gaussian", "non-gaussian", "salient-head")
 BELONGS = {"var": ("var",), "sink": ("var",), "adapt": ("adapt-vis",)}  # first word of a flag -> methods that read it
@@ -25,6 +25,11 @@ class MethodFlags:
     """var: the share of its weight that a sink keeps."""
     var_head: float = 0.5
     """var: heads with a larger share of their image attention on sinks are left alone."""
+    var_skip_without_visual_sinks: bool = False
+    """var: leave a layer alone whose sinks are all text tokens, as the published code does (the paper's formula edits
+    it)."""
+    var_prompt_rows: PromptRows = "after-image"
+    """var: rows of the prompt that are edited; "all" is what the published code's port to Qwen2.5-VL does."""
     var_dimensions: tuple[int, ...] = ()
     """var: sink dimensions, counted from 0 (default: those known of the language model)."""
     sink_file: str | None = None
@@ -58,6 +63,11 @@ class MethodFlags:
         """Settings for this model. Raises as `VAR.for_model` does."""
         return VAR.for_model(model, self.var_dimensions or None, self.sink_file, **self._var())
 
-    def _var(self) -> dict[str, float]:
-        settings = {"rho": self.var_head, "p": self.var_attn_p}
+    def _var(self) -> dict:
+        settings = {
+            "rho": self.var_head,
+            "p": self.var_attn_p,
+            "skip_without_visual_sinks": self.var_skip_without_visual_sinks,
+            "prompt_rows": self.var_prompt_rows,
+        }
         return settings if self.var_threshold is None else {"tau": self.var_threshold, **settings}

@@ -1,4 +1,4 @@
-"""Visual attention redistribution (VAR): what attention sinks hold of a row is handed to the rest of the image.
+"""Visual attention redistribution (VAR): part of the weight of attention sinks goes to the other image tokens.
 
 Kang et al., "See What You Are Told: Visual Attention Sink in Large Multimodal Models" (ICLR 2025). In each layer,
 tokens whose residual stream spikes in a few dimensions of the model draw attention without meaning anything. VAR finds
@@ -7,9 +7,10 @@ them (`detect_sinks`; DimProspector in the published code), picks the heads that
 image tokens in proportion to theirs (`redistribute`; VARProcessor). These and `VAR.edit` are the definition; generation
 runs the same edit in the faster form of `models.redistribution`, and tests hold the two together.
 
-Here are settings (a frozen dataclass) and pure functions over tensors; nothing holds state. Where we differ: a row
-without any weight on the image outside the sinks stays as it is (theirs becomes NaN), and sinks belong to one sample.
-Positions and layers count from 0.
+Settings are a frozen dataclass, the rest pure functions over tensors; state belongs to one `generate` call. Where we
+differ from the published code: a row without any weight on the image outside the sinks stays as it is (there it becomes
+NaN), sinks belong to one sample, and a layer whose sinks are all text tokens is edited as the formula says (there it
+is left alone; `skip_without_visual_sinks`). `docs/corrections.md` lists them. Positions and layers count from 0.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 
@@ -31,6 +32,7 @@ from models.steering import FromResidual, Prompt, RowEdit, Steering
 
 EPSILON = 1e-6  # of the RMS normalisation, as published
 FINDER = "find_sink_dimensions_simple.py"
+PromptRows = Literal["after-image", "all"]
 ABOUT = {"model": str, "hidden_dim": int, "num_layers": int}  # what a file of the finder says of its model
 
 
@@ -91,8 +93,14 @@ def redistribute(weights: torch.Tensor, image: torch.Tensor, sinks: torch.Tensor
 class VAR:
     """Settings of the redistribution. `source` says where the dimensions are from, for a run's log.
 
-    Edited are layers from `first_layer` on, all but the last where `spare_last_layer`; in each, the rows of heads that
-    `select_heads` picks. Raises ValueError for settings out of range.
+    The edit changes the layers from `first_layer` on, except the last one where `spare_last_layer`; in each, the rows
+    of the heads that `select_heads` picks, among the text rows after the last image and the decode rows. Two settings
+    follow published code instead of the paper's formula:
+
+    `skip_without_visual_sinks`: leave a layer alone whose sinks are all text tokens (seilk/VisAttnSink).
+    `prompt_rows` "all": also edit the prompt's rows before and inside the image (the port of that code to Qwen2.5-VL).
+
+    Raises ValueError for settings out of range.
     """
 
     dimensions: tuple[int, ...]
@@ -102,6 +110,8 @@ class VAR:
     p: float = 0.6
     first_layer: int = 2
     spare_last_layer: bool = True
+    skip_without_visual_sinks: bool = False
+    prompt_rows: PromptRows = "after-image"
     source: str = "given"
 
     def __post_init__(self) -> None:
@@ -113,6 +123,8 @@ class VAR:
             raise ValueError(f"tau is {self.tau}; it is compared with |RMSNorm(x)|, so give a finite number > 0")
         if self.first_layer < 0:
             raise ValueError(f"first_layer is {self.first_layer}; layers count from 0")
+        if self.prompt_rows not in get_args(PromptRows):
+            raise ValueError(f"prompt_rows is {self.prompt_rows!r}; choose {' or '.join(get_args(PromptRows))}")
 
     @classmethod
     def for_model(cls, model, dimensions=None, file: str | Path | None = None, **settings) -> VAR:
@@ -187,10 +199,10 @@ class VAR:
         return {layer: partial(self.in_layer, prompt) for layer in layers}
 
     def in_layer(self, prompt: Prompt, hidden: torch.Tensor) -> Steering:
-        """Edits of the rows behind each sample's last image: the prompt's text, and every later token.
+        """Edits of each sample's rows, `prompt_rows` of the prompt and every decode row.
 
-        Sinks are those of the residual stream [sample, row, width]. A sample without any, or without image tokens that
-        are none, is left alone.
+        Sinks are those of the residual stream [sample, row, width]. A sample without sinks is left alone, and so is one
+        whose image tokens are all sinks; with `skip_without_visual_sinks` also one whose image tokens include no sink.
         """
         settings = {"rho": self.rho, "min_image_mass": self.min_image_mass, "p": self.p}
         edits, counts = {}, {}
@@ -198,9 +210,10 @@ class VAR:
             image, sinks = image.to(hidden.device), self.sinks(hidden[sample, start:])
             sunk, plain = split_image(image, sinks)
             counts[sample] = {"visual_sinks": len(sunk), "text_sinks": len(sinks) - len(sunk)}
-            if len(sinks) and len(plain):
+            enough = len(sunk) if self.skip_without_visual_sinks else len(sinks)
+            if enough and len(plain):
                 change = Redistribution.of(image, sinks, prompt.length - start, **settings)
-                edits[sample] = RowEdit(int(image[-1]) + 1, change)
+                edits[sample] = RowEdit(0 if self.prompt_rows == "all" else int(image[-1]) + 1, change)
         return Steering(prompt.length, prompt.starts, edits=edits, counts=counts)
 
 

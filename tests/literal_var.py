@@ -61,7 +61,9 @@ def literal_sinks(hidden, dimensions, tau):
 
 
 def literal_row(row, image, sinks, var):
-    """(One softmax row [key] after its edit, or why it has none)."""
+    """(One softmax row [key] after its edit, outcome)."""
+    if var.skip_without_visual_sinks and not set(image) & set(sinks):
+        return row, "no visual sinks"
     image, sinks = [k for k in image if k < len(row)], [k for k in sinks if k < len(row)]
     others = [k for k in image if k not in sinks]
     mass, rest = sum(float(row[k]) for k in image), sum(float(row[k]) for k in others)
@@ -104,7 +106,7 @@ class Literal:
         past, layer = key.shape[2] - query.shape[2], module.layer_idx
         for sample, image in enumerate(self.image) if layer in self.layers else ():
             for row in range(query.shape[2]) if image else ():
-                if past + row > image[-1]:
+                if past + row > image[-1] or (self.var.prompt_rows == "all" and past + row >= self.starts[sample]):
                     for head in range(query.shape[1]):
                         before, sinks = weights[sample, head, row, : past + row + 1], self.sinks[layer, sample]
                         after, outcome = literal_row(before, image, sinks, self.var)

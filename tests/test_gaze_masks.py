@@ -215,6 +215,21 @@ def test_no_head_follows_a_gaze_that_none_sees():
     assert torch.equal(edit_salient_heads(rows, image, mask, tau=0.0), rows)
 
 
+def test_a_head_without_image_mass_is_not_salient():
+    """Head 0 has an image mass of 6e-18, all of it on the gazed cell; head 1 has 0.5, of which 0.4."""
+    rows = torch.tensor([[1.0, 6e-18, 0.0], [0.5, 0.4, 0.1]])[:, None]
+    image, mask = torch.tensor([1, 2]), torch.tensor([[1.0, 0.0]])
+    assert gaze_similarity(rows, image, mask).flatten().tolist() == pytest.approx([6e-9, 0.8])
+    assert salient_heads(rows, image, mask, heads=1).flatten().tolist() == [False, True]
+    assert salient_heads(rows, image, mask, heads=8).flatten().tolist() == [False, True]
+
+
+def test_a_row_that_keeps_next_to_nothing_sums_to_one():
+    """The published code divides by a sum of at least 1e-6, so that such a row no longer sums to 1."""
+    edited = multiply_keys(torch.tensor([1.0, 2e-8, 6e-8]), torch.tensor([0.0, 1.0, 1.0]))
+    assert edited.tolist() == pytest.approx([0, 0.25, 0.75])
+
+
 def test_of_equal_heads_the_first_are_taken():
     rows = torch.full((4, 1, 3), 1 / 3)
     chosen = salient_heads(rows, torch.tensor([1, 2]), torch.tensor([[1.0, 0.0]]), heads=2)

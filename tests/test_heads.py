@@ -7,8 +7,9 @@ import pytest
 import torch
 from scipy import stats
 
+import models.gaze
 from analysis.errors import Unmeasurable
-from analysis.heads import Inside, attention_inside, mean_heads, relative
+from analysis.heads import MIN_IMAGE_MASS, Inside, attention_inside, mean_heads, relative
 from analysis.salient_heads import (
     LEAST,
     LIFT_SHARE,
@@ -83,6 +84,13 @@ def test_what_cannot_be_measured():
         attention_inside(trace, planted_layout(4, [0, 1, 2]), [torch.ones(3, 1)], rows="query")
     nobody = attention_inside(trace, planted_layout(4, [0, 1]), [torch.ones(1, 2)])
     assert np.isnan(nobody.share).all() and np.isnan(nobody.similarity).all()
+
+
+def test_similarity_of_a_head_without_image_mass_is_undefined():
+    """An image mass of 6e-18 is rounding, not attention; the least mass is that of the salient-head method."""
+    found = Inside(np.array([[6e-18, 0.5]]), np.array([[[6e-18, 0.4]]]))
+    np.testing.assert_allclose(found.similarity, [[[np.nan, 0.8]]])
+    assert MIN_IMAGE_MASS == models.gaze.MIN_IMAGE_MASS
 
 
 def test_of_a_model_it_is_what_the_method_itself_measures():

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlavaConfig
 
+from models.methods import MethodFlags
 from models.var import KNOWN, VAR, detect_sinks, read_findings, redistribute, select_heads, spikes
 from tests import tolerance
+from tests.models import llava
 
 
 def positions(*values):
@@ -162,6 +164,13 @@ def test_published_settings():
         var.p = 0.5
 
 
+def test_flags_reach_the_settings_of_published_code():
+    flags = MethodFlags(method="var", var_dimensions=(3,), var_threshold=2.0)
+    assert not flags.var(llava()).skip_without_visual_sinks and flags.var(llava()).prompt_rows == "after-image"
+    published = replace(flags, var_skip_without_visual_sinks=True, var_prompt_rows="all").var(llava())
+    assert published.skip_without_visual_sinks and published.prompt_rows == "all"
+
+
 def test_sinks_are_positions():
     hidden = torch.ones(5, 16)
     hidden[[1, 4], 7] = 100
@@ -179,6 +188,7 @@ def test_sinks_are_positions():
         ({"tau": 0}, "tau is 0"),
         ({"tau": math.inf}, "finite number > 0"),
         ({"first_layer": -1}, "layers count from 0"),
+        ({"prompt_rows": "image"}, "prompt_rows is 'image'; choose after-image or all"),
         ({"dimensions": ()}, "give one or more whole numbers"),
         ({"dimensions": (3, -1)}, r"\[3, -1\]"),
         ({"dimensions": (1.5,)}, "give whole numbers, counted from 0"),

@@ -115,6 +115,37 @@ def test_several_images_in_one_prompt(name):
     assert (2, 2) not in literal.rows and literal.sinks[0, 2]  # a sink, but no image
 
 
+@pytest.mark.parametrize("skip", [False, True], ids=["formula", "published"])
+def test_a_layer_whose_sinks_are_all_text(family, skip):
+    """The formula edits every head with enough image mass; the published code selects no head. Beside it a sample with
+    a visual sink, which both edit."""
+    _, model, processor = family
+    inputs = batch(model, processor)
+    image, starts = image_positions(model, inputs), inputs["attention_mask"].int().argmax(1).tolist()
+    text = starts[0] if image[0][0] > starts[0] else image[0][-1] + 1  # an image of Fuyu's is first
+    sinks = {(0, 0, text): 40, (0, 1, image[1][0]): 7}
+    var = replace(PLANTED, skip_without_visual_sinks=skip)
+    found, literal = check_against_literal(model, inputs, var, sinks)
+    assert not any(set(literal.sinks[layer, 0]) & set(image[0]) for layer in range(LAYERS))
+    assert ((True, "no visual sinks") if skip else (True, "edited")) in outcomes(literal, 0)
+    with planted(model, sinks):
+        plain = generate(model, inputs)
+    assert largest_change(found, plain, 1) > 1e-3
+    changed = largest_change(found, plain, 0)
+    assert changed <= tolerance.two_runs() if skip else changed > 1e-3
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["unpadded", "left_padded"])
+def test_all_rows_of_the_prompt_can_be_edited(family, padded):
+    _, model, processor = family
+    inputs = batch(model, processor, padded)
+    var = replace(PLANTED, prompt_rows="all")
+    _, literal = check_against_literal(model, inputs, var, different_sinks(model, inputs))
+    image = image_positions(model, inputs)
+    edited = {(sample, row) for (_, sample), rows in literal.rows.items() for _, row, what in rows if what == "edited"}
+    assert any(row in image[sample] for sample, row in edited)
+
+
 @pytest.mark.parametrize("padded", [False, True], ids=["unpadded", "left_padded"])
 def test_without_sinks_the_model_is_untouched_bit_for_bit(family, padded):
     _, model, processor = family
