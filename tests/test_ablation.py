@@ -13,6 +13,7 @@ from tests.families import FAMILIES
 from tests.literal_var import STEPS, batch, generate, image_positions, is_whole, largest_change
 from tests.models import llava, llava_processor, picture, word_tokenizer
 
+pytestmark = pytest.mark.numerical
 HEADS = ((0, 1), (2, 0), (2, 3))
 
 

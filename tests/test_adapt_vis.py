@@ -14,6 +14,7 @@ from tests.families import FAMILIES
 from tests.literal_var import LAYERS, PROMPTS, STEPS, batch, generate, image_positions, is_whole, largest_change
 from tests.models import llava, llava_processor, picture
 
+pytestmark = pytest.mark.numerical
 LITERAL = "literal_adapt_vis"
 WEIGHTS = (0.5, 1.5, 0.0)
 

@@ -14,6 +14,7 @@ from benchmarks.ways import ROLLOUTS, WAYS, generate
 from models.trace import AttentionTrace
 from tests import tolerance
 
+pytestmark = pytest.mark.numerical
 SHAPES = ("llava", "qwen", "fuyu")
 
 

@@ -21,6 +21,7 @@ from tests import tolerance
 from tests.families import FAMILIES, qwen3, qwen3_processor
 from tests.models import picture
 
+pytestmark = pytest.mark.numerical
 PROMPTS = ["where is the red circle ?", "describe the image ."]
 SIZES = [
     (8, 8), (8, 64), (64, 8), (28, 28), (30, 30), (100, 100), (14, 100), (100, 14), (28, 224), (224, 28), (640, 80),

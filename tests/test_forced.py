@@ -11,6 +11,7 @@ from tests import tolerance
 from tests.families import FAMILIES
 from tests.models import picture
 
+pytestmark = pytest.mark.numerical
 PROMPT = "where is the red circle ?"
 
 

@@ -14,6 +14,7 @@ from tests import tolerance
 from tests.families import FAMILIES
 from tests.models import llava, llava_processor, picture
 
+pytestmark = pytest.mark.numerical
 TYPES = ["gaussian", "non-gaussian", "salient-head"]
 STEPS = 4
 TAU = 0.5232

@@ -27,6 +27,7 @@ from models.gaze import (
     windows,
 )
 
+pytestmark = pytest.mark.numerical
 GRID = (6, 8)  # rows, cols
 
 

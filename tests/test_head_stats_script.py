@@ -18,6 +18,7 @@ from models.loading import locate
 from tests import shell, tolerance
 from tests.runs import summary_of, table
 
+pytestmark = pytest.mark.numerical
 COUNT = 10
 PLANTED = (2, 1)
 

@@ -28,6 +28,7 @@ from models.trace import AttentionTrace
 from tests import tolerance
 from tests.models import llava, llava_processor, picture
 
+pytestmark = pytest.mark.numerical
 LAYERS, HEADS, SIDE = 3, 4, 6
 PLANTED = {(1, 2), (1, 3), (2, 0)}
 

@@ -14,6 +14,8 @@ from tests import tolerance
 from tests.literal_var import PLANTED, STEPS, batch, generate, image_positions, is_whole, largest_change
 from tests.models import llava, llava_processor, picture
 
+pytestmark = pytest.mark.numerical
+
 
 @torch.no_grad()
 def test_a_report_is_of_one_generation():

@@ -18,6 +18,7 @@ from tests import tolerance
 from tests.families import FAMILIES
 from tests.models import llava, llava_config, llava_processor, picture
 
+pytestmark = pytest.mark.numerical
 logging.disable_progress_bar()
 
 

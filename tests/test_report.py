@@ -21,6 +21,7 @@ from models.layout import ImageGrid
 from tests import tolerance
 from tests.models import picture
 
+pytestmark = pytest.mark.numerical
 HOSTILE = (
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',

@@ -13,6 +13,8 @@ from models.trace import AttentionTrace
 from tests import tolerance
 from tests.models import llava, llava_processor, picture
 
+pytestmark = pytest.mark.numerical
+
 
 class PlantedTrace:
     """A trace whose attention is given: `matrices` [layer, head, query, key], causal, one sample."""

@@ -28,6 +28,7 @@ from tests import tolerance
 from tests.families import FAMILIES
 from tests.models import llava, llava_processor, picture
 
+pytestmark = pytest.mark.numerical
 WIDTH = 64
 
 

@@ -34,6 +34,7 @@ from tests import tolerance
 from tests.families import FAMILIES
 from tests.models import picture
 
+pytestmark = pytest.mark.numerical
 GRID = ImageGrid(rows=12, cols=12, width=100, height=100, cell=8, resized=(96, 96))
 LAYERS, HEADS, PROMPT = 2, 3, 152
 ROWS = {"first": [147, 148], "relation": [151], "second": [149, 150]}

@@ -22,6 +22,7 @@ from tests import tolerance
 from tests.families import FAMILIES
 from tests.models import llava, llava_processor, picture
 
+pytestmark = pytest.mark.numerical
 HEADS, KEY_HEADS, PROMPT, WIDTH = 6, 2, 11, 5
 STARTS = (0, 3)
 GAZE = {"mask_type": {"type": "gaussian"}, "scanpaths": [[(0, 0)]]}

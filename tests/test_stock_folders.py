@@ -12,6 +12,7 @@ from models.trace import AttentionTrace
 from tests.families import FAMILIES
 from tests.models import picture
 
+pytestmark = pytest.mark.numerical
 logging.disable_progress_bar()
 
 PROMPT = "where is the red circle ?"

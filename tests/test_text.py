@@ -12,6 +12,7 @@ from models.trace import AttentionTrace
 from tests import tolerance
 from tests.models import IDS, TEXT, picture, sharpen, word_tokenizer
 
+pytestmark = pytest.mark.numerical
 SIZES = TEXT | IDS | {"num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2}
 PROMPT = "where is the circle in the square to the left of the blue red green circle ?"
 

@@ -33,6 +33,7 @@ from tests import tolerance
 from tests.runs import table
 from tests.test_text import causal, save
 
+pytestmark = pytest.mark.numerical
 REAL = Path(__file__).resolve().parents[2] / "shared/data"
 CAPTION = (
     "there are two shapes a red circle and a blue cross . what is the spatial relationship from the first shape to the"

@@ -15,6 +15,8 @@ from tests.families import FAMILIES, fuyu, fuyu_processor
 from tests.models import picture
 from tests.test_tower import PROMPTS, TOWERS, build
 
+pytestmark = pytest.mark.numerical
+
 
 @pytest.mark.parametrize("family", TOWERS)
 @torch.no_grad()

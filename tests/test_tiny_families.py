@@ -23,6 +23,7 @@ from models.tiny.teacher import load_teacher, observe, say, teachers_frame
 from models.tiny.train import save
 from tests import shell
 
+pytestmark = pytest.mark.numerical
 ROOT = Path(__file__).resolve().parents[1]
 LEARNERS = {"llava": Learner, "qwen2_vl": Pupil, "qwen2_5_vl": Pupil, "fuyu": Pupil}
 SHAPES = (Shape("red", "circle", 0.2, 0.3, 0.1, 0.1), Shape("blue", "square", 0.7, 0.6, 0.1, 0.1))

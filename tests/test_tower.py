@@ -22,6 +22,7 @@ from tests import tolerance
 from tests.families import FAMILIES, fuyu, fuyu_processor
 from tests.models import llava, llava_processor, picture
 
+pytestmark = pytest.mark.numerical
 TOWERS = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 PROMPTS = ["where is the red circle ?", "describe the image ."]
 PICTURES = [[picture(100, 160, seed=1), picture(170, 90, seed=2)], [picture(84, 84, seed=3)]]  # 6x4, 3x6, 3x3 of Qwen

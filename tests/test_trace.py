@@ -9,6 +9,7 @@ from models.trace import BLOCK_ELEMENTS, AttentionTrace, Recorded, together
 from tests import tolerance
 from tests.models import llava, llava_processor, picture
 
+pytestmark = pytest.mark.numerical
 PROMPTS = ["where is the red circle ?", "describe the image ."]
 
 

@@ -16,6 +16,7 @@ from tests import tolerance
 from tests.models import picture
 from tests.unpatched import UNPATCHED, llava_next, mllama, paligemma, save, text_config
 
+pytestmark = pytest.mark.numerical
 PROMPTS = ["is the red circle left of the Red square ?", "what is red ?"]
 PICTURES = [[picture(90, 70), picture(60, 130, seed=1)], [picture(60, 90, seed=2)]]
 TINY = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 3, "d_model": 64, "n_heads": 4, "n_layers": 3}

@@ -16,6 +16,8 @@ from models.var import KNOWN, VAR, detect_sinks, read_findings, redistribute, se
 from tests import tolerance
 from tests.models import llava
 
+pytestmark = pytest.mark.numerical
+
 
 def positions(*values):
     return torch.tensor(values, dtype=torch.long)

@@ -28,6 +28,7 @@ from tests.literal_var import (
 )
 from tests.models import llava, llava_processor, picture
 
+pytestmark = pytest.mark.numerical
 STRICT = replace(PLANTED, first_layer=1, spare_last_layer=True, p=0.3, rho=0.15, min_image_mass=0.6)
 
 
