@@ -7,7 +7,8 @@ import os
 import pytest
 import torch
 
-from benchmarks import attention_cost, budget, cost_plot, largest_prompt, ways
+import models.trace
+from benchmarks import attention_cost, budget, cost_plot, exactness, largest_prompt, ways
 from benchmarks.decoders import build
 from benchmarks.memory import MEGABYTE, free_memory, matrices, peak_memory
 from benchmarks.ways import ROLLOUTS, WAYS, generate
@@ -198,3 +199,21 @@ def test_ratios_are_of_the_same_round():
     eager = {"way": "eager", "peak_MB": None, "above_model_MB": None}
     assert set(attention_cost.compare(row, eager, "eager", times).values()) == {None}
     assert set(attention_cost.compare(row, {}, "eager", times).values()) == {None}
+
+
+def test_exactness_is_that_of_the_recomputation(tmp_path, monkeypatch):
+    """Against float64 and against eager; a scaling that is wrong by a hundredth shows in both."""
+    flags = {"models": ("tiny-llava",), "dtypes": ("float32",), "seeds": 1}
+    assert exactness.main(exactness.Config(**flags, out_dir=str(tmp_path / "right"))) == 0
+    plain = models.trace.softmax_rows
+    monkeypatch.setattr(models.trace, "softmax_rows", lambda query, *rest: plain(1.01 * query, *rest))
+    assert exactness.main(exactness.Config(**flags, out_dir=str(tmp_path / "wrong"))) == 0
+    right, wrong = (
+        list(csv.DictReader((tmp_path / name / "exactness.csv").read_text().splitlines())) for name in ("right", "wrong")
+    )
+    assert [row["image"] for row in right] == ["shapes", "noise 0"]
+    for row, other in zip(right, wrong, strict=True):
+        size = float(row["scores"])
+        same, runs = tolerance.same_states(size), tolerance.two_runs(size)
+        assert float(row["recomputed"]) <= same < 1e-3 < float(other["recomputed"])
+        assert float(row["eager"]) <= runs < 1e-3 < float(other["eager"])
