@@ -1,4 +1,4 @@
-"""From a name to a model and its processor, or to one sentence that says why not."""
+"""Load a model and its processor by name; any failure is a one-line ValueError or FileNotFoundError."""
 
 from __future__ import annotations
 
@@ -12,12 +12,22 @@ from contextlib import contextmanager
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from transformers import CONFIG_MAPPING, AutoConfig, BitsAndBytesConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, BitsAndBytesConfig, FineGrainedFP8Config, PreTrainedConfig
 from transformers.utils import cached_file, extract_commit_hash
 from transformers.utils import logging as transformers_logging
 
 from models import FAMILIES, TINY, embedded, generation_settings
 from models.attention import attention_stack, has_sliding_window
+from models.folders import (
+    FP8,
+    check_fields,
+    check_folder,
+    check_hub_adapter,
+    check_quantization,
+    check_tokenizer_files,
+    check_weight_files,
+    quantization_method,
+)
 from models.unpatched import check_config, check_recording
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -101,6 +111,8 @@ def quiet():
 
 
 def read_processor(family, path: str, name: str, config, revision: str | None):
+    """The processor of a checkpoint. Raises ValueError, or FileNotFoundError without a tokenizer."""
+    check_tokenizer_files(path, name)
     try:
         # Unless told not to, transformers asks at the terminal whether code in the folder should run.
         return family.load_processor(path, config, revision=revision, trust_remote_code=False)
@@ -109,7 +121,15 @@ def read_processor(family, path: str, name: str, config, revision: str | None):
 
 
 def read_weights(model_class, path: str, name: str, **settings):
-    """The model with every weight found and used. Raises ValueError otherwise."""
+    """The model with every weight found, used and finite. Raises ValueError otherwise.
+
+    Weights in FP8 are dequantised while they load, then cast to the number type that was asked for.
+    """
+    check_quantization(settings["config"], name, settings["device_map"])
+    check_weight_files(path, name, model_class.__name__)
+    dequantised = quantization_method(settings["config"]) in FP8
+    if dequantised:
+        settings["quantization_config"] = FineGrainedFP8Config(dequantize=True)
     try:
         model, info = model_class.from_pretrained(
             path,
@@ -130,9 +150,27 @@ def read_weights(model_class, path: str, name: str, **settings):
             raise ValueError(f"{name!r} cannot be loaded: {first_line(error)}") from error
         sentence = first_line(error).split(". ")[0]  # a part of the model has no SDPA attention
         raise ValueError(f"{name!r} cannot be built under SDPA attention: {sentence}; {SUPPORTED}") from error
+    except (ImportError, RuntimeError) as error:  # a package or a kernel that quantised weights need
+        raise ValueError(f"{name!r} cannot be loaded: {first_line(error)}") from error
     check_keys(name, info)
+    if dequantised and isinstance(settings["dtype"], torch.dtype):
+        model = model.to(settings["dtype"])
+    check_finite_weights(model, name)
     generation_settings.replace(model)
     return model
+
+
+def check_finite_weights(model, name: str) -> None:
+    """Raises ValueError for weights that are NaN or infinite, naming the first in the order of the layers."""
+    for weight, values in model.named_parameters():
+        if values.is_floating_point() and values.itemsize > 1:  # float8 is read by its own kernels
+            low, high = values.aminmax()  # NaN goes through both
+            if not torch.isfinite(low) or not torch.isfinite(high):
+                raise ValueError(
+                    f"the weights of {name!r} are not finite, first in {weight} ({int((~values.isfinite()).sum())} of "
+                    f"{values.numel()} values); download the file again, or load it with --dtype bfloat16 if it is "
+                    "whole and float16 cannot hold it"
+                )
 
 
 def check_together(model, processor, name: str) -> None:
@@ -162,12 +200,14 @@ def check_unpatched(model, processor, name: str) -> None:
 
 
 def locate(name: str) -> str:
-    """Folder of an embedded model, else the name itself as a folder or hub id."""
+    """Folder of an embedded model, else the name itself as a folder or hub id.
+
+    Raises FileNotFoundError for a name that leads to no checkpoint, ValueError as `check_folder` does.
+    """
     if name in embedded():
         return str(TINY / name)
     if os.path.isdir(name):
-        if not os.path.isfile(os.path.join(name, "config.json")):
-            raise FileNotFoundError(f"folder {name!r} holds no config.json, so it is not a checkpoint")
+        check_folder(name)
         return name
     if os.path.exists(name) or not re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", name) or name.startswith((".", "~")):
         raise FileNotFoundError(
@@ -213,25 +253,50 @@ def quantized(load_4bit: bool, load_8bit: bool, where, dtype: str) -> BitsAndByt
 def read_config(path: str, name: str, revision: str | None):
     """The checkpoint's config, of a family that can be recorded as far as its config tells; its `_commit_hash` is that
     of a model on the hub, else None."""
-    try:
-        family = PreTrainedConfig.get_config_dict(path, revision=revision)[0].get("model_type")
+    hub = not os.path.isdir(path)
+    if hub:
+        check_hub_adapter(path, revision)
+    with reading_config(name):
+        fields = dict(PreTrainedConfig.get_config_dict(path, revision=revision)[0])
+    check_fields(fields, name)
+    family = fields["model_type"]
+    with reading_config(name):
         known = family in CONFIG_MAPPING
         config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False) if known else None
-        hub = not os.path.isdir(path)
         commit = extract_commit_hash(cached_file(path, "config.json", revision=revision), None) if hub else None
-    except Exception as error:  # a config may be damaged in any way; each has an exception class of its own
-        raise FileNotFoundError(
-            f"model {name!r} could not be read: {first_line(error)} (embedded models: {', '.join(embedded())})"
-        ) from error
-    if family not in FAMILIES and (fault := check_config(config)):
+    if family not in FAMILIES and (fault := check_config(config, fields)):
         raise ValueError(f"{name!r} is of the family {family!r}, which {fault}; {SUPPORTED}")
     if has_sliding_window(config.get_text_config()):
         raise ValueError(
             f"{name!r} uses sliding-window attention, whose cache forgets the image tokens; "
             "use a checkpoint with full attention"
         )
+    complete_rope(config, fields)
     config._commit_hash = commit  # transformers 5 no longer tells
     return config
+
+
+@contextmanager
+def reading_config(name: str):
+    """Turns any error of a damaged config into a FileNotFoundError; each library raises a class of its own."""
+    try:
+        yield
+    except Exception as error:
+        raise FileNotFoundError(
+            f"model {name!r} could not be read: {first_line(error)} (embedded models: {', '.join(embedded())})"
+        ) from error
+
+
+def complete_rope(config, fields: dict) -> None:
+    """Sets the base of the rotary embedding that a config states outside its text_config.
+
+    The config of adept/fuyu-8b holds rope_theta 25000 at the top and a text_config that names the family alone;
+    transformers 5 reads the latter and takes its default of 10000, with which every attention weight is wrong.
+    """
+    text, inner = config.get_text_config(), fields.get("text_config")
+    stated = isinstance(inner, dict) and inner.keys() & {"rope_theta", "rope_parameters", "rope_scaling"}
+    if isinstance(inner, dict) and not stated and "rope_theta" in fields and text.rope_parameters:
+        text.rope_parameters["rope_theta"] = fields["rope_theta"]
 
 
 def check_keys(name: str, info: dict) -> None:

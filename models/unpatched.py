@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, PROCESSOR_MAPPING, ProcessorMixin
 
 from models.attention import attention_stack
+from models.folders import version_numbers
 from models.processors import WithoutVideo
 from models.trace import AttentionTrace
 from models.vlm import VisionLanguageModel, check_template
@@ -132,13 +133,14 @@ def image_text(stock: type[ProcessorMixin]) -> type[ProcessorMixin]:
     return type(stock.__name__, (WithoutVideo, stock), {})
 
 
-def check_config(config) -> str | None:
-    """What keeps a model with this config from being recorded, as far as the config tells; None if nothing does.
+def check_config(config, fields: dict) -> str | None:
+    """The reason why a model with this config cannot be recorded, as far as the config tells; None if there is none.
 
-    `config` is None for a family that transformers does not know. The answer continues "a family that ...".
+    `config` is None for a family that transformers does not know; `fields` are those of config.json. The reason
+    continues "a family that ...".
     """
     if config is None:
-        return f"transformers {transformers.__version__} does not know"
+        return unknown_family(fields)
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return "is not a model of images and text"
     if type(config) not in PROCESSOR_MAPPING:
@@ -151,6 +153,16 @@ def check_config(config) -> str | None:
     if other := sorted(kinds - {"full_attention", "sliding_attention"}):  # a sliding window has a sentence of its own
         return f"has layers without full attention ({', '.join(other)})"
     return None
+
+
+def unknown_family(fields: dict) -> str:
+    """The sentence on a model_type that transformers does not know: too new a checkpoint, or code of its own."""
+    here, saved = transformers.__version__, str(fields.get("transformers_version", ""))
+    if "auto_map" in fields:
+        return f"transformers {here} does not know, and the checkpoint's own code (auto_map) is never run"
+    if version_numbers(saved) > version_numbers(here):
+        return f"transformers {here} does not know (it was saved by {saved}: pip install --upgrade transformers)"
+    return f"transformers {here} does not know"
 
 
 @torch.no_grad()

@@ -1,0 +1,260 @@
+"""Checks of a checkpoint before it is loaded: each fault is one sentence, what was found and what to do.
+
+`check_folder` reads names and small files of a folder, `check_fields` the config, `check_tokenizer_files` and
+`check_weight_files` what the tokenizer and the model are read from, `check_quantization` the number format of the
+weights. Every sentence continues the checkpoint's name; all raise ValueError, or FileNotFoundError for a missing file.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers.utils import cached_file
+
+LFS = b"version https://git-lfs"
+ADAPTER, WEIGHTS, INDEX = "adapter_config.json", "model.safetensors", "model.safetensors.index.json"
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+ORIGINAL_LLAVA = {"mm_projector_type", "mm_vision_tower", "mm_hidden_size"}
+"""Fields of the config of the original LLaVA code, which transformers does not read."""
+
+QUANTIZED = {
+    "bitsandbytes": ("bitsandbytes", ["bitsandbytes"]),
+    "awq": ("AWQ", ["gptqmodel"]),
+    "gptq": ("GPTQ", ["optimum", "gptqmodel"]),
+    "compressed-tensors": ("compressed-tensors", ["compressed_tensors"]),
+    "fbgemm_fp8": ("FBGEMM FP8", ["fbgemm_gpu"]),
+    "torchao": ("torchao", ["torchao"]),
+    "hqq": ("HQQ", ["hqq"]),
+    "quanto": ("quanto", ["optimum"]),
+    "auto-round": ("AutoRound", ["auto_round"]),
+    "aqlm": ("AQLM", ["aqlm"]),
+}
+"""quant_method of a config -> its name and the modules that transformers needs for it. These run on a GPU only here."""
+FP8 = ("fp8", "mxfp8")  # dequantised while they load, on any device
+
+
+def check_folder(folder: str) -> None:
+    """Check the files of a folder that decide whether it is a checkpoint of transformers at all."""
+    path = Path(folder)
+    if pointers := [file.name for file in sorted(path.iterdir()) if is_pointer(file)]:
+        raise ValueError(
+            f"folder {folder!r} holds Git LFS pointers in place of {listed(pointers)}; "
+            f"fetch the files: git -C {shlex.quote(folder)} lfs pull"
+        )
+    if (path / ADAPTER).is_file():
+        raise ValueError(adapter_sentence(f"folder {folder!r}", folder, (path / ADAPTER).read_text(errors="replace")))
+    if not (path / "config.json").is_file():
+        raise FileNotFoundError(f"folder {folder!r} holds no config.json, so it is not a checkpoint{nearby(path)}")
+
+
+def is_pointer(file: Path) -> bool:
+    """Whether a file is a Git LFS pointer, the few lines of text that stand for a large file."""
+    if not file.is_file() or file.stat().st_size > 1024:
+        return False
+    with open(file, "rb") as content:
+        return content.read(len(LFS)) == LFS
+
+
+def adapter_sentence(called: str, name: str, adapter: str) -> str:
+    """The sentence on an adapter, of which `adapter` is the content of its config."""
+    try:
+        base = json.loads(adapter).get("base_model_name_or_path") or "BASE"
+    except (ValueError, AttributeError):
+        base = "BASE"
+    model = f"AutoModelForImageTextToText.from_pretrained({base!r})"
+    return (
+        f"{called} holds an adapter ({ADAPTER}, such as LoRA), which would not be applied; merge it into its base and "
+        f"load the result: PeftModel.from_pretrained({model}, {name!r}).merge_and_unload().save_pretrained('MERGED') "
+        "(pip install peft; copy the processor's files to MERGED)"
+    )
+
+
+def check_hub_adapter(name: str, revision: str | None) -> None:
+    """Check that a hub id holds no adapter. An unreachable hub is reported when the config is read next."""
+    kinds = ("gated_repo", "missing_entries", "connection_errors")
+    quietly = {f"_raise_exceptions_for_{kind}": False for kind in kinds}
+    try:
+        file = cached_file(name, ADAPTER, revision=revision, **quietly)
+    except OSError:  # such as a revision that does not exist
+        return
+    if file:
+        raise ValueError(adapter_sentence(repr(name), name, Path(file).read_text(errors="replace")))
+
+
+def nearby(path: Path) -> str:
+    """A hint at what the folder holds instead of a config, or an empty text."""
+    inner = sorted([*path.glob("*/config.json"), *path.glob("snapshots/*/config.json")])
+    if inner:
+        return f"; one lies in {str(inner[0].parent)!r}: pass that folder"
+    if files := sorted(path.glob("*.gguf")):
+        return (
+            f", but the GGUF file {files[0].name}; scripts on text alone read such a file of a language model "
+            "(--model FILE.gguf), and vision-language models need the safetensors release"
+        )
+    if (path / "params.json").is_file():
+        return "; params.json is of the original format of its authors: take the release for transformers"
+    return ""
+
+
+def check_fields(fields: dict, name: str) -> None:
+    """Check the config of a checkpoint as a dict, before transformers makes its config class of it."""
+    if ORIGINAL_LLAVA & fields.keys() or any("LlavaLlama" in str(each) for each in fields.get("architectures") or ()):
+        size = "13b" if fields.get("hidden_size") == 5120 else "7b"
+        raise ValueError(
+            f"{name!r} is of LLaVA's original format (mm_vision_tower, mm_projector), which transformers does not "
+            f"read; use the converted release, llava-hf/llava-1.5-{size}-hf for LLaVA-1.5 {size.upper()} "
+            "(others: llava-hf on the hub)"
+        )
+    if not fields.get("model_type"):
+        raise ValueError(
+            f"the config.json of {name!r} names no model_type, so its family is not known; take config.json from the "
+            "release for transformers"
+        )
+
+
+def check_tokenizer_files(path: str, name: str) -> None:
+    """Check that the folder `path` holds a tokenizer that can be read with the packages that are installed."""
+    folder = Path(path)
+    if not folder.is_dir() or (folder / "tokenizer.json").is_file():
+        return
+    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        return
+    if not (folder / "tokenizer.model").is_file():
+        raise FileNotFoundError(
+            f"{name!r} holds no tokenizer (tokenizer.json); copy tokenizer.json and tokenizer_config.json from the "
+            "release into the folder"
+        )
+    if absent := [module for module in ("sentencepiece", "google.protobuf") if not installed(module)]:
+        packages = " ".join(module.replace("google.", "") for module in absent)
+        raise ValueError(
+            f"the tokenizer of {name!r} is tokenizer.model alone, which needs {packages}: pip install {packages}, or "
+            "copy tokenizer.json from the release into the folder"
+        )
+
+
+def check_weight_files(path: str, name: str, class_name: str) -> None:
+    """Check that the folder `path` holds whole safetensors; `class_name` is the class of transformers that reads them.
+
+    Only headers are read. Raises ValueError where weights are missing, pickled, cut off, or outside the folder.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return
+    if (folder / WEIGHTS).is_file():
+        shards = [WEIGHTS]
+    elif (folder / INDEX).is_file():
+        shards = indexed_shards(folder / INDEX, name)
+    else:
+        instead = weights_instead(folder, class_name)
+        raise ValueError(f"{name!r} holds no weights that can be loaded ({WEIGHTS}){instead}")
+    if missing := [shard for shard in shards if not (folder / shard).is_file()]:
+        raise ValueError(
+            f"{len(missing)} of the {len(shards)} shards that the index of {name!r} names are missing: "
+            f"{listed(missing)}; download them again"
+        )
+    for shard in shards:
+        check_shard(folder / shard, name)
+
+
+def indexed_shards(index: Path, name: str) -> list[str]:
+    """File names of the shards of an index. Raises ValueError for a damaged index and for a file outside the folder."""
+    try:
+        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        sentence = f"{INDEX} of {name!r} is damaged ({type(error).__name__}); download it again"
+        raise ValueError(sentence) from error
+    if outside := [shard for shard in shards if Path(shard).name != shard or "\\" in shard]:
+        raise ValueError(
+            f"{INDEX} of {name!r} names a file outside its folder, {outside[0]!r}; do not trust this checkpoint, or "
+            "mend the index if it is yours"
+        )
+    return shards
+
+
+def check_shard(file: Path, name: str) -> None:
+    """Raises ValueError unless a file is whole safetensors by its header and size."""
+    size = file.stat().st_size
+    try:
+        with safe_open(file, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        found = "is empty" if size == 0 else f"is cut off or no safetensors file ({size:,} bytes: {error})"
+        raise ValueError(f"the weight file {file.name} of {name!r} {found}; download it again") from error
+
+
+def weights_instead(folder: Path, class_name: str) -> str:
+    """The rest of the sentence on a folder without safetensors under their usual names."""
+    if pickled := sorted(file.name for kind in PICKLED for file in folder.glob(kind)):
+        where = repr(str(folder))
+        code = f"from transformers import {class_name} as M; M.from_pretrained({where}, use_safetensors=False)"
+        return (
+            f", only pickled ones ({listed(pickled)}); convert them once: "
+            f"python -c {shlex.quote(f'{code}.save_pretrained({where})')}"
+        )
+    if files := sorted(folder.glob("*.safetensors")):
+        return f", but {listed([file.name for file in files])} without {INDEX}; download the index as well"
+    if files := sorted(folder.glob("*.gguf")):
+        return f", but the GGUF file {files[0].name}; take the safetensors release"
+    if files := sorted([*folder.glob("*.h5"), *folder.glob("*.msgpack")]):
+        return f", but {files[0].name} of another framework; take the safetensors release"
+    return "; download the weights into the folder"
+
+
+def check_quantization(config, name: str, device_map) -> None:
+    """Check that weights that are stored quantised can be loaded here.
+
+    device_map: as `models.loading.place` returns it. Raises ValueError without the package or the GPU that they need.
+    """
+    method = quantization_method(config)
+    if method is None or method in FP8:
+        return
+    other = "load the release that is not quantised (and --load-4bit on a GPU)"
+    if method not in QUANTIZED:
+        raise ValueError(f"the weights of {name!r} are quantised by {method!r}, which is not supported here; {other}")
+    label, modules = QUANTIZED[method]
+    needed = [module for module in modules if not installed(module)]
+    packages = " ".join(module.replace("_", "-") for module in needed)
+    if not torch.cuda.is_available() or device_map == {"": "cpu"}:
+        also = f" and {packages} (not installed)" if needed else ""
+        raise ValueError(f"the weights of {name!r} are quantised by {label}, which needs a GPU{also}; {other}")
+    if needed:
+        raise ValueError(
+            f"the weights of {name!r} are quantised by {label}, which needs {packages}, not installed: "
+            f"pip install {packages}, or {other}"
+        )
+
+
+def quantization_method(config) -> str | None:
+    """quant_method of a checkpoint's config; None for weights that are not quantised."""
+    settings = getattr(config, "quantization_config", None)
+    if settings is None:
+        return None
+    if isinstance(settings, dict) and (settings.get("load_in_4bit") or settings.get("load_in_8bit")):
+        return "bitsandbytes"  # early files name no method
+    method = settings.get("quant_method") if isinstance(settings, dict) else settings.quant_method.value
+    return str(method)
+
+
+def installed(module: str) -> bool:
+    """Whether a module can be found, without importing it."""
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package above it
+        return False
+
+
+def listed(names: list[str]) -> str:
+    """At most three names, and the number of the others."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def version_numbers(version: str) -> tuple[int, ...]:
+    """(5, 23, 0) of "5.23.0"; of "5.24.0.dev0" the first three."""
+    return tuple(map(int, re.findall(r"\d+", version)[:3]))
