@@ -18,7 +18,7 @@ from models import PATCHED
 from models.answer import answer_length
 from models.errors import SampleError
 from models.layout import TokenLayout
-from models.residual import prefill
+from models.residual import not_finite, prefill
 from models.sampling import penalised
 from models.tower import TowerTrace, check_tower
 from models.trace import AttentionTrace
@@ -105,6 +105,8 @@ def log_probabilities(
         inputs, _ = model.prepare(processor, batch, [prompt] * len(batch))
         states = model.base_model(**with_answer(inputs, spoken.ids), use_cache=False).last_hidden_state
         logits = model.get_output_embeddings()(states[:, -len(ids) - 1 : -1]).float().cpu()
+        if not logits.isfinite().all():
+            raise not_finite(model, inputs)
         chances = logits.log_softmax(-1).gather(2, ids[None, :, None].expand(len(batch), -1, 1))
         found.append(chances.sum((1, 2)))
     return torch.cat(found)

@@ -28,9 +28,11 @@ from models.folders import (
     check_weight_files,
     quantization_method,
 )
+from models.residual import prefill
 from models.unpatched import check_config, check_recording
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+BLANK = Image.new("RGB", (64, 64))
 SUPPORTED = (
     f"supported are {', '.join(FAMILIES)}, and without overlays any family of images and text whose attention goes "
     "through transformers' attention interface and whose image tokens are marked in input_ids"
@@ -117,7 +119,10 @@ def read_processor(family, path: str, name: str, config, revision: str | None):
         # Unless told not to, transformers asks at the terminal whether code in the folder should run.
         return family.load_processor(path, config, revision=revision, trust_remote_code=False)
     except Exception as error:  # tokenizers raise bare Exceptions over a damaged file; any failure here is the folder's
-        raise ValueError(f"the processor of {name!r} cannot be read: {first_line(error)}") from error
+        fault = first_line(error)
+        if "custom code" in fault:
+            fault = "it needs code of its own (auto_map), which is never run; take the files of the release"
+        raise ValueError(f"the processor of {name!r} cannot be read: {fault}") from error
 
 
 def read_weights(model_class, path: str, name: str, **settings):
@@ -174,23 +179,45 @@ def check_finite_weights(model, name: str) -> None:
 
 
 def check_together(model, processor, name: str) -> None:
-    """Model and processor belong together and can be recorded, tried on a blank picture before any sample is lost."""
+    """Check that model and processor belong together, by one forward pass of a blank image."""
     try:
         attention_stack(model, "decoder")
-        token, marked = processor.tokenizer.convert_tokens_to_ids(model.image_token), model.config.image_token_id
-        if token != marked:
-            raise ValueError(
-                f"the tokenizer writes an image as {model.image_token!r} (token {token}), but the model looks for "
-                f"token {marked}: they do not belong together"
-            )
-        model.prepare(processor, [Image.new("RGB", (64, 64))], "a")
-    except ValueError as error:
-        raise ValueError(f"{name!r} cannot be used: {error}") from error
+        check_image_token(model, processor)
+        check_image_in_template(model, processor)
+        inputs, _ = model.prepare(processor, [BLANK], "a")
+        prefill(model, inputs)
+    except (ValueError, torch.OutOfMemoryError) as error:
+        raise ValueError(f"{name!r} cannot be used: {first_line(error)}") from error
+    except Exception as error:  # a processor of another family or weights of several number types fail in any way
+        raise ValueError(
+            f"{name!r} cannot be used: model and processor fail on a blank image ({type(error).__name__}: "
+            f"{first_line(error)}); take all files from one release of the {model.config.model_type} family"
+        ) from error
+
+
+def check_image_token(model, processor) -> None:
+    """Raises ValueError unless the tokenizer writes an image as the token that the model looks for."""
+    token, marked = processor.tokenizer.convert_tokens_to_ids(model.image_token), model.config.image_token_id
+    if token != marked:
+        raise ValueError(
+            f"the tokenizer writes an image as {model.image_token!r} (token {token}), but the model looks for "
+            f"token {marked}: they do not belong together"
+        )
+
+
+def check_image_in_template(model, processor) -> None:
+    """Raises ValueError for a chat template of text alone, which drops images."""
+    if processor.chat_template and model.image_token not in model._render(processor, "a", 1):
+        raise ValueError(
+            f"the chat template writes no {model.image_token!r} for an image: it is one of text alone; take the "
+            "template (chat_template.jinja or chat_template.json) of the vision-language release"
+        )
 
 
 def check_unpatched(model, processor, name: str) -> None:
     """A family without a file here can be recorded, tried on a blank picture. Raises ValueError where it cannot."""
     try:
+        check_image_in_template(model, processor)
         check_recording(model, processor)
     except Exception as error:  # nobody has tried this family here; whatever goes wrong is the family's
         raise ValueError(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from inspect import signature
 from threading import get_ident
 
 import torch
@@ -12,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from models.attention import ATTENTION, attention_stack
+from models.errors import SampleError
 
 See = Callable[[int, torch.Tensor], None]
 """Called with (layer, residual stream [sample, row, width]) before each layer runs; layers count from 0."""
@@ -45,5 +48,41 @@ def _show(see: See, layer: int, thread: int, module: nn.Module, args: tuple, kwa
 
 @torch.no_grad()
 def prefill(model: PreTrainedModel, inputs) -> None:
-    """Runs the prompt through the model once, for its listeners: no logits, no cache."""
-    model.base_model(**inputs, use_cache=False)
+    """Run the prompt through the model once, for its listeners: no logits, no cache.
+
+    Raises SampleError where the activations are not finite. The last row tells: attention carries a NaN or an infinity
+    of any earlier row of a lower layer into it.
+    """
+    states = model.base_model(**inputs, use_cache=False).last_hidden_state
+    if not states[:, -1].isfinite().all():
+        raise not_finite(model, inputs)
+
+
+def not_finite(model: PreTrainedModel, inputs: Mapping) -> SampleError:
+    """The error for a batch whose activations are NaN or infinite, naming the first decoder layer that makes them.
+
+    inputs: of the model or of its `generate`. The prompt runs once more, in a thread of its own: listeners and steering
+    of this one are not meant for it.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        place = pool.submit(first_not_finite, model, inputs).result()
+    number = str(model.dtype).removeprefix("torch.")
+    remedy = "use --dtype bfloat16 or float32" if number == "float16" else "float32 has the widest range"
+    message = f"the activations are not finite in {number}, first in {place}; {remedy}"
+    return SampleError("activations not finite", message)
+
+
+@torch.no_grad()
+def first_not_finite(model: PreTrainedModel, inputs: Mapping) -> str:
+    """The first place in the decoder where a row of a prompt is NaN or infinite; padding does not count."""
+    accepted = signature(model.base_model.forward).parameters
+    prompt = {name: value for name, value in inputs.items() if name in accepted and name != "past_key_values"}
+    rows = inputs["attention_mask"].bool() if inputs.get("attention_mask") is not None else slice(None)
+    entering = []
+    with residual_stream(model, lambda layer, states: entering.append(bool(states[rows].isfinite().all()))):
+        final = model.base_model(**prompt | {"use_cache": False}).last_hidden_state
+    finite = [*entering, bool(final[rows].isfinite().all())]
+    if all(finite):
+        return "a row of a generated token, or under steering"
+    layer = finite.index(False)
+    return f"the output of decoder layer {layer - 1} of {len(entering)}" if layer else "the embeddings of the prompt"

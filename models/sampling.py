@@ -10,6 +10,25 @@ import torch
 from transformers import LogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
 
 
+class FiniteScores(LogitsProcessor):
+    """Passes scores on and remembers in `failed` whether any row's largest was NaN or infinite, in any step.
+
+    Such a row is replaced by zeros, so that a draw from it does not fail before the generation can be refused.
+    """
+
+    def __init__(self):
+        self.bad = None
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        bad = ~scores.amax(-1, keepdim=True).isfinite()  # NaN is the largest of its row
+        self.bad = bad.any() if self.bad is None else self.bad | bad.any()
+        return scores.masked_fill(bad, 0)
+
+    @property
+    def failed(self) -> bool:
+        return self.bad is not None and bool(self.bad)
+
+
 class OwnNoise(LogitsProcessor):
     """Adds Gumbel noise of each sample's own to its scores, so that greedy decoding draws from their softmax.
 

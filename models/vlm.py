@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from jinja2 import TemplateError
 from PIL import Image
+from transformers import LogitsProcessorList
 
 from models import PATCHED
 from models.attention import LISTENERS, attention_stack, is_attached
@@ -17,6 +18,8 @@ from models.gaze import PlacedMask, check_scanpath, parse_mask_type
 from models.generation_settings import check_recordable
 from models.layout import ImageGrid, TokenLayout, locate
 from models.markers import MARKER, in_front, interleaved, marked_order
+from models.residual import not_finite
+from models.sampling import FiniteScores
 from models.steering import FromResidual, Prompt, Steering, steered
 
 ASPECT_LIMIT = 200  # of an image; beyond it a resize by the shortest edge makes gigabytes out of a few pixels
@@ -78,9 +81,10 @@ class VisionLanguageModel:
         gaze shows exactly one image.
         steering: settings that make a `Steering` (`models.steering.Intervention`), such as `VAR.for_model(model)`.
         touched: a new `models.touched.Touched`, which is told what was changed.
-        Raises ValueError for anything wrong with them before the model runs.
+        Raises ValueError for anything wrong with them before the model runs, SampleError where the activations of a
+        sample are not finite.
         """
-        # override: steers, and refuses what neither steering nor a trace could follow.
+        # override: steers, and refuses what neither steering nor a trace could follow, and tokens chosen from NaN.
         layers = {}
         if mask_type is not None or scanpaths is not None:
             if steering is not None:
@@ -92,8 +96,13 @@ class VisionLanguageModel:
             check_recordable("steered", kwargs, self.generation_config)
         elif any(is_attached(module, LISTENERS) for module in self.modules()):
             check_recordable("recorded", kwargs, self.generation_config)
+        finite = FiniteScores()
+        processors = LogitsProcessorList([finite, *(kwargs.pop("logits_processor", None) or ())])
         with steered(self, layers, touched):
-            return super().generate(*args, **kwargs)
+            output = super().generate(*args, logits_processor=processors, **kwargs)
+        if finite.failed:
+            raise not_finite(self, kwargs)
+        return output
 
     def _steer_by(self, settings, inputs) -> Mapping[int, Steering | FromResidual]:
         """What the settings of an intervention do to each layer."""
