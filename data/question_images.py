@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from data.images import SUFFIXES
+from data.images import suffixes
 from data.stated import as_list, is_missing
 
 FIELDS = ("image", "images", "image_bytes", "image_path", "image_paths", "img_path")
@@ -87,7 +87,7 @@ def _is_picture(name: str, value: object) -> bool:
         return isinstance(value.get("bytes"), bytes | str)
     if not isinstance(value, str):
         return isinstance(value, bytes)
-    path = PICTURE_NAME.search(name) and Path(value[-100:]).suffix.lower() in SUFFIXES
+    path = PICTURE_NAME.search(name) and Path(value[-100:]).suffix.lower() in suffixes()
     return bool(path or DATA_URL.match(value) or (len(value) > SHORT and BASE64.fullmatch(value)))
 
 
