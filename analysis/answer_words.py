@@ -25,6 +25,7 @@ ADVERBS = _words(
     " 也"
 )
 CONJUNCTIONS = _words("or and nor then oder und ou et y o и или 或 和 与 與 か と 와 과")
+DISJUNCTIONS = _words("or oder ou или 或 か")
 COPULAS = _words(
     "is are was were be being been seems seem looks look appears appear would should must will might may can could"
     " has have do does did remains as that should ist lautet est es é è это là adalah هي هو है 是 为 為 は が 은 는"
@@ -42,13 +43,15 @@ LETTER_BEFORE = PREDICATE | CONJUNCTIONS | _words(  # a capital behind these is 
     " chosen pick picked picking say neither either both not with for said think believe guess suppose denotes prefer"
     " suggests indicates supports matches favors means leaves leaving get gives if whether but yet too because since"
     " while when although unlike except without eliminate eliminated eliminating exclude excluded excluding out final"
-    " correct on of still it i never cannot against ruling towards toward la der die das sondern sino aber pero mais"
-    " c'est"
+    " correct on of still it i never cannot against ruling reflection inspection towards toward la der die das"
+    " sondern sino aber pero mais c'est"
 )
 LETTER_BEHIND = _words(  # A and I are words, too: letters where these follow
     "or and nor if is are was but because since as seems looks would should must cannot can which otherwise while"
     " correct wrong incorrect appears fits matches could might"
 )
+CALLING = PREDICATE | {"not"}  # between a letter and "right"
+CALLS = _words("correct right the wrong incorrect best true false my")  # "A is ..."
 CALLED = _words("option choice letter answer ans")  # "option b"
 THINGS = _words("grade class type score rating")  # "Grade: B"
 LABELLED = _words("点 點 图 圖 像 体 體 框 区 區 域 类 類 级 級 型 组 組 号 號 车 車 球")  # "A点"
@@ -165,7 +168,8 @@ ROLES = {  # phrases, separated by "|", by what they do
 }
 SENSES = (  # the word in brackets is no option where the phrase stands; "!": unless a noun phrase follows
     "said [above]!|wrote [above]!|got it [right]|get it [right]|is that [right]|am i [right]|i am [right]"
-    "|[right] track|[right] answer|[right] answers|[right] option|[right] choice|[right] response|[right] solution"
+    "|[right] track|[right] answer|[right] answers|absolutely [right]|totally [right]|completely [right]"
+    "|exactly [right]|quite [right]|are you [right]|[right] option|[right] choice|[right] response|[right] solution"
     "|[right] conclusion|you are [right]|that is [right]|this is [right]|all [right]|[right] above|[right] below"
     "|[right] under|[right] beneath|[right] next to|[right] beside|[right] behind|[right] in front|[right] on top"
     "|[right] between|[right] near|[right] now|[right] here|[right] there|[right] away|[right] after|[right] before"

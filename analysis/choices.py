@@ -93,6 +93,7 @@ class Passage:
         self.covered = {i for mention in self.mentions for i in range(mention.start, mention.end)}
         letters = [mention.start for mention in self.mentions if mention.by == "letter"]
         self.heads = [i for i in letters if self.tokens[i].edge == "\n" or i == 0]  # letters that begin a line
+        self.labels = {self.tokens[i].key for i in letters if self.tokens[i + 1].edge == ":"}  # "A: .. B: .."
 
     def size(self, position: int, role: str) -> int:
         """How many tokens the longest phrase of a role takes that stands at a position; 0 for none."""
@@ -167,7 +168,7 @@ def settled(text: str, options: Options) -> int | None:
     _deny_ahead(passage)
     for position, group in enumerate(groups):
         _deny_behind(passage, group, groups[position - 1] if position else [])
-    return _decide(passage, _statements(passage, groups))
+    return _decide(passage, groups, _statements(passage, groups))
 
 
 def _single(indices: Iterable[int]) -> int | None:
@@ -278,7 +279,7 @@ def _other_senses(tokens: Sequence[Token]) -> set[int]:
 def _calls_right(tokens: Sequence[Token], position: int) -> bool:
     """Whether the "right" at a position calls a letter correct: "B is right", "A must be right"."""
     start = position
-    while start > max(0, position - 4) and not tokens[start].edge and tokens[start - 1].key in words.PREDICATE:
+    while start > max(0, position - 4) and not tokens[start].edge and tokens[start - 1].key in words.CALLING:
         start -= 1
     return 0 < start < position and not tokens[start].edge and _is_capital(tokens[start - 1])
 
@@ -361,6 +362,9 @@ def _is_name_of_option(tokens: Sequence[Token], position: int, things: set[int],
     if token.text in "AI" and behind.gap.isspace() and not behind.edge and behind.key not in words.LETTER_BEHIND:
         if not (_is_capital(behind) or IDEOGRAPH.match(behind.text)):
             return False
+    names = any(len(key) == 1 and key.isalpha() for text in options.texts for key in text)  # "A is closer"
+    if names and not behind.edge and behind.key in words.COPULAS and tokens[position + 2].key not in words.CALLS:
+        return False
     chained = position - 1 if token.edge in (",", "/") else position - 2 if before.key in words.CONJUNCTIONS else -1
     labelled = before.key in words.LABELLED or (not behind.edge and behind.key in words.LABELLED)
     free = token.edge or not position or _is_capital(before) or IDEOGRAPH.match(before.text[-1:])
@@ -526,16 +530,17 @@ def _questions(tokens: Sequence[Token]) -> dict[int, str]:
 def _list_goes_on(passage: Passage, position: int, kind: str) -> bool:
     """Whether the comma before a position is one of a denied list: options follow, with a conjunction or (of "not", not
     of "unlike") several, and no verb after them. So "not left, right" means right."""
-    tokens, conjunction, count = passage.tokens, False, 0
+    tokens, conjunction, nor, count = passage.tokens, False, False, 0
     for _ in range(26):
         start = position
         while tokens[start].key in words.LINKS and start not in passage.at:
             conjunction = conjunction or tokens[start].key in words.CONJUNCTIONS
+            nor = nor or tokens[start].key == "nor"
             start += 1
         if start not in passage.at:
             break
         position, count = passage.at[start].end, count + 1
-    verb = not tokens[position].edge and tokens[position].key in words.VERBS
+    verb = not (nor or tokens[position].edge) and tokens[position].key in words.VERBS
     return not verb and (conjunction and count > 0 or kind != "aside" and count > 1)
 
 
@@ -611,6 +616,8 @@ def _conclusions(passage: Passage) -> dict[int, tuple[int, bool]]:
         starts = position == 0 or bool(token.edge) or tokens[position - 1].key in ("and", "but")
         if token.edge in (".", "\n"):
             clause = None
+        if "=" in token.gap and is_number(token.key):
+            clause = (position, False)
         size = 0
         if position not in passage.covered and not (size := passage.size(position, "neutral")):
             size = passage.size(position, "conclusion")
@@ -693,8 +700,8 @@ def _by_place(passage: Passage, group: list[Mention]) -> tuple[bool, bool] | Non
     if "\n" in tokens[trail].gap or not tokens[trail].key:
         return True, False
     edge = tokens[end].edge
-    if end in passage.at and passage.at[end].by == "letter":  # "A. B. C."
-        return None
+    if (end in passage.at and passage.at[end].by == "letter") or (edge == ":" and len(passage.labels) > 1):
+        return None  # "A. B. C.", "A: ... B: ..."
     if passage.heads == [start] and edge in (".", ":", ",", "-"):
         return True, False
     if begin > 0 or (tokens[start].item and not letters):
@@ -709,7 +716,7 @@ def _by_place(passage: Passage, group: list[Mention]) -> tuple[bool, bool] | Non
 # The decision
 
 
-def _decide(passage: Passage, statements: list[Statement]) -> int | None:
+def _decide(passage: Passage, groups: list[list[Mention]], statements: list[Statement]) -> int | None:
     tail = _tail(passage)
     if tail is None:
         return None
@@ -717,14 +724,14 @@ def _decide(passage: Passage, statements: list[Statement]) -> int | None:
     others = [statement for statement in statements if not statement.outright and statement.start >= tail]
     if outright:
         return _last_of(passage, outright, [one for one in others if one.start > outright[-1].start and one.last])
-    if others and len(others[-1].indices) == 1:
+    if others:
         answered = passage.tokens[others[-1].start].key in words.ANSWERS  # "no. ... yes"
         behind = [one for one in passage.named(passage.mentions) if answered and one.start >= others[-1].end]
         agrees = all(one.indices == others[-1].indices for one in behind)
         return _last_of(passage, others, []) if agrees else None
     if _is_cut(passage):
         return None
-    named = [mention for mention in passage.named(passage.mentions) if mention.start >= tail]
+    named = [mention for mention in passage.named(_without_disjunctions(passage, groups)) if mention.start >= tail]
     plain = [mention for mention in named if mention.start not in passage.hedged] or named
     refuted = {} if tail else {i for one in passage.mentions if one.start in passage.refuted for i in one.indices}
     index = _single(index for mention in plain for index in mention.indices if index not in refuted)
@@ -733,6 +740,19 @@ def _decide(passage: Passage, statements: list[Statement]) -> int | None:
         between = passage.tokens[tail : plain[0].start]  # what follows a statement and a "wait" may only explain
         return index if all(token.key in words.CORRECTING for token in between) else None
     return index
+
+
+def _without_disjunctions(passage: Passage, groups: list[list[Mention]]) -> list[Mention]:
+    """The mentions without those "A or B" of which the last group takes one: "A or B? I am torn. B"."""
+    if not groups or len(groups[-1]) > 1:
+        return passage.mentions
+    chosen, kept = groups[-1][0].indices, []
+    for group in groups:
+        between = {token.key for token in passage.tokens[group[0].end : group[-1].start]}
+        offered = frozenset(index for mention in group for index in mention.indices)
+        if not (between & words.DISJUNCTIONS and chosen < offered):
+            kept += group
+    return kept
 
 
 def _tail(passage: Passage) -> int | None:
