@@ -119,7 +119,7 @@ def plain(text: str) -> str:
 
 
 def tokenise(text: str) -> list[Token]:
-    """Tokens of a text, and one with an empty key behind the last, whose gap is the end of the text."""
+    """Tokens of a text, and one with an empty key after the last, whose gap is the end of the text."""
     text, tokens, end = plain(text), [], 0
     for match in TOKEN.finditer(text):
         gap, kind = text[end : match.start()], match.lastgroup
@@ -143,7 +143,7 @@ def keys(text: str) -> list[str]:
 
 
 def name(text: str) -> list[str]:
-    """The keys of a text without an article in front; the A of "A is closer", "A, B" and "(A) blue" is none."""
+    """The keys of a text without an article before it; the A of "A is closer", "A, B" and "(A) blue" is none."""
     return name_of(tokenise(text))
 
 
@@ -176,10 +176,10 @@ def _append(tokens: list[Token], parts: list[tuple[str, str]], gap: str) -> None
         value = TENS[last.text.casefold()] + SMALL[parts[0][0].casefold()]
         tokens[-1] = last._replace(text=f"{last.text}{gap}{parts[0][0]}", key=str(value))
         return
-    if last and last.key in ("minus", "negative") and gap.isspace() and is_number(parts[0][1]):
-        if len(tokens) < 2 or not is_number(tokens[-2].key):  # "5 minus 3" computes
-            tokens[-1], parts = last._replace(text=f"{last.text}{gap}{parts[0][0]}", key="-" + parts[0][1]), parts[1:]
-            gap = ""
+    signed = last and last.key in ("minus", "negative") and gap.isspace() and parts[0][1][:1].isdecimal()
+    if signed and not is_number(tokens[-2].key if len(tokens) > 1 else ""):  # "5 minus 3" computes
+        tokens[-1] = last._replace(text=f"{last.text}{gap}{parts[0][0]}", key="-" + parts[0][1])
+        parts, gap = parts[1:], ""
     if last and last.key in ("upper", "lower") and not edge(gap) and parts and parts[0][1] in ("left", "right"):
         tokens[-1] = last._replace(key={"upper": "top", "lower": "bottom"}[last.key])
     for number, (text, key) in enumerate(parts):

@@ -38,7 +38,7 @@ LINKS = FILLERS | CONJUNCTIONS
 PREDICATE = COPULAS | ADVERBS
 WEIGHTLESS = PREDICATE | FILLERS | _words("it this there i think believe would is one with of")
 EXPLAINS = _words("because since as while whereas which although though where if whether")
-LETTER_BEFORE = PREDICATE | CONJUNCTIONS | _words(  # a capital behind these is an option's letter
+LETTER_BEFORE = PREDICATE | CONJUNCTIONS | _words(  # a capital after these is an option's letter
     "like answer answers ans option options choice choices letter select selected selecting choose choosing chose"
     " chosen pick picked picking say neither either both not with for said think believe guess suppose denotes prefer"
     " suggests indicates supports matches favors means leaves leaving get gives if whether but yet too because since"
@@ -88,7 +88,7 @@ SYNONYMS = {"是": ("是的", "对"), "否": ("不是", "不", "没有")}
 THAT_IS = [f"{subject} {verb}" for subject in ("that", "this", "it", "which") for verb in ("is", "was", "would be")]
 WRONG = ("wrong", "incorrect", "false", "not correct", "not right", "not true", "not the case", "impossible")
 ROLES = {  # phrases, separated by "|", by what they do
-    # to the mentions behind them
+    # to the mentions after them
     "denial": "not|never|neither|nor|non|hardly|rule out|rules out|ruled out|ruling out|eliminate|eliminates|eliminated"
     "|eliminating|exclude|excludes|excluded|excluding|discard|reject|dismiss|none|nothing|nobody|unlikely|impossible"
     "|doubt|lacks|lack|opposite of|far from|fails to|contrary to|without|anything but|everything but"

@@ -142,7 +142,7 @@ def _answers(texts: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
 
 
 def _predicates(texts: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Each text without the "it" or "they" in front."""
+    """Each text without the "it" or "they" before them."""
     return [text[1:] if len(text) > 2 and text[0] in ("it", "they", "he", "she") else text for text in texts]
 
 
@@ -294,9 +294,9 @@ def _in_sense(tokens: Sequence[Token], position: int, part: bool) -> bool:
     if not is_number(token.key):
         return True
     apart = (position == 0 or token.edge not in ("", ",")) and behind.edge
-    if token.text.casefold() in ("one", "一") and not apart:
-        if (before.key not in words.ONE_BEFORE or behind.key == "of") and behind.key != "or":
-            return False
+    counted = before.key in words.ONE_BEFORE and behind.key != "of"
+    if token.text.casefold() in ("one", "一") and not (apart or counted or behind.key == "or"):
+        return False
     if before.key in ("than", "least") or behind.key == "x" or (behind.gap == "-" and not is_number(behind.key)):
         return False
     if (token.edge in ("", "(") and before.key in words.NUMBERED) or (part and not behind.edge and behind.key in UNITS):
@@ -359,9 +359,9 @@ def _is_name_of_option(tokens: Sequence[Token], position: int, things: set[int],
     no_option = _index(token.text, options) == NO_OPTION and not behind.edge
     if hyphened or no_option or (token.text == "I" and len(options.texts) < 9) or before.key in words.THINGS:
         return False
-    if token.text in "AI" and behind.gap.isspace() and not behind.edge and behind.key not in words.LETTER_BEHIND:
-        if not (_is_capital(behind) or IDEOGRAPH.match(behind.text)):
-            return False
+    named = behind.edge or _is_capital(behind) or IDEOGRAPH.match(behind.text) or behind.key in words.LETTER_BEHIND
+    if token.text in "AI" and behind.gap.isspace() and not named:
+        return False
     names = any(len(key) == 1 and key.isalpha() for text in options.texts for key in text)  # "A is closer"
     if names and not behind.edge and behind.key in words.COPULAS and tokens[position + 2].key not in words.CALLS:
         return False
@@ -472,7 +472,7 @@ class Reach:
     condition: bool = False
 
     def cross(self, passage: Passage, position: int) -> None:
-        """Pass the boundary in front of a position."""
+        """Pass the boundary before a position."""
         edge = passage.tokens[position].edge
         if edge in (".", "\n"):
             self.__init__()
@@ -485,7 +485,7 @@ class Reach:
             self.kind = self.kind if stays else ""
 
     def enter(self, role: str, key: str, position: int) -> None:
-        """Pass a phrase of a role, or the word `key` without one, that ends in front of a position."""
+        """Pass a phrase of a role, or the word `key` without one, that ends before a position."""
         if role == "contrast":
             self.__init__(hedge="reason" if key in words.REASONS else "")
         elif role == "denial" and self.kind and key in ("anything", "everything"):
@@ -502,7 +502,7 @@ class Reach:
 
 
 def _role(passage: Passage, position: int) -> tuple[str, int]:
-    """What the words at a position do to the mentions behind them, and how many words they are."""
+    """What the words at a position do to the mentions after them, and how many words they are."""
     token, behind = passage.tokens[position], passage.tokens[position + 1]
     starts = position == 0 or bool(token.edge)
     if token.key == "no" and not behind.edge and not (token.edge in (".", "\n") and behind.key in words.FOLLOWS_NO):
@@ -514,7 +514,7 @@ def _role(passage: Passage, position: int) -> tuple[str, int]:
 
 
 def _questions(tokens: Sequence[Token]) -> dict[int, str]:
-    """Positions in sentences that end in a question mark: "answered" where more text stands behind, else "open"."""
+    """Positions in sentences that end in a question mark: "answered" where more text follows, else "open"."""
     asked, question = {}, ""
     for position in range(len(tokens) - 2, -1, -1):
         closing = tokens[position + 1]
@@ -545,7 +545,7 @@ def _list_goes_on(passage: Passage, position: int, kind: str) -> bool:
 
 
 def _deny_behind(passage: Passage, group: list[Mention], before: list[Mention]) -> None:
-    """Mark the mentions of a group that the words behind it deny: "A and B are wrong", "A: no", "左ではなく"."""
+    """Mark the mentions of a group that the words after it deny: "A and B are wrong", "A: no", "左ではなく"."""
     tokens, end = passage.tokens, group[-1].end
     last = group[-2:] if len(group) > 1 and group[-2].indices == group[-1].indices else group[-1:]
     likewise = group[0].start > 1 and passage.size(group[0].start - 2, "likewise")
@@ -632,7 +632,7 @@ def _conclusions(passage: Passage) -> dict[int, tuple[int, bool]]:
 
 
 def _cues(passage: Passage) -> dict[int, tuple[str, bool]]:
-    """For each position behind the cue of a statement: the cue's role, and whether it is called final."""
+    """For each position after the cue of a statement: the cue's role, and whether it is called final."""
     cues = {}
     for position, token in enumerate(passage.tokens[:-1]):
         if position in passage.covered:
@@ -669,7 +669,7 @@ def _cue_before(passage: Passage, cues: dict[int, tuple[str, bool]], start: int)
 
 
 def _confirmed(passage: Passage, end: int) -> bool | None:
-    """True if the words behind a mention call it the answer: "B is correct", "B: yes", "B 正确"; else None."""
+    """True if the words after a mention call it the answer: "B is correct", "B: yes", "B 正确"; else None."""
     tokens, start = passage.tokens, end
     if _verdict(passage, "yes", end):
         return True
@@ -777,7 +777,7 @@ def _tail(passage: Passage) -> int | None:
 
 def _last_of(passage: Passage, statements: list[Statement], later: list[Statement]) -> int | None:
     """What the last of some statements means; None where it contradicts one right before it and is not called the last,
-    where a later conclusion contradicts it, or where its letter is refuted behind it."""
+    where a later conclusion contradicts it, or where its letter is refuted after it."""
     last = statements[-1]
     others = [one for one in statements if not last.indices <= one.indices]
     if others and not last.last:

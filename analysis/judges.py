@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from itertools import dropwhile
+from itertools import dropwhile, pairwise
 from string import ascii_uppercase
 from typing import NamedTuple
 
@@ -118,7 +118,7 @@ def _numbers(gold: Sequence[str], answer: Sequence[str]) -> Options:
     """The gold's number and the other numbers of an answer, with their units where the gold has one."""
     unit = gold[1] if gold[1:] and gold[1] in UNITS else ""
     found = [" ".join(gold) if unit else gold[0]]
-    for key, behind in zip(answer, [*answer[1:], ""], strict=True):
+    for key, behind in pairwise([*answer, ""]):
         if is_number(key):
             found.append(f"{key} {behind if behind in UNITS else unit}" if unit else key)
     return options_of(list(dict.fromkeys(found)), letters=False, ways=[[gold[0]]] if unit else ())

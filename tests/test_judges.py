@@ -1,5 +1,6 @@
 """What each judge makes of answers as models write them: right, wrong, or unreadable."""
 
+import random
 import subprocess
 import sys
 from collections import Counter
@@ -1462,6 +1463,7 @@ OPEN = [
     ("The picture shows a man who rides a horse.", "dog", False, False),
     ("I do not see a dog.", "dog", False, False),
     ("", "left", False, False),
+    ("", "3", False, False),
     ("<think>left</think>", "left", False, False),
     ("<answer>left</answer><answer>right</answer>", "left", False, False),
     ("Not on the left, on the right.", "right", True, True),
@@ -1583,6 +1585,19 @@ def test_long_answers_end():
         "        JUDGES['choice'](part * (100_000 // len(part)) + tail, 'A', ('left', 'right'))\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
+
+
+def test_any_mixture_of_words_gets_a_verdict():
+    """Every judge returns a verdict, whatever the order of words and marks; an unparsed answer is never right."""
+    parts = [*REPEATED, *(answer for answer, *_ in FURTHER), "minus", "twenty", "than", ".", "?", "\n", "right", ""]
+    questions = (("B", SIDES), ("A", DEPTH), ("B", TALLY), ("A", YES), ("left", ()), ("3", ()), ("5 m", ()), ("no", ()))
+    generator = random.Random(0)
+    for _ in range(150):
+        answer = " ".join(generator.choice(parts) for _ in range(generator.randint(1, 6)))[:400]
+        for judge in JUDGES.values():
+            for gold, options in questions:
+                correct, parsed, value = judge(answer, gold, options)
+                assert (parsed or not correct) and bool(value) >= correct
 
 
 def test_enough_answers():
