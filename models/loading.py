@@ -207,7 +207,7 @@ def check_image_token(model, processor) -> None:
 
 def check_image_in_template(model, processor) -> None:
     """Raises ValueError for a chat template of text alone, which drops images."""
-    if processor.chat_template and model.image_token not in model._render(processor, "a", 1):
+    if processor.chat_template and model.image_token not in model._render(processor, "a", 1).text:
         raise ValueError(
             f"the chat template writes no {model.image_token!r} for an image: it is one of text alone; take the "
             "template (chat_template.jinja or chat_template.json) of the vision-language release"
