@@ -86,6 +86,24 @@ def test_one_at_a_time_while_the_folder_comes_and_goes(tmp_path):
     assert all(path.is_dir() for path in tmp_path.rglob("*"))  # one that entered when it was there leaves it
 
 
+def test_the_file_of_a_run_that_ended_just_now_is_no_lock(tmp_path, monkeypatch):
+    """It was opened, and removed by its holder before it could be locked: the folder needs a file that others find."""
+    flock, calls = fcntl.flock, []
+
+    def removed_before(file, operation):
+        calls.append(file)
+        if len(calls) == 1:
+            (tmp_path / "run" / run_lock.NAME).unlink()
+            (tmp_path / "run").rmdir()
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", removed_before)
+    with lock(tmp_path / "run"):
+        assert len(calls) == 2
+        with pytest.raises(ValueError, match=REFUSED), lock(tmp_path / "run"):
+            pass
+
+
 def test_a_folder_of_something_else_is_refused_unlocked(tmp_path):
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(FileExistsError, match="exists and is not empty"), lock(tmp_path):

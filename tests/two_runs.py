@@ -16,6 +16,8 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 import evaluate
 import models
 from tests.evaluation import generated, predictions
@@ -24,6 +26,7 @@ OFFSETS = (0, 0.2, 0.5, 1, 3)
 
 
 def main(folder: Path, tries: int) -> int:
+    torch.set_num_threads(1)  # threads do not survive a fork
     loaded = models.load(evaluate.DEFAULT_MODEL, device="cpu")
     models.load = lambda name, **settings: loaded
     config = evaluate.Config(dataset="blink", data_root=generated(folder), batch_size=2, max_new_tokens=6)
