@@ -2,10 +2,10 @@
 
     python -m tests.two_runs FOLDER TRIES
 
-Makes its data in FOLDER. Per offset (seconds) and try, two processes with different --method start that long after each
-other. Of each pair one must be refused with one sentence and status 2, and the folder must hold the other's answers,
-under its method and equal to those of a run alone. Prints the outcome of each pair, then their counts as JSON; exit
-status 1 if a pair failed.
+Makes its data in FOLDER. Every run loads the model itself, which is when another one could begin unseen. Per offset
+(seconds) and try, two processes with different --method start that long after each other. Of each pair one must be
+refused with one sentence and status 2, and the folder must hold the other's answers, under its method and equal to
+those of a run alone. Prints the outcome of each pair, then their counts as JSON; exit status 1 if a pair failed.
 """
 
 import json
@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 
 import evaluate
-import models
 from tests.evaluation import generated, predictions
 
 OFFSETS = (0, 0.2, 0.5, 1, 3)
@@ -27,8 +26,6 @@ OFFSETS = (0, 0.2, 0.5, 1, 3)
 
 def main(folder: Path, tries: int) -> int:
     torch.set_num_threads(1)  # threads do not survive a fork
-    loaded = models.load(evaluate.DEFAULT_MODEL, device="cpu")
-    models.load = lambda name, **settings: loaded
     config = evaluate.Config(dataset="blink", data_root=generated(folder), batch_size=2, max_new_tokens=6)
     configs = [config, replace(config, method="adapt-vis", adapt_threshold=0.95)]
     alone = {}
