@@ -272,12 +272,14 @@ def _skewed_t(values: np.ndarray, confidence: float) -> tuple[float, float]:
 
     With T = (mean - m) / (s / sqrt(n)), skewness g and a = g / (3 sqrt(n)), T + a T^2 + a^2 T^3 / 3 + a / 2 is nearly
     symmetric; its inverse is ((1 + 3 a (y - a / 2))^(1/3) - 1) / a. P. Hall, "On the removal of skewness by
-    transformation", J. R. Statist. Soc. B 54, 1992, with a normal quantile where this has Student's.
+    transformation", J. R. Statist. Soc. B 54, 1992, with a normal quantile where this has Student's. The cube root is
+    kept at 0 or above: past that point, 3 s / |g| from the mean, the transformation is flat, and the interval's end
+    would run away (with hardly a change in coverage).
     """
     n, mean, deviation = len(values), values.mean(), values.std(ddof=1)
     a = ((values - mean) ** 3).mean() / values.std() ** 3 / (3 * np.sqrt(n))
     y = special.stdtrit(n - 1, (1 + confidence) / 2) * np.array([1, -1]) - a / 2
-    inverse = y if abs(a) < 1e-9 else (np.cbrt(1 + 3 * a * y) - 1) / a
+    inverse = y if abs(a) < 1e-9 else (np.cbrt(np.maximum(0, 1 + 3 * a * y)) - 1) / a
     low, high = mean - inverse * deviation / np.sqrt(n)
     return float(low), float(high)
 

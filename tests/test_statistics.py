@@ -85,13 +85,16 @@ def test_symmetric_values_by_hand():
 @pytest.mark.parametrize("sign", [1, -1])
 def test_skewed_values_by_halls_transformation(sign):
     """At the ends T = (mean - m) / (s / sqrt(n)) is where the transformed statistic is at Student's quantiles."""
-    values = sign * np.random.default_rng(0).exponential(size=12)
+    values = sign * np.random.default_rng(0).gamma(4.0, size=12)
     n, g = len(values), stats.skew(values)
     quantile = stats.t.ppf(0.975, n - 1)
     for end, expected in zip(ends(values), (quantile, -quantile), strict=True):
         t = (values.mean() - end) / stats.sem(values)
         transformed = t + g * t**2 / (3 * np.sqrt(n)) + g**2 * t**3 / (27 * n) + g / (6 * np.sqrt(n))
         assert transformed == pytest.approx(expected)
+    few = sign * np.array([1.0, 1.1, 1.2, 1.3, 9.0])  # past the flat point of the transformation
+    reach = 3 * few.std(ddof=1) / abs(stats.skew(few))
+    assert max(abs(end - few.mean()) for end in ends(few)) == pytest.approx(reach)
     low, high = (abs(end - values.mean()) for end in ends(values))
     assert (high > low) == (sign > 0)  # the long side is the one that hides large values
 
