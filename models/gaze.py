@@ -165,8 +165,7 @@ def salient_heads(
     largest in that row, is above `tau`. No head, where none sees anything inside the mask.
     """
     similarity = gaze_similarity(weights, image, mask)
-    largest = similarity.amax(-2, keepdim=True)
-    relative = torch.where(largest > 0, similarity / largest, 0)
+    relative = similarity / (similarity.amax(-2, keepdim=True) + MIN_IMAGE_MASS)  # 0 where all are next to 0
     rank = relative.argsort(dim=-2, descending=True, stable=True).argsort(dim=-2)
     return (relative > tau) & (rank < heads)
 

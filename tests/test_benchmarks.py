@@ -208,9 +208,8 @@ def test_exactness_is_that_of_the_recomputation(tmp_path, monkeypatch):
     plain = models.trace.softmax_rows
     monkeypatch.setattr(models.trace, "softmax_rows", lambda query, *rest: plain(1.01 * query, *rest))
     assert exactness.main(exactness.Config(**flags, out_dir=str(tmp_path / "wrong"))) == 0
-    right, wrong = (
-        list(csv.DictReader((tmp_path / name / "exactness.csv").read_text().splitlines())) for name in ("right", "wrong")
-    )
+    files = [(tmp_path / name / "exactness.csv").read_text() for name in ("right", "wrong")]
+    right, wrong = (list(csv.DictReader(file.splitlines())) for file in files)
     assert [row["image"] for row in right] == ["shapes", "noise 0"]
     for row, other in zip(right, wrong, strict=True):
         size = float(row["scores"])

@@ -223,6 +223,9 @@ def test_a_head_without_image_mass_is_not_salient():
     assert gaze_similarity(rows, image, mask).flatten().tolist() == pytest.approx([6e-9, 0.8])
     assert salient_heads(rows, image, mask, heads=1).flatten().tolist() == [False, True]
     assert salient_heads(rows, image, mask, heads=8).flatten().tolist() == [False, True]
+    rows[1, 0] = torch.tensor([1.0, 0.0, 0.0])
+    rows[0, 0, 1] = 6e-20
+    assert not salient_heads(rows, image, mask).any()  # nor where it is the largest of its layer
 
 
 def test_a_row_that_keeps_next_to_nothing_sums_to_one():
