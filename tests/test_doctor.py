@@ -159,7 +159,7 @@ def test_damaged_models_are_found(tiny):
 
 def test_a_recording_that_is_not_eager_attention_is_found(tiny, monkeypatch):
     plain = doctor.tried("llava", str(tiny / "tiny-llava"))
-    assert plain[0] == "nothing ." and plain[1] < 1e-5
+    assert plain[0] == "nothing ." and plain[1] <= doctor.RECORDED
     from models import trace
 
     rows = trace.softmax_rows
