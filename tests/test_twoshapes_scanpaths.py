@@ -60,7 +60,8 @@ def test_generated_gaze_lies_where_it_should(root):
     samples, _ = read_twoshapes(root)
     assert all(len(f.by_image) == len(samples) == 120 and not f.skipped for f in found.values())
     assert all(scanpath.synthetic for f in found.values() for scanpath in f.by_image.values())
-    assert all(json.loads(line)["synthetic"] is True for path in files.values() for line in open(path))
+    lines = [line for path in files.values() for line in path.read_text().splitlines()]
+    assert all(json.loads(line)["synthetic"] is True for line in lines)
     for sample in samples:
         shapes = dict(zip(TARGETS, covered(root, sample), strict=False))
         for target in TARGETS:
