@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
 
+from analysis.fonts import Figure
 from analysis.heads import Inside, mean_heads, relative
 from analysis.plots import head_heatmap, ranked_bars
 from analysis.results import RunFolder, save_arrays, write_table

@@ -14,7 +14,6 @@ the processor.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -24,7 +23,7 @@ from PIL import Image
 
 import models
 from analysis import command
-from analysis.results import default_out_dir, refuse_existing, writing
+from analysis.results import default_out_dir, refuse_existing, write_table
 from data.shapes import Shape, draw
 from models.attention import listening
 from models.loading import quiet
@@ -133,15 +132,13 @@ def main(config: Config) -> int:
         out_dir = refuse_existing(config.out_dir or default_out_dir(__file__, "weights"))
     print(f"instruction set: {torch.backends.cpu.get_cpu_capability()}")
     print(" ".join(f"{name:>15}" for name in COLUMNS))
-    with writing(out_dir), quiet():
-        out_dir.mkdir(parents=True, exist_ok=True)
-        with open(out_dir / "exactness.csv", "w", newline="") as file:
-            table = csv.DictWriter(file, COLUMNS)
-            table.writeheader()
-            for row in rows(config):
-                table.writerow(row)
-                shown = (f"{value:.2g}" if isinstance(value, float) else str(value) for value in row.values())
-                print(" ".join(f"{value:>15}" for value in shown), flush=True)
+    measured = []
+    with quiet():
+        for row in rows(config):
+            measured.append(row)
+            write_table(out_dir / "exactness.csv", measured)  # so far, so that a later failure loses nothing
+            shown = (f"{value:.2g}" if isinstance(value, float) else str(value) for value in row.values())
+            print(" ".join(f"{value:>15}" for value in shown), flush=True)
     print(f"results in {out_dir}")
     return 0
 

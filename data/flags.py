@@ -21,6 +21,8 @@ class SampleFlags(LinkFlags):
     """What to ask. A two-shapes set brings its own questions; given here, it replaces them."""
     limit: int = 8
     """Use at most so many samples of --data-root; 0 uses all."""
+    seed: int = 0
+    """Seed of images made here."""
 
 
 @dataclass(frozen=True)

@@ -228,7 +228,8 @@ def test_strip_of_any_shape_is_bounded_and_undistorted(size, tmp_path):
 def test_other_figures_of_any_shape_are_bounded(size, tmp_path):
     picture, grid = Image.new("RGB", size, "red"), ImageGrid(4, 4, *size, 14, (56, 56))
     cells = np.eye(4, dtype=np.float32)
-    sample = SimpleNamespace(sample=SimpleNamespace(prompt="what ?"), points=[(1, 1), (2, 3)], grid=grid)
+    question = SimpleNamespace(prompt="what ?")
+    sample = SimpleNamespace(sample=question, points=[(1, 1), (2, 3)], grid=grid, simulated=True)
     outcomes = {
         way: SimpleNamespace(mask=mask, maps=SimpleNamespace(mean=cells), tokens=["a"], probabilities=[0.5], inside=0.3)
         for way, mask in ((PLAIN, None), ("gaussian", cells))
