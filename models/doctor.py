@@ -1,6 +1,7 @@
-"""What can this installation do? Versions, devices, attention kernels, model families, optional packages.
+"""Report of an installation: versions, devices, attention kernels, model families, optional packages.
 
     python -m models.doctor            (seconds; nothing is downloaded; --json for a program, --online asks the hub too)
+    python -m models.doctor --folder FOLDER       (a checkpoint: loading, recorded weights, batches, two number types)
 
 Nothing is taken on trust: packages are imported, kernels are called, the embedded models answer. Each line ends in ok,
 missing or wrong, the last two with what to do. Exit status: 0 what is needed works, 1 something does not, 2 wrong use.
@@ -41,7 +42,9 @@ EMBEDDED = {
 }
 """Family -> its embedded checkpoint and the fingerprint of that folder; a model that is trained again has another."""
 QUESTION, NOTHING = "describe the image .", "nothing ."  # and what every embedded model says of a blank picture
-RECORDED = 1e-4  # largest difference of a recorded attention weight from eager attention's, in float32
+RECORDED = 1e-4  # largest relative difference of a layer's recorded weights from eager attention's, in float32
+EQUAL = {"float32": 1e-3, "bfloat16": 0.1}
+"""Number type -> largest relative difference of attention weights and of logits that rounding explains."""
 LINEAR = {"flash": "FLASH_ATTENTION", "memory-efficient": "EFFICIENT_ATTENTION", "cudnn": "CUDNN_ATTENTION"}
 KERNELS = {**LINEAR, "math": "MATH"}
 """Our names of SDPA's kernels -> torch's. Only the last makes the T x T weights, and needs the memory for them."""
@@ -61,6 +64,8 @@ class Config:
     """Print JSON instead of a table."""
     online: bool = False
     """Also try whether the hub of models can be reached."""
+    folder: str | None = None
+    """Check this checkpoint (folder or hub id) instead: loading, recorded weights, batches, float32 and bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -207,12 +212,10 @@ def embedded_model(family: str, tiny: Path) -> Line:
 
 def tried(family: str, folder: str) -> tuple[str, float]:
     """What an embedded model says of a blank picture, and how far its recorded weights are from eager attention's."""
-    import torch
     from PIL import Image
 
     from models.answer import answer
-    from models.loading import load, quiet
-    from models.trace import AttentionTrace
+    from models.loading import load
 
     model, processor = load(folder, dtype="float32")
     if model.config.model_type != family:
@@ -220,13 +223,71 @@ def tried(family: str, folder: str) -> tuple[str, float]:
     blank = [Image.new("RGB", (96, 96), "white")]
     said = answer(model, processor, blank, QUESTION, max_new_tokens=4).text
     inputs, _ = model.prepare(processor, blank, QUESTION)
+    return said, max(recorded_errors(model, inputs))
+
+
+def recorded_errors(model, inputs) -> list[float]:
+    """Relative difference of each decoder layer's recorded attention weights from eager attention's, for one prompt.
+
+    Layer 0 has the same queries and keys both times; later layers also differ by what rounding made of earlier ones.
+    """
+    import torch
+
+    from models.loading import quiet
+    from models.trace import AttentionTrace
+
+    decoder = model.get_decoder()
     with torch.no_grad(), quiet():
         with AttentionTrace(model) as trace:
             model(**inputs)
-        model.set_attn_implementation("eager")
-        eager = model(**inputs, output_attentions=True).attentions
-    each = [(trace.weights(layer, slice(None)) - weights).abs().max() for layer, weights in enumerate(eager)]
-    return said, float(max(each))
+        decoder.config._attn_implementation = "eager"
+        try:
+            eager = model(**inputs, output_attentions=True).attentions
+        finally:
+            decoder.config._attn_implementation = "sdpa"
+    errors = []
+    for layer, expected in enumerate(eager):
+        weights = trace.weights(layer, slice(None))
+        errors.append(float((weights - expected.to(weights)).norm() / expected.norm()))
+    return errors
+
+
+def batch_error(model, processor, image) -> float:
+    """Relative difference of the next token's logits of a prompt in a padded batch from those of the prompt alone."""
+    import torch
+
+    prompts = [QUESTION, f"{QUESTION} {QUESTION} {QUESTION}"]
+    together, _ = model.prepare(processor, [[image], [image]], prompts)
+    alone, _ = model.prepare(processor, [image], prompts[0])
+    with torch.no_grad():
+        batch, single = (model(**inputs).logits[0, -1].float() for inputs in (together, alone))
+    return float((batch - single).norm() / single.norm())
+
+
+def checkpoint(folder: str) -> Iterator[Line]:
+    """A checkpoint in each number type: whether it loads, records eager's weights, and answers alike in a batch."""
+    from PIL import Image
+
+    from models.loading import load
+
+    image = Image.new("RGB", (224, 160), "white")
+    for dtype, bound in EQUAL.items():
+        try:
+            model, processor = load(folder, dtype=dtype)
+        except (ValueError, OSError) as error:
+            yield Line(dtype, str(error), "wrong")
+            continue
+        inputs, layout = model.prepare(processor, [image], QUESTION)
+        text = model.config.get_text_config()
+        size = f"{text.num_hidden_layers} layers, {text.num_attention_heads} heads, {layout.length} tokens"
+        yield Line(dtype, f"{model.config.model_type}, {size}")
+        errors = recorded_errors(model, inputs)
+        found = f"recorded attention is {errors[0]:.0e} off eager's in layer 0, at most {max(errors):.0e} in any"
+        judged = max(errors) if dtype == "float32" else errors[0]  # in half precision two kernels drift apart
+        yield Line(f"{dtype} weights", found, "ok" if judged <= bound else "wrong")
+        error = batch_error(model, processor, image)
+        found = f"logits in a padded batch are {error:.0e} off those alone"
+        yield Line(f"{dtype} batch", found, "ok" if error <= bound else "wrong")
 
 
 def optional() -> Iterator[Line]:
@@ -266,18 +327,18 @@ SECTIONS: dict[str, Callable[[], Iterator[Line]]] = {
 }  # fmt: skip
 
 
-def checked(section: str) -> list[Line]:
+def checked(section: str, folder: str | None = None) -> list[Line]:
     """A section's lines; one that cannot be checked at all (torch does not import) is a line of its own."""
     try:
-        return list(({**SECTIONS, "hub": hub})[section]())
-    except Exception as error:  # the doctor must not fall ill itself
+        return list({**SECTIONS, "hub": hub, "checkpoint": lambda: checkpoint(folder)}[section]())
+    except Exception as error:  # a failing check must not abort the report
         return [Line(section, f"cannot be checked: {describe(error)}", "wrong", SETUP)]
 
 
 def main(config: Config) -> int:
     found = {}
-    for section in [*SECTIONS, *["hub"] * config.online]:
-        found[section] = checked(section)
+    for section in [*SECTIONS, *["hub"] * config.online] if config.folder is None else ["checkpoint"]:
+        found[section] = checked(section, config.folder)
         if not config.json:
             print(section, *map(shown, found[section]), sep="\n", flush=True)
     failing = [line.name for lines in found.values() for line in lines if line.needed and line.status != "ok"]

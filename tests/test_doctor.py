@@ -10,6 +10,7 @@ from importlib import metadata
 import pytest
 import torch
 from huggingface_hub import constants
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
@@ -139,7 +140,7 @@ def test_damaged_models_are_found(tiny):
 
     weights.write_bytes(whole[:100_000])
     line = llava(tiny)
-    assert (line.status, line.needed) == ("wrong", True) and "cannot be read (safetensors only)" in line.found
+    assert (line.status, line.needed) == ("wrong", True) and "weight file model.safetensors" in line.found
     assert line.remedy == "git checkout -- models/tiny/tiny-llava"
 
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # one bit, which no answer shows
@@ -176,6 +177,33 @@ def test_a_family_without_a_model_and_one_that_does_not_import(tiny, monkeypatch
     assert [found[name].status for name in planted] == ["ok", "wrong", "wrong"]
     assert "no embedded model" in found["fuyu"].found and found["others"].status == "ok"
     assert "models.modeling_nothing cannot be imported: ModuleNotFoundError: No module named" in found["qwen2_vl"].found
+
+
+def test_a_checkpoint_is_checked_in_two_number_types(tiny, capsys):
+    folder = tiny / "tiny-llava"
+    assert doctor.main(Config(folder=str(folder))) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "checkpoint" and lines[-1] == "all that is needed: ok" and len(lines) == 8
+    (folder / "model.safetensors").write_bytes(b"")
+    assert doctor.main(Config(folder=str(folder))) == 1
+    assert "is empty; download it again" in capsys.readouterr().out
+
+
+def test_a_batch_that_differs_is_found(tiny, monkeypatch):
+    from models import loading
+
+    model, processor = loading.load(str(tiny / "tiny-llava"))
+    image = Image.new("RGB", (96, 96), "white")
+    assert doctor.batch_error(model, processor, image) < 1e-5
+    prepare = type(model).prepare
+
+    def unmasked(self, processor, images, prompt, system=None):
+        inputs, layouts = prepare(self, processor, images, prompt, system)
+        inputs["attention_mask"][:] = 1  # padding is attended to
+        return inputs, layouts
+
+    monkeypatch.setattr(type(model), "prepare", unmasked)
+    assert doctor.batch_error(model, processor, image) > 1e-2
 
 
 def test_optional_packages(tmp_path, monkeypatch):

@@ -128,7 +128,7 @@ def test_weights_of_another_shape_are_an_error(stock, tmp_path, capfd):
         ("processor_config.json", None, "the processor of .* cannot be read"),
         ("processor_config.json", "{ broken", "the processor of .* cannot be read"),
         ("tokenizer.json", "{ broken", "the processor of .* cannot be read"),
-        ("tokenizer.json", None, "the processor of .* cannot be read"),
+        ("tokenizer.json", None, "holds no tokenizer"),
         ("chat_template.jinja", None, "the processor of .* cannot be read: it has no chat template"),
     ],
 )
@@ -137,7 +137,7 @@ def test_damaged_processor_is_one_sentence(stock, tmp_path, name, content, sente
     (folder / name).unlink()
     if content:
         (folder / name).write_text(content)
-    with pytest.raises(ValueError, match=sentence) as error:
+    with pytest.raises((ValueError, FileNotFoundError), match=sentence) as error:
         models.load(str(folder))
     assert "\n" not in str(error.value)
 
@@ -167,11 +167,11 @@ def test_processor_with_another_crop_is_noticed_at_once(stock, tmp_path):
 def test_damaged_or_pickled_weights_are_refused(stock, tmp_path):
     folder = copy(stock, tmp_path)
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:5000])
-    with pytest.raises(ValueError, match="weights of .* cannot be read"):
+    with pytest.raises(ValueError, match="the weight file model.safetensors of .* is cut off"):
         models.load(str(folder))
     (folder / "model.safetensors").unlink()
     torch.save({}, folder / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"cannot be read \(safetensors only\)"):
+    with pytest.raises(ValueError, match="no weights that can be loaded .*only pickled ones .pytorch_model.bin"):
         models.load(str(folder))
 
 

@@ -10,6 +10,7 @@ from transformers.utils import logging
 import models
 from models.trace import AttentionTrace
 from tests.families import FAMILIES
+from tests.hub_folders import PUBLISHED_KEYS
 from tests.models import picture
 
 pytestmark = pytest.mark.numerical
@@ -43,17 +44,6 @@ PUBLISHED_IMAGES = {
 }  # fmt: skip
 """preprocessor_config.json of llava-hf/llava-1.5-7b-hf, of Qwen's 7B and 8B models and of adept/fuyu-8b, made small."""
 
-PUBLISHED_KEYS = {
-    "llava": [("lm_head.", "language_model.lm_head."), ("model.language_model.", "language_model.model."),
-              ("model.vision_tower.", "vision_tower.vision_model."),
-              ("model.multi_modal_projector.", "multi_modal_projector.")],
-    "qwen2_vl": [("model.language_model.", "model."), ("model.visual.", "visual.")],
-    "qwen3_vl": [],
-    "fuyu": [("lm_head.", "language_model.lm_head."), ("model.language_model.", "language_model.model."),
-             ("model.vision_embed_tokens.", "vision_embed_tokens.")],
-}  # fmt: skip
-"""Names in memory -> those of the published checkpoints, by prefix; then one name of each to hold them to."""
-PUBLISHED_KEYS["qwen2_5_vl"] = PUBLISHED_KEYS["qwen2_vl"]
 PUBLISHED_NAMES = {
     "llava": "vision_tower.vision_model.embeddings.class_embedding language_model.model.layers.0.mlp.up_proj.weight",
     "qwen2_vl": "visual.blocks.0.attn.qkv.weight visual.merger.mlp.0.weight model.layers.0.self_attn.q_proj.bias",
@@ -61,6 +51,7 @@ PUBLISHED_NAMES = {
     "qwen3_vl": "model.visual.deepstack_merger_list.0.norm.bias model.language_model.layers.0.self_attn.q_norm.weight",
     "fuyu": "language_model.model.layers.0.self_attn.query_key_value.weight vision_embed_tokens.weight",
 }
+"""Some published names of each family, to hold PUBLISHED_KEYS to."""
 LONGER_KEYS = {"llava": [("model.vision_tower.", "model.vision_tower.vision_model.")]}
 """Names in memory for a while, when CLIP's tower was one level deeper."""
 

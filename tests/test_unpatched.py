@@ -13,7 +13,7 @@ from models.answer import answer
 from models.trace import AttentionTrace
 from models.unpatched import check_recording, unexpand
 from tests import tolerance
-from tests.models import picture
+from tests.models import picture, word_tokenizer
 from tests.unpatched import UNPATCHED, llava_next, mllama, paligemma, save, text_config
 
 pytestmark = pytest.mark.numerical
@@ -177,6 +177,7 @@ def test_family_with_a_sliding_window_is_refused(tmp_path, config):
 
 def test_family_whose_processor_needs_torchvision_is_refused(tmp_path):
     transformers.Mistral3Config().save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
     refused(tmp_path, "PixtralProcessor needs torchvision, and this project does without")
 
 

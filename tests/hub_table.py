@@ -1,0 +1,131 @@
+"""Table of every script on checkpoint folders as on the hub: two samples each, float32 and bfloat16.
+
+    python -m tests.hub_table                                       (five families at published depth: hours on 2 cores)
+    python -m tests.hub_table --families llava fuyu --layers 2 --dtypes float32
+
+Each line is a run of a script in a process of its own: family, number type, script, exit status, seconds. A run counts
+as ok with the status that the script gives where it worked, and no traceback. Exit status 1 where one is not ok.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import tyro
+
+import analysis.command  # noqa: F401  imported here, so that forked scripts need not
+from tests import hub_folders
+from tests.shell import ROOT, run
+
+ROLLOUTS = ("attention_rollout_llava.py", "attention_rollout_qwen2.py", "attention_rollout_fuyu.py")
+ANALYSES = ("vlm_atten_analysis_llava.py", "vlm_atten_analysis_qwen2.py")
+TEXTS = ("text_only_llm_analysis_llava.py", "text_only_llm_analysis_qwen2.py")
+UNABLE = {("fuyu", script): "takes exactly one image per prompt" for script in TEXTS}
+"""(family, script) -> the reason of the skips where a family cannot do what the script asks for."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Run every script on folders as on the hub."""
+
+    families: tuple[str, ...] = tuple(hub_folders.NAMES)
+    dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+    layers: int | None = None
+    """Layers of each part; default: as published."""
+
+
+class Run(NamedTuple):
+    """One script on one folder; `error` is the end of its output where it failed."""
+
+    family: str
+    dtype: str
+    script: str
+    status: int
+    seconds: float
+    error: str = ""
+
+    def __str__(self) -> str:
+        verdict = "ok" if not self.error else f"FAILED: {self.error}"
+        return f"{self.family:<11} {self.dtype:<9} {self.script:<36} {self.status} {self.seconds:5.0f} s  {verdict}"
+
+
+def commands(data: Path, results: Path) -> Iterator[tuple[str, list]]:
+    """Every script with its flags for two samples, in an order in which later ones find what they need."""
+    two = ["--limit", 2, "--max-new-tokens", 2]
+    prompt = ["--prompt", "describe the image"]
+    for script in ROLLOUTS:
+        yield script, ["--data-root", data, *two, *prompt]
+    yield "gaze_generation_llava.py", [*two, "--pictures", 1]
+    yield "gaze_head_similarity_llava.py", two
+    for script in ANALYSES:
+        yield script, ["--limit", 2, "--max-new-tokens", 2, "--prompt", "{caption}", "--pictures", 1]
+    for script in TEXTS:
+        yield script, ["--limit", 2]
+    for corner in ("topleft", "topright", "bottomleft", "bottomright"):
+        flags = ["--max-pairs", 2, "--corner", corner, "--dataset", data / f"dataset_{corner}"]
+        yield "head_attention_stats_qwen2.py", [*flags, "--out-dir", results / corner]
+    yield "find_sink_dimensions_simple.py", ["--data-root", data, "--limit", 2, *prompt]
+    sinks = ["--dimensions", 1, "--tau", 1.0]
+    yield "validate_sink_dimensions.py", ["--data-root", data, "--limit", 2, *prompt, *sinks]
+    for method in (["default"], ["adapt-vis"], ["var", "--var-dimensions", "1", "--var-threshold", "1"]):
+        yield "evaluate.py", [*two, "--method", *method, "--out-dir", results / f"evaluate-{method[0]}"]
+    yield "compare_runs.py", [results / "evaluate-default", results / "evaluate-adapt-vis"]
+
+
+def runs(family: str, layers: int | None, dtypes: tuple[str, ...], folder: Path) -> Iterator[Run]:
+    """Writes the folder of a family and runs every script on it."""
+    checkpoint, data = hub_folders.write(folder / family, family, layers), folder / "data"
+    make_data(data)
+    for dtype in dtypes:
+        results = folder / f"results-{family}-{dtype}"
+        for number, (script, flags) in enumerate(commands(data, results)):
+            own = [] if script == "compare_runs.py" else ["--model", checkpoint, "--dtype", dtype]
+            if "--out-dir" not in flags:
+                own += ["--out-dir", results / f"{number}"]
+            start = time.monotonic()
+            ended = run(script, *own, *flags, cwd=ROOT, timeout=3000)
+            yield judged(family, dtype, script, ended, time.monotonic() - start)
+
+
+def judged(family: str, dtype: str, script: str, ended, seconds: float) -> Run:
+    """A run with what went wrong in it: its status, or samples that were left out."""
+    lines = (ended.stderr + ended.stdout).strip().splitlines() or [""]
+    fine = (0, 1) if script == "validate_sink_dimensions.py" else (0,)  # 1 is the verdict on random weights
+    error = ""
+    if ended.returncode not in fine or "Traceback" in ended.stderr:
+        error = next((line for line in reversed(lines) if "rror" in line), lines[-1])
+    elif skipped := [line for line in lines if line.startswith(("skipped", "failed"))]:
+        error = skipped[-1]
+    if error and (reason := UNABLE.get((family, script))) and reason in ended.stderr + ended.stdout:
+        error = ""
+    return Run(family, dtype, script, ended.returncode, seconds, error)
+
+
+def make_data(data: Path) -> None:
+    """Two pictures of two shapes, and two pairs for each corner."""
+    if data.exists():
+        return
+    run("data/twoshapes.py", "--out-dir", data, "--count", 2)
+    for corner in ("topleft", "topright", "bottomleft", "bottomright"):
+        run("data/counterfactual_pairs.py", "--out-dir", data / f"dataset_{corner}", "--corner", corner, "--count", 2)
+
+
+def main(config: Config) -> int:
+    failed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for family in config.families:
+            for each in runs(family, config.layers, config.dtypes, Path(folder)):
+                print(each, flush=True)
+                failed += bool(each.error)
+    print(f"{failed} runs failed" if failed else "every run is ok")
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Config, description=__doc__)))
