@@ -21,6 +21,7 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
 import models
+from models.loading import quiet
 from tests.models import SENTENCE
 
 PUBLISHED = Path(__file__).parents[2] / "shared" / "hub-folders"
@@ -180,8 +181,9 @@ def write(folder: Path, family: str, layers: int | None = None, dtype=torch.bflo
     write_tokenizer(folder, family)
     module, name = models.FAMILIES[family]
     torch.manual_seed(0)
-    read = transformers.AutoConfig.from_pretrained(folder)
-    model = getattr(importlib.import_module(module), name)._from_config(read, dtype=torch.float32).eval()
+    with quiet():  # a released config has older names
+        read = transformers.AutoConfig.from_pretrained(folder)
+        model = getattr(importlib.import_module(module), name)._from_config(read, dtype=torch.float32).eval()
     sharpen(model)
     tied = set(model._tied_weights_keys or ()) if read.tie_word_embeddings else set()
     weights = {

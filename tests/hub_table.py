@@ -26,6 +26,7 @@ from tests.shell import ROOT, run
 ROLLOUTS = ("attention_rollout_llava.py", "attention_rollout_qwen2.py", "attention_rollout_fuyu.py")
 ANALYSES = ("vlm_atten_analysis_llava.py", "vlm_atten_analysis_qwen2.py")
 TEXTS = ("text_only_llm_analysis_llava.py", "text_only_llm_analysis_qwen2.py")
+CORNERS = ("topleft", "topright", "bottomleft", "bottomright")
 UNABLE = {("fuyu", script): "takes exactly one image per prompt" for script in TEXTS}
 """(family, script) -> the reason of the skips where a family cannot do what the script asks for."""
 
@@ -64,12 +65,13 @@ def commands(data: Path, results: Path) -> Iterator[tuple[str, list]]:
     yield "gaze_generation_llava.py", [*two, "--pictures", 1]
     yield "gaze_head_similarity_llava.py", two
     for script in ANALYSES:
-        yield script, ["--limit", 2, "--max-new-tokens", 2, "--prompt", "{caption}", "--pictures", 1]
+        yield script, [*two, "--prompt", "{caption}", "--pictures", 1, "--faithfulness", 1, "--layers", "all"]
     for script in TEXTS:
         yield script, ["--limit", 2]
-    for corner in ("topleft", "topright", "bottomleft", "bottomright"):
+    for corner in CORNERS:
         flags = ["--max-pairs", 2, "--corner", corner, "--dataset", data / f"dataset_{corner}"]
         yield "head_attention_stats_qwen2.py", [*flags, "--out-dir", results / corner]
+    yield "compare_corner_heads.py", [results / corner for corner in CORNERS]
     yield "find_sink_dimensions_simple.py", ["--data-root", data, "--limit", 2, *prompt]
     sinks = ["--dimensions", 1, "--tau", 1.0]
     yield "validate_sink_dimensions.py", ["--data-root", data, "--limit", 2, *prompt, *sinks]
@@ -85,7 +87,7 @@ def runs(family: str, layers: int | None, dtypes: tuple[str, ...], folder: Path)
     for dtype in dtypes:
         results = folder / f"results-{family}-{dtype}"
         for number, (script, flags) in enumerate(commands(data, results)):
-            own = [] if script == "compare_runs.py" else ["--model", checkpoint, "--dtype", dtype]
+            own = [] if script.startswith("compare_") else ["--model", checkpoint, "--dtype", dtype]
             if "--out-dir" not in flags:
                 own += ["--out-dir", results / f"{number}"]
             start = time.monotonic()
@@ -112,7 +114,7 @@ def make_data(data: Path) -> None:
     if data.exists():
         return
     run("data/twoshapes.py", "--out-dir", data, "--count", 2)
-    for corner in ("topleft", "topright", "bottomleft", "bottomright"):
+    for corner in CORNERS:
         run("data/counterfactual_pairs.py", "--out-dir", data / f"dataset_{corner}", "--corner", corner, "--count", 2)
 
 
