@@ -5,10 +5,11 @@ English first, then the other languages that vision-language models answer in. A
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 
-from analysis.answer_text import Token, keys, tokenise
+from analysis.answer_text import UNITS, Token, keys, tokenise
 
 
 def _words(text: str) -> frozenset[str]:
@@ -66,7 +67,9 @@ DIRECTIONS = _words(
     "left right top bottom above below front back behind middle center up down 左 右 왼 오 른 上 下 前 后 後"
 )
 AROUND = FILLERS | _words("of it is from side hand part located 在 图 圖 像 的 边 邊 侧 側 方 面 部 手 쪽 中 画 裏")
-BACKED = _words("to the top bottom far upper lower its my your left middle center most 到")  # "the right above it"
+BACKED = _words(  # "the right above it"
+    "to the top bottom far upper lower its my your his her their left middle center most 到"
+)
 NOUN_AHEAD = _words("the a an it its this that these those them him her his their one another all both")
 FOLLOWS_NO = _words("it its there this that these those they he she the i we you is not because since as")
 NOT_ZERO = _words("doubt question way need reason")  # "there is no doubt"
@@ -81,10 +84,72 @@ REASONS = _words("because since 因 由 weil parce")
 AFFIRMED = _words("yes correct right confirmed indeed still stands same")
 CORRECTING = LIGHT | _words("wait actually no hmm sorry correction i meant rather it is yes oh hold on oops")
 AFTER_RIGHT = _words("so the let now then i first")  # "Right, so ..."
-ANSWERS = _words("yes no true false 是 否 不 对")
+ANSWERS = _words("yes no true false 是 否 不 对 oui non ja nein sí sì sim não")
 ALONE = {tuple(word) for word in ("是", "否", "对", "不", "不是", "是的", "没有")}  # answers only by themselves
+ALONE |= {(word,) for word in ("non", "não", "nee", "ja", "sim", "да", "нет")}
 SYNONYMS = {"是": ("是的", "对"), "否": ("不是", "不", "没有")}
+SYNONYMS |= {"yes": ("oui", "sí", "sì", "ja", "sim", "да"), "no": ("non", "nein", "não", "nee", "нет")}
+STEPS = UNITS | _words("steps step times blocks squares cells units pixels places positions")  # "two steps left"
 
+# English words in French, Spanish, German, Italian and Portuguese, without those that mean something else in English
+FOREIGN_COLOURS = {
+    "red": "rouge rouges rojo roja rojos rojas rot rote roter rotes roten rosso rossa rossi rosse vermelho vermelha",
+    "blue": "bleu bleue bleus bleues azul azules azuis blau blaue blauer blaues blauen blu azzurro azzurra",
+    "green": "vert verte verts vertes verde verdes verdi grün grüne grüner grünes grünen",
+    "yellow": "jaune jaunes amarillo amarilla gelb gelbe gelber gelbes gelben giallo gialla amarelo amarela",
+    "orange": "naranja arancione laranja",
+    "purple": "morado morada lila roxo roxa",
+    "pink": "rosa",
+    "brown": "brun brune marrón marrone marrom braun braune brauner braunes braunen castanho castanha",
+    "black": "noir noire noirs noires negro negra negros negras schwarz schwarze schwarzer schwarzes schwarzen nero"
+    " nera preto preta",
+    "white": "blanc blanche blancs blanches blanco blanca weiß weiss weiße weißer weißes bianco bianca branco branca",
+    "gray": "gris grise grises grau graue grauer graues grigio grigia cinza",
+}
+FOREIGN_NUMBERS = {  # without the articles that mean one
+    "2": "deux dos zwei due dois duas", "3": "trois tres drei tre três", "4": "quatre cuatro vier quattro quatro",
+    "5": "cinq cinco fünf cinque", "6": "seis sechs sei", "7": "sept siete sieben sette sete",
+    "8": "huit ocho acht otto oito", "9": "neuf nueve neun nove", "10": "diez zehn dieci dez",
+}  # fmt: skip
+FOREIGN = {english: tuple(ways.split()) for english, ways in (FOREIGN_COLOURS | FOREIGN_NUMBERS).items()}
+NUMBERS = {way: number for number, ways in FOREIGN_NUMBERS.items() for way in keys(ways)}
+
+# Places: "The man is standing behind the counter"
+RELATED = (  # the ways to write each relation between two things
+    "behind|in back of|at the back of", "in front of|at the front of", "on|on top of|atop|upon",
+    "under|below|beneath|underneath", "above|over", "next to|beside|alongside|adjacent to", "near|close to",
+    "in|inside|within|inside of", "outside|outside of", "between|in between", "against", "around", "at", "along",
+    "across from|opposite", "far from|far away from", "facing", "facing away from", "away from",
+    "left of|to the left of|on the left of|on the left side of|to the left side of",
+    "right of|to the right of|on the right of|on the right side of|to the right side of",
+)  # fmt: skip
+PREPOSITIONS = _words("of to in on at by with from for behind under above over near beside between around inside below")
+ARTICLES = _words("the a an his her its their this that these those my your our")
+SUBJECTS, RELATIVES = _words("it he she they"), _words("who which that")
+THEMSELVES = _words("it them")  # a thing that was named before: "beside it"
+PERSONS = _words("he she who man woman boy girl person child kid guy lady gentleman baby adult teenager someone chef")
+AGENT = re.compile(r"(?:man|woman|person|er|or|ist|ista|ian|boy|girl)$")
+POSTURES = {
+    **dict.fromkeys(("sitting", "sits", "sit", "seated", "sat"), "sit"),
+    **dict.fromkeys(("standing", "stands", "stand", "stood"), "stand"),
+    **dict.fromkeys(("lying", "lies", "lie", "lay", "laying"), "lie"),
+    **dict.fromkeys(("kneeling", "kneels", "kneel"), "kneel"), **dict.fromkeys(("hanging", "hangs", "hung"), "hang"),
+    **dict.fromkeys(("walking", "walks"), "walk"), **dict.fromkeys(("running", "runs"), "run"),
+    **dict.fromkeys(("jumping", "jumps"), "jump"),
+}  # fmt: skip
+
+# Claims: "The statement is not correct"
+CLAIMS = _words("statement claim sentence description caption assertion proposition premise hypothesis assumption")
+TRUE, FALSE = _words("true correct accurate right valid"), _words("false incorrect wrong inaccurate untrue invalid")
+CLAIMED = (("true", "false"), ("correct", "incorrect"), ("right", "wrong"), ("yes", "no"))
+
+SUPERLATIVES = _words(
+    "nearest closest farthest furthest largest smallest biggest tallest shortest longest highest lowest leftmost"
+    " rightmost brightest darkest heaviest lightest oldest youngest widest topmost bottommost"
+)
+TOTALS = (("in", "total"), ("altogether",), ("in", "all"), ("all", "together"), ("combined",), ("total",))
+
+CONCLUDES = ("means", "indicates", "suggests", "shows that", "implies", "confirms", "leads to the conclusion")
 THAT_IS = [f"{subject} {verb}" for subject in ("that", "this", "it", "which") for verb in ("is", "was", "would be")]
 WRONG = ("wrong", "incorrect", "false", "not correct", "not right", "not true", "not the case", "impossible")
 ROLES = {  # phrases, separated by "|", by what they do
@@ -151,7 +216,8 @@ ROLES = {  # phrases, separated by "|", by what they do
     "|in short|ultimately|as a result|this means|it follows|we can conclude|in total|altogether|total of|for a total"
     "|因此|所以|故|因而|综上|总之|由此可见|よって|したがって|従って|따라서|그러므로|daher|deshalb|donc|por lo tanto"
     "|portanto|quindi|поэтому|значит|which makes|that makes|making a total|makes a total|adding up to|add up to"
-    "|adds up to|equals",
+    "|adds up to|equals|sum to|sums to|giving a total|gives a total|bringing the total to|totals|totaling|totalling"
+    "|" + "|".join(f"{that} {verb}" for that in ("this", "that", "which") for verb in CONCLUDES),
     "final": "final|finally|therefore|thus|hence|in conclusion|overall|最终|最終|因此|所以|综上|したがって|よって"
     "|따라서",
     "subordinate": "because|since|while|whereas|which|although|though|where|given|due to|as the|因为|由于|なぜなら|weil"
@@ -174,6 +240,13 @@ SENSES = (  # the word in brackets is no option where the phrase stands; "!": un
     "|[right] under|[right] beneath|[right] next to|[right] beside|[right] behind|[right] in front|[right] on top"
     "|[right] between|[right] near|[right] now|[right] here|[right] there|[right] away|[right] after|[right] before"
     "|[right] in the middle|[right] over|[right] in the center|[right] triangle|[right] angle|[right] or wrong"
+    "|[right] angles|[right] angled|half [true]|partly [true]|partially [true]|partly [correct]|partially [correct]"
+    "|[correct] answer|[correct] option|[correct] choice|[incorrect] answer|[incorrect] option|[correct] one"
+    "|[true] or false|true or [false]|[due] to|is [left] on|are [left] on|was [left] on|were [left] on|been [left] on"
+    "|is [left] for|are [left] for|is [left] standing|are [left] standing|been [left]|nothing [left]"
+    "|[left] behind|[left] unattended|[left] empty|[left] open|[left] alone|[left] out"
+    "|anything [left]|someone [left]|somebody [left]|who [left]|[left] the|[left] his|[left] her|[left] their"
+    "|is [left] inside|are [left] inside|how many are [left]"
     "|option [left]|options [left]|choice [left]|choices [left]|nothing is [left]|what is [left]|[left] over"
     "|[left] with|are [left] with|the [above]|of the [above]|as [above]|see [above]|see [below]|mentioned [above]!"
     "|shown [above]!|stated [above]!|described [above]!|listed [above]!|given [above]!|provided [above]!"
@@ -210,7 +283,23 @@ def _senses() -> dict[str, list[tuple[tuple[str, ...], int, bool]]]:
     return dict(table)
 
 
-LEXICON, OTHER_SENSES = _lexicon(), _senses()
+def _relations() -> dict[str, list[tuple[tuple[str, ...], str]]]:
+    """First key: (keys of a way to write a relation, the relation's first way), the longest first."""
+    table = defaultdict(list)
+    for ways in RELATED:
+        for way in (tuple(keys(way)) for way in ways.split("|")):
+            table[way[0]].append((way, ways.split("|")[0]))
+    return {key: sorted(entries, key=lambda entry: -len(entry[0])) for key, entries in table.items()}
+
+
+def action(key: str) -> str:
+    """The verb of an inflected form: "sit" for "seated", "rid" for "rides" and "riding"; "" for other words."""
+    if key in POSTURES or not re.fullmatch(r"\w{2,}(?:ing|ed|s)", key):
+        return POSTURES.get(key, "")
+    return re.sub(r"(\w)\1$", r"\1", re.sub(r"(?:ing|es|ed|s)$", "", key))
+
+
+LEXICON, OTHER_SENSES, RELATIONS = _lexicon(), _senses(), _relations()
 NO_ROLES: dict[str, int] = {}
 
 
@@ -223,6 +312,14 @@ def stands(phrase: Sequence[str], tokens: Sequence[Token], start: int) -> bool:
         if token.key != phrase[offset] or token.edge:
             return False
     return True
+
+
+def relation(tokens: Sequence[Token], start: int) -> tuple[str, int]:
+    """The relation that stands at a position and the number of its tokens, of the longest; ("", 0) for none."""
+    for way, named in RELATIONS.get(tokens[start].key, ()):
+        if stands(way, tokens, start):
+            return named, len(way)
+    return "", 0
 
 
 def roles(tokens: Sequence[Token]) -> list[dict[str, int]]:

@@ -45,13 +45,28 @@ OPENED, CLOSED = re.compile(r"[(\[{\"'<_]$"), re.compile(r"[)\]}\"'>_]")
 LABEL_END = re.compile(r"[)\].:\u3001]")
 
 
+class Place(NamedTuple):
+    """The option `index` says that `subject` ("" for a pronoun or none, which `person` tells apart) does `verb` in a
+    relation to the `thing`. `strict`: another option has the same relation to it, and another verb."""
+
+    index: int
+    subject: str
+    person: bool
+    verb: str
+    thing: tuple[str, ...]
+    strict: bool
+
+
 class Options(NamedTuple):
     """Options to look for. `forms`: by first key the (keys, index, whether they are a part of the option's text) that
-    name an option; `texts`: the keys of each option's text; `letters`: whether letters name options."""
+    name an option; `texts`: the keys of each option's text; `letters`: whether letters name options; `places`: by
+    relation the options that say where something is; `claims`: the options for a true and a false claim, or ()."""
 
     forms: dict[str, list[tuple[tuple[str, ...], int, bool]]]
     texts: tuple[tuple[str, ...], ...]
     letters: bool
+    places: dict[str, list[Place]]
+    claims: tuple[int, ...]
 
 
 class Mention(NamedTuple):
@@ -122,11 +137,14 @@ def options_of(texts: Sequence[str], letters: bool = True, ways: Sequence[Sequen
     for index, others in enumerate(ways or [words.SYNONYMS.get(text, ()) for text in texts]):
         for text in map(keys, others):
             forms[text[0]].append((tuple(text), index, False))
-    for short in (_directions(whole), _differences(whole), _predicates(whole), _answers(whole)):
+    shorts = (_directions(whole), _differences(whole), _predicates(whole), _answers(whole))
+    for short in (*shorts, _finite(whole, "s"), _finite(whole, "es")):
         for index, text in enumerate(short):
             if short.count(text) == 1 and text not in whole:
                 forms[text[0]].append((text, index, True))
-    return Options(dict(forms), whole, letters)
+    pairs = [tuple(whole.index((key,)) for key in pair if (key,) in whole) for pair in words.CLAIMED]
+    claims = [pair for pair in pairs if len(pair) == 2]
+    return Options(dict(forms), whole, letters, _places(texts), claims[0] if len(claims) == 1 else ())
 
 
 def _directions(texts: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
@@ -144,6 +162,45 @@ def _answers(texts: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
 def _predicates(texts: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
     """Each text without the "it" or "they" before them."""
     return [text[1:] if len(text) > 2 and text[0] in ("it", "they", "he", "she") else text for text in texts]
+
+
+def _finite(texts: Sequence[tuple[str, ...]], ending: str) -> list[tuple[str, ...]]:
+    """Each text with the verb before its object in the present tense, "rides a bike" for "riding a bike"."""
+    verbs = [(words.action(text[0]) if text and text[0].endswith("ing") else "") for text in texts]
+    return [(verb + ending, *text[1:]) if verb and text[1:] else text for verb, text in zip(verbs, texts, strict=True)]
+
+
+def _places(texts: Sequence[str]) -> dict[str, list[Place]]:
+    """By relation: the options that say where something is, if several do; {} where two of them say the same."""
+    places = [(named, place) for index, text in enumerate(texts) for named, place in _place(index, tokenise(text))]
+    if len(places) < 2 or len({(named, *place[1:]) for named, place in places}) < len(places):
+        return {}
+    table = defaultdict(list)
+    for named, place in places:
+        same = [
+            other
+            for relation, other in places
+            if (relation, *other[1:3], other.thing) == (named, *place[1:3], place.thing)
+        ]
+        table[named].append(place._replace(strict=len(same) > 1))
+    return dict(table)
+
+
+def _place(index: int, tokens: Sequence[Token]) -> Iterator[tuple[str, Place]]:
+    """The relation and the place that an option's text names, if it names one: "[He is sitting] behind the counter"."""
+    start = next((i for i in range(len(tokens) - 1) if words.relation(tokens, i)[1]), len(tokens) - 1)
+    named, size = words.relation(tokens, start)
+    thing = tuple(token.key for token in tokens[start + size : -1] if token.key not in words.ARTICLES)
+    before = [token.key for token in tokens[:start]]
+    if not thing or set(thing) & (words.DIRECTIONS | words.CONJUNCTIONS | {"not"}) or "not" in before or start > 8:
+        return
+    if any(token.edge for token in tokens[1:-1]):
+        return
+    verb = next((words.action(key) for key in before[-1:] if key in words.POSTURES or key.endswith("ing")), "")
+    end = next((i for i, key in enumerate(before) if key in words.COPULAS), len(before) - bool(verb))
+    subjects = [key for key in before[:end] if key not in words.ARTICLES]
+    subject = "" if not subjects or subjects[-1] in words.SUBJECTS else subjects[-1]
+    yield named, Place(index, subject, subjects[-1:] in (["he"], ["she"]), verb, thing, False)
 
 
 def _differences(texts: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
@@ -209,7 +266,8 @@ def _whole(tokens: list[Token], options: Options) -> set[int]:
 
 def _mentions(tokens: Sequence[Token], phrases: Sequence[dict[str, int]], options: Options) -> list[Mention]:
     """Every place that names an option, in order; a name inside a longer one ("left" in "top left") is no name."""
-    every = [*_by_text(tokens, phrases, options), *(_by_letter(tokens, options) if options.letters else ())]
+    every = [*_by_text(tokens, phrases, options), *_by_place_named(tokens, options), *_by_claim(tokens, options)]
+    every += _by_letter(tokens, options) if options.letters else ()
     kept: list[Mention] = []
     end = -1
     for mention in sorted(every, key=lambda mention: (mention.start, -mention.end)):
@@ -248,10 +306,126 @@ def _by_text(tokens: Sequence[Token], phrases: Sequence[dict[str, int]], options
             end = start + len(text)
             if not stands(text, tokens, start) or (text in words.ALONE and not _alone(tokens, start, end)):
                 continue
+            if text[1:2] == ("is",) and len(text) > 3 and _follows_preposition(tokens, start):
+                continue  # "the dog next to the car is behind the tree" says nothing of the car
             if len(text) > 1 or (start not in blocked and _in_sense(tokens, start, part)):
                 yield Mention(start, end, frozenset((index,)), "text")
         if zero is not None and (size := phrases[start].get("zero")) and tokens[start + size].key not in words.NOT_ZERO:
             yield Mention(start, start + size, frozenset((zero,)), "text")
+
+
+def _by_place_named(tokens: Sequence[Token], options: Options) -> Iterator[Mention]:
+    """The options that say where something is, in other words: "stands behind the old counter", "beside it"."""
+    end = 0
+    for start in range(len(tokens) - 1 if options.places else 0):
+        named, size = words.relation(tokens, start)
+        if start < end or not size:
+            continue
+        end = start + size
+        places = options.places.get(named, ())
+        ends = [_thing_end(tokens, end, place.thing) for place in places]
+        if not any(ends) and tokens[end].key in words.THEMSELVES and not tokens[end].edge:
+            ends = _pronoun_ends(tokens, end, places)
+        for place, stop in zip(places, ends, strict=True):
+            if stop and _does(tokens, start, place) and not _is_inverted(tokens, start, stop):
+                yield Mention(start, stop, frozenset((place.index,)), "text")
+
+
+def _thing_end(tokens: Sequence[Token], start: int, thing: tuple[str, ...]) -> int:
+    """The position after a thing that is named at a position, up to three words before it aside; 0 where it is not."""
+    for position in range(start, min(start + 5, len(tokens) - 1)):
+        token = tokens[position]
+        if token.edge or token.key in words.CONJUNCTIONS or token.key in words.COPULAS:
+            return 0
+        if token.key == thing[0] and stands(thing, tokens, position):
+            return position + len(thing)
+        if token.key in words.PREPOSITIONS:
+            return 0
+    return 0
+
+
+def _pronoun_ends(tokens: Sequence[Token], start: int, places: Sequence[Place]) -> list[int]:
+    """For each place the position after the "it" at a position, if its thing is the last one named before; else 0."""
+    before = [token.key for token in tokens[max(0, start - 40) : start]][::-1]
+    last = [before.index(place.thing[-1]) if place.thing[-1] in before else len(before) for place in places]
+    nearest = min(last, default=0)
+    return [start + 1 if distance == nearest < len(before) else 0 for distance in last]
+
+
+def _is_inverted(tokens: Sequence[Token], start: int, end: int) -> bool:
+    """True if a place begins a clause about another thing: "in front of it there is ..", "behind it stands .."."""
+    begins = start == 0 or tokens[start].edge or tokens[start - 1].key in ("and", "but", "while", "with")
+    behind = tokens[end]
+    other = behind.key in ("there", "is", "are", "was", "were") or words.POSTURES.get(behind.key) is not None
+    return bool(begins) and (other or behind.edge == ",") and (not behind.edge or tokens[end + 1].key in words.ARTICLES)
+
+
+def _does(tokens: Sequence[Token], start: int, place: Place) -> bool:
+    """True if the clause before a position is about a place's subject, and its verb is none but the place's."""
+    near = [token.key for token in tokens[max(0, start - 4) : start]]
+    verbs, postures = {words.action(key) for key in near}, {words.POSTURES.get(key) for key in near} - {None}
+    known = place.verb in words.POSTURES.values()
+    if place.verb and (postures - {place.verb} or ((place.strict or not known) and place.verb not in verbs)):
+        return False
+    if not place.verb and place.strict and postures:
+        return False
+    clause = _clause_before(tokens, start)
+    if place.person:
+        return any(tokens[i].key in words.PERSONS or words.AGENT.search(tokens[i].key) for i in clause)
+    named = [i for i in clause if tokens[i].key == place.subject or tokens[i].key in words.SUBJECTS]
+    return not place.subject or any(not _follows_preposition(tokens, i) for i in named)
+
+
+def _clause_before(tokens: Sequence[Token], start: int) -> list[int]:
+    """The positions before a position in its clause, as far back as a noun phrase after a comma or "and" begins it."""
+    clause, position = [], start
+    while position > max(0, start - 30) and tokens[position].edge not in (".", "\n"):
+        if position < start and tokens[position].key in words.RELATIVES:
+            return [position - 1] if position and tokens[position + 1].key not in words.ARTICLES else clause
+        boundary = tokens[position].edge or tokens[position].key in (*words.CONJUNCTIONS, *words.EXPLAINS, "but")
+        if boundary and any(tokens[i].key in words.ARTICLES | words.SUBJECTS for i in clause):
+            break
+        position -= 1
+        clause.append(position)
+    return clause
+
+
+def _follows_preposition(tokens: Sequence[Token], position: int) -> bool:
+    """True if a noun belongs to a preposition before it, as the car does in "next to the red car"."""
+    for i in range(position, max(0, position - 3), -1):
+        if tokens[i].edge or tokens[i].key in words.ARTICLES or tokens[i - 1].key in words.COPULAS:
+            return not tokens[i].edge and tokens[i - 1].key in words.PREPOSITIONS
+        if tokens[i - 1].key in words.PREPOSITIONS:
+            return True
+    return False
+
+
+def _by_claim(tokens: Sequence[Token], options: Options) -> Iterator[Mention]:
+    """The option that a verdict on a claim names: "The statement '..' is not correct" is "False", or "No"."""
+    for position, token in enumerate(tokens[:-1] if options.claims else ()):
+        if token.key not in words.TRUE | words.FALSE or token.edge:
+            continue
+        start, truth = position, token.key in words.TRUE
+        while start > 1 and not tokens[start].edge and tokens[start - 1].key in words.ADVERBS | {"not"}:
+            start -= 1
+            truth ^= tokens[start].key == "not"
+        behind = tokens[position + 1]
+        ends = behind.edge or behind.key in words.EXPLAINS or behind.key in ("as", "for", "given", "based", "according")
+        if start > 1 and ends and not tokens[start].edge and _is_claim(tokens, start - 1, options):
+            yield Mention(start, position + 1, frozenset((options.claims[not truth],)), "text")
+
+
+def _is_claim(tokens: Sequence[Token], copula: int, options: Options) -> bool:
+    """True if the subject of a copula at a position is a claim: "this claim", "the statement that ..", "that"."""
+    if tokens[copula].key not in ("is", "was", "are", "seems", "appears"):
+        return False
+    before, quoted = tokens[copula - 1].key, '"' in tokens[copula].gap or "'" in tokens[copula].gap
+    if before in words.CLAIMS or (before in ("that", "this", "it") and options.texts[options.claims[0]] != ("yes",)):
+        return True
+    for position in range(copula - 2, max(-1, copula - 40), -1):
+        if tokens[position].key in words.CLAIMS:
+            return quoted or tokens[position + 1].key in ("that", "about")
+    return False
 
 
 def _other_senses(tokens: Sequence[Token]) -> set[int]:
@@ -266,6 +440,8 @@ def _other_senses(tokens: Sequence[Token]) -> set[int]:
             backed = target == 0 and start and not token.edge and tokens[start - 1].key in words.BACKED
             if not backed and not (restored and not follower.edge and follower.key in words.NOUN_AHEAD):
                 blocked.add(start + target)
+        if token.key == "left" and _remains(tokens, start):
+            blocked.add(start)
         if token.key == "right":
             tag = token.edge == "," and "?" in behind.gap
             opening = start == 0 and behind.edge == "," and behind.key in words.AFTER_RIGHT
@@ -274,6 +450,20 @@ def _other_senses(tokens: Sequence[Token]) -> set[int]:
         elif token.key in ORDINALS and behind.edge == "," and (start == 0 or token.edge in (".", "\n")):
             blocked.add(start)
     return blocked
+
+
+def _remains(tokens: Sequence[Token], position: int) -> bool:
+    """True if the "left" at a position says that things remain or went away: "3 red apples left", "has left"."""
+    behind, before = tokens[position + 1], tokens[position - 1] if position else START
+    if position == 0 or tokens[position].edge or behind.key in ("of", "and", "or", "side", "hand", "to"):
+        return False
+    if before.key in ("has", "have", "had"):
+        return True
+    counted = [i for i in range(max(0, position - 4), position) if is_number(tokens[i].key) and tokens[i].text != "one"]
+    if not counted or before.key in words.BACKED | words.STEPS | words.PREPOSITIONS:
+        return False
+    between = {token.key for token in tokens[counted[-1] + 1 : position]}
+    return bool(between) and between.isdisjoint(words.PREPOSITIONS | words.STEPS | {"move", "moves", "moved", "turn"})
 
 
 def _calls_right(tokens: Sequence[Token], position: int) -> bool:
@@ -671,7 +861,7 @@ def _cue_before(passage: Passage, cues: dict[int, tuple[str, bool]], start: int)
 def _confirmed(passage: Passage, end: int) -> bool | None:
     """True if the words after a mention call it the answer: "B is correct", "B: yes", "B 正确"; else None."""
     tokens, start = passage.tokens, end
-    if _verdict(passage, "yes", end):
+    if _verdict(passage, "yes", end) or _totals(passage, end):
         return True
     while tokens[start].key in words.PREDICATE and not tokens[start].edge:
         start += 1
@@ -682,6 +872,19 @@ def _confirmed(passage: Passage, end: int) -> bool | None:
     follower = tokens[start + size]
     ends = follower.edge or follower.key in words.CONFIRMED or passage.size(start + size, "subordinate")
     return True if ends or ideograph else None
+
+
+def _totals(passage: Passage, end: int) -> bool:
+    """True if the number before a position is called a total: "12 wheels in total"."""
+    tokens = passage.tokens
+    if not is_number(tokens[end - 1].key):
+        return False
+    for position in range(end, min(end + 4, len(tokens) - 1)):
+        if tokens[position].edge or position in passage.covered or tokens[position].key in words.CONJUNCTIONS:
+            return False
+        if any(stands(total, tokens, position) for total in words.TOTALS if tokens[position].key == total[0]):
+            return True
+    return False
 
 
 def _by_place(passage: Passage, group: list[Mention]) -> tuple[bool, bool] | None:
@@ -733,13 +936,48 @@ def _decide(passage: Passage, groups: list[list[Mention]], statements: list[Stat
         return None
     named = [mention for mention in passage.named(_without_disjunctions(passage, groups)) if mention.start >= tail]
     plain = [mention for mention in named if mention.start not in passage.hedged] or named
-    refuted = {} if tail else {i for one in passage.mentions if one.start in passage.refuted for i in one.indices}
-    index = _single(index for mention in plain for index in mention.indices if index not in refuted)
+    denials = [] if tail else [one for one in passage.mentions if one.start in passage.refuted]
+    refuted = {index for one in denials for index in one.indices}
+    kept = [one for one in plain if not one.indices <= refuted]
+    index = _single(index for one in kept for index in one.indices if index not in refuted)
+    if kept and len(kept) < len(plain) and kept[-1].start < denials[-1].start:
+        index = None  # "left here, right there; not left" leaves it open
+    index = _ranked_first(passage, plain) if index is None else index
     revised = {index for statement in statements if statement.outright for index in statement.indices}
     if revised and index is not None and index not in revised and plain[0].by == "text":
         between = passage.tokens[tail : plain[0].start]  # what follows a statement and a "wait" may only explain
         return index if all(token.key in words.CORRECTING for token in between) else None
     return index
+
+
+def _ranked_first(passage: Passage, mentions: list[Mention]) -> int | None:
+    """The option that superlatives of one kind name, if any: "the object nearest to the sofa is the table"."""
+    tokens, kinds, indices = passage.tokens, set(), set()
+    for mention in mentions:
+        before, behind, key = mention.start - 1, mention.end, tokens[mention.start].key
+        if mention.end - mention.start == 1 and (key in COLOURS | words.DIRECTIONS or is_number(key)):
+            continue  # says how something is, not what is ranked
+        while before > 0 and tokens[before + 1].edge == "" and tokens[before].key in words.FILLERS:
+            before -= 1
+        ranks = []
+        if before >= 0 and tokens[before].key in ("is", "are", "was") and not tokens[before + 1].edge:
+            ranks = _superlatives(tokens, range(before, max(0, before - 12), -1), passage)
+        elif tokens[behind].key in ("is", "are", "was") and not tokens[behind].edge:
+            ranks = _superlatives(tokens, range(behind + 1, min(behind + 5, len(tokens) - 1)), passage)
+        kinds.update(ranks)
+        indices.update(mention.indices if ranks else ())
+    return _single(indices) if len(kinds) == 1 else None
+
+
+def _superlatives(tokens: Sequence[Token], positions: Iterable[int], passage: Passage) -> list[str]:
+    """The first superlative at positions of one clause, none of which names an option or denies, or []."""
+    for position in positions:
+        key = tokens[position].key
+        if position in passage.covered or tokens[position].edge or key in words.CONJUNCTIONS | {"not"}:
+            return [key] if key in words.SUPERLATIVES and position not in passage.covered else []
+        if key in words.SUPERLATIVES:
+            return [key]
+    return []
 
 
 def _without_disjunctions(passage: Passage, groups: list[list[Mention]]) -> list[Mention]:

@@ -13,20 +13,31 @@ from string import ascii_uppercase
 from typing import NamedTuple
 
 from analysis.answer_text import COLOURS, UNITS, boxed, final, is_number, keys, name
+from analysis.answer_words import FOREIGN, NUMBERS
 from analysis.choices import Options, meant, options_of, settled
 from analysis.statistics import rate_interval
 
 PUNCTUATION = re.compile(r"""[.?!,;:'"()\[\]{}<>/\\|=+\-_*&^%$#@`~ ]""")
 YES_NO = (("yes", "no"), ("true", "false"), ("是", "否"), ("はい", "いいえ"), ("예", "아니요"))
 RELATIONS = (  # the ways to write each spatial relation; the first is its name
-    ("left", "左", "左边", "左側", "左侧"), ("right", "右", "右边", "右側", "右侧"),
-    ("above", "on top of", "上面", "上方"), ("below", "under", "underneath", "beneath", "下面", "下方"),
-    ("top",), ("bottom",), ("behind", "in back of", "后面"),
-    ("in front of", "in front", "front", "前面"), ("back",), ("inside",), ("outside",), ("between",),
+    ("left", "左", "左边", "左側", "左侧", "gauche", "izquierda", "links", "linken", "sinistra", "esquerda"),
+    ("right", "右", "右边", "右側", "右侧", "droite", "derecha", "rechts", "rechten", "destra", "direita"),
+    ("above", "on top of", "上面", "上方", "au-dessus", "encima", "oberhalb", "sopra", "acima"),
+    ("below", "under", "underneath", "beneath", "下面", "下方", "en dessous", "au-dessous", "debajo", "unterhalb",
+     "sotto", "abaixo"),
+    ("top",), ("bottom",),
+    ("behind", "in back of", "后面", "derrière", "detrás", "hinter", "dietro", "atrás"),
+    ("in front of", "in front", "front", "前面", "devant", "delante", "davanti"), ("back",),
+    ("inside",), ("outside",), ("between", "entre", "zwischen"),
     ("top left", "left top"), ("top right", "right top"), ("bottom left", "left bottom"),
     ("bottom right", "right bottom"), ("middle", "center"), ("closer", "nearer"), ("farther", "further"), ("up",),
     ("down",),
 )  # fmt: skip
+SIDE_CLAUSE = re.compile(
+    r"(?:^|(?<=[.!?]\s))(?:while|whereas)\s[^,.;\n]{1,200},|"
+    r"(?:,\s?(?:while|whereas)|,?\s(?:and|but)\sthe\sother)\s(?:[^.;!?\n]|\.(?=\d)){1,300}",
+    re.IGNORECASE,
+)
 LEAD = frozenset(  # words before the answer proper
     ["the", "my", "final", "correct", "answer", "is", "it", "this", "that", "a", "an", "there", "are", "to", "on", "in"]
 )
@@ -86,6 +97,7 @@ def open_answer(prediction: str, gold: str) -> Verdict:
     if rivals:
         members, index = rivals
         stated = settled(text, members)
+        stated = _of_main_clauses(text, members, index) if stated is None else stated
         if stated is not None:
             return Verdict(stated == index, True, " ".join(members.texts[stated]))
     sentence = answer
@@ -95,6 +107,15 @@ def open_answer(prediction: str, gold: str) -> Verdict:
     length = len(sentence if rivals else answer)
     short = bool(answer) and length <= len(wanted) + 1 and not set(answer) & (NO_ANSWER | set(wanted))
     return Verdict(False, short, " ".join(answer) if short else "")
+
+
+def _of_main_clauses(text: str, members: Options, gold: int) -> int | None:
+    """The gold, if the main clauses state it and the clauses with "while", "whereas" or "and the other" do not; else
+    None. So "The near car is red, while the far one is blue" states red, and does not deny that blue is right."""
+    text = text.strip()
+    asides = " . ".join(SIDE_CLAUSE.findall(text))
+    main = SIDE_CLAUSE.sub(" ", text)
+    return gold if asides and settled(main, members) == gold and settled(asides, members) != gold else None
 
 
 def _rivals(gold: str, answer: str) -> tuple[Options, int] | None:
@@ -110,7 +131,8 @@ def _rivals(gold: str, answer: str) -> tuple[Options, int] | None:
         if {short, " ".join(wanted)} & {" ".join(keys(way)) for way in ways}:
             return options_of([ways[0] for ways in RELATIONS], False, [ways[1:] for ways in RELATIONS]), index
     if short in COLOURS:
-        return options_of(sorted(COLOURS), letters=False), sorted(COLOURS).index(short)
+        colours = sorted(COLOURS)
+        return options_of(colours, False, [FOREIGN.get(colour, ()) for colour in colours]), colours.index(short)
     return None
 
 
@@ -118,10 +140,11 @@ def _numbers(gold: Sequence[str], answer: Sequence[str]) -> Options:
     """The gold's number and the other numbers of an answer, with their units where the gold has one."""
     unit = gold[1] if gold[1:] and gold[1] in UNITS else ""
     found = [" ".join(gold) if unit else gold[0]]
-    for key, behind in pairwise([*answer, ""]):
+    for key, behind in pairwise([*(NUMBERS.get(key, key) for key in answer), ""]):
         if is_number(key):
             found.append(f"{key} {behind if behind in UNITS else unit}" if unit else key)
-    return options_of(list(dict.fromkeys(found)), letters=False, ways=[[gold[0]]] if unit else ())
+    numbers = list(dict.fromkeys(found))
+    return options_of(numbers, letters=False, ways=[[gold[0]]] if unit else [FOREIGN.get(key, ()) for key in numbers])
 
 
 def vlmevalkit(prediction: str, gold: str, options: tuple[str, ...] = ()) -> Verdict:
