@@ -202,7 +202,8 @@ def test_every_deciding_flag_decides(tmp_path):
     others |= {"target_layer": (3,), "var_dimensions": (3,), "var_threshold": 3.0, "runner": "python:sys:exit"}
     deciding = Predictions(tmp_path / "run", config.deciding())
     deciding.start({}, {})
-    same = {"device": "cuda", "limit": 3, "batch_size": 2, "retry_failed": True, "out_dir": "elsewhere"}
+    same = {name: getattr(config, name) for name in evaluate.DECIDE_NOTHING}
+    same |= {"device": "cuda", "limit": 3, "batch_size": 2, "retry_failed": True, "out_dir": "elsewhere"}
     Predictions(tmp_path / "run", replace(config, **same).deciding())
     for field in fields(config):
         if field.name not in same:
