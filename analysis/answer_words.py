@@ -124,6 +124,7 @@ RELATED = (  # the ways to write each relation between two things
     "right of|to the right of|on the right of|on the right side of|to the right side of",
 )  # fmt: skip
 PREPOSITIONS = _words("of to in on at by with from for behind under above over near beside between around inside below")
+PLACING = _words("on in under behind beside inside near above below of to against")  # "on the floor under the table"
 ARTICLES = _words("the a an his her its their this that these those my your our")
 SUBJECTS, RELATIVES = _words("it he she they"), _words("who which that")
 THEMSELVES = _words("it them")  # a thing that was named before: "beside it"
@@ -246,7 +247,7 @@ SENSES = (  # the word in brackets is no option where the phrase stands; "!": un
     "|is [left] for|are [left] for|is [left] standing|are [left] standing|been [left]|nothing [left]"
     "|[left] behind|[left] unattended|[left] empty|[left] open|[left] alone|[left] out"
     "|anything [left]|someone [left]|somebody [left]|who [left]|[left] the|[left] his|[left] her|[left] their"
-    "|is [left] inside|are [left] inside|how many are [left]"
+    "|[left] is|[left] are|is [left] inside|are [left] inside|how many are [left]"
     "|option [left]|options [left]|choice [left]|choices [left]|nothing is [left]|what is [left]|[left] over"
     "|[left] with|are [left] with|the [above]|of the [above]|as [above]|see [above]|see [below]|mentioned [above]!"
     "|shown [above]!|stated [above]!|described [above]!|listed [above]!|given [above]!|provided [above]!"

@@ -17,6 +17,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from string import ascii_uppercase
 from typing import NamedTuple
 
@@ -121,9 +122,15 @@ class Passage:
 def meant(answer: str, options: Sequence[str]) -> int | None:
     """Index of the option that an answer settles on; None where it settles on none, several, or a letter beyond the
     last."""
-    sought = options_of(options)
+    sought = _listed(tuple(options))
     indices = {settled(part, sought) for part in final(answer)}
     return indices.pop() if len(indices) == 1 else None
+
+
+@lru_cache(256)
+def _listed(options: tuple[str, ...]) -> Options:
+    """`options_of`, kept for the next answers to the same options."""
+    return options_of(options)
 
 
 def options_of(texts: Sequence[str], letters: bool = True, ways: Sequence[Sequence[str]] = ()) -> Options:
@@ -165,15 +172,20 @@ def _predicates(texts: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
 
 
 def _finite(texts: Sequence[tuple[str, ...]], ending: str) -> list[tuple[str, ...]]:
-    """Each text with the verb before its object in the present tense, "rides a bike" for "riding a bike"."""
-    verbs = [(words.action(text[0]) if text and text[0].endswith("ing") else "") for text in texts]
-    return [(verb + ending, *text[1:]) if verb and text[1:] else text for verb, text in zip(verbs, texts, strict=True)]
+    """Each text with the verb before its object in the present tense: "rides a bike" for "[is] riding a bike"."""
+    finite = []
+    for text in texts:
+        verb = next((i for i, key in enumerate(text[:-1]) if key.endswith("ing") and words.action(key)), None)
+        if verb == 0 or (verb and text[verb - 1] == "is"):
+            text = (*text[: max(verb - 1, 0)], words.action(text[verb]) + ending, *text[verb + 1 :])
+        finite.append(text)
+    return finite
 
 
 def _places(texts: Sequence[str]) -> dict[str, list[Place]]:
-    """By relation: the options that say where something is, if several do; {} where two of them say the same."""
+    """By relation: the options that say where something is; {} where two of them say the same."""
     places = [(named, place) for index, text in enumerate(texts) for named, place in _place(index, tokenise(text))]
-    if len(places) < 2 or len({(named, *place[1:]) for named, place in places}) < len(places):
+    if len({(named, *place[1:]) for named, place in places}) < len(places):
         return {}
     table = defaultdict(list)
     for named, place in places:
@@ -372,8 +384,20 @@ def _does(tokens: Sequence[Token], start: int, place: Place) -> bool:
     clause = _clause_before(tokens, start)
     if place.person:
         return any(tokens[i].key in words.PERSONS or words.AGENT.search(tokens[i].key) for i in clause)
+    if place.subject and _modifies(tokens, start, place.subject):
+        return False
     named = [i for i in clause if tokens[i].key == place.subject or tokens[i].key in words.SUBJECTS]
     return not place.subject or any(not _follows_preposition(tokens, i) for i in named)
+
+
+def _modifies(tokens: Sequence[Token], start: int, subject: str) -> bool:
+    """True if a place belongs to another noun than the subject: "the dog looks at the cat on the sofa"."""
+    for i in range(start - 1, max(0, start - 4), -1):
+        if tokens[i].key in words.ARTICLES:
+            return tokens[start - 1].key != subject and i < start - 1 and tokens[i - 1].key not in words.PLACING
+        if tokens[i].edge or tokens[i].key in words.COPULAS or words.action(tokens[i].key):
+            return False
+    return False
 
 
 def _clause_before(tokens: Sequence[Token], start: int) -> list[int]:
@@ -492,7 +516,7 @@ def _in_sense(tokens: Sequence[Token], position: int, part: bool) -> bool:
     if (token.edge in ("", "(") and before.key in words.NUMBERED) or (part and not behind.edge and behind.key in UNITS):
         return False
     for neighbour, gap in ((before, token.gap), (behind, behind.gap)):
-        joined = gap.strip() in (":", "/", "-", "\u2013", ",", "x") and is_number(neighbour.key)
+        joined = (gap == ":" or gap.strip() in ("/", "-", "\u2013", ",", "x")) and is_number(neighbour.key)
         if joined or re.search(r"[+\u00d7\u00f7<>]", gap):
             return False
     return "=" not in behind.gap
@@ -806,7 +830,10 @@ def _conclusions(passage: Passage) -> dict[int, tuple[int, bool]]:
         starts = position == 0 or bool(token.edge) or tokens[position - 1].key in ("and", "but")
         if token.edge in (".", "\n"):
             clause = None
-        if "=" in token.gap and is_number(token.key):
+        elif token.edge == ":" and is_number(tokens[position - 1].key):
+            clause = None  # "altogether 16: 10 adults and 6 children"
+        makes = position > 0 and tokens[position - 1].key in ("making", "giving", "makes") and not token.edge
+        if ("=" in token.gap or makes) and is_number(token.key):
             clause = (position, False)
         size = 0
         if position not in passage.covered and not (size := passage.size(position, "neutral")):
@@ -952,7 +979,9 @@ def _decide(passage: Passage, groups: list[list[Mention]], statements: list[Stat
 
 def _ranked_first(passage: Passage, mentions: list[Mention]) -> int | None:
     """The option that superlatives of one kind name, if any: "the object nearest to the sofa is the table"."""
-    tokens, kinds, indices = passage.tokens, set(), set()
+    tokens, indices = passage.tokens, set()
+    if len({token.key for token in tokens} & words.SUPERLATIVES) != 1:
+        return None
     for mention in mentions:
         before, behind, key = mention.start - 1, mention.end, tokens[mention.start].key
         if mention.end - mention.start == 1 and (key in COLOURS | words.DIRECTIONS or is_number(key)):
@@ -964,9 +993,8 @@ def _ranked_first(passage: Passage, mentions: list[Mention]) -> int | None:
             ranks = _superlatives(tokens, range(before, max(0, before - 12), -1), passage)
         elif tokens[behind].key in ("is", "are", "was") and not tokens[behind].edge:
             ranks = _superlatives(tokens, range(behind + 1, min(behind + 5, len(tokens) - 1)), passage)
-        kinds.update(ranks)
         indices.update(mention.indices if ranks else ())
-    return _single(indices) if len(kinds) == 1 else None
+    return _single(indices)
 
 
 def _superlatives(tokens: Sequence[Token], positions: Iterable[int], passage: Passage) -> list[str]:

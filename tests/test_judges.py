@@ -31,6 +31,19 @@ QUARTERS = ("top left", "top right", "bottom left", "bottom right")
 TALLY = ("0", "1", "2", "3")
 ANIMALS = ("a dog", "a cat", "a horse", "a bird")
 PLACES = ("The car is behind the tree", "The car is in front of the tree", "The car is next to the tree")
+TRUTH = ("True", "False")
+CORRECTNESS = ("Correct", "Incorrect")
+COUNTER = (
+    "He is behind the counter", "He is in front of the counter", "He is on the counter", "He is under the counter",
+)  # fmt: skip
+BENCH = ("sitting on the bench", "standing beside the bench", "lying under the bench")
+FURNITURE = ("the coffee table", "the television", "the lamp", "the bookshelf")
+WHEELS = ("8", "10", "12", "16")
+ROOM = ("on the sofa", "under the sofa", "behind the sofa", "next to the sofa")
+DOG = ("The dog is under the table", "The dog is on the sofa", "The dog is next to the chair")
+ACT = ("The boy is climbing a tree", "The boy is sitting under a tree", "The boy is painting a fence")
+VEHICLES = ("the bus", "the car", "the bike")
+CUPS = ("The cup is left of the plate", "The cup is right of the plate", "The cup is on the plate")
 POINTS = ("Point A", "Point B", "Point C", "Point D")
 
 # answer, options, the letter that it means ("" for none)
@@ -1232,18 +1245,211 @@ FURTHER = [
     ("Choose B.", SIDES, "B"),
     ("It has to be D.", SIDES, "D"),
 ]  # fmt: skip
-ALL_CHOICES = [*CHOICES, *(row for rows in WRITTEN.values() for row in rows), *FURTHER]
+
+
+# Answers by what they were once misread or left unread for: answer, options, the letter that a person reads.
+MISREAD = [
+    # clauses
+    ("The man is standing behind the counter, and in front of him there is a row of glasses.", COUNTER, "A"),
+    ("He stands in front of the wooden counter with a cup in his hand.", COUNTER, "B"),
+    ("The barista is hiding beneath the counter.", COUNTER, "D"),
+    ("He's sitting on top of the counter.", COUNTER, "C"),
+    ("He is not behind the counter but in front of it.", COUNTER, "B"),
+    ("The man is neither behind the counter nor under it.", COUNTER, ""),
+    ("There is a counter in the picture and a man.", COUNTER, ""),
+    ("The car is parked behind the tree.", PLACES, "A"),
+    ("The dog is behind the tree, and the car cannot be seen.", PLACES, ""),
+    ("The dog next to the car is behind the tree.", PLACES, ""),
+    ("The red car stands beside a tall tree.", PLACES, "C"),
+    ("The car isn't behind the tree.", PLACES, ""),
+    ("If the car were behind the tree, we would only see its roof.", PLACES, ""),
+    ("The cat sleeps under the table while the dog watches.",
+     ("The cat is on the table", "The cat is under the table", "The cat is in the box"), "B"),
+    ("The cat lies inside the box.",
+     ("The cat is on the table", "The cat is under the table", "The cat is in the box"), "C"),
+    ("The book has been placed on the desk, next to the lamp.",
+     ("It is on the desk", "It is under the desk", "It is on the shelf"), "A"),
+    ("She is walking between the two cars, not behind them.",
+     ("She is between the cars", "She is behind the cars"), "A"),
+    ("The ball lies to the left of the box.",
+     ("The ball is to the left of the box", "The ball is to the right of the box"), "A"),
+    # conclusions
+    ("The left circle is smaller, and the right one is partly hidden. This indicates that the circle is on the left.",
+     LR, "A"),
+    ("The shadow of the left pole falls on the right pole. This suggests that the pole is to the right.", LR, "B"),
+    ("The cup's handle points left, and the plate lies right of the lamp, which means the cup is left of it.", LR, "A"),
+    ("The green dot is at the left edge and the red at the right edge. As a result, it lies to the right.", LR, "B"),
+    ("The left lane is free, the right is blocked; this implies the car moves left.", LR, "A"),
+    ("The arrow points left in the first frame and right later. This shows that it is not left.", LR, ""),
+    ("From the left we see a wall, from the right a door. This does not mean that the chair is left.", LR, ""),
+    # superlatives
+    ("In this living room the object nearest to the sofa is the coffee table, which stands right before it; "
+     "the television on the far wall is considerably further away.",
+     FURNITURE, "A"),
+    ("There is a lamp, a television and a bookshelf. The closest item to the door is the bookshelf. "
+     "The lamp is further in the room.",
+     FURNITURE, "D"),
+    ("The lamp is the closest to the window, while the television is far from it.", FURNITURE, "C"),
+    ("The nearest object is the lamp and the farthest is the television.", FURNITURE, ""),
+    # not X but Y
+    ("The woman is not sitting on the bench but standing beside it.", BENCH, "B"),
+    ("She isn't standing beside the bench; she is sitting on it.", BENCH, "A"),
+    ("The dog lies under the bench.", BENCH, "C"),
+    ("The woman sits on the bench.", BENCH, "A"),
+    ("The woman is standing on the bench.", BENCH, ""),
+    ("It is not on the shelf but under it.", ("on the shelf", "under the shelf", "in the drawer"), "B"),
+    # totals
+    ("The two cars at the front with 4 wheels each plus the one behind make 12 wheels in total.", WHEELS, "C"),
+    ("8 wheels of cars and 2 of the bike: 10 altogether.", WHEELS, "B"),
+    ("There are 8 chairs on the one side and 8 on the other, a total of 16.", WHEELS, "D"),
+    ("8 birds sit and 2 fly, which adds up to 10.", WHEELS, "B"),
+    ("8 + 4 = 12", WHEELS, "C"),
+    ("I see 8 cups and 4 glasses, 12 items in total.", WHEELS, "C"),
+    ("There are 8 and 8, bringing the total to 16 pieces.", WHEELS, "D"),
+    ("There are not 12 wheels in total.", WHEELS, ""),
+    ("Of the 16 seats, 4 are taken, and 12 remain.", WHEELS, ""),
+    # claims
+    ("The statement \"the cat is on the left of the dog\" is incorrect.", TRUTH, "B"),
+    ("The statement is not correct, because the ball is red.", TRUTH, "B"),
+    ("The statement \"The mug is on the desk.\" is true.", TRUTH, "A"),
+    ("This claim is false.", YES, "B"),
+    ("The claim that the dog sleeps is correct.", YES, "A"),
+    ("The given statement is inaccurate.", TRUTH, "B"),
+    ("The description is accurate.", CORRECTNESS, "A"),
+    ("The caption is not correct.", CORRECTNESS, "B"),
+    ("The correct answer is Incorrect.", CORRECTNESS, "B"),
+    ("The statement isn't false.", TRUTH, "A"),
+    ("I cannot tell whether the statement is true or false.", TRUTH, ""),
+    ("If the statement were true, the dog would be outside.", TRUTH, ""),
+    ("The statement would be true if the mug were red, but it is blue.", TRUTH, ""),
+    ("Incorrect. The mug is blue.", CORRECTNESS, "B"),
+    ("It is impossible to say if this claim is true.", YES, ""),
+    # left
+    ("Two boxes are left on the table.", LR, ""),
+    ("Two boxes are left on the table, and the cup is on the right.", LR, "B"),
+    ("There are three apples left.", LR, ""),
+    ("There is nothing left in the bowl; the spoon is right of it.", LR, "B"),
+    ("The bus has left, so the man is on the right.", LR, "B"),
+    ("Some food is left over. The fork is on the right.", LR, "B"),
+    ("He is moving right now, and to the left.", LR, "A"),
+    ("The walls meet at a right angle; the door is on the left.", LR, "A"),
+    ("She will be back right away.", LR, ""),
+    ("One cat is left of the tree.", LR, "A"),
+    ("Only two pieces are left.", LR, ""),
+    ("The ball has moved two steps left.", LR, "A"),
+    ("Someone left the umbrella on the right.", LR, "B"),
+    # further answers
+    ("Looking at the layout, the vase sits on the windowsill, so the answer has to be the first choice.",
+     ("on the windowsill", "on the floor", "on the piano"), "A"),
+    ("Neither of the men wears a hat, so it's No.", YES, "B"),
+    ("I see the keyboard in front of the monitor; hence B.", ("behind the monitor", "in front of the monitor"), "B"),
+    ("The boy is holding a kite.", ("a kite", "a ball", "a dog"), "A"),
+    ("It seems the boy holds a ball, not a kite.", ("a kite", "a ball", "a dog"), "B"),
+    ("C, since the ladder leans against the wall.",
+     ("The ladder is on the roof", "The ladder is on the ground", "The ladder is against the wall"), "C"),
+    ("The ladder is leaning against the brick wall.",
+     ("The ladder is on the roof", "The ladder is on the ground", "The ladder is against the wall"), "C"),
+    ("There appear to be around five birds, though two may be hidden.", ("3", "5", "7"), "B"),
+    ("5 birds are perched and 2 are flying, giving 7 birds altogether.", ("3", "5", "7"), "C"),
+    ("The traffic light shows green, as the bottom lamp is lit.", ("red", "yellow", "green"), "C"),
+    ("It isn't red anymore - it has just switched to green.", ("red", "yellow", "green"), "C"),
+    ("Either the red or the yellow lamp is lit.", ("red", "yellow", "green"), ""),
+    ("The woman on the left is taller than the woman on the right, so left.", LR, "A"),
+    ("Both women have the same height.", LR, ""),
+    ("Image 2 shows more people than image 1, which has only three.", ("Image 1", "Image 2"), ""),
+    ("The statement is partially true.", TRUTH, ""),
+    ("True, the cup is empty.", TRUTH, "A"),
+    ("This is a false statement: no train is visible.", TRUTH, "B"),
+    ("That's not true. The train is red.", TRUTH, "B"),
+    ("Indeed, the claim holds true.", TRUTH, "A"),
+    ("Yes, but only partly.", YES, "A"),
+    ("No way to know from this angle.", YES, ""),
+    ("It would be option D if the lamp were on; it's off, therefore option A.", SIDES, "A"),
+    ("The drone hovers over the house, i.e. above.", SIDES, "C"),
+    ("The pillow lies at the foot of the bed.", ("on the bed", "under the bed", "next to the bed"), ""),
+    ("The suitcase has been pushed underneath the bed.", ("on the bed", "under the bed", "next to the bed"), "B"),
+    ("The kid is between the parents, holding their hands.",
+     ("in front of the parents", "behind the parents", "between the parents"), "C"),
+    ("Of all vehicles the bus is the largest, the van comes second and the bike is the smallest.",
+     ("the bus", "the van", "the bike"), ""),
+    ("The tallest building in the photo is the church, and the school next to it is lower.",
+     ("the church", "the school"), "A"),
+    ("He is riding a horse rather than a bike.", ("riding a horse", "riding a bike"), "A"),
+    ("The girl rides a bike along the river.", ("riding a horse", "riding a bike"), "B"),
+    ("I'd go for the third one, the yellow house... no, the blue house.",
+     ("the red house", "the blue house", "the yellow house"), "B"),
+    ("Answer:\n\n**D**\n\nThe window is beneath the roof.", SIDES, "D"),
+    ("The cat has left the room and the dog is right behind the door.", SIDES, ""),
+    ("My reading of the scale is 12 kg; the label of 10 kg refers to the box.", ("10 kg", "12 kg"), ""),
+    ("It's 12 kg, not 10 kg.", ("10 kg", "12 kg"), "B"),
+    ("The two on the shelf and the one on the floor add up to three.", ("one", "two", "three"), "C"),
+    ("Correct answer: none of the options match what I see.", SIDES, ""),
+    ("The dog is next to the table, which is under the lamp.", DOG, ""),
+    ("I can see the dog lying comfortably under the wooden table.", DOG, "A"),
+    ("The cat is under the table and the dog is on the sofa.", DOG, "B"),
+    ("A cat sits on the sofa, and a dog sleeps next to the chair.", DOG, "C"),
+    ("The dog, which sits next to the old chair, looks at the camera.", DOG, "C"),
+    ("The dog that lies on the sofa is brown.", DOG, "B"),
+    ("The dog is no longer on the sofa; it's under the table now.", DOG, "A"),
+    ("The dog looks at the cat on the sofa.", DOG, ""),
+    ("Nothing is under the table, but the dog rests on the sofa.", DOG, "B"),
+    ("The picture shows a sofa, a table and a chair, but no dog.", DOG, ""),
+    ("The boy sits under a big tree.", ACT, "B"),
+    ("The boy climbs a tree.", ACT, "A"),
+    ("The boy is standing under a tree.", ACT, ""),
+    ("It's tucked away behind the sofa.", ROOM, "C"),
+    ("Not on the sofa, and not beneath it either. It's beside it.", ROOM, "D"),
+    ("Between the sofa and the wall.", ROOM, ""),
+    ("The cushion lies on the sofa, but the ball, which was asked about, is under it.", ROOM, ""),
+    ("The cup stands to the left of the plate.", CUPS, "A"),
+    ("The plate is to the right of the cup.", CUPS, ""),
+    ("The cup isn't on the plate; it sits on the right side of the plate.", CUPS, "B"),
+    ("The fork is left of the plate and the cup is right of it.", CUPS, "B"),
+    ("The closest vehicle to the viewer is the bike, and the car and the bus are behind.", VEHICLES, "C"),
+    ("The bus is the largest of all, and the bike the smallest; the car is between.", VEHICLES, ""),
+    ("The bus is not the closest; the car is.", VEHICLES, "B"),
+    ("Among the bus, the car and the bike, the one with the longest shadow is the bus.", VEHICLES, "A"),
+    ("The tallest one isn't the bus.", VEHICLES, ""),
+    ("This suggests that the answer is not the bus but the car.", VEHICLES, "B"),
+    ("The girl holds a red kite, and the boy holds a blue one, which means the girl's is a red kite.",
+     ("a red kite", "a blue kite", "a green balloon"), "A"),
+    ("The statement 'there are two cups' is wrong since I count three.", TRUTH, "B"),
+    ("It is true that the cup is red.", TRUTH, "A"),
+    ("The claim isn't wrong.", YES, "A"),
+    ("The man's description of the scene is accurate, but I can't verify the claim.", YES, ""),
+    ("I am not convinced that the statement is true.", TRUTH, ""),
+    ("Whether the statement is correct depends on the viewpoint.", CORRECTNESS, ""),
+    ("There are 8 legs on the 2 chairs and 4 on the table, so 12 legs in total.", WHEELS, "C"),
+    ("A total of 10 people stand in 2 rows of 5.", WHEELS, "B"),
+    ("8 in total, of which 2 are red.", WHEELS, "A"),
+    ("Altogether I count 16: 10 adults and 6 children.", WHEELS, "D"),
+    ("The total is not 12 but 10.", WHEELS, "B"),
+    ("There were 12, two are gone, so 10 are left.", WHEELS, "B"),
+    ("The left box has 8 balls and the right box 4, making 12.", WHEELS, "C"),
+    ("He left his bag on the right.", LR, "B"),
+    ("The last cookie left is on the right side.", LR, "B"),
+    ("The red lamp is on the left, and only one seat is left.", LR, "A"),
+    ("The arrow on the sign indicates left.", LR, "A"),
+    ("The right-hand lane is closed, which implies that traffic must keep left.", LR, "A"),
+]  # fmt: skip
+ALL_CHOICES = [*CHOICES, *(row for rows in WRITTEN.values() for row in rows), *FURTHER, *MISREAD]
 
 
 @pytest.mark.parametrize(("answer", "options", "letter"), ALL_CHOICES)
 def test_choice(answer, options, letter):
-    for gold in "ABCD"[: len(options)]:
+    for gold in {"A", "B", letter or "A"}:
         verdict = JUDGES["choice"](answer, gold, options)
         assert verdict == Verdict(letter == gold, letter != "", letter)
 
 
-@pytest.mark.parametrize("before", ["", "Looking at the picture, I can see several things.\n\n", "Sure! "])
-@pytest.mark.parametrize("behind", [" I hope this helps!", "\n\nThe background is a wall.", "<|im_end|>"])
+SCENE = "Looking at the picture, I can see several things.\n\n"
+FRAMES = [(before, behind) for before in (SCENE, "", "Sure! ") for behind in (
+    "\n\nThe background is a wall.", " I hope this helps!", "<|im_end|>")]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("before", "behind"), [FRAMES[0], *(pytest.param(*frame, marks=pytest.mark.slow) for frame in FRAMES[1:])]
+)
 def test_text_around_an_answer_names_no_other_option(before, behind):
     """A polite frame may make an answer unreadable, and never another option."""
     lost = 0
@@ -1489,7 +1695,58 @@ OPEN = [
 ]
 
 
-@pytest.mark.parametrize(("answer", "gold", "right", "parsed"), OPEN)
+# answer, gold of an open question, right, parsed: clauses aside, and other languages
+OPEN_ELSEWHERE = [
+    ("The closest car is red, while the one parked behind it is blue.", "red", True, True),
+    ("The closest car is red, while the one parked behind it is blue.", "blue", False, False),
+    ("The mug is green, whereas the plate is white.", "green", True, True),
+    ("The first door is brown and the other one is black.", "brown", True, True),
+    ("While the sky is gray, the boat is white.", "white", True, True),
+    ("The chair is on the left, while the table is on the right.", "left", True, True),
+    ("The car is red and white, while the bus is blue.", "red", False, False),
+    ("There are 3 cats, while the dogs are 2.", "3", True, True),
+    ("Le chat est à gauche de la chaise.", "left", True, True),
+    ("La voiture se trouve à droite.", "left", False, True),
+    ("El perro está a la izquierda del árbol.", "left", True, True),
+    ("La pelota no está a la izquierda.", "left", False, False),
+    ("Der Ball liegt rechts vom Baum.", "right", True, True),
+    ("Il gatto è a sinistra.", "left", True, True),
+    ("O carro está à direita.", "right", True, True),
+    ("Das Auto ist rot.", "red", True, True),
+    ("La voiture est bleue.", "red", False, True),
+    ("Hay tres perros.", "3", True, True),
+    ("Es sind vier Stühle.", "4", True, True),
+    ("Il y a deux chats.", "3", False, True),
+    ("Ci sono due cani.", "2", True, True),
+    ("Oui, il y a un chien.", "yes", True, True),
+    ("Non, il n'y a pas de chien.", "no", True, True),
+    ("Nein.", "no", True, True),
+    ("Ja, das stimmt.", "yes", True, True),
+    ("Não, não há.", "no", True, True),
+    ("Sí.", "yes", True, True),
+    ("El gato está debajo de la mesa.", "below", True, True),
+    ("Die Katze sitzt hinter dem Sofa.", "behind", True, True),
+    ("La maison est jaune et verte.", "yellow", False, False),
+    ("This is due to the shadow. There are 3 cats.", "3", True, True),
+    ("The shirt is blue, whereas the trousers are black.", "blue", True, True),
+    ("The bowl is white and the other one is green.", "green", False, False),
+    ("Der Hund sitzt links neben dem Stuhl, nicht rechts.", "left", True, True),
+    ("Le livre est sous la table.", "below", False, False),
+    ("La taza es roja, no azul.", "red", True, True),
+    ("Non, la macchina non è rossa.", "no", True, True),
+    ("Es gibt keine Hunde.", "yes", False, False),
+    ("Il y a trois vaches dans le pré.", "3", True, True),
+    ("Das Auto ist nicht rot, sondern blau.", "blue", True, True),
+    ("La pelota es verde y blanca.", "green", False, False),
+    ("He links the chain on the left.", "left", True, True),
+    ("Ja.", "no", False, True),
+    ("O gato está atrás da cadeira.", "behind", True, True),
+    ("I counted 3 ducks while walking.", "3", True, True),
+    ("While there is one on the left, the asked one is on the right.", "right", True, True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("answer", "gold", "right", "parsed"), [*OPEN, *OPEN_ELSEWHERE])
 def test_open_answers(answer, gold, right, parsed):
     verdict = JUDGES["choice"](answer, gold, ())
     assert verdict[:2] == (right, parsed) and bool(verdict.value) is parsed
@@ -1545,15 +1802,16 @@ def test_vlmevalkit_of_open_questions():
 
 
 REPEATED = [
-    "(", "not left, ", "A, ", "the answer is ", "<think>", "\\boxed{", "1. left\n", "wait ", "A or B? ", "a", "- ",
+    "(", "not left, ", "it is on the bench and ", "the answer is ", "A, ", "<think>", "\\boxed{", "the claim is true ",
+    "1. left\n", "wait ", "A or B? ", "a", "- ",
     "左", "3,", "<a>", "if A then B, ", "left is not ", "~~", "\n", "left of it, ", "so left. ", "(A) left (B) right ",
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("part", REPEATED)
+@pytest.mark.parametrize("part", [*REPEATED[:4], *(pytest.param(p, marks=pytest.mark.slow) for p in REPEATED[4:])])
 def test_work_is_linear(part):
     """Twice the answer runs at most 2.4 times the lines of the judge, 200 aside."""
-    one, two = (lines_run(part * (size // len(part))) for size in (1500, 3000))
+    one, two = (lines_run(part * (size // len(part))) for size in (1000, 2000))
     assert two < 2.4 * one + 200
 
 
@@ -1570,29 +1828,32 @@ def lines_run(answer):
     sys.settrace(trace)
     try:
         JUDGES["choice"](answer, "A", SIDES)
+        JUDGES["choice"](answer, "A", BENCH)
         JUDGES["choice"](answer, "left", ())
     finally:
         sys.settrace(before)
     return count
 
 
-def test_long_answers_end():
-    """A regular expression that backtracks runs no lines: answers of 100,000 characters end within two minutes."""
+@pytest.mark.parametrize("size", [10_000, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_long_answers_end(size):
+    """A regular expression that backtracks runs no lines: long answers end within two minutes."""
     code = (
-        "import sys\nfrom analysis.judges import JUDGES\n"
+        "import sys\nfrom analysis.judges import JUDGES\nsize = int(sys.argv[1])\n"
         "for part in ('(', '<think>', '<a ', '~', '\\n', '- ', '\\\\boxed{', '\\\\frac{', '1,', '</think>'):\n"
         "    for tail in ('', 'A'):\n"
-        "        JUDGES['choice'](part * (100_000 // len(part)) + tail, 'A', ('left', 'right'))\n"
+        "        JUDGES['choice'](part * (size // len(part)) + tail, 'A', ('left', 'right'))\n"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code, str(size)], cwd=ROOT, check=True, timeout=120)
 
 
-def test_any_mixture_of_words_gets_a_verdict():
+@pytest.mark.parametrize("count", [20, pytest.param(150, marks=pytest.mark.slow)])
+def test_any_mixture_of_words_gets_a_verdict(count):
     """Every judge returns a verdict, whatever the order of words and marks; an unparsed answer is never right."""
     parts = [*REPEATED, *(answer for answer, *_ in FURTHER), "minus", "twenty", "than", ".", "?", "\n", "right", ""]
     questions = (("B", SIDES), ("A", DEPTH), ("B", TALLY), ("A", YES), ("left", ()), ("3", ()), ("5 m", ()), ("no", ()))
-    generator = random.Random(0)
-    for _ in range(150):
+    generator = random.Random(count)
+    for _ in range(count):
         answer = " ".join(generator.choice(parts) for _ in range(generator.randint(1, 6)))[:400]
         for judge in JUDGES.values():
             for gold, options in questions:
