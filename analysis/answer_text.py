@@ -33,6 +33,7 @@ SIGNS |= {"%": "percent", "\u00b0": "degree"} | dict.fromkeys(("\u2192", "\u21d2
 
 
 def _names(text: str) -> list[str]:
+    """The words of a text, in order."""
     return text.split()
 
 
@@ -155,6 +156,7 @@ def name_of(tokens: list[Token]) -> list[str]:
 
 
 def is_number(key: str) -> bool:
+    """True for the key of a number."""
     return re.fullmatch(r"-?\d+(?:\.\d+)?", key) is not None
 
 
@@ -188,6 +190,7 @@ def _append(tokens: list[Token], parts: list[tuple[str, str]], gap: str) -> None
 
 
 def _number_parts(number: str, suffix: str) -> list[tuple[str, str]]:
+    """(text, key) of a number, and of the unit written with it."""
     unit = SAME.get(suffix.casefold(), suffix.casefold())
     if suffix.casefold() in ("st", "nd", "rd", "th") and number.isdecimal() and 0 < int(number[:9]) <= len(ORDINALS):
         return [(number + suffix, ORDINALS[int(number) - 1])]
@@ -211,6 +214,7 @@ def _number(written: str) -> str:
 
 
 def _han(written: str) -> int:
+    """The value of a number below 100 in Han characters."""
     tens, ten, ones = written.rpartition("十")
     return (HAN.get(tens, 1) * 10 if ten else 0) + HAN.get(ones, 0)
 

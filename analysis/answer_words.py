@@ -13,6 +13,7 @@ from analysis.answer_text import UNITS, Token, keys, tokenise
 
 
 def _words(text: str) -> frozenset[str]:
+    """The words of a text, as a set."""
     return frozenset(text.split())
 
 

@@ -105,6 +105,7 @@ class Passage:
     hedged: set[int] = field(default_factory=set)
 
     def __post_init__(self):
+        """Set what follows from the tokens and mentions; returns nothing."""
         self.at = {mention.start: mention for mention in self.mentions}
         self.covered = {i for mention in self.mentions for i in range(mention.start, mention.end)}
         letters = [mention.start for mention in self.mentions if mention.by == "letter"]
@@ -116,6 +117,7 @@ class Passage:
         return self.roles[position].get(role, 0)
 
     def named(self, mentions: Iterable[Mention]) -> list[Mention]:
+        """The mentions that are not denied."""
         return [mention for mention in mentions if mention.start not in self.denied]
 
 
@@ -241,20 +243,24 @@ def settled(text: str, options: Options) -> int | None:
 
 
 def _single(indices: Iterable[int]) -> int | None:
+    """The one index among indices; None for several, none or NO_OPTION."""
     different = set(indices)
     return different.pop() if len(different) == 1 and NO_OPTION not in different else None
 
 
 def _index(letter: str, options: Options) -> int:
+    """The index of the option that a letter names, or NO_OPTION."""
     index = ascii_uppercase.index(letter.upper())
     return index if index < len(options.texts) else NO_OPTION
 
 
 def _is_letter(token: Token) -> bool:
+    """True for one ASCII letter."""
     return len(token.text) == 1 and token.text.isascii() and token.text.isalpha()
 
 
 def _is_capital(token: Token) -> bool:
+    """True for one ASCII capital."""
     return _is_letter(token) and token.text.isupper()
 
 
@@ -311,6 +317,7 @@ def _without_lists(tokens: Sequence[Token], mentions: list[Mention], order: list
 
 
 def _by_text(tokens: Sequence[Token], phrases: Sequence[dict[str, int]], options: Options) -> Iterator[Mention]:
+    """The mentions of options by their text, part of it, or another way to write it."""
     blocked = _other_senses(tokens)
     zero = next((index for text, index, _ in options.forms.get("0", ()) if len(text) == 1), None)
     for start, token in enumerate(tokens[:-1]):
@@ -529,6 +536,7 @@ def _alone(tokens: Sequence[Token], start: int, end: int) -> bool:
 
 
 def _by_letter(tokens: Sequence[Token], options: Options) -> Iterator[Mention]:
+    """The mentions of options by their letter or their number in the list."""
     things: set[int] = set()  # positions of letters that name things: "points A and B"
     for position, token in enumerate(tokens[:-1]):
         if not _is_letter(token):
@@ -615,6 +623,7 @@ def _groups(passage: Passage) -> list[list[Mention]]:
 
 
 def _joined(tokens: Sequence[Token], one: Mention, other: Mention) -> bool:
+    """True if two mentions in a row belong together: "(A) left", "A or B", "A, B and C"."""
     if other.start - one.end > 8:
         return False
     between = {token.key for token in tokens[one.end : other.start]}
@@ -782,6 +791,7 @@ def _deny_behind(passage: Passage, group: list[Mention], before: list[Mention]) 
 
 
 def _refute(passage: Passage, mentions: Iterable[Mention]) -> None:
+    """Mark mentions as denied and refuted; returns nothing."""
     for mention in mentions:
         passage.denied.add(mention.start)
         passage.refuted.add(mention.start)
@@ -947,6 +957,7 @@ def _by_place(passage: Passage, group: list[Mention]) -> tuple[bool, bool] | Non
 
 
 def _decide(passage: Passage, groups: list[list[Mention]], statements: list[Statement]) -> int | None:
+    """The index of the option that the statements, else the mentions, settle on; None for none."""
     tail = _tail(passage)
     if tail is None:
         return None

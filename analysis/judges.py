@@ -165,6 +165,7 @@ def vlmevalkit(prediction: str, gold: str, options: tuple[str, ...] = ()) -> Ver
 
 
 def _kit_letter(answer: str, letters: str) -> str:
+    """The letter that the kit's rule by letter infers, "Z" for a refusal, "" for none."""
     if KIT_FAILURE in answer:
         return ""
     if any(refusal in answer for refusal in KIT_REFUSALS):
@@ -177,6 +178,7 @@ def _kit_letter(answer: str, letters: str) -> str:
 
 
 def _kit_text(answer: str, options: dict[str, str]) -> str:
+    """The letter of the only option whose text occurs in the answer, "" for none."""
     if len(answer) > 2 * sum(map(len, options.values())):
         return ""
     named = [letter for letter, text in options.items() if text.lower() in answer.lower()]
@@ -184,6 +186,7 @@ def _kit_text(answer: str, options: dict[str, str]) -> str:
 
 
 def _kit_yes_no(answer: str, gold: str) -> Verdict:
+    """The kit's verdict on a yes-no question without options."""
     words = set(PUNCTUATION.sub(" ", answer.lower()).split())
     value = "".join(word for word in ("yes", "no") if word in words)
     return Verdict(value == gold.lower(), value in ("yes", "no"), value if value in ("yes", "no") else "")
@@ -198,6 +201,7 @@ JUDGES: dict[str, Callable[[str, str, tuple[str, ...]], Verdict]] = {
 
 
 def _text(gold: str, options: tuple[str, ...]) -> str:
+    """The text of the gold: of its option, or the gold itself."""
     return options[ascii_uppercase.index(gold)] if options else gold
 
 
@@ -216,6 +220,7 @@ def summarise(rows: Iterable[dict]) -> dict:
 
 
 def _figures(rows: list[dict]) -> dict:
+    """The figures of some rows, as `summarise` describes them."""
     answered = [row for row in rows if not row["failed"]]
     found = rate_interval(row["correct"] for row in answered)
     return {
