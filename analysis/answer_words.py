@@ -87,14 +87,21 @@ CORRECTING = LIGHT | _words("wait actually no hmm sorry correction i meant rathe
 AFTER_RIGHT = _words("so the let now then i first")  # "Right, so ..."
 ANSWERS = _words("yes no true false 是 否 不 对 oui non ja nein sí sì sim não")
 ALONE = {tuple(word) for word in ("是", "否", "对", "不", "不是", "是的", "没有")}  # answers only by themselves
-ALONE |= {(word,) for word in ("non", "não", "nee", "ja", "sim", "да", "нет")}
+ALONE |= {tuple(word) for word in ("はい", "いいえ", "예", "네", "아니요", "아니오", "아뇨")}
+ALONE |= {(word,) for word in ("non", "não", "nee", "ja", "sim", "да", "нет", "نعم", "لا")}
+ALONE_FORMS = {(character,) for character in "上下前赤青白黒緑紫红蓝绿黑黄"}  # unless an option's text
+ALONE_ENDINGS = _words("的 입 で")
 SYNONYMS = {"是": ("是的", "对"), "否": ("不是", "不", "没有")}
-SYNONYMS |= {"yes": ("oui", "sí", "sì", "ja", "sim", "да"), "no": ("non", "nein", "não", "nee", "нет")}
+SYNONYMS |= {
+    "yes": ("oui", "sí", "sì", "ja", "sim", "да", "はい", "예", "네", "نعم", "是", "是的", "对"),
+    "no": ("non", "nein", "não", "nee", "нет", "いいえ", "아니요", "아니오", "아뇨", "لا", "否", "不是", "没有"),
+}
 STEPS = UNITS | _words("steps step times blocks squares cells units pixels places positions")  # "two steps left"
 
-# English words in French, Spanish, German, Italian and Portuguese, without those that mean something else in English
+# English words in other languages, without those that mean something else in English
 FOREIGN_COLOURS = {
-    "red": "rouge rouges rojo roja rojos rojas rot rote roter rotes roten rosso rossa rossi rosse vermelho vermelha",
+    "red": "rouge rouges rojo roja rojos rojas rot rote roter rotes roten"
+    " rosso rossa rossi rosse vermelho vermelha",
     "blue": "bleu bleue bleus bleues azul azules azuis blau blaue blauer blaues blauen blu azzurro azzurra",
     "green": "vert verte verts vertes verde verdes verdi grün grüne grüner grünes grünen",
     "yellow": "jaune jaunes amarillo amarilla gelb gelbe gelber gelbes gelben giallo gialla amarelo amarela",
@@ -104,7 +111,8 @@ FOREIGN_COLOURS = {
     "brown": "brun brune marrón marrone marrom braun braune brauner braunes braunen castanho castanha",
     "black": "noir noire noirs noires negro negra negros negras schwarz schwarze schwarzer schwarzes schwarzen nero"
     " nera preto preta",
-    "white": "blanc blanche blancs blanches blanco blanca weiß weiss weiße weißer weißes bianco bianca branco branca",
+    "white": "blanc blanche blancs blanches blanco blanca weiß weiss weiße weißer"
+    " weißes bianco bianca branco branca",
     "gray": "gris grise grises grau graue grauer graues grigio grigia cinza",
 }
 FOREIGN_NUMBERS = {  # without the articles that mean one
@@ -112,6 +120,35 @@ FOREIGN_NUMBERS = {  # without the articles that mean one
     "5": "cinq cinco fünf cinque", "6": "seis sechs sei", "7": "sept siete sieben sette sete",
     "8": "huit ocho acht otto oito", "9": "neuf nueve neun nove", "10": "diez zehn dieci dez",
 }  # fmt: skip
+DISTANT_COLOURS = {
+    "red": "красный красная красное красные красного красной 红色 紅色 红 赤 赤い 赤色 赤です 빨간 빨강 أحمر حمراء",
+    "blue": "синий синяя синее синие синего синей голубой голубая 蓝色 藍色 蓝 青"
+    " 青い 青色 青です 파란 파랑 أزرق زرقاء",
+    "green": "зелёный зеленый зелёная зеленая зелёное зеленое зелёные зеленые 绿色 綠色 绿 緑"
+    " 緑色 緑です 초록 녹색 أخضر خضراء",
+    "yellow": "жёлтый желтый жёлтая желтая жёлтое желтое жёлтые желтые 黄色 黃色 黄 黄色い 노란 노랑 أصفر صفراء",
+    "orange": "оранжевый оранжевая оранжевое 橙色 オレンジ 주황 برتقالي برتقالية",
+    "purple": "фиолетовый фиолетовая фиолетовое 紫色 紫 보라 بنفسجي بنفسجية",
+    "pink": "розовый розовая розовое 粉色 粉红色 ピンク 분홍 وردي وردية",
+    "brown": "коричневый коричневая коричневое 棕色 褐色 茶色 갈색 بني بنية",
+    "black": "чёрный черный чёрная черная чёрное черное чёрные черные 黑色 黑 黒 黒い"
+    " 黒色 黒です 검은 검정 أسود سوداء",
+    "white": "белый белая белое белые 白色 白 白い 白です 흰색 하얀 أبيض بيضاء",
+    "gray": "серый серая серое серые 灰色 회색 رمادي رمادية",
+}
+DISTANT_NUMBERS = {
+    "2": "два две двое اثنان اثنين",
+    "3": "три трое ثلاثة ثلاث",
+    "4": "четыре четверо أربعة أربع",
+    "5": "пять خمسة خمس",
+    "6": "шесть ستة ست",
+    "7": "семь سبعة سبع",
+    "8": "восемь ثمانية ثماني",
+    "9": "девять تسعة تسع",
+    "10": "десять عشرة عشر",
+}
+FOREIGN_COLOURS = {key: f"{ways} {DISTANT_COLOURS[key]}" for key, ways in FOREIGN_COLOURS.items()}
+FOREIGN_NUMBERS = {key: f"{ways} {DISTANT_NUMBERS[key]}" for key, ways in FOREIGN_NUMBERS.items()}
 FOREIGN = {english: tuple(ways.split()) for english, ways in (FOREIGN_COLOURS | FOREIGN_NUMBERS).items()}
 NUMBERS = {way: number for number, ways in FOREIGN_NUMBERS.items() for way in keys(ways)}
 
@@ -124,6 +161,8 @@ RELATED = (  # the ways to write each relation between two things
     "left of|to the left of|on the left of|on the left side of|to the left side of",
     "right of|to the right of|on the right of|on the right side of|to the right side of",
 )  # fmt: skip
+WAYS = [[tuple(keys(way)) for way in ways.split("|")] for ways in RELATED]
+UNSPECIFIC = _words("on in at over around against")  # prepositions with many other uses: name no option for another
 PREPOSITIONS = _words("of to in on at by with from for behind under above over near beside between around inside below")
 PLACING = _words("on in under behind beside inside near above below of to against")  # "on the floor under the table"
 ARTICLES = _words("the a an his her its their this that these those my your our")
@@ -149,6 +188,11 @@ SUPERLATIVES = _words(
     "nearest closest farthest furthest largest smallest biggest tallest shortest longest highest lowest leftmost"
     " rightmost brightest darkest heaviest lightest oldest youngest widest topmost bottommost"
 )
+COMPARED = _words(
+    "closer nearer farther further larger bigger smaller taller shorter higher lower longer wider"
+)
+OTHER = [tuple(keys(text)) for text in ("the other one", "the other option", "the other choice", "the other answer",
+         "the other", "the opposite", "the opposite one", "the other side", "the opposite side")]  # fmt: skip
 TOTALS = (("in", "total"), ("altogether",), ("in", "all"), ("all", "together"), ("combined",), ("total",))
 
 CONCLUDES = ("means", "indicates", "suggests", "shows that", "implies", "confirms", "leads to the conclusion")
@@ -220,6 +264,7 @@ ROLES = {  # phrases, separated by "|", by what they do
     "|portanto|quindi|поэтому|значит|which makes|that makes|making a total|makes a total|adding up to|add up to"
     "|adds up to|equals|sum to|sums to|giving a total|gives a total|bringing the total to|totals|totaling|totalling"
     "|" + "|".join(f"{that} {verb}" for that in ("this", "that", "which") for verb in CONCLUDES),
+    "apposition": "i.e.|that is|that is to say|which is to say|in other words|namely|meaning",
     "final": "final|finally|therefore|thus|hence|in conclusion|overall|最终|最終|因此|所以|综上|したがって|よって"
     "|따라서",
     "subordinate": "because|since|while|whereas|which|although|though|where|given|due to|as the|因为|由于|なぜなら|weil"

@@ -143,9 +143,11 @@ def options_of(texts: Sequence[str], letters: bool = True, ways: Sequence[Sequen
     for index, text in enumerate(whole):
         if text and not (letters and re.fullmatch("[a-z]", "".join(text))):
             forms[text[0]].append((text, index, False))
-    for index, others in enumerate(ways or [words.SYNONYMS.get(text, ()) for text in texts]):
+    for index, others in enumerate(ways or [words.SYNONYMS.get(text.casefold(), ()) for text in texts]):
         for text in map(keys, others):
             forms[text[0]].append((tuple(text), index, False))
+    for text, index in _prepositions(whole):
+        forms[text[0]].append((text, index, False))
     shorts = (_directions(whole), _differences(whole), _predicates(whole), _answers(whole))
     for short in (*shorts, _finite(whole, "s"), _finite(whole, "es")):
         for index, text in enumerate(short):
@@ -160,6 +162,14 @@ def _directions(texts: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
     """Each text without the words around its direction, where it consists of these: "left" of "on the left side"."""
     cores = [tuple(key for key in text if key not in words.AROUND) for text in texts]
     return [core if core and set(core) <= words.DIRECTIONS else text for core, text in zip(cores, texts, strict=True)]
+
+
+def _prepositions(texts: Sequence[tuple[str, ...]]) -> list[tuple[tuple[str, ...], int]]:
+    """(other way to write it, index) of each text that is a relation and nothing else, if no other text means it:
+    "underneath" for "under", "on top of" for "on"."""
+    ways = [relation for relation in words.WAYS if sum(text in relation for text in texts) == 1]
+    pairs = [(way, texts.index(text)) for relation in ways for text in texts if text in relation for way in relation]
+    return [(way, index) for way, index in pairs if way not in texts and not (set(way) <= words.UNSPECIFIC)]
 
 
 def _answers(texts: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
@@ -239,7 +249,10 @@ def settled(text: str, options: Options) -> int | None:
     _deny_ahead(passage)
     for position, group in enumerate(groups):
         _deny_behind(passage, group, groups[position - 1] if position else [])
-    return _decide(passage, groups, _statements(passage, groups))
+    index = _decide(passage, groups, _statements(passage, groups))
+    if index is None and len(options.texts) == 2:
+        index = _compared(passage) if passage.mentions and not passage.denied else _other(passage)
+    return index
 
 
 def _single(indices: Iterable[int]) -> int | None:
@@ -323,7 +336,8 @@ def _by_text(tokens: Sequence[Token], phrases: Sequence[dict[str, int]], options
     for start, token in enumerate(tokens[:-1]):
         for text, index, part in options.forms.get(token.key, ()):
             end = start + len(text)
-            if not stands(text, tokens, start) or (text in words.ALONE and not _alone(tokens, start, end)):
+            alone = text in words.ALONE or (text in words.ALONE_FORMS and text not in options.texts)
+            if not stands(text, tokens, start) or (alone and not _alone(tokens, start, end)):
                 continue
             if text[1:2] == ("is",) and len(text) > 3 and _follows_preposition(tokens, start):
                 continue  # "the dog next to the car is behind the tree" says nothing of the car
@@ -490,11 +504,20 @@ def _remains(tokens: Sequence[Token], position: int) -> bool:
         return False
     if before.key in ("has", "have", "had"):
         return True
-    counted = [i for i in range(max(0, position - 4), position) if is_number(tokens[i].key) and tokens[i].text != "one"]
+    if before.key in ("are", "were") and tokens[position - 2].key in ("that", "which"):
+        return True
+    near = range(max(1, position - 4), position)
+    counted = [i for i in near if tokens[i].key == "only" or _counts(tokens, i)]
     if not counted or before.key in words.BACKED | words.STEPS | words.PREPOSITIONS:
         return False
     between = {token.key for token in tokens[counted[-1] + 1 : position]}
     return bool(between) and between.isdisjoint(words.PREPOSITIONS | words.STEPS | {"move", "moves", "moved", "turn"})
+
+
+def _counts(tokens: Sequence[Token], position: int) -> bool:
+    """True for a number other than the "one" of "the one left"; "only one" and "there is one" count."""
+    token, before = tokens[position], tokens[position - 1]
+    return is_number(token.key) and (token.text != "one" or before.key in ("only", "just", "is"))
 
 
 def _calls_right(tokens: Sequence[Token], position: int) -> bool:
@@ -532,7 +555,7 @@ def _in_sense(tokens: Sequence[Token], position: int, part: bool) -> bool:
 def _alone(tokens: Sequence[Token], start: int, end: int) -> bool:
     """Whether tokens answer by themselves, as the 是 of "是的，..." does and that of "它是" does not."""
     starts = start == 0 or tokens[start].edge not in ("", "/", "(")
-    return starts and bool(tokens[end].edge or tokens[end].key == "的")
+    return starts and bool(tokens[end].edge or tokens[end].key in words.ALONE_ENDINGS)
 
 
 def _by_letter(tokens: Sequence[Token], options: Options) -> Iterator[Mention]:
@@ -634,7 +657,8 @@ def _joined(tokens: Sequence[Token], one: Mention, other: Mention) -> bool:
             return one.indices == other.indices or edges != {"."} or not between or tokens[one.start].item
         says = tokens[one.end].edge == ":" and tokens[other.end].edge in (".", "\n")  # "A: it is on the right."
         return says and edges == {":"} and not between & words.EXPLAINS
-    if not between <= words.LINKS | {"not"}:
+    counted = is_number(tokens[one.start].key) and is_number(tokens[other.start].key)
+    if not between <= words.LINKS | {"not"} or (counted and edges == {"("} and one.indices != other.indices):
         return False
     if not conjunction and one.by == "text" and other.by == "letter":
         return edges <= {"(", "-", "/"} or (edges == {","} and one.indices == other.indices)
@@ -811,12 +835,13 @@ def _verdict(passage: Passage, role: str, end: int) -> bool:
 
 def _statements(passage: Passage, groups: list[list[Mention]]) -> list[Statement]:
     """What the answer states outright or concludes, in order; what one clause concludes is one statement."""
-    cues, clauses, statements = _cues(passage), _conclusions(passage), []
+    cues, clauses, statements, parts = _cues(passage), _conclusions(passage), [], 0
     for group in groups:
         named = passage.named(group)
-        if not named or any(mention.start in passage.hedged for mention in named):
+        if not named or group[0].start < parts or any(mention.start in passage.hedged for mention in named):
             continue
         start, end = group[0].start, group[-1].end
+        parts = _parts_end(passage.tokens, end)
         clause, concluding = clauses.get(start, (-1, False))
         outright, last = _cue_before(passage, cues, start) or (_confirmed(passage, end), False)
         if not outright:
@@ -847,7 +872,7 @@ def _conclusions(passage: Passage) -> dict[int, tuple[int, bool]]:
             clause = (position, False)
         size = 0
         if position not in passage.covered and not (size := passage.size(position, "neutral")):
-            size = passage.size(position, "conclusion")
+            size = passage.size(position, "conclusion") or _apposition(passage, position)
             if size and (starts or token.key not in ("so", "thus", "hence")):
                 clause = (position, passage.size(position, "final") > 0)
             elif clause and passage.size(position, "subordinate"):
@@ -856,6 +881,16 @@ def _conclusions(passage: Passage) -> dict[int, tuple[int, bool]]:
             clauses[position] = clause
         position += max(size, 1)
     return clauses
+
+
+def _apposition(passage: Passage, position: int) -> int:
+    """The number of words of an "i.e." or "that is," at a position, which repeat what the answer said; 0 for others."""
+    tokens, size = passage.tokens, passage.size(position, "apposition")
+    behind = tokens[position + size]
+    if size and tokens[position].key in ("that", "which"):
+        counted = position == 0 or tokens[position].edge in (".", "\n")
+        return size if size > 2 or behind.edge == "," or (counted and is_number(behind.key)) else 0
+    return size if tokens[position].edge or tokens[position].key == "i.e." else 0
 
 
 def _cues(passage: Passage) -> dict[int, tuple[str, bool]]:
@@ -916,12 +951,32 @@ def _totals(passage: Passage, end: int) -> bool:
     tokens = passage.tokens
     if not is_number(tokens[end - 1].key):
         return False
+    if _parts_end(tokens, end):
+        return True
     for position in range(end, min(end + 4, len(tokens) - 1)):
         if tokens[position].edge or position in passage.covered or tokens[position].key in words.CONJUNCTIONS:
             return False
         if any(stands(total, tokens, position) for total in words.TOTALS if tokens[position].key == total[0]):
             return True
     return False
+
+
+def _parts_end(tokens: Sequence[Token], end: int) -> int:
+    """The position after the parts that the number before a position is the sum of, "5 in total: 2 red and 3 blue"; 0
+    where no several numbers after it sum to it."""
+    listed, parts, last = "", [], 0
+    if not is_number(tokens[end - 1].key):
+        return 0
+    for position, token in enumerate(tokens[end : end + 50], end):
+        if token.edge in (".", "\n") or (token.edge == "," and not listed) or (listed == "(" and ")" in token.gap):
+            break
+        listed = listed or token.edge * (token.edge in (":", "(", "-"))
+        if is_number(token.key):
+            if not listed:
+                return 0
+            parts.append(float(token.key))
+            last = position + 1
+    return last if len(parts) > 1 and sum(parts) == float(tokens[end - 1].key) else 0
 
 
 def _by_place(passage: Passage, group: list[Mention]) -> tuple[bool, bool] | None:
@@ -1006,6 +1061,41 @@ def _ranked_first(passage: Passage, mentions: list[Mention]) -> int | None:
             ranks = _superlatives(tokens, range(behind + 1, min(behind + 5, len(tokens) - 1)), passage)
         indices.update(mention.indices if ranks else ())
     return _single(indices)
+
+
+def _compared(passage: Passage) -> int | None:
+    """The subject of an answer that is one comparison of the two options, "the chair is closer than the table [since
+    ..]", as the adjective of such an answer is the question's; else None."""
+    tokens, mentions = passage.tokens, passage.mentions
+    if len(mentions) < 2 or any(token.edge in (".", "\n") for token in tokens[1:-1]):
+        return None
+    subject, object_ = mentions[:2]
+    leads = all(token.key in words.FILLERS for token in tokens[: subject.start])
+    between = [token.key for token in tokens[subject.end : object_.start] if token.key not in words.ARTICLES]
+    if not leads or between[-1:] != ["than"] or not words.COMPARED & set(between) or subject.indices == object_.indices:
+        return None
+    if any(token.edge for token in tokens[subject.start + 1 : object_.end]) or set(between) & {"not", "no", "or", "if"}:
+        return None
+    behind = object_.end
+    reason = passage.size(behind, "subordinate") or tokens[behind].key in words.EXPLAINS or tokens[behind].key == "as"
+    ends = behind == len(tokens) - 1 or (reason and tokens[behind].key not in ("if", "whether", "although", "though"))
+    return _single(subject.indices) if ends and subject.by == object_.by == "text" else None
+
+
+def _other(passage: Passage) -> int | None:
+    """The second of two options where the answer refutes the first and says "the other one"; else None."""
+    tokens, mentions = passage.tokens, passage.mentions
+    refuted = _single(index for mention in mentions for index in mention.indices)
+    if refuted is None or any(mention.start not in passage.refuted for mention in mentions):
+        return None
+    for start in range(mentions[-1].end, len(tokens) - 1):
+        for phrase in words.OTHER if tokens[start].key == "the" else ():
+            if stands(phrase, tokens, start) and tokens[start + len(phrase)].edge in (".", "\n"):
+                begin = start
+                while not tokens[begin].edge and tokens[begin - 1].key in words.WEIGHTLESS | {"answer"}:
+                    begin -= 1
+                return 1 - refuted if tokens[begin].edge else None
+    return None
 
 
 def _superlatives(tokens: Sequence[Token], positions: Iterable[int], passage: Passage) -> list[str]:
