@@ -167,6 +167,8 @@ def _directions(texts: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
 def _prepositions(texts: Sequence[tuple[str, ...]]) -> list[tuple[tuple[str, ...], int]]:
     """(other way to write it, index) of each text that is a relation and nothing else, if no other text means it:
     "underneath" for "under", "on top of" for "on"."""
+    if ("left",) in texts or ("right",) in texts:
+        return []  # there "the cup under the lamp" tells which cup
     ways = [relation for relation in words.WAYS if sum(text in relation for text in texts) == 1]
     pairs = [(way, texts.index(text)) for relation in ways for text in texts if text in relation for way in relation]
     return [(way, index) for way, index in pairs if way not in texts and not (set(way) <= words.UNSPECIFIC)]
