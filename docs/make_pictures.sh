@@ -19,7 +19,9 @@ for model in tiny-llava tiny-qwen2-vl tiny-qwen2.5-vl tiny-fuyu; do
 done
 $python -m docs.side_by_side "$work/families" docs/pictures/families.png
 
-$python gaze_generation_llava.py --limit 200 --out-dir "$work/gaze"
+# From a folder without published data, so that it makes the synthetic images that the pages speak of.
+project=$PWD
+(cd "$work" && "$project/$python" "$project/gaze_generation_llava.py" --limit 200 --out-dir "$work/gaze")
 cp "$work/gaze/shard0-1-second/comparison.png" docs/pictures/gaze.png
 cp "$work/gaze/colours.png" docs/pictures/colours.png
 $python -m docs.page_picture "$work/gaze/report.html" docs/pictures/report.png
