@@ -254,7 +254,15 @@ def settled(text: str, options: Options) -> int | None:
     index = _decide(passage, groups, _statements(passage, groups))
     if index is None and len(options.texts) == 2:
         index = _compared(passage) if passage.mentions and not passage.denied else _other(passage)
-    return index
+    return None if index is None or _says_more(tokens, index, options) else index
+
+
+def _says_more(tokens: Sequence[Token], index: int, options: Options) -> bool:
+    """Whether the answer also holds the further words, at least two, of an option that contains this option's text:
+    "turn left, then walk straight ahead" means "turn left and walk straight" rather than "turn left"."""
+    shorter, spoken = set(options.texts[index]), {token.key for token in tokens}
+    longer = [set(text) - shorter - words.ARTICLES - words.LINKS for text in options.texts if shorter < set(text)]
+    return bool(shorter) and any(len(further) > 1 and further <= spoken for further in longer)
 
 
 def _single(indices: Iterable[int]) -> int | None:
@@ -892,7 +900,21 @@ def _apposition(passage: Passage, position: int) -> int:
     if size and tokens[position].key in ("that", "which"):
         counted = position == 0 or tokens[position].edge in (".", "\n")
         return size if size > 2 or behind.edge == "," or (counted and is_number(behind.key)) else 0
-    return size if tokens[position].edge or tokens[position].key == "i.e." else 0
+    apart = tokens[position].edge or tokens[position].key == "i.e."
+    return size if apart and _repeats(passage, position) else 0
+
+
+def _repeats(passage: Passage, position: int) -> bool:
+    """Whether the option named after a position holds all the words of those named before it in its sentence, as in "in
+    front and to the right, i.e. front-right", unlike "-30 degrees, i.e. 30 degrees clockwise"."""
+    tokens = passage.tokens
+    begin = next((i for i in range(position, 0, -1) if tokens[i].edge in (".", "\n")), 0)
+    before = [mention for mention in passage.mentions if begin <= mention.start < position]
+    behind = next((mention for mention in passage.mentions if mention.start >= position), None)
+    if behind is None:
+        return False
+    last = {token.key for token in tokens[behind.start : behind.end]}
+    return all({token.key for token in tokens[one.start : one.end]} <= last for one in before)
 
 
 def _cues(passage: Passage) -> dict[int, tuple[str, bool]]:
@@ -1020,6 +1042,8 @@ def _decide(passage: Passage, groups: list[list[Mention]], statements: list[Stat
         return None
     outright = [statement for statement in statements if statement.outright and statement.start >= tail]
     others = [statement for statement in statements if not statement.outright and statement.start >= tail]
+    if any(len(one.indices) > 1 and passage.tokens[one.start - 1].key == "both" for one in outright if one.start):
+        return None  # "both A and C are correct: it is on the desk, and next to the lamp"
     if outright:
         return _last_of(passage, outright, [one for one in others if one.start > outright[-1].start and one.last])
     if others:

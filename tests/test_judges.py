@@ -1256,6 +1256,13 @@ FURTHER = [
 
 # Answers by what they were once misread or left unread for: answer, options, the letter that a person reads.
 MISREAD = [
+    # an option inside a longer one, two options called right, a value said again in another way
+    ("You should turn right and then go up the stairs.", ("turn right", "turn right and go up the stairs"), ""),
+    ("Turn right.", ("turn right", "turn right and go up the stairs"), "A"),
+    ("Turn right and go up the stairs.", ("turn right", "turn right and go up the stairs"), "B"),
+    ("Both B and C are right: it is in the box, and on the desk.", ("on the desk", "in the box", "near the bed"), ""),
+    ("It turned by -45 degrees, i.e. 45 degrees to the left.", ("45°", "-45°", "90°", "-90°"), ""),
+    ("It lies in front of me and to the left, i.e. front-left.", ("front", "left", "front-left", "front-right"), "C"),
     # clauses
     ("The man is standing behind the counter, and in front of him there is a row of glasses.", COUNTER, "A"),
     ("He stands in front of the wooden counter with a cup in his hand.", COUNTER, "B"),
