@@ -896,8 +896,10 @@ def _conclusions(passage: Passage) -> dict[int, tuple[int, bool]]:
 def _apposition(passage: Passage, position: int) -> int:
     """The number of words of an "i.e." or "that is," at a position, which repeat what the answer said; 0 for others."""
     tokens, size = passage.tokens, passage.size(position, "apposition")
+    if not size:
+        return 0
     behind = tokens[position + size]
-    if size and tokens[position].key in ("that", "which"):
+    if tokens[position].key in ("that", "which"):
         counted = position == 0 or tokens[position].edge in (".", "\n")
         return size if size > 2 or behind.edge == "," or (counted and is_number(behind.key)) else 0
     apart = tokens[position].edge or tokens[position].key == "i.e."
@@ -905,8 +907,8 @@ def _apposition(passage: Passage, position: int) -> int:
 
 
 def _repeats(passage: Passage, position: int) -> bool:
-    """Whether the option named after a position holds all the words of those named before it in its sentence, as in "in
-    front and to the right, i.e. front-right", unlike "-30 degrees, i.e. 30 degrees clockwise"."""
+    """Whether the option named after a position has no other number than those named before it in its sentence: "in front
+    and to the right, i.e. front-right", unlike "-30 degrees, i.e. 30 degrees clockwise"."""
     tokens = passage.tokens
     begin = next((i for i in range(position, 0, -1) if tokens[i].edge in (".", "\n")), 0)
     before = [mention for mention in passage.mentions if begin <= mention.start < position]
@@ -914,7 +916,8 @@ def _repeats(passage: Passage, position: int) -> bool:
     if behind is None:
         return False
     last = {token.key for token in tokens[behind.start : behind.end]}
-    return all({token.key for token in tokens[one.start : one.end]} <= last for one in before)
+    numbers = {token.key for one in before for token in tokens[one.start : one.end] if is_number(token.key)}
+    return numbers <= last
 
 
 def _cues(passage: Passage) -> dict[int, tuple[str, bool]]:
@@ -1103,6 +1106,7 @@ def _compared(passage: Passage) -> int | None:
     if any(token.edge for token in tokens[subject.start + 1 : object_.end]) or set(between) & {"not", "no", "or", "if"}:
         return None
     behind = object_.end
+    behind += tokens[behind].key in words.COPULAS and not tokens[behind].edge  # "than the table is"
     reason = passage.size(behind, "subordinate") or tokens[behind].key in words.EXPLAINS or tokens[behind].key == "as"
     ends = behind == len(tokens) - 1 or (reason and tokens[behind].key not in ("if", "whether", "although", "though"))
     return _single(subject.indices) if ends and subject.by == object_.by == "text" else None

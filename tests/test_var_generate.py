@@ -279,7 +279,7 @@ def test_an_error_leaves_the_model_as_it_was(family):
         ({"steering": replace(PLANTED, dimensions=(64,))}, "sink dimension 64 does not exist; the model is 64 wide"),
         ({"steering": replace(PLANTED, tau=20.0)}, r"tau is 20, which no token can pass"),
         ({"steering": replace(PLANTED, first_layer=3)}, "first_layer 3 does not exist"),
-        ({"num_beams": 2}, "num_beams=2 cannot be steered"),
+        ({"num_beams": 2}, "num_beams=2 reorders the batch, so this generation cannot be steered"),
         ({"attention_mask": None}, "needs input_ids and attention_mask by name"),
         ({"past_key_values": DynamicCache()}, "needs input_ids and attention_mask by name"),
     ],
@@ -299,7 +299,7 @@ def test_what_cannot_be_steered_is_refused_before_the_model_runs(options, senten
 def test_other_caches_are_refused(options):
     model, processor = llava(), llava_processor()
     inputs, _ = model.prepare(processor, [picture()], "what ?")
-    with pytest.raises(RuntimeError, match="steering needs an empty default"):
+    with pytest.raises(ValueError, match="so this generation cannot be steered"):
         model.generate(**inputs, max_new_tokens=3, steering=PLANTED, **options)
     assert is_whole(model)
 
