@@ -15,7 +15,6 @@ from benchmarks.ways import ROLLOUTS, WAYS, generate
 from models.trace import AttentionTrace
 from tests import tolerance
 
-pytestmark = pytest.mark.numerical
 SHAPES = ("llava", "qwen", "fuyu")
 
 
@@ -61,6 +60,7 @@ def test_a_way_that_does_not_fit_is_not_run(tmp_path, monkeypatch):
     assert [eager[name] for name in ("seconds", "peak_MB", "above_model_MB", "time_to_plain")] == [None] * 4
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("shape", SHAPES)
 def test_ways_agree_on_every_shape(shape, capsys):
     """All four rollouts and both forms of every intervention; or the run refuses: without sinks VAR changes nothing."""
@@ -86,6 +86,7 @@ def test_a_rollout_of_another_kind_is_refused(monkeypatch):
         attention_cost.agree(attention_cost.build(config, "llava"), ["plain", *ROLLOUTS], 50, config)
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("shape", SHAPES)
 @torch.no_grad()
 def test_maps_of_words_are_the_eager_rows(shape):
@@ -201,6 +202,7 @@ def test_ratios_are_of_the_same_round():
     assert set(attention_cost.compare(row, {}, "eager", times).values()) == {None}
 
 
+@pytest.mark.numerical
 def test_exactness_is_that_of_the_recomputation(tmp_path, monkeypatch):
     """Against float64 and against eager; a scaling that is wrong by a hundredth shows in both."""
     flags = {"models": ("tiny-llava",), "dtypes": ("float32",), "seeds": 1}

@@ -19,8 +19,6 @@ from models.doctor import Config, Line
 from models.fingerprint import fingerprint
 from tests.shell import run
 
-pytestmark = pytest.mark.numerical
-
 
 def by_name(lines):
     return {line.name: line for line in lines}

@@ -18,7 +18,6 @@ from models.loading import locate
 from tests import shell, tolerance
 from tests.runs import summary_of, table
 
-pytestmark = pytest.mark.numerical
 COUNT = 10
 PLANTED = (2, 1)
 
@@ -43,6 +42,7 @@ def finished(pairs, tmp_path_factory):
     return out
 
 
+@pytest.mark.numerical
 def test_responses_are_those_of_each_picture_asked_alone(finished, pairs):
     """Of one pair, from the attention rows of two runs of their own; batches change nothing."""
     model, processor = models.load("tiny-qwen2-vl")
@@ -135,6 +135,7 @@ def plant(folder):
     return folder
 
 
+@pytest.mark.numerical
 def test_a_planted_head_is_found_and_is_the_cause(pairs, tmp_path):
     """Only that head responds, so it is chosen; without it the object makes no difference at all to the answer, and
     without random heads of its layer the difference is what it was."""

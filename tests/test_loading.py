@@ -18,7 +18,6 @@ from tests import tolerance
 from tests.families import FAMILIES
 from tests.models import llava, llava_config, llava_processor, picture
 
-pytestmark = pytest.mark.numerical
 logging.disable_progress_bar()
 
 
@@ -317,6 +316,7 @@ def test_why_a_model_does_not_load(stock, monkeypatch, error, sentence):
         models.load(str(stock))
 
 
+@pytest.mark.numerical
 @torch.no_grad()
 def test_answer_knows_its_tokens_and_their_probabilities():
     model, processor = llava(), llava_processor()

@@ -21,7 +21,6 @@ from models.layout import ImageGrid
 from tests import tolerance
 from tests.models import picture
 
-pytestmark = pytest.mark.numerical
 HOSTILE = (
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',
@@ -65,6 +64,7 @@ def test_layers_that_fit():
     assert report_view.thinned([1, 1, 9, 1, 1], 8) == (0, 4)  # every second would hold the large one
 
 
+@pytest.mark.numerical
 def test_a_way_holds_what_the_trace_says(said):
     """Every map of the view against the weights that the trace gives one by one."""
     rolled = rollout(said.trace, said.layout, tokens=len(said.tokens))

@@ -13,7 +13,6 @@ from tests.families import FAMILIES
 from tests.hub_folders import PUBLISHED_KEYS
 from tests.models import picture
 
-pytestmark = pytest.mark.numerical
 logging.disable_progress_bar()
 
 PROMPT = "where is the red circle ?"

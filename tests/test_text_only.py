@@ -33,7 +33,6 @@ from tests import tolerance
 from tests.runs import table
 from tests.test_text import causal, save
 
-pytestmark = pytest.mark.numerical
 REAL = Path(__file__).resolve().parents[2] / "shared/data"
 CAPTION = (
     "there are two shapes a red circle and a blue cross . what is the spatial relationship from the first shape to the"
@@ -268,6 +267,7 @@ def ran(tmp_path_factory, elsewhere):
     return out
 
 
+@pytest.mark.numerical
 def test_script_reads_what_the_model_attends(ran):
     """The first row again from full attention matrices under the eager implementation, words found by their tokens."""
     model, processor = load("tiny-llava")
@@ -336,6 +336,7 @@ def test_other_language_models(tmp_path):
     assert json.loads((tmp_path / "none/summary.json").read_text())["skipped"] == {"word unknown to the tokenizer": 2}
 
 
+@pytest.mark.numerical
 def test_a_plain_causal_model_is_read_alike(ran, tmp_path):
     """The language model of tiny-llava as a folder of its own, under the same template, gives the same rows."""
     model, processor = load("tiny-llava")

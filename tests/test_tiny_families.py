@@ -23,7 +23,6 @@ from models.tiny.teacher import load_teacher, observe, say, teachers_frame
 from models.tiny.train import save
 from tests import shell
 
-pytestmark = pytest.mark.numerical
 ROOT = Path(__file__).resolve().parents[1]
 LEARNERS = {"llava": Learner, "qwen2_vl": Pupil, "qwen2_5_vl": Pupil, "fuyu": Pupil}
 SHAPES = (Shape("red", "circle", 0.2, 0.3, 0.1, 0.1), Shape("blue", "square", 0.7, 0.6, 0.1, 0.1))
@@ -125,6 +124,7 @@ def test_fresh_fuyu_decoder_tells_rows_and_columns_on_a_blank_picture():
     assert (heeded[2:, 1:, 5].diff(dim=1) > 0).all()  # the farther down, the more
 
 
+@pytest.mark.numerical
 def test_fuyu_begins_with_the_teachers_attention():
     model, prefix, _ = blank(build_fuyu)
     torch.manual_seed(1)
@@ -140,6 +140,7 @@ def test_fuyu_begins_with_the_teachers_attention():
     assert torch.allclose(ours, theirs, atol=1e-3)  # before anything turns, the order of the channels does not matter
 
 
+@pytest.mark.numerical
 def test_teacher_is_observed_as_it_works():
     teacher, (prefix, vocabulary) = load_teacher(), teachers_frame()
     packed = pack(prefix, [PAIRS], vocabulary, 0)
