@@ -123,9 +123,8 @@ def tokenizer_file(special: dict[str, int], pieces: dict[str, int], byte_level: 
     free = iter(sorted(set(range(max(placed.values()) + 1)) - set(placed.values())))
     vocabulary = placed | {word: next(free) for word in dict.fromkeys([*words, *parts]) if word not in placed}
     vocabulary |= {f"unused_{i}": i for i in free}
-    inside = {token: i for token, i in vocabulary.items() if token not in special or token in first}
     unknown = None if byte_level else "<unk>"
-    tokenizer = Tokenizer(BPE(inside, built + merges, byte_fallback=not byte_level, unk_token=unknown))
+    tokenizer = Tokenizer(BPE(vocabulary, built + merges, byte_fallback=not byte_level, unk_token=unknown))
     if byte_level:
         tokenizer.pre_tokenizer, tokenizer.decoder = split, decoders.ByteLevel()
     else:

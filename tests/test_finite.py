@@ -114,7 +114,7 @@ def folder(tmp_path_factory):
 
 def test_accuracy_is_of_finite_answers_alone(folder, tmp_path):
     picture().save(tmp_path / "a.png")
-    asked = [{"id": word, "question": f"what is {word} ?", "answer": "a", "image": "a.png"} for word in WORDS]
+    asked = [{"id": word, "question": f"what is {word} ?", "answer": "circle", "image": "a.png"} for word in WORDS]
     (tmp_path / "asked.jsonl").write_text("\n".join(map(json.dumps, asked)))
     flags = ["--dataset", tmp_path / "asked.jsonl", "--data-root", tmp_path, "--dtype", "float16", "--model", folder]
     ended = run("evaluate.py", *flags, "--out-dir", tmp_path / "out", "--max-new-tokens", 2)
