@@ -907,8 +907,8 @@ def _apposition(passage: Passage, position: int) -> int:
 
 
 def _repeats(passage: Passage, position: int) -> bool:
-    """Whether the option named after a position has no other number than those named before it in its sentence: "in front
-    and to the right, i.e. front-right", unlike "-30 degrees, i.e. 30 degrees clockwise"."""
+    """Whether the option named after a position has the numbers of those named before it in its sentence: "in front and
+    to the right, i.e. front-right", unlike "-30 degrees, i.e. 30 degrees clockwise"."""
     tokens = passage.tokens
     begin = next((i for i in range(position, 0, -1) if tokens[i].edge in (".", "\n")), 0)
     before = [mention for mention in passage.mentions if begin <= mention.start < position]

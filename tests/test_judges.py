@@ -1,5 +1,6 @@
 """What each judge makes of answers as models write them: right, wrong, or unreadable."""
 
+import json
 import random
 import subprocess
 import sys
@@ -2051,3 +2052,15 @@ def test_circular_is_right_only_if_every_rotation_is():
     assert circular([right, row()])["failed"] is None
     with pytest.raises(ValueError, match="no rows"):
         circular([])
+
+
+def test_held_out_answers():
+    """100 answers whose verdicts were decided before the judge read them: at least 95 alike, none as another option."""
+    alike = 0
+    for line in (Path(__file__).parent / "answers" / "held_out.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        verdict = JUDGES["choice"](row["answer"], row["gold"], tuple(row["options"]))
+        value = verdict.value if row["options"] else ("right" if verdict.correct else "wrong") if verdict.parsed else ""
+        assert value in ("", row["verdict"]), row
+        alike += value == row["verdict"]
+    assert alike >= 95
