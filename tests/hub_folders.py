@@ -1,6 +1,6 @@
 """Checkpoint folders as on the hub: the released JSON files, published weight names in shards, random narrow weights.
 
-    python -m tests.hub_folders llava FOLDER      (qwen2_vl, qwen2_5_vl, qwen3_vl, fuyu; --layers 2 for fewer layers)
+    python -m tests.hub_folders llava FOLDER      (qwen2_vl, qwen2_5_vl, qwen3_vl, fuyu; --layers 4 for fewer layers)
 
 The JSON files are read from ../shared/hub-folders and only their widths are reduced: depth, heads, key heads, special
 tokens and their ids are those of the release. The vocabulary is a small BPE padded to the published ids.

@@ -1,7 +1,7 @@
 """Table of every script on checkpoint folders as on the hub: two samples each, float32 and bfloat16.
 
     python -m tests.hub_table                                       (five families at published depth: hours on 2 cores)
-    python -m tests.hub_table --families llava fuyu --layers 2 --dtypes float32
+    python -m tests.hub_table --families llava fuyu --layers 4 --dtypes float32
 
 Each line is a run of a script in a process of its own: family, number type, script, exit status, seconds. A run counts
 as ok with the status that the script gives where it worked, and no traceback. Exit status 1 where one is not ok.
@@ -38,7 +38,7 @@ class Config:
     families: tuple[str, ...] = tuple(hub_folders.NAMES)
     dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
     layers: int | None = None
-    """Layers of each part; default: as published."""
+    """Layers of the decoder, at least 4 (VAR edits layer 2 and leaves the last); default: as published."""
 
 
 class Run(NamedTuple):
@@ -72,9 +72,9 @@ def commands(data: Path, results: Path) -> Iterator[tuple[str, list]]:
         flags = ["--max-pairs", 2, "--corner", corner, "--dataset", data / f"dataset_{corner}"]
         yield "head_attention_stats_qwen2.py", [*flags, "--out-dir", results / corner]
     yield "compare_corner_heads.py", [results / corner for corner in CORNERS]
-    yield "find_sink_dimensions_simple.py", ["--data-root", data, "--limit", 2, *prompt]
+    yield "find_sink_dimensions_simple.py", ["--data-root", data, "--num-samples", 2, *prompt]
     sinks = ["--dimensions", 1, "--tau", 1.0]
-    yield "validate_sink_dimensions.py", ["--data-root", data, "--limit", 2, *prompt, *sinks]
+    yield "validate_sink_dimensions.py", ["--data-root", data, "--num-samples", 2, *prompt, *sinks]
     for method in (["default"], ["adapt-vis"], ["var", "--var-dimensions", "1", "--var-threshold", "1"]):
         yield "evaluate.py", [*two, "--method", *method, "--out-dir", results / f"evaluate-{method[0]}"]
     yield "compare_runs.py", [results / "evaluate-default", results / "evaluate-adapt-vis"]
