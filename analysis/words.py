@@ -6,10 +6,10 @@ A word of the prompt is read in its own tokens' rows. A word of the answer has t
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from analysis.errors import Unmeasurable
+from models.word_search import find_words
 
 NAMES = {"first": "first shape", "relation": "relation", "second": "second shape"}
 
@@ -17,11 +17,10 @@ NAMES = {"first": "first shape", "relation": "relation", "second": "second shape
 def find_word(text: str, word: str) -> tuple[int, int] | None:
     """[start, end) of the characters of a word or phrase, in the singular or with -s or -es: its first occurrence.
 
-    Case is ignored, blanks between the words of a phrase may be any; only whole words count. None if it is not there.
+    Whole words, ignoring case and Unicode normal form (`models.word_search`). None if the text does not hold it.
     """
-    phrase = r"\s+".join(re.escape(part) for part in word.split())
-    found = re.search(rf"(?<!\w){phrase}(?:e?s)?(?!\w)", text, re.IGNORECASE)
-    return found and found.span()
+    spans = find_words(text, word, plural=True)
+    return spans[0] if spans else None
 
 
 def word_rows(layout, spoken, word: str, rows: str = "predicting", prefer: str = "prompt") -> list[int]:

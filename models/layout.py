@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass, field
 
 import torch
+
+from models.word_search import find_words
 
 
 @dataclass(frozen=True)
@@ -71,19 +72,19 @@ class TokenLayout:
     def word(self, word: str, occurrence: int = 0) -> torch.Tensor:
         """Positions of the tokens that spell `word` in the user's prompt (int64, at least one).
 
-        Found by character offsets at word boundaries, case ignored; `occurrence` counts from 0, -1 is the last.
+        The word is found by `find_words`, its tokens by character offsets; `occurrence` counts from 0, -1 is the last.
         Raises ValueError when the prompt does not hold the word that often.
         """
         word = word.strip()
         if not word:
             raise ValueError("an empty word was asked for; give a word of the prompt")
-        found = [m.span() for m in re.finditer(rf"(?<!\w){re.escape(word)}(?!\w)", self.prompt, re.IGNORECASE)]
-        if not -len(found) <= occurrence < len(found):
+        spans = find_words(self.prompt, word)
+        if not -len(spans) <= occurrence < len(spans):
             raise ValueError(
-                f"word {word!r} (occurrence {occurrence}) is not in the prompt, which holds it {len(found)} times: "
+                f"word {word!r} (occurrence {occurrence}) is not in the prompt, which holds it {len(spans)} times: "
                 f"{self.prompt!r}"
             )
-        first, last = (self.prompt_start + character for character in found[occurrence])
+        first, last = (self.prompt_start + character for character in spans[occurrence])
         return torch.tensor([i for i, (a, b) in enumerate(self.offsets) if a < last and b > first])
 
 

@@ -26,6 +26,10 @@ class FuyuForCausalLM(VisionLanguageModel, transformers.FuyuForCausalLM):
     """
 
     image_token = "|SPEAKER|"
+    # The processor's names for boxes and points, and the vocabulary's entries for them and for the end of a row.
+    control_tokens = (
+        "|NEWLINE|", "<box>", "</box>", "<point>", "</point>", "<0x00>", "<0x01>", "<0x02>", "<0x03>", BEGIN_OF_ANSWER,
+    )  # fmt: skip
 
     def image_grid(self, processor, width: int, height: int) -> ImageGrid:
         """The picture lies at the top left, shrunk only above the size limit; the last cells may stick out of it."""

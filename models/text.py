@@ -22,7 +22,8 @@ from models import generation_settings
 from models.attention import attention_stack, has_sliding_window
 from models.layout import TokenLayout
 from models.loading import DTYPES, check_keys, first_line, locate, place, quantized, quiet, read_weights
-from models.vlm import MARK, check_prompt
+from models.prompt_check import check_prompt
+from models.vlm import MARK
 
 
 class CausalLanguageModel:
@@ -40,7 +41,7 @@ class CausalLanguageModel:
         """
         if images:
             raise ValueError(f"{type(self).__name__} is a language model and sees no pictures; give images=[]")
-        check_prompt(prompt, tokenizer.all_special_tokens)
+        check_prompt(prompt, tokenizer)
         prompt = prompt.strip()
         text, start = render(tokenizer, prompt), render(tokenizer, MARK).find(MARK)
         if not text.startswith(prompt, start):

@@ -17,7 +17,8 @@ from models.errors import SampleError
 from models.gaze import PlacedMask, check_scanpath, parse_mask_type
 from models.generation_settings import check_recordable
 from models.layout import ImageGrid, TokenLayout, locate
-from models.markers import MARKER, in_front, interleaved, marked_order
+from models.markers import in_front, interleaved, marked_order
+from models.prompt_check import check_prompt
 from models.residual import not_finite
 from models.sampling import FiniteScores
 from models.steering import FromResidual, Prompt, Steering, steered
@@ -40,6 +41,7 @@ class VisionLanguageModel:
     """Mixed into a family's own class. A family adds `image_token` and `image_grid`."""
 
     image_token = "<image>"
+    control_tokens: tuple[str, ...] = ()  # read as structure although the tokenizer lists them as ordinary text
 
     @classmethod
     def is_custom_code(cls) -> bool:
@@ -186,11 +188,11 @@ class VisionLanguageModel:
         prompts, pictures = ([prompt], [images]) if single else (list(prompt), list(images))
         if len(prompts) != len(pictures):
             raise ValueError(f"{len(prompts)} prompts but {len(pictures)} lists of images; give one list per prompt")
-        special = [*processor.tokenizer.all_special_tokens, self.image_token]
+        own_tokens = (self.image_token, *self.control_tokens)
         if system is not None:
-            check_prompt(system, special)
+            check_prompt(system, processor.tokenizer, own_tokens)
         for text, batch in zip(prompts, pictures, strict=True):
-            check_prompt(text, special)
+            check_prompt(text, processor.tokenizer, own_tokens)
             check_images(batch)
         rendered = [
             self._render(processor, text.strip(), len(batch), system)
@@ -305,17 +307,6 @@ def check_inputs(inputs) -> tuple[torch.Tensor, torch.Tensor]:
             "pad on the left (processor.tokenizer.padding_side = 'left')"
         )
     return ids, mask.int().argmax(1)
-
-
-def check_prompt(prompt: str, special_tokens: list[str]) -> None:
-    """Raises SampleError for a prompt that is empty, or that would be read as something else than words."""
-    if not MARKER.sub("", prompt).strip():
-        raise SampleError("empty prompt", "the prompt is empty; write a question or an instruction")
-    if found := [token for token in special_tokens if token in prompt]:
-        raise SampleError(
-            "special token in the prompt",
-            f"the prompt holds {found[0]!r}, which the model reads as a special token; images are added by themselves",
-        )
 
 
 def check_images(images: list[Image.Image]) -> None:

@@ -30,7 +30,10 @@ def main(folder: Path, tries: int) -> int:
     configs = [config, replace(config, method="adapt-vis", adapt_threshold=0.95)]
     alone = {}
     for each in configs:
-        start(each, folder / each.method)[0]()
+        wait, errors = start(each, folder / each.method)
+        status = wait()
+        if status != 0:
+            raise SystemExit(f"the run alone with --method {each.method} ended with {status}: {errors.read_text()}")
         alone[each.method] = predictions(folder / each.method)
     assert len(set(alone.values())) == len(configs), "the methods answer alike, so a mixture would not show"
     counts = Counter()

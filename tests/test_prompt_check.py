@@ -1,0 +1,60 @@
+"""Prompts that hold a control token are refused, whatever the tokenizer calls it; text in angle brackets passes."""
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from models.errors import SampleError
+from models.modeling_fuyu import FuyuForCausalLM
+from models.prompt_check import check_prompt
+
+
+def tokenizer(*added, byte_fallback=False, special=("<|im_end|>",)):
+    """A byte-level or (with `byte_fallback`) Unigram tokenizer (its vocabulary holds the bytes) and added tokens."""
+    if byte_fallback:
+        pieces = [("<unk>", 0.0), *((chr(code), -1.0) for code in range(32, 127)), ("▁", -1.0)]
+        pieces += [(f"<0x{code:02X}>", -2.0) for code in range(256)] + [("|NEWLINE|", -1.0), ("<box>", -1.0)]
+        backend = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=True))
+    else:
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        backend = Tokenizer(models.BPE({letter: index for index, letter in enumerate(alphabet)}, []))
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(list(special))
+    backend.add_tokens([AddedToken(token, normalized=False) for token in added])
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+QWEN = ("<tool_call>", "</tool_call>", "<|fim_prefix|>", "<think>")
+
+
+@pytest.mark.parametrize("token", [*QWEN, "<|im_end|>"])
+def test_added_tokens_are_refused(token):
+    """As Qwen2.5's tokenizer lists them: none of QWEN is marked as special."""
+    made = tokenizer(*QWEN)
+    assert len(made.tokenize(token)) == 1
+    with pytest.raises(SampleError, match="reads as a special token") as caught:
+        check_prompt(f"where is {token} the circle ?", made)
+    assert caught.value.reason == "special token in the prompt"
+
+
+@pytest.mark.parametrize("prompt", ["is <b>red</b> bold ?", "a\n\n\tb", "<0x0A> is a byte", "red < blue > green |x|"])
+def test_text_passes(prompt):
+    """Markup, blanks and words pass though some tokenizers add them; so does a byte's name that is spelt in letters."""
+    check_prompt(prompt, tokenizer("<b>", "</b>", "\n\n", "red", "  ", *QWEN))
+
+
+def test_names_of_bytes_that_become_the_byte():
+    made = tokenizer(byte_fallback=True)
+    assert "<0x0A>" in made.tokenize("<0x0A>")
+    with pytest.raises(SampleError, match="holds '<0x0A>'"):
+        check_prompt("a <0x0A> b", made)
+
+
+@pytest.mark.parametrize("token", ["|NEWLINE|", "<box>", "</point>", "<0x04>"])
+def test_structure_of_fuyu(token):
+    """Ordinary entries of its vocabulary, which its processor and model read as rows, boxes and begin of answer."""
+    made = tokenizer()
+    check_prompt(f"what is {token} ?", made)
+    with pytest.raises(SampleError, match="special token"):
+        check_prompt(f"what is {token} ?", made, FuyuForCausalLM.control_tokens)
