@@ -81,6 +81,8 @@ def _become(argv: list[str], cwd, environment: dict[str, str], said: Path) -> in
         runpy.run_path(argv[0], run_name="__main__")
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)  # as the interpreter does
     except BaseException:
         traceback.print_exc()
         status = 1
