@@ -1,9 +1,10 @@
 """Evaluations that are killed again and again: a program for tests/test_evaluate_processes.py.
 
-    python tests/killed.py FOLDER DATA_ROOT KILLS
+    python -m tests.killed FOLDER DATA_ROOT KILLS
 
-Loads the model once, forks a child per round that runs evaluate.py's main, and kills it with SIGKILL after a random
-while. A run that gets through is a finished one, and another folder is begun. Prints what happened as JSON.
+Loads the model once, forks a child per round that runs evaluate.py's main, and kills it with SIGKILL at a random
+moment: in every fourth round while it starts, else some answers later. When a run ends before its kill, another folder
+is begun. Prints the kills as JSON.
 """
 
 import json
@@ -12,6 +13,8 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import evaluate
@@ -24,8 +27,8 @@ def main(folder: Path, data_root: str, kills: int) -> None:
     models.load = lambda name, **settings: loaded
     rng, report = random.Random(0), {"kills": 0, "answered_at_kill": [], "finished": []}
 
-    def run(out_dir: Path, patience: float | None) -> int:
-        """Exit status of a run in a child; -9 where it was killed after `patience` seconds."""
+    def run(out_dir: Path, moment: Callable[[], None] | None) -> int:
+        """Exit status of a run in a child; -9 where it was killed when `moment` returned."""
         child = os.fork()
         if child == 0:
             quiet = os.open(os.devnull, os.O_WRONLY)
@@ -33,19 +36,17 @@ def main(folder: Path, data_root: str, kills: int) -> None:
             os.dup2(quiet, 2)
             config = evaluate.Config(dataset="blink", data_root=data_root, out_dir=str(out_dir), batch_size=2)
             os._exit(evaluate.main(config))
-        if patience is not None:
-            time.sleep(patience)
+        if moment is not None:
+            moment()
             os.kill(child, signal.SIGKILL)
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
-    began = time.monotonic()
     assert run(folder / "whole", None) == 0
-    whole = time.monotonic() - began
     number = 0
     while report["kills"] < kills:
         out_dir = folder / f"run-{number}"
-        # Most of a run is over in a third of its time; the first rounds are short, so as to hit the start, too.
-        status = run(out_dir, rng.uniform(0, whole / 3 if report["kills"] % 4 else 0.1))
+        early = report["kills"] % 4 == 0
+        status = run(out_dir, partial(time.sleep, rng.uniform(0, 0.2)) if early else partial(wait, out_dir, rng))
         report["kills"] += status == -signal.SIGKILL
         if status == 0:
             number += 1
@@ -56,6 +57,19 @@ def main(folder: Path, data_root: str, kills: int) -> None:
         report["finished"].append(f"run-{number}")
     models.load = load
     print(json.dumps(report))
+
+
+def wait(out_dir: Path, rng: random.Random) -> None:
+    """Until one to three batches more are answered, or the run has ended, and then for up to 30 ms."""
+    path, until = out_dir / "parts" / "part-00000.jsonl", time.monotonic() + 60
+    target = lines(path) + rng.randrange(1, 6)
+    while lines(path) < target and not (out_dir / "summary.json").exists() and time.monotonic() < until:
+        time.sleep(0.002)
+    time.sleep(rng.uniform(0, 0.03))
+
+
+def lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def check(out_dir: Path) -> int:

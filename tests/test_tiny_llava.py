@@ -157,6 +157,7 @@ def test_training_record_tells_seed_minutes_and_accuracies():
     assert all(row["n"] == record["settings"]["held_out"] for row in record["accuracy"]["held_out"].values())
 
 
+@pytest.mark.slow
 def test_training_runs_from_the_shell(tmp_path):
     flags = ["--scale", 0.0002, "--pool", 40, "--held-out", 2, "--threads", 1]
     done = shell.run("models/tiny/train.py", *flags, "--out", tmp_path)

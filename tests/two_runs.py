@@ -5,7 +5,8 @@
 Makes its data in FOLDER. Every run loads the model itself, which is when another one could begin unseen. Per offset
 (seconds) and try, two processes with different --method start that long after each other. Of each pair one must be
 refused with one sentence and status 2, and the folder must hold the other's answers, under its method and equal to
-those of a run alone. Prints the outcome of each pair, then their counts as JSON; exit status 1 if a pair failed.
+those of a run alone. The process itself never uses torch: a child would inherit its thread pool, which does not
+survive a fork. Prints the outcome of each pair, then their counts as JSON; exit status 1 if a pair failed.
 """
 
 import json
@@ -16,8 +17,6 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 import evaluate
 from tests.evaluation import generated, predictions
 
@@ -25,7 +24,6 @@ OFFSETS = (0, 0.2, 0.5, 1, 3)
 
 
 def main(folder: Path, tries: int) -> int:
-    torch.set_num_threads(1)  # threads do not survive a fork
     config = evaluate.Config(dataset="blink", data_root=generated(folder), batch_size=2, max_new_tokens=6)
     configs = [config, replace(config, method="adapt-vis", adapt_threshold=0.95)]
     alone = {}
@@ -55,7 +53,7 @@ def pair(configs, alone: dict[str, bytes], out_dir: Path, offset: float) -> tupl
     ends = [(wait(), errors.read_text()) for wait, errors in runs]
     statuses = [status for status, _ in ends]
     if sorted(statuses) != [0, 2]:
-        return f"statuses {statuses}", ""
+        return f"statuses {statuses}: {ends}", ""
     refusal, method = ends[statuses.index(2)][1], configs[statuses.index(0)].method
     if not (refusal.startswith("error: ") and refusal.count("\n") == 1):
         return f"the refusal is not one sentence: {refusal!r}", method
