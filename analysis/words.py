@@ -26,9 +26,9 @@ def find_word(text: str, word: str) -> tuple[int, int] | None:
 def word_rows(layout, spoken, word: str, rows: str = "predicting", prefer: str = "prompt") -> list[int]:
     """Sequence positions of the rows that stand for a word; empty if neither prompt nor answer holds it.
 
-    layout: of the prompt, with `prompt`, `length` and `word(phrase)`. spoken: the answer, with `text` and `offsets`
-    (characters of each token), read right behind the prompt. `rows`, for a word of the answer: "predicting" or
-    "query". `prefer` says which counts where "prompt" and "answer" both hold the word; in either, its first occurrence.
+    layout: `TokenLayout` of the prompt. spoken: the answer, with `text` and `offsets` (characters of each token), which
+    follows the prompt. `rows`, for a word of the answer: "predicting" or "query". `prefer` says which counts where
+    "prompt" and "answer" both hold the word; in either, its first occurrence.
     """
     check_choices(rows, prefer)
     found = {"prompt": _in_prompt(layout, word), "answer": _in_answer(layout, spoken, word, rows)}
@@ -61,7 +61,7 @@ def check_choices(rows: str, prefer: str) -> None:
 
 def _in_prompt(layout, word: str) -> list[int]:
     span = find_word(layout.prompt, word)
-    return layout.word(layout.prompt[slice(*span)]).tolist() if span else []
+    return layout.positions(*span).tolist() if span else []
 
 
 def _in_answer(layout, spoken, word: str, rows: str) -> list[int]:

@@ -84,8 +84,12 @@ class TokenLayout:
                 f"word {word!r} (occurrence {occurrence}) is not in the prompt, which holds it {len(spans)} times: "
                 f"{self.prompt!r}"
             )
-        first, last = (self.prompt_start + character for character in spans[occurrence])
-        return torch.tensor([i for i, (a, b) in enumerate(self.offsets) if a < last and b > first])
+        return self.positions(*spans[occurrence])
+
+    def positions(self, start: int, end: int) -> torch.Tensor:
+        """Positions of the tokens that overlap characters [start, end) of the user's prompt (int64)."""
+        first, last = self.prompt_start + start, self.prompt_start + end
+        return torch.tensor([i for i, (a, b) in enumerate(self.offsets) if a < last and b > first], dtype=torch.long)
 
 
 def locate(text: str, input_ids: list[int], tokenizer, image_token: str, cells: list[int]) -> list[tuple[int, int]]:

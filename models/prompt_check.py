@@ -8,7 +8,8 @@ from models.errors import SampleError
 from models.markers import MARKER
 
 BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
-# Markup that some tokenizers (Gemma) keep as single tokens, and that means to the model what it means to the reader.
+DELIMITED = re.compile(r"<\S.*>|\[\S.*\]|\|\S.*\|", re.DOTALL)
+# Markup that some tokenizers (Gemma's) keep as single tokens and that is text all the same.
 TAGS = re.compile(
     "</?(table|caption|thead|tbody|tfoot|tr|th|td|h[1-6]|blockquote|ul|ol|li|dl|dt|dd|strong|em|b|i|u|s|sub|sup|code|p|br)>"
 )
@@ -17,7 +18,7 @@ TAGS = re.compile(
 def check_prompt(prompt: str, tokenizer, own_tokens: tuple[str, ...] = ()) -> None:
     """Raise SampleError for a prompt that is empty or that holds a control token of the tokenizer or the family.
 
-    own_tokens: tokens that the family's processor gives a meaning although the tokenizer lists them as ordinary ones.
+    own_tokens: the family's control tokens that the tokenizer lists as ordinary text.
     """
     if not MARKER.sub("", prompt).strip():
         raise SampleError("empty prompt", "the prompt is empty; write a question or an instruction")
@@ -31,20 +32,19 @@ def check_prompt(prompt: str, tokenizer, own_tokens: tuple[str, ...] = ()) -> No
 
 
 def control_tokens(tokenizer) -> list[str]:
-    """Special tokens of a tokenizer, and added tokens that it does not mark as special but that are no text either.
+    """Special tokens of a tokenizer, and added tokens in delimiters (<...>, [...], |...|) that it lists as ordinary.
 
-    Text are blanks, words and markup: some tokenizers add runs of blanks or HTML tags to save tokens.
+    Other added tokens are text: runs of blanks, words, punctuation and HTML tags, which some tokenizers add to save
+    tokens.
     """
-    added = [str(token) for token in tokenizer.added_tokens_decoder.values()]
-    return [*tokenizer.all_special_tokens, *(token for token in added if not _is_text(token))]
+    added = map(str, tokenizer.added_tokens_decoder.values())
+    return [
+        *tokenizer.all_special_tokens,
+        *(token for token in added if DELIMITED.fullmatch(token) and not TAGS.fullmatch(token)),
+    ]
 
 
 def byte_tokens(prompt: str, tokenizer) -> list[str]:
-    """Names of bytes in the prompt, such as <0x0A>, that the tokenizer turns into the byte's own token."""
+    """Byte names in the prompt, such as <0x0A>, that the tokenizer encodes as the byte's own token."""
     names = sorted(set(BYTE.findall(prompt)))
     return [name for name in names if name in tokenizer.tokenize(name)]
-
-
-def _is_text(token: str) -> bool:
-    words = token.replace("▁", " ").replace("Ġ", " ")
-    return not words.strip() or words.replace(" ", "").isalnum() or TAGS.fullmatch(token) is not None

@@ -1,9 +1,10 @@
-"""Find a word or phrase in a text, as a reader would: by whole words, ignoring case and Unicode normal form.
+"""Find a word or phrase in a text: whole words, ignoring case and Unicode normal form.
 
-Both texts are compared after compatibility decomposition and case folding (Unicode Standard Annex 15, NFKD), so that
-a precomposed letter equals its decomposed form and a full-width letter its ordinary one. A word ends where a letter, a
-digit or an underscore does not go on. Scripts without blanks between words have no such ends: next to a character of
-these scripts a match may begin and end anywhere, except before a combining mark of the same letter.
+Text and phrase are compared after compatibility decomposition (NFKD, Unicode Standard Annex 15) and case folding, so
+that a precomposed letter equals its decomposed form and a full-width letter the ordinary one. A match must not begin or
+end between two letters, digits or underscores, nor before a combining mark. Scripts that are written without blanks
+between words have no such boundaries: next to one of their characters a match may begin or end anywhere but before a
+combining mark.
 """
 
 from __future__ import annotations

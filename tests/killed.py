@@ -3,8 +3,8 @@
     python -m tests.killed FOLDER DATA_ROOT KILLS
 
 Loads the model once, forks a child per round that runs evaluate.py's main, and kills it with SIGKILL at a random
-moment: in every fourth round while it starts, else some answers later. When a run ends before its kill, another folder
-is begun. Prints the kills as JSON.
+moment: before every fourth kill at a random time from its start, else one to five answers later. A run with all its
+answers ends undisturbed, and another folder is begun. Prints the kills as JSON.
 """
 
 import json
@@ -42,11 +42,16 @@ def main(folder: Path, data_root: str, kills: int) -> None:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
     assert run(folder / "whole", None) == 0
-    number = 0
+    total, number = answers(folder / "whole"), 0
     while report["kills"] < kills:
         out_dir = folder / f"run-{number}"
-        early = report["kills"] % 4 == 0
-        status = run(out_dir, partial(time.sleep, rng.uniform(0, 0.2)) if early else partial(wait, out_dir, rng))
+        if report["kills"] % 4 == 0:
+            moment = partial(time.sleep, rng.uniform(0, 0.2))
+        else:
+            have = answers(out_dir)
+            count = have + rng.randint(1, 5)
+            moment = partial(wait, out_dir, min(count, total), rng.uniform(0, 0.03)) if have < total else None
+        status = run(out_dir, moment)
         report["kills"] += status == -signal.SIGKILL
         if status == 0:
             number += 1
@@ -59,16 +64,19 @@ def main(folder: Path, data_root: str, kills: int) -> None:
     print(json.dumps(report))
 
 
-def wait(out_dir: Path, rng: random.Random) -> None:
-    """Until one to three batches more are answered, or the run has ended, and then for up to 30 ms."""
-    path, until = out_dir / "parts" / "part-00000.jsonl", time.monotonic() + 60
-    target = lines(path) + rng.randrange(1, 6)
-    while lines(path) < target and not (out_dir / "summary.json").exists() and time.monotonic() < until:
+def wait(out_dir: Path, count: int, seconds: float) -> None:
+    """Until the folder holds `count` answers, and so many seconds more. Raises TimeoutError after a minute."""
+    until = time.monotonic() + 60
+    while answers(out_dir) < count:
+        if time.monotonic() > until:
+            raise TimeoutError(f"{out_dir} does not hold {count} answers after a minute")
         time.sleep(0.002)
-    time.sleep(rng.uniform(0, 0.03))
+    time.sleep(seconds)
 
 
-def lines(path: Path) -> int:
+def answers(out_dir: Path) -> int:
+    """Number of whole lines that a run has written."""
+    path = out_dir / "parts" / "part-00000.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 

@@ -13,7 +13,7 @@ def tokenizer(*added, byte_fallback=False, special=("<|im_end|>",)):
     """A byte-level or (with `byte_fallback`) Unigram tokenizer (its vocabulary holds the bytes) and added tokens."""
     if byte_fallback:
         pieces = [("<unk>", 0.0), *((chr(code), -1.0) for code in range(32, 127)), ("▁", -1.0)]
-        pieces += [(f"<0x{code:02X}>", -2.0) for code in range(256)] + [("|NEWLINE|", -1.0), ("<box>", -1.0)]
+        pieces += [(f"<0x{code:02X}>", -2.0) for code in range(256)]
         backend = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=True))
     else:
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -31,30 +31,33 @@ QWEN = ("<tool_call>", "</tool_call>", "<|fim_prefix|>", "<think>")
 @pytest.mark.parametrize("token", [*QWEN, "<|im_end|>"])
 def test_added_tokens_are_refused(token):
     """As Qwen2.5's tokenizer lists them: none of QWEN is marked as special."""
-    made = tokenizer(*QWEN)
-    assert len(made.tokenize(token)) == 1
-    with pytest.raises(SampleError, match="reads as a special token") as caught:
-        check_prompt(f"where is {token} the circle ?", made)
+    qwen = tokenizer(*QWEN)
+    assert len(qwen.tokenize(token)) == 1
+    with pytest.raises(SampleError) as caught:
+        check_prompt(f"where is {token} the circle ?", qwen)
     assert caught.value.reason == "special token in the prompt"
 
 
-@pytest.mark.parametrize("prompt", ["is <b>red</b> bold ?", "a\n\n\tb", "<0x0A> is a byte", "red < blue > green |x|"])
+TEXTS = ["is <b>red</b> bold ?", "a\n\n\tb", "<0x0A> is a byte", "red < blue > green |x|", "wait ..."]
+
+
+@pytest.mark.parametrize("prompt", TEXTS)
 def test_text_passes(prompt):
-    """Markup, blanks and words pass though some tokenizers add them; so does a byte's name that is spelt in letters."""
-    check_prompt(prompt, tokenizer("<b>", "</b>", "\n\n", "red", "  ", *QWEN))
+    """Markup, blanks, words and punctuation that a tokenizer adds pass; so does a byte's name that is spelt out."""
+    check_prompt(prompt, tokenizer("<b>", "</b>", "\n\n", "red", "  ", "...", *QWEN))
 
 
 def test_names_of_bytes_that_become_the_byte():
-    made = tokenizer(byte_fallback=True)
-    assert "<0x0A>" in made.tokenize("<0x0A>")
+    unigram = tokenizer(byte_fallback=True)
+    assert "<0x0A>" in unigram.tokenize("<0x0A>")
     with pytest.raises(SampleError, match="holds '<0x0A>'"):
-        check_prompt("a <0x0A> b", made)
+        check_prompt("a <0x0A> b", unigram)
 
 
 @pytest.mark.parametrize("token", ["|NEWLINE|", "<box>", "</point>", "<0x04>"])
 def test_structure_of_fuyu(token):
-    """Ordinary entries of its vocabulary, which its processor and model read as rows, boxes and begin of answer."""
-    made = tokenizer()
-    check_prompt(f"what is {token} ?", made)
+    """Ordinary vocabulary entries that its processor and model read as row ends, boxes and the begin of the answer."""
+    plain = tokenizer()
+    check_prompt(f"what is {token} ?", plain)
     with pytest.raises(SampleError, match="special token"):
-        check_prompt(f"what is {token} ?", made, FuyuForCausalLM.control_tokens)
+        check_prompt(f"what is {token} ?", plain, FuyuForCausalLM.control_tokens)

@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import time
+import traceback
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -75,6 +76,9 @@ def start(config: evaluate.Config, out_dir: Path):
             status = evaluate.main(replace(config, out_dir=str(out_dir)))
         except SystemExit as end:
             status = end.code
+        except BaseException:  # a child must never go on in the parent's code
+            traceback.print_exc()
+            status = 1
         sys.stderr.flush()
         os._exit(status)
     return lambda: os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), errors
