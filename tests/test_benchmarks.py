@@ -22,6 +22,7 @@ def decoder(shape, layers=5):
     return build(shape, 256, layers, "cpu", "float32")
 
 
+@pytest.mark.slow
 def test_measures_what_it_says(tmp_path, capsys):
     out, compared = tmp_path / "cost", ["plain", "rollout", "eager"]
     small = {"lengths": (64,), "layers": 4, "width": 128, "rounds": 1, "new_tokens": 3, "threads": 1}
@@ -50,6 +51,7 @@ def test_figures_are_medians_of_what_is_complete():
     assert attention_cost.middle([3.0, None]) is None and attention_cost.middle([]) is None
 
 
+@pytest.mark.slow
 def test_a_way_that_does_not_fit_is_not_run(tmp_path, monkeypatch):
     """A machine with next to no memory left: the eager way has only the figure of what it would need."""
     monkeypatch.setattr(attention_cost, "free_memory", lambda device: 1e-3)

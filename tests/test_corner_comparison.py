@@ -244,6 +244,7 @@ def test_loud_heads_are_not_shared_heads():
     assert np.mean(order) > 0.12 and np.mean(both) <= 0.13
 
 
+@pytest.mark.slow
 def test_loud_noise_is_called_nothing(tmp_path):
     """Loud heads are among the top in every corner without any object: by counts that is described, and not called."""
     called = [call_heads(loud_noise(seed)) for seed in range(20)]

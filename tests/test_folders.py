@@ -270,6 +270,7 @@ def check_loads(folder, reference, **tolerance):
     return model
 
 
+@pytest.mark.slow
 def test_pickled_weights_load_after_the_command_that_the_sentence_names(whole, tmp_path):
     folder = copy(whole, tmp_path)
     pickled(folder)

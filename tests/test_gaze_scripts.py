@@ -185,7 +185,13 @@ def test_settings_of_the_masks_reach_the_model(data_root, tmp_path):
     assert (wide["plain"] > plain["plain"]).all()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+# The other families differ from these two by their grids alone, which test_gaze.py checks for all.
+FAST = ("llava", "qwen2_5_vl")
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in FAMILIES]
+)
 def test_any_family_on_photographs_with_gaze_in_fractions(family, tmp_path):
     """Random models; one picture is broken, one has its gaze outside of it."""
     model, processor = FAMILIES[family]
