@@ -185,7 +185,7 @@ def test_settings_of_the_masks_reach_the_model(data_root, tmp_path):
     assert (wide["plain"] > plain["plain"]).all()
 
 
-# The other families differ from these two by their grids alone, which test_gaze.py checks for all.
+# The script on the other families is slow; test_gaze.py checks the masks of every family.
 FAST = ("llava", "qwen2_5_vl")
 
 
