@@ -19,12 +19,12 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "sightline"
-ATTENTION = ("self_attn", "attn")  # what attention modules are called; the second in Qwen's towers
+ATTENTION = ("self_attn", "attn", "attention")  # names of attention modules: Llama; GPT-2 and Qwen's towers; GPT-NeoX
 # Attributes of an attention module, dictionaries by thread: its listeners, and its `models.steering.Steering`.
 LISTENERS, STEERING = "sightline_listeners", "sightline_steering"
 LOCK = Lock()  # of all changes to these attributes and to the name of the attention function
@@ -39,16 +39,28 @@ def attention(module, query, key, value, attention_mask, scaling=None, dropout=0
 
     query [batch, head, row, width] and key, value [batch, key head, key, width] are post-rotary, the cache included;
     attention_mask is None (causal in prefill, everything in decode) or bool [batch, 1, row, key], True = attend.
-    Returns (output [batch, row, head, width], None).
+    Returns (output [batch, row, head, width], None). Raises ValueError as `check_arguments` does.
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    for listener in attached(module, LISTENERS, ()):
+    listeners, steering = attached(module, LISTENERS, ()), attached(module, STEERING)
+    if listeners or steering is not None:
+        check_arguments(module, kwargs)
+    for listener in listeners:
         listener(module, query, key, attention_mask, scale)
-    steering = attached(module, STEERING)
     if steering is not None:
         plain = partial(sdpa_attention_forward, module, scaling=scale, dropout=dropout, **kwargs)
         return steering.attend(lambda *args: plain(*args)[0], query, key, value, attention_mask, scale), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+
+
+def check_arguments(module: nn.Module, arguments: dict[str, Any]) -> None:
+    """Raises ValueError for arguments of SDPA under which weights are not the causal softmax of queries and keys."""
+    if arguments.get("position_bias") is not None or arguments.get("is_causal") not in (None, module.is_causal):
+        name = "position_bias" if arguments.get("position_bias") is not None else "is_causal"
+        raise ValueError(
+            f"{type(module).__name__} attends with {name}, which changes its weights; recorded and steered attention "
+            "must be the softmax of queries and keys alone, so call the model without it"
+        )
 
 
 AttentionInterface.register(NAME, attention)
@@ -62,23 +74,51 @@ def attention_stack(model: PreTrainedModel, part: Part) -> tuple[PreTrainedModel
     attention cannot be listened to, before anything is changed.
     """
     stack = model.get_decoder() if part == "decoder" else vision_tower(model)
-    modules = [m for name, m in stack.named_modules() if name.rpartition(".")[2] in ATTENTION]
+    modules = list(attention_modules(stack).values())
     kind = type(model).__name__
     if not modules or not stack._can_set_attn_implementation():
         raise ValueError(
             f"the attention of {kind} does not go through transformers' attention interface, so it cannot be recorded"
         )
+    if not stack._supports_sdpa:  # sinks and soft caps are not in SDPA's formula
+        raise ValueError(f"{kind} has no SDPA attention in transformers, and recording recomputes SDPA's weights")
     if stack.config._attn_implementation not in ("sdpa", NAME):
         raise ValueError(
             f"{kind} was loaded with attn_implementation={stack.config._attn_implementation!r}; "
             "recording needs 'sdpa' (call model.set_attn_implementation('sdpa'))"
         )
-    if has_sliding_window(stack.config):
+    if part == "decoder":
+        check_layers(stack.config, len(modules), kind)
+    return stack, modules
+
+
+def attention_modules(stack: PreTrainedModel) -> dict[str, nn.Module]:
+    """Self-attention modules of a sub-model by name, in layer order.
+
+    transformers' interface reads `is_causal` from the modules that call it; linear attention and the containers of
+    attention that older classes have (BertAttention) lack it.
+    """
+    named = ((name, module) for name, module in stack.named_modules() if name.rpartition(".")[2] in ATTENTION)
+    return {name: module for name, module in named if hasattr(module, "is_causal")}
+
+
+def check_layers(config: PreTrainedConfig, count: int, kind: str) -> None:
+    """Raises ValueError unless a decoder with this config and `count` attention modules has full attention in every
+    layer. In a hybrid decoder, the layers of attention alone would be numbered as if they were all."""
+    if has_sliding_window(config):
         raise ValueError(
             f"{kind} uses sliding-window attention, whose cache forgets the image tokens; "
             "recording needs full attention in every layer"
         )
-    return stack, modules
+    if other := other_layer_types(config):
+        raise ValueError(
+            f"{kind} has layers without full attention ({', '.join(other)}); recording needs it in every layer"
+        )
+    if count != config.num_hidden_layers:
+        raise ValueError(
+            f"{kind} has {config.num_hidden_layers} layers and {count} modules of self-attention; recording needs one "
+            "in each layer"
+        )
 
 
 def vision_tower(model: PreTrainedModel) -> PreTrainedModel:
@@ -92,10 +132,15 @@ def vision_tower(model: PreTrainedModel) -> PreTrainedModel:
     )
 
 
-def has_sliding_window(config) -> bool:
+def has_sliding_window(config: PreTrainedConfig) -> bool:
     """Whether any layer of a decoder with this (text) config forgets keys that lie far back."""
     kinds = getattr(config, "layer_types", None) or ()
     return bool(getattr(config, "sliding_window", None)) or "sliding_attention" in kinds
+
+
+def other_layer_types(config: PreTrainedConfig) -> list[str]:
+    """Layer types of a decoder's (text) config that are neither full attention nor a sliding window, sorted."""
+    return sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"})
 
 
 @contextmanager

@@ -215,7 +215,8 @@ def tried(family: str, folder: str) -> tuple[str, float]:
     from PIL import Image
 
     from models.answer import answer
-    from models.loading import load
+    from models.loading import load, quiet
+    from models.trace import recorded_errors
 
     model, processor = load(folder, dtype="float32")
     if model.config.model_type != family:
@@ -223,33 +224,8 @@ def tried(family: str, folder: str) -> tuple[str, float]:
     blank = [Image.new("RGB", (96, 96), "white")]
     said = answer(model, processor, blank, QUESTION, max_new_tokens=4).text
     inputs, _ = model.prepare(processor, blank, QUESTION)
-    return said, max(recorded_errors(model, inputs))
-
-
-def recorded_errors(model, inputs) -> list[float]:
-    """Relative difference of each decoder layer's recorded attention weights from eager attention's, for one prompt.
-
-    Layer 0 has the same queries and keys both times; later layers also differ by what rounding made of earlier ones.
-    """
-    import torch
-
-    from models.loading import quiet
-    from models.trace import AttentionTrace
-
-    decoder = model.get_decoder()
-    with torch.no_grad(), quiet():
-        with AttentionTrace(model) as trace:
-            model(**inputs)
-        decoder.config._attn_implementation = "eager"
-        try:
-            eager = model(**inputs, output_attentions=True).attentions
-        finally:
-            decoder.config._attn_implementation = "sdpa"
-    errors = []
-    for layer, expected in enumerate(eager):
-        weights = trace.weights(layer, slice(None))
-        errors.append(float((weights - expected.to(weights)).norm() / expected.norm()))
-    return errors
+    with quiet():
+        return said, max(recorded_errors(model, inputs))
 
 
 def batch_error(model, processor, image) -> float:
@@ -268,7 +244,8 @@ def checkpoint(folder: str) -> Iterator[Line]:
     """A checkpoint in each number type: whether it loads, records eager's weights, and answers alike in a batch."""
     from PIL import Image
 
-    from models.loading import load
+    from models.loading import load, quiet
+    from models.trace import recorded_errors
 
     image = Image.new("RGB", (224, 160), "white")
     for dtype, bound in EQUAL.items():
@@ -281,7 +258,8 @@ def checkpoint(folder: str) -> Iterator[Line]:
         text = model.config.get_text_config()
         size = f"{text.num_hidden_layers} layers, {text.num_attention_heads} heads, {layout.length} tokens"
         yield Line(dtype, f"{model.config.model_type}, {size}")
-        errors = recorded_errors(model, inputs)
+        with quiet():
+            errors = recorded_errors(model, inputs)
         found = f"recorded attention is {errors[0]:.0e} off eager's in layer 0, at most {max(errors):.0e} in any"
         judged = max(errors) if dtype == "float32" else errors[0]  # in half precision two kernels drift apart
         yield Line(f"{dtype} weights", found, "ok" if judged <= bound else "wrong")

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from models.attention import ATTENTION, attention_stack
+from models.attention import attention_modules, attention_stack
 from models.errors import SampleError
 
 See = Callable[[int, torch.Tensor], None]
@@ -23,8 +23,7 @@ See = Callable[[int, torch.Tensor], None]
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
     """The decoder's layers in order: the modules that hold its attention. ValueError as `attention_stack` raises it."""
     stack, _ = attention_stack(model, "decoder")
-    names = [name for name, _ in stack.named_modules() if name.rpartition(".")[2] in ATTENTION]
-    return [stack.get_submodule(name.rpartition(".")[0]) for name in names]
+    return [stack.get_submodule(name.rpartition(".")[0]) for name in attention_modules(stack)]
 
 
 @contextmanager

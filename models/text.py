@@ -19,11 +19,15 @@ from transformers import (
 
 import models
 from models import generation_settings
-from models.attention import attention_stack, has_sliding_window
+from models.attention import has_sliding_window, other_layer_types
 from models.layout import TokenLayout
 from models.loading import DTYPES, check_keys, first_line, locate, place, quantized, quiet, read_weights
 from models.prompt_check import check_prompt
+from models.trace import AttentionTrace
+from models.unpatched import check_weights
 from models.vlm import MARK
+
+WORDS = "one two three four"  # a prompt of several tokens: the weights of a single one are 1 under any formula
 
 
 class CausalLanguageModel:
@@ -131,11 +135,27 @@ def load_causal(name: str, device="auto", dtype="auto", load_4bit=False, load_8b
         else:
             settings |= {"config": config, "quantization_config": quantization}
             model = read_weights(model_class, path, name, **settings, **source)
-        try:
-            attention_stack(model, "decoder")
-        except ValueError as error:
-            raise ValueError(f"{name!r} cannot be used: {error}") from error
-    return model.eval(), tokenizer
+        check_causal(model.eval(), tokenizer, name)
+    return model, tokenizer
+
+
+def check_causal(model: CausalLanguageModel, tokenizer, name: str) -> None:
+    """Record two generated tokens, and compare a few words with eager attention.
+
+    Raises ValueError for a model that cannot be recorded, and for a tokenizer that does not belong to it.
+    """
+    try:
+        inputs, _ = model.prepare(tokenizer, [], WORDS)
+        with AttentionTrace(model):
+            model.generate(**inputs, max_new_tokens=2, min_new_tokens=2)
+        check_weights(model, inputs)
+    except ValueError as error:
+        raise ValueError(f"{name!r} cannot be used: {first_line(error)}") from error
+    except Exception as error:  # a tokenizer of another model and a family that was never tried here fail in any way
+        raise ValueError(
+            f"{name!r} cannot be used: model and tokenizer fail on {WORDS!r} ({type(error).__name__}: "
+            f"{first_line(error)}); take all files from one release of the {model.config.model_type} family"
+        ) from error
 
 
 def gguf_source(name: str) -> tuple[str, dict]:
@@ -161,6 +181,11 @@ def read_config(path: str, name: str, source: dict):
         raise ValueError(f"{name!r} is of the family {config.model_type!r}, which is no causal language model")
     if has_sliding_window(config):
         raise ValueError(f"{name!r} uses sliding-window attention; use a checkpoint with full attention")
+    if other := other_layer_types(config):
+        raise ValueError(
+            f"{name!r} has layers without full attention ({', '.join(other)}); use a checkpoint with full attention in "
+            "every layer"
+        )
     return config
 
 

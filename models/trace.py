@@ -93,6 +93,8 @@ class AttentionTrace:
         self.layers = 0
         self.start: torch.Tensor | None = None  # int64 [sample]: position of the first token that is not padding
         self.prompt_length = 0
+        self._latest: int | None = None  # the layer that attended last
+        self._mask: tuple[torch.Tensor | None, ...] = ()  # the mask that was checked last
         self._layers, self._rows = layers, rows if rows is None or isinstance(rows, slice) else list(rows)
         self._kept: frozenset[int] = frozenset()
         self._recorded: dict[int, Recorded] = {}
@@ -114,34 +116,63 @@ class AttentionTrace:
 
     def __exit__(self, *exception) -> None:
         self._scope.close()
+        self._mask = ()
         if self.offload:
             for recorded in self._recorded.values():
                 recorded.key = recorded.key.cpu()
                 recorded.answer[:] = [torch.cat(recorded.answer, 2).cpu()] if recorded.answer else []
 
     def _listen(self, layer: int, module: nn.Module, query, key, mask, scaling: float) -> None:
+        twice, self._latest = layer == self._latest and self.layers > 1, layer
         if layer not in self._kept:
             return
         recorded = self._recorded.get(layer)
         seen = 0 if recorded is None else recorded.key.shape[2]
         if key.shape[2] != seen + query.shape[2] or (seen and query.shape[2] != 1):
+            if seen and key.shape[2] == query.shape[2] and twice:
+                raise ValueError(
+                    f"layer {layer} attends twice in one forward pass (differential attention), so its weights are not "
+                    "one softmax of queries and keys and cannot be recorded"
+                )
             if seen and key.shape[2] == query.shape[2]:
                 raise RuntimeError("this trace already holds a generation; open a new AttentionTrace for each one")
             raise RuntimeError(
                 f"layer {layer} was shown {key.shape[2]} keys for {query.shape[2]} new tokens after {seen} recorded; "
                 "recording needs an empty default (dynamic) cache, the prompt in one piece, and one token a step"
             )
+        self._check_mask(layer, module, query, key, mask)
         if recorded is not None:
             recorded.answer.append(query.detach())
             recorded.key = key.detach()
             return
-        if not self._recorded:
-            self.prompt_length = query.shape[2]
-            self.start = first_positions(mask, query)
+        self.prompt_length = query.shape[2]
         rows = None if self._rows is None else indices_of(self._rows, self.prompt_length, "query").unique()
         kept = self._keep(query if rows is None else query[:, :, rows.to(query.device)])
         steering = attached(module, STEERING)
         self._recorded[layer] = Recorded(kept, rows, key.detach(), scaling, steering, query.device)
+
+    def _check_mask(self, layer: int, module: nn.Module, query, key, mask: torch.Tensor | None) -> None:
+        """Raises ValueError unless a layer's mask is causal with the padding on the left that all layers have.
+
+        Weights could not be recomputed from positions alone under any other. In a prompt and in a step of generation
+        the layers share one mask, which is checked once.
+        """
+        if mask is None and query.shape[2] > 1 and not module.is_causal:
+            raise ValueError(
+                f"layer {layer} attends in both directions (is_causal=False); recording needs causal attention"
+            )
+        if self._mask and self._mask[0] is mask:
+            return
+        if self.start is None:
+            self.start = first_positions(mask, query)
+        rows, keys = query.shape[2], key.shape[2]
+        expected = not self.start.any() if mask is None else is_left_padded(mask, self.start, rows, keys)
+        if not expected:
+            raise ValueError(
+                f"the attention mask of layer {layer} is not causal with padding on the left, so weights cannot be "
+                "recomputed; pad on the left (processor.tokenizer.padding_side = 'left') and pass no 4-D mask"
+            )
+        self._mask = (mask,)
 
     def _keep(self, query: torch.Tensor) -> torch.Tensor:
         return self._moved.take(query.detach()) if self.offload else query.detach()
@@ -166,9 +197,14 @@ class AttentionTrace:
         return self._of(layer).device
 
     def _any(self) -> Recorded:
-        if len(self._recorded) < max(len(self._kept), 1):
+        if not self._recorded:
             raise RuntimeError(
                 "nothing was recorded: run the model in this thread, inside `with AttentionTrace(model) as trace:`"
+            )
+        if missing := sorted(self._kept - self._recorded.keys()):
+            raise RuntimeError(
+                f"layer {missing[0]} was not recorded: the run stopped before it, or its attention does not go through "
+                "transformers' attention interface"
             )
         return next(iter(self._recorded.values()))
 
@@ -288,29 +324,56 @@ def softmax_rows(
 
 
 def first_positions(mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor:
-    """Position of each sample's first real token, int64 [sample], read from the mask that attention was given.
-
-    Raises ValueError for a mask that is anything but causal with padding on the left, since weights could then not be
-    recomputed from positions alone.
-    """
-    samples, _, rows, _ = query.shape
+    """Position of each sample's first real token, int64 [sample], as the mask of a prompt says; 0 without a mask."""
+    samples = len(query)
     if mask is None:
         return torch.zeros(samples, dtype=torch.long)
-    start = mask[:, 0, -1].int().argmax(-1)
-    columns = torch.arange(rows, device=mask.device)
+    return mask[:, 0, -1].int().argmax(-1).expand(samples).cpu()
+
+
+def is_left_padded(mask: torch.Tensor, start: torch.Tensor, rows: int, keys: int) -> bool:
+    """Whether a mask [sample or 1, head or 1, row, key] lets its rows, the last of `keys` positions, attend to all
+    positions from the sample's `start` [sample] up to their own.
+
+    Rows of padding do not count: their weights are never given, and transformers fills them one way or another.
+    """
+    if mask.dtype != torch.bool or mask.shape[2:] != (rows, keys):
+        return False
+    start = start.to(mask.device)
+    columns = torch.arange(keys, device=mask.device)
     real = columns >= start[:, None]
-    step = max(1, BLOCK_ELEMENTS["cuda"] // (samples * rows))  # a long mask is large enough without copies of it
+    step = max(1, BLOCK_ELEMENTS["cuda"] // (len(start) * mask.shape[1] * keys))  # a long mask is large without copies
     for first in range(0, rows, step):
-        few = slice(first, first + step)
-        expected = real[:, None] & (columns <= columns[few, None])
-        # Rows of the padding itself are never asked for; transformers fills them one way or another.
-        agrees = (mask[:, 0, few] == expected) | ~real[:, few, None]
-        if mask.dtype != torch.bool or not agrees.all():
-            raise ValueError(
-                "the attention mask is not causal with padding on the left, so weights cannot be recomputed; "
-                "pad on the left (processor.tokenizer.padding_side = 'left') and pass no 4-D mask"
-            )
-    return start.cpu()
+        positions = columns[keys - rows :][first : first + step]
+        expected = real[:, None] & (columns <= positions[:, None])
+        wrong = (mask[:, :, first : first + step] != expected[:, None]) & real[:, None, positions, None]
+        if wrong.any():
+            return False
+    return True
+
+
+@torch.no_grad()
+def recorded_errors(model: PreTrainedModel, inputs) -> list[float]:
+    """Relative difference (Frobenius norm) of each layer's recorded weights from eager attention's, for one prompt.
+
+    Layer 0 has the same queries and keys both times; later layers also differ by the rounding errors of earlier ones.
+    Raises ValueError for a model whose eager attention does not return the weights of every layer.
+    """
+    with AttentionTrace(model) as trace:
+        model(**inputs)
+    config = model.get_decoder().config
+    config._attn_implementation = "eager"
+    try:
+        eager = model(**inputs, output_attentions=True).attentions or ()
+    finally:
+        config._attn_implementation = "sdpa"
+    if len(eager) != trace.layers:
+        raise ValueError(f"eager attention returns the weights of {len(eager)} layers, of {trace.layers}")
+    errors = []
+    for layer, expected in enumerate(eager):
+        weights = trace.weights(layer, slice(None))
+        errors.append(float((weights - expected.to(weights)).norm() / expected.norm()))
+    return errors
 
 
 def index_of(value: int, count: int, what: str) -> int:

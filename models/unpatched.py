@@ -9,12 +9,12 @@ from __future__ import annotations
 import torch
 import transformers
 from PIL import Image
-from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, PROCESSOR_MAPPING, ProcessorMixin
+from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, PROCESSOR_MAPPING, PreTrainedModel, ProcessorMixin
 
-from models.attention import attention_stack
+from models.attention import attention_stack, other_layer_types
 from models.folders import version_numbers
 from models.processors import WithoutVideo
-from models.trace import AttentionTrace
+from models.trace import AttentionTrace, recorded_errors
 from models.vlm import VisionLanguageModel, check_template
 
 PLACED = "text_replacement_offsets"  # under this name a processor says which characters became image tokens
@@ -149,8 +149,7 @@ def check_config(config, fields: dict) -> str | None:
         return "has an encoder and a decoder, whose attention to the image is another one"
     if getattr(config, "image_token_id", None) is None:
         return "does not mark its image tokens in input_ids"
-    kinds = set(getattr(config.get_text_config(), "layer_types", None) or ())
-    if other := sorted(kinds - {"full_attention", "sliding_attention"}):  # a sliding window has a sentence of its own
+    if other := other_layer_types(config.get_text_config()):  # a sliding window has a sentence of its own
         return f"has layers without full attention ({', '.join(other)})"
     return None
 
@@ -165,31 +164,23 @@ def unknown_family(fields: dict) -> str:
     return f"transformers {here} does not know"
 
 
-@torch.no_grad()
 def check_recording(model: UnpatchedModel, processor) -> None:
-    """Generates two tokens about a blank picture under a trace, then compares a few words with eager attention.
+    """Record two generated tokens about a blank image, and compare a few words with eager attention.
 
-    Raises ValueError where a layer is not seen whole, or where its weights are not the softmax of queries and keys.
+    Raises ValueError where a layer is not recorded whole, or as `check_weights` does.
     """
-    decoder, modules = attention_stack(model, "decoder")
-    if len(modules) != decoder.config.num_hidden_layers:
-        raise ValueError(f"{len(modules)} of its {decoder.config.num_hidden_layers} layers have self-attention")
+    attention_stack(model, "decoder")
     inputs, _ = model.prepare(processor, [Image.new("RGB", (64, 64))], "a")
-    with AttentionTrace(model) as trace:
+    with AttentionTrace(model):
         model.generate(**inputs, max_new_tokens=2, min_new_tokens=2)
     inputs, _ = model.prepare(processor, [], "a")
-    with AttentionTrace(model) as trace:
-        model(**inputs)
-    decoder.config._attn_implementation = "eager"
-    try:
-        reference = model(**inputs, output_attentions=True).attentions
-    finally:
-        decoder.config._attn_implementation = "sdpa"
-    error = 0.0
-    for layer, expected in zip(range(trace.layers), reference, strict=True):
-        weights = trace.weights(layer, slice(None))
-        expected = expected.to(weights)
-        error = max(error, float((weights - expected).norm() / expected.norm()))
+    check_weights(model, inputs)
+
+
+def check_weights(model: PreTrainedModel, inputs) -> None:
+    """Raises ValueError where recorded weights are not those of eager attention, and so not the softmax of queries and
+    keys, or where eager attention does not return those of every layer."""
+    error = max(recorded_errors(model, inputs))
     if not error <= TOLERANCE.get(model.dtype, HALF_TOLERANCE):
         raise ValueError(
             "its attention weights are not the softmax of queries and keys: recomputed ones differ from eager "

@@ -413,6 +413,21 @@ def test_masks_that_are_not_causal_padding_are_refused(model, elements, monkeypa
 
 
 @torch.no_grad()
+def test_an_interrupted_run_is_named(model):
+    inputs, _ = single(model)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    hook = model.get_decoder().layers[1].register_forward_pre_hook(stop)
+    with pytest.raises(KeyboardInterrupt), AttentionTrace(model) as trace:
+        model(**inputs)
+    hook.remove()
+    with pytest.raises(RuntimeError, match="layer 1 was not recorded: the run stopped before it, or its"):
+        trace.weights(0, 0)
+
+
+@torch.no_grad()
 def test_traces_may_close_in_any_order(model):
     inputs, _ = single(model)
     first, second = AttentionTrace(model), AttentionTrace(model)
