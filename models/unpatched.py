@@ -180,7 +180,8 @@ def check_recording(model: UnpatchedModel, processor) -> None:
 def check_weights(model: PreTrainedModel, inputs) -> None:
     """Raises ValueError where recorded weights are not those of eager attention, and so not the softmax of queries and
     keys, or where eager attention does not return those of every layer."""
-    error = max(recorded_errors(model, inputs))
+    errors = torch.tensor(recorded_errors(model, inputs))
+    error = float(errors.max())  # NaN where any is
     if not error <= TOLERANCE.get(model.dtype, HALF_TOLERANCE):
         raise ValueError(
             "its attention weights are not the softmax of queries and keys: recomputed ones differ from eager "
