@@ -6,6 +6,7 @@ value with the processor, so a level that the processor lacks ends in an illegal
     python -m tests.levels      prints the levels of this processor below the one that torch chooses, one per line
 """
 
+import functools
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ NAME = "ATEN_CPU_CAPABILITY"
 LEVELS = ("default", "avx2", "avx512")
 
 
+@functools.cache
 def supported():
     """The levels of this processor in rising order; torch chooses the last."""
     environment = {name: value for name, value in os.environ.items() if name != NAME}
@@ -24,7 +26,7 @@ def supported():
 
 def check(asked):
     """ValueError for a value of ATEN_CPU_CAPABILITY that torch does not know or this processor does not have."""
-    if asked not in supported():
+    if asked not in LEVELS or asked not in supported():
         have = ", ".join(supported())
         raise ValueError(f"{NAME} is {asked!r}, but this processor has {have}; set one of them or none")
 

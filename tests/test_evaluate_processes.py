@@ -40,12 +40,15 @@ def program(module, *arguments):
     return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
 
 
-def test_killed_twenty_times_and_still_the_same(config, tmp_path):
-    """Real processes and real SIGKILLs, at random moments from the first to the last."""
-    done = program("tests.killed", tmp_path, config.data_root, 20)
+@pytest.mark.parametrize("kills, between", [(6, 2), pytest.param(20, 8, marks=pytest.mark.slow)])
+def test_killed_and_still_the_same(config, tmp_path, kills, between):
+    """Real processes and real SIGKILLs at random moments, at least `between` of them between the first and the last
+    answer."""
+    done = program("tests.killed", tmp_path, config.data_root, kills)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
-    assert report["kills"] >= 20 and sum(0 < count < COUNT for count in report["answered_at_kill"]) >= 8, report
+    assert report["kills"] >= kills, report
+    assert sum(0 < count < COUNT for count in report["answered_at_kill"]) >= between, report
     assert report["finished"]
     for name in report["finished"]:
         assert predictions(tmp_path / name) == predictions(tmp_path / "whole")
@@ -53,11 +56,12 @@ def test_killed_twenty_times_and_still_the_same(config, tmp_path):
         assert lines_of_parts(tmp_path / name) == lines_of_parts(tmp_path / "whole")
 
 
-def test_two_runs_into_one_folder(tmp_path):
-    """Started at five offsets: one is refused with one sentence, and nothing of it is in the folder."""
-    done = program("tests.two_runs", tmp_path, 1)
+@pytest.mark.parametrize("offsets", [(0, 1), pytest.param((0, 0.2, 0.5, 1, 3), marks=pytest.mark.slow)])
+def test_two_runs_into_one_folder(tmp_path, offsets):
+    """Started some seconds apart: one is refused with one sentence, and nothing of it is in the folder."""
+    done = program("tests.two_runs", tmp_path, 1, *offsets)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == {"one refused": 5}
+    assert json.loads(done.stdout.splitlines()[-1]) == {"one refused": len(offsets)}
 
 
 def started_together(*flags):

@@ -1,12 +1,13 @@
 """Two runs of evaluate.py that are started into one new folder: a program, also for tests/test_evaluate_processes.py.
 
-    python -m tests.two_runs FOLDER TRIES
+    python -m tests.two_runs FOLDER TRIES [OFFSET ...]
 
 Makes its data in FOLDER. Every run loads the model itself, which is when another one could begin unseen. Per offset
-(seconds) and try, two processes with different --method start that long after each other. Of each pair one must be
-refused with one sentence and status 2, and the folder must hold the other's answers, under its method and equal to
-those of a run alone. The process itself never uses torch: a child would inherit its thread pool, which does not
-survive a fork. Prints the outcome of each pair, then their counts as JSON; exit status 1 if a pair failed.
+(seconds; default 0 0.2 0.5 1 3) and try, two processes with different --method start that long after each other. Of
+each pair one must be refused with one sentence and status 2, and the folder must hold the other's answers, under its
+method and equal to those of a run alone. The process itself never uses torch: a child would inherit its thread pool,
+which does not survive a fork. Prints the outcome of each pair, then their counts as JSON; exit status 1 if a pair
+failed.
 """
 
 import json
@@ -24,7 +25,7 @@ from tests.evaluation import generated, predictions
 OFFSETS = (0, 0.2, 0.5, 1, 3)
 
 
-def main(folder: Path, tries: int) -> int:
+def main(folder: Path, tries: int, offsets: tuple[float, ...]) -> int:
     config = evaluate.Config(dataset="blink", data_root=generated(folder), batch_size=2, max_new_tokens=6)
     configs = [config, replace(config, method="adapt-vis", adapt_threshold=0.95)]
     alone = {}
@@ -36,7 +37,7 @@ def main(folder: Path, tries: int) -> int:
         alone[each.method] = predictions(folder / each.method)
     assert len(set(alone.values())) == len(configs), "the methods answer alike, so a mixture would not show"
     counts = Counter()
-    for offset in OFFSETS:
+    for offset in offsets:
         for number in range(tries):
             fault, first = pair(configs, alone, folder / f"{offset}-{number}", offset)
             print(f"{offset} s, try {number}: {fault or f'one refused, the folder is of {first}'}", flush=True)
@@ -85,4 +86,4 @@ def start(config: evaluate.Config, out_dir: Path):
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), tuple(map(float, sys.argv[3:])) or OFFSETS))
