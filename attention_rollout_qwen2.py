@@ -25,11 +25,10 @@ from analysis.rollout import rollout
 from analysis.samples import measure_each
 from analysis.statistics import SHARE, mean_interval
 from data.flags import SampleFlags
-from data.images import ImageError, read_image
+from data.images import read_image
 from data.links import following_links
 from data.samples import Sample, collect
 from models.answer import answer
-from models.errors import SampleError
 from models.flags import LoadFlags
 from models.loading import describe
 from models.tower import check_tower
@@ -64,7 +63,7 @@ def main(config: Config) -> int:
         rolled = rollout(said.trace, said.layout, tokens=len(said.tokens), **config.rolling)
         return report_answer(run, sample, [picture], said, rolled, config.look, config.page_mb / len(samples))
 
-    rows = measure_each(run, samples, look, (ImageError, SampleError), unusable)
+    rows = measure_each(run, samples, look, unusable)
     run.finish({"rows": config.rows, "image_share": mean_interval([row["image_share"] for row in rows], SHARE)})
     if rows:
         print(lengths_line(rows))

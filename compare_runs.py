@@ -36,7 +36,7 @@ from analysis.run_comparison import (
     run_names,
     table_row,
 )
-from data.images import ImageError
+from data.errors import SampleError
 from data.links import following_links
 from data.spatial_qa import Question, read
 
@@ -87,7 +87,7 @@ class Records:
             return self.fault or "the data do not hold this record, or not in a form that can be used"
         try:
             pictures = question.pictures()
-        except ImageError as error:
+        except SampleError as error:
             return str(error)
         return side_by_side(pictures) if pictures else "the record has no picture"
 

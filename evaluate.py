@@ -41,20 +41,18 @@ from analysis.report import NAME as PAGE
 from analysis.report import write_report
 from analysis.samples import attempt
 from data import spatial_qa, twoshapes_qa
+from data.errors import Skip
 from data.flags import GazeFlags
 from data.folders import Source
 from data.gaze_samples import GazeSource, tell_unread
-from data.images import ImageError
 from data.links import LinkFlags, following_links
 from data.question_gaze import points_of, read_for
 from data.scanpaths import Scanpaths
 from data.spatial_qa import Question
 from data.spatial_qa_source import find_root, published_set, source_of
-from data.twoshapes import Skip
 from models import runner as runners
 from models.adapt_vis import AdaptVis
 from models.asking import Generation, ModelAsked, Reply, RunnerAsked, Steer, adapted, gazed, plain, redistributed
-from models.errors import SampleError
 from models.fingerprint import content_hash, contents
 from models.flags import LoadFlags
 from models.gaze import GazeMask, parse_mask_type
@@ -390,7 +388,7 @@ def answer_all(part: Part, asker, asked: dict[Key, Question], keys: Sequence[Key
         for first in range(0, len(keys), size):
             batch = keys[first : first + size]
             hashes = [image_hashes(asked[key]) for key in batch]  # before the answers: a later change is then noticed
-            replies = attempt(ask, batch, (ImageError, SampleError))
+            replies = attempt(ask, batch)
             part.append(
                 {**record(key, asked[key], reply, config), "image_hashes": each}
                 for key, reply, each in zip(batch, replies, hashes, strict=True)

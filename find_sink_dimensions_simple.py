@@ -22,10 +22,9 @@ from analysis.plots import dimension_heatmap
 from analysis.results import RunFolder, check_place, default_out_dir, refuse_existing, write_json
 from analysis.samples import measure_each
 from analysis.sinks import Contrast, Profile, SinkSearch, attention_received, check_top_percent, watch
-from data.images import ImageError, read_image
+from data.images import read_image
 from data.links import following_links
 from data.prompts import Prompt, PromptFlags, gather
-from models.errors import SampleError
 from models.flags import LoadFlags
 from models.loading import describe
 from models.residual import prefill, residual_stream
@@ -87,7 +86,7 @@ def main(config: Config) -> int:
         counts = {"tokens": tokens, "candidates": len(watched.candidates), "rows": rows}
         return {**counts, "top_share": round(contrast.top_share, 4)}
 
-    measure_each(run, prompts, probe, (ImageError, SampleError), unusable)
+    measure_each(run, prompts, probe, unusable)
     if not search.samples:
         run.finish({})
         return command.conclude(run)

@@ -28,14 +28,14 @@ from analysis.report_view import way as view_of
 from analysis.results import RunFolder, default_out_dir, refuse_existing
 from analysis.rollout import rollout
 from analysis.samples import measure_batches
+from data.errors import SampleError
 from data.flags import GazeFlags, SampleFlags
 from data.gaze_samples import GazeSample, gather, left_out, locate
-from data.images import ImageError, read_image
+from data.images import read_image
 from data.links import following_links
 from data.samples import Sample
 from data.twoshapes_scanpaths import TARGETS
 from models.answer import Answer, answers, word_probability
-from models.errors import SampleError
 from models.flags import LoadFlags
 from models.gaze import GazeMask, SalientHead, check_scanpath, parse_mask_type, windows
 from models.loading import describe
@@ -104,7 +104,7 @@ def main(config: Config) -> int:
         model, processor = models.load(config.model, **config.loading)
         decoder = model.config.get_text_config()
         ways = config.masks(decoder.num_hidden_layers, decoder.num_attention_heads)
-        gazed, without = locate(samples, paths, partial(model.image_grid, processor), (SampleError,), **config.mapping)
+        gazed, without = locate(samples, paths, partial(model.image_grid, processor), **config.mapping)
     settings = {"flags": asdict(config), "model": describe(model), "masks": {w: m for w, m in ways.items() if m}}
     settings |= {"data": source.facts(), "fixations": fixations.facts()}
     run = RunFolder.create(out_dir, settings, columns(ways))
@@ -131,8 +131,7 @@ def main(config: Config) -> int:
         each = zip(batch, said, pages, strict=True)
         return [outcome(processor, sample, answer, mask, config, page) for sample, answer, page in each]
 
-    bad = (ImageError, SampleError)
-    rows = measure_batches(run, gazed, measure, config.batch_size, bad, [*unusable, *without])
+    rows = measure_batches(run, gazed, measure, config.batch_size, [*unusable, *without])
     by_colour = summarise_colours(rows, list(ways))
     if by_colour:
         run.save(colour_figure(by_colour), "colours.png")

@@ -28,10 +28,9 @@ from analysis.salient_heads import Settings
 from analysis.samples import measure_each
 from data.flags import GazeFlags, SampleFlags
 from data.gaze_samples import GazeSample, gather, left_out, locate, shuffled
-from data.images import ImageError, read_image
+from data.images import read_image
 from data.links import following_links
 from models.answer import answer
-from models.errors import SampleError
 from models.flags import LoadFlags
 from models.gaze import SalientHead, check_scanpath, parse_mask_type
 from models.loading import describe
@@ -72,7 +71,7 @@ def main(config: Config) -> int:
         print(source, fixations, sep="\n")
         out_dir = refuse_existing(config.out_dir or default_out_dir(__file__, config.model))
         model, processor = models.load(config.model, **config.loading)
-        gazed, without = locate(samples, paths, partial(model.image_grid, processor), (SampleError,), **config.mapping)
+        gazed, without = locate(samples, paths, partial(model.image_grid, processor), **config.mapping)
     origins = {"data": source.facts(), "fixations": fixations.facts()}
     run = RunFolder.create(out_dir, {"flags": asdict(config), "model": describe(model), **origins}, COLUMNS)
     others = dict(zip((s.name for s in gazed), shuffled(gazed, np.random.default_rng(config.seed)), strict=True))
@@ -89,7 +88,7 @@ def main(config: Config) -> int:
         found.append((sample.name, inside))
         return row
 
-    measure_each(run, gazed, measure, (ImageError, SampleError), [*unusable, *without])
+    measure_each(run, gazed, measure, [*unusable, *without])
     lost = left_out(paths, gazed)
     run.finish({"left_out": lost, **(report(run, found, config) if found else {})})
     command.tell_left_out(lost)

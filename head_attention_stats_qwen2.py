@@ -29,12 +29,11 @@ from analysis.samples import measure_batches
 from analysis.statistics import halves
 from data import counterfactual_pairs
 from data.counterfactual_pairs import CORNERS, Pair, named, open_pair, question
+from data.errors import SampleError
 from data.folders import Source
-from data.images import ImageError
 from data.links import LinkFlags, following_links
 from models.ablation import HeadAblation
 from models.answer import Answer, answers
-from models.errors import SampleError
 from models.flags import LoadFlags
 from models.loading import describe
 from models.yes_no import YesNo
@@ -123,7 +122,7 @@ def main(config: Config) -> int:
             measured.add(pair, attention[place])
         return rows
 
-    rows = measure_batches(run, pairs, measure, config.batch_size, (ImageError, SampleError), unusable)
+    rows = measure_batches(run, pairs, measure, config.batch_size, unusable)
     if not rows:
         run.finish({})
         return command.conclude(run)
@@ -171,7 +170,7 @@ def check_corner(config: Config, model, processor, pairs: list[Pair]) -> None:
     for pair in pairs:
         try:
             grid = model.image_grid(processor, *open_pair(pair)[0].size)
-        except (ImageError, SampleError):
+        except SampleError:
             continue  # counted when it is measured
         if grid is None:
             raise ValueError(f"where the cells of {config.model!r} lie is not known, so leave out --corner")

@@ -26,7 +26,6 @@ from analysis.text_report import COLUMNS, Study, SymmetryFlags, save_study
 from analysis.text_symmetry import relation_attention
 from data.captions import Caption, CaptionFlags, gather
 from data.links import following_links
-from models.errors import SampleError
 from models.flags import LoadFlags
 from models.loading import describe
 from models.reading import read_text
@@ -61,7 +60,7 @@ def main(config: Config) -> int:
             attention[name] = relation_attention(trace, layout.sample, relation, words)
         return study.add(caption, attention)
 
-    measure_each(run, captions, measure, (SampleError,), unusable)
+    measure_each(run, captions, measure, unusable)
     run.finish(save_study(run, study, config.examples, config.seed) if run.done else {})
     return command.conclude(run)
 

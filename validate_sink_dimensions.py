@@ -25,10 +25,9 @@ from analysis.results import RunFolder, default_out_dir, refuse_existing
 from analysis.samples import measure_each
 from analysis.sink_agreement import Agreement, Spikes, edited_layers, random_sets
 from analysis.sinks import attention_received, check_top_percent, spike, watch
-from data.images import ImageError, read_image
+from data.images import read_image
 from data.links import following_links
 from data.prompts import Prompt, PromptFlags, gather
-from models.errors import SampleError
 from models.flags import LoadFlags
 from models.loading import describe
 from models.residual import prefill, residual_stream
@@ -120,7 +119,7 @@ def main(config: Config) -> int:
             "recall": counts.recall(edited),
         }
 
-    measure_each(run, prompts, probe, (ImageError, SampleError), unusable)
+    measure_each(run, prompts, probe, unusable)
     if not agreement.counts:
         run.finish({})
         return command.conclude(run)

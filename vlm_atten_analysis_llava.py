@@ -39,11 +39,10 @@ from analysis.spatial_report import draw_sample, hidden_by, report
 from analysis.spatial_table import COLUMNS, look, sample_row
 from analysis.words import rows_of_words
 from data.controls import as_seen, hide_cells, median_colour, shuffle_cells
-from data.images import ImageError, read_image
+from data.images import read_image
 from data.links import following_links
 from data.spatial_samples import SpatialFlags, SpatialSample, gather
 from models.answer import answer
-from models.errors import SampleError
 from models.flags import LoadFlags
 from models.forced import check_grid, log_probabilities, read_along, speak, tower_depth
 from models.loading import describe
@@ -103,7 +102,7 @@ def main(config: Config) -> int:
         used.extend(scored)
         return sample_row(sample, spoken.text, looked, folder)
 
-    measure_each(run, samples, measure, (ImageError, SampleError), unusable)
+    measure_each(run, samples, measure, unusable)
     run.finish({**about, **report(run, found, used, config.seed, config.figures)})
     return command.conclude(run)
 

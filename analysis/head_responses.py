@@ -37,11 +37,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from analysis.errors import Unmeasurable
 from analysis.heads import mean_heads
 from analysis.results import save_arrays, write_table, write_whole
 from analysis.rollout import check_layout
 from analysis.statistics import DIFFERENCE, head_tests
+from data.errors import SampleError
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,11 +85,11 @@ def corner_cells(rows: int, cols: int, corner: str, side: int | None = None) -> 
     """Places, int64 [cell] in raster order, of the side x side cells at one corner of a grid.
 
     corner: "topleft" | "topright" | "bottomleft" | "bottomright". `side` None is a third of the grid's shorter side, a
-    corner cell of a 3 x 3 grid. Raises Unmeasurable for a corner larger than the grid.
+    corner cell of a 3 x 3 grid. Raises SampleError for a corner larger than the grid.
     """
     side = max(1, round(min(rows, cols) / 3)) if side is None else side
     if not 1 <= side <= min(rows, cols):
-        raise Unmeasurable(
+        raise SampleError(
             "patch size beyond the grid",
             f"a corner of {side} x {side} cells does not fit the grid of {rows} rows and {cols} columns; give a patch "
             f"size of 1 to {min(rows, cols)}",

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from analysis.errors import Unmeasurable
 from analysis.rollout import answer_rows, check_layout
 from analysis.statistics import Bounds, mean_interval
+from data.errors import SampleError
 
 MIN_IMAGE_MASS = 1e-9  # as the salient-head method has it: less is a matter of rounding
 
@@ -49,14 +49,14 @@ def attention_inside(
     """Attention of the generated tokens' rows to the prompt's first image, and how much of it falls on each mask.
 
     masks: each [row, col] over the image's grid, in 0..1. `rows` and `tokens` as in `analysis.rollout.rollout`.
-    Raises ValueError for a mask of another size, Unmeasurable where the prompt has no image or no token has a row.
+    Raises ValueError for a mask of another size, SampleError where the prompt has no image or no token has a row.
     """
     check_layout(trace, layout)
     if not layout.images:
-        raise Unmeasurable("no image", "the prompt has no image, so there is nothing to look at in it")
+        raise SampleError("no image", "the prompt has no image, so there is nothing to look at in it")
     positions = answer_rows(trace, rows, tokens)
     if not positions:
-        raise Unmeasurable(f"no {rows} row", f"no generated token has a row under the convention {rows!r}")
+        raise SampleError(f"no {rows} row", f"no generated token has a row under the convention {rows!r}")
     cells = layout.images[0]
     stacked = torch.stack([torch.as_tensor(mask).flatten().double() for mask in masks])
     if stacked.shape[1] != len(cells):

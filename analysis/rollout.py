@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from analysis.errors import Unmeasurable
+from data.errors import SampleError
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def rollout(
     A_l before the rows are renormalised; a row that looks at nothing else keeps it. `lowest` is where the product
     ends, as a share of the depth in [0, 1): 0 composes all layers, 0.5 the upper half, which then says where the states
     at half depth were read from. Without `tokens`, a sample of a batch that ended early also gets maps of its end and
-    padding tokens. Raises Unmeasurable where no token has a row.
+    padding tokens. Raises SampleError where no token has a row.
     """
     check_layout(trace, layout)
     if not 0 <= residual < 1:
@@ -111,7 +111,7 @@ def rollout(
     start = layout.start
     positions = answer_rows(trace, rows, tokens)
     if not positions:
-        raise Unmeasurable(
+        raise SampleError(
             f"no {rows} row",
             f"no generated token has a row under the convention {rows!r}: "
             f"{trace.length - trace.prompt_length + 1} token(s) were generated; use 'predicting'",

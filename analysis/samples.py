@@ -8,24 +8,23 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from tqdm import tqdm
 
-from analysis.errors import Unmeasurable
 from analysis.results import RunFolder
+from data.errors import SampleError
 
 
 def measure_each(
     run: RunFolder,
     samples: Sequence,
     measure: Callable[..., dict],
-    bad_sample: tuple[type[Exception], ...] = (),
     unusable: Iterable[tuple[str, str]] = (),
 ) -> list[dict]:
     """Adds the row that `measure(sample)` returns for each sample to the run; returns the rows, in order.
 
-    A sample (anything with a `name`) for which Unmeasurable or one of `bad_sample` is raised, each with a `reason`, is
-    told on stderr and counted under that reason, and so is one for which memory runs out; any other error ends the run.
+    A sample (anything with a `name`) that raises SampleError is reported on stderr and counted under its reason; so is
+    one for which memory runs out. Any other error ends the run.
     `unusable` are (name, reason) of samples that were given up before.
     """
-    return measure_batches(run, samples, lambda batch: [measure(batch[0])], 1, bad_sample, unusable)
+    return measure_batches(run, samples, lambda batch: [measure(batch[0])], 1, unusable)
 
 
 def measure_batches(
@@ -33,7 +32,6 @@ def measure_batches(
     samples: Sequence,
     measure: Callable[[Sequence], list[dict]],
     size: int,
-    bad_sample: tuple[type[Exception], ...] = (),
     unusable: Iterable[tuple[str, str]] = (),
 ) -> list[dict]:
     """As `measure_each`, with `measure(batch)` for up to `size` samples at a time, which returns a row for each.
@@ -46,7 +44,7 @@ def measure_batches(
     with tqdm(total=len(samples), unit="sample") as progress:
         for first in range(0, len(samples), size):
             batch = samples[first : first + size]
-            for sample, found in zip(batch, attempt(measure, batch, (Unmeasurable, *bad_sample)), strict=True):
+            for sample, found in zip(batch, attempt(measure, batch), strict=True):
                 progress.update()
                 if isinstance(found, Exception):
                     tqdm.write(f"skipped {sample.name}: {found}", file=sys.stderr)
@@ -57,19 +55,18 @@ def measure_batches(
     return rows
 
 
-def attempt(measure: Callable[[Sequence], list], batch: Sequence, bad: tuple[type[Exception], ...]) -> list:
-    """What `measure(batch)` gives for each sample of a batch, or the error (one of `bad`, or Unmeasurable where memory
-    ran out) that says why not."""
+def attempt(measure: Callable[[Sequence], list], batch: Sequence) -> list:
+    """The result of `measure(batch)` for each sample of a batch, or the SampleError of a sample that has none."""
     try:
         return measure(batch)
-    except bad as error:
+    except SampleError as error:
         failed = error.with_traceback(None)  # whose frames would keep what was recorded
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        failed = Unmeasurable("out of memory", "out of memory; fewer or smaller pictures or half precision may fit")
+        failed = SampleError("out of memory", "out of memory; fewer or smaller pictures or half precision may fit")
     torch.cuda.empty_cache()  # here, where the error and its frames are gone
-    return [failed] if len(batch) == 1 else [found for one in batch for found in attempt(measure, [one], bad)]
+    return [failed] if len(batch) == 1 else [found for one in batch for found in attempt(measure, [one])]
 
 
 def out_of_memory(error: BaseException) -> bool:

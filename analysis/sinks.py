@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from analysis.errors import Unmeasurable
+from data.errors import SampleError
 
 ABOVE = 0.9  # share of the other tokens that a spike must be above
 FIRST_LAYER = 2  # sinks form in the first layers, which are shown and not counted
@@ -47,14 +47,14 @@ class Watch:
 def watch(layout) -> Watch:
     """The tokens of all images, seen from the rows behind them; without images, the first half from the second.
 
-    Raises Unmeasurable where there are fewer than ten candidates, or no row.
+    Raises SampleError where there are fewer than ten candidates, or no row.
     """
     candidates, last = layout.image_positions, layout.length
     first = int(candidates.max()) + 1 if len(candidates) else (layout.start + last + 1) // 2
     if not len(candidates):
         candidates = torch.arange(layout.start, first)
     if len(candidates) < FEWEST or first >= last:
-        raise Unmeasurable(
+        raise SampleError(
             "prompt too short",
             f"{len(candidates)} tokens could be sinks and {last - first} rows look at all of them; at least {FEWEST} "
             "and one are needed: give a larger picture or a longer text",

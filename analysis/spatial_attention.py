@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from analysis import metrics
-from analysis.errors import Unmeasurable
+from data.errors import SampleError
 
 WORDS = ("first", "relation", "second")
 SEEDS = ("seed_first", "seed_second", "seed_background")
@@ -76,18 +76,18 @@ def place(sample, grid, rng: np.random.Generator) -> Scene:
     """A two-shapes sample on the model's grid; the background's seed is any cell that no box touches.
 
     sample: has `first`, `second` (each with `box`, `centre`, in pixels) and `relation`, in the order of the caption.
-    Raises Unmeasurable for a shape whose centre the model's crop removed, and for boxes that leave no background.
+    Raises SampleError for a shape whose centre the model's crop removed, and for boxes that leave no background.
     """
     first, second = (metrics.cell_weights(shape.box, grid) for shape in (sample.first, sample.second))
     seeds = {}
     for name, shape in (("first", sample.first), ("second", sample.second)):
         cell = grid.cell_at(*shape.centre)
         if cell is None:
-            raise Unmeasurable("shape cropped away", f"the model does not see the centre of the {name} shape")
+            raise SampleError("shape cropped away", f"the model does not see the centre of the {name} shape")
         seeds[f"seed_{name}"] = cell
     free = np.argwhere(first + second == 0)
     if not len(free):
-        raise Unmeasurable("no background", "every cell touches a shape's box")
+        raise SampleError("no background", "every cell touches a shape's box")
     seeds["seed_background"] = tuple(map(int, rng.choice(free)))
     return Scene(first, second, sample.relation, seeds)
 

@@ -36,8 +36,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from analysis.errors import Unmeasurable
 from analysis.statistics import DIFFERENCE, SHARE, correct_family, head_tests, mean_interval, paired_difference
+from data.errors import SampleError
 
 IDEAL = {"swapped": -1, "flipped": 1, "both": -1}
 """Counterfactual -> sign of the line of ideal symmetry."""
@@ -52,10 +52,10 @@ def relation_attention(trace, sample: int, relation: torch.Tensor, words: Sequen
     """Attention of the relation word to each of some words, float64 [word, layer, head].
 
     relation, words: positions of the tokens of each. Mean over the relation word's rows and over the tokens of a word,
-    so that a word of many tokens is not favoured. Raises Unmeasurable where a word lies behind the relation word.
+    so that a word of many tokens is not favoured. Raises SampleError where a word lies behind the relation word.
     """
     if max(int(word.max()) for word in words) > int(relation.min()):
-        raise Unmeasurable("relation before an entity", "the relation word comes before an entity and cannot see it")
+        raise SampleError("relation before an entity", "the relation word comes before an entity and cannot see it")
     found = np.empty((len(words), trace.layers, trace.heads))
     for layer in range(trace.layers):
         rows = trace.weights(layer, relation, samples=[sample])[0].double().mean(1).cpu()  # [head, key]

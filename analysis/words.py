@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from analysis.errors import Unmeasurable
+from data.errors import SampleError
 from models.word_search import find_words
 
 NAMES = {"first": "first shape", "relation": "relation", "second": "second shape"}
@@ -36,10 +36,10 @@ def word_rows(layout, spoken, word: str, rows: str = "predicting", prefer: str =
 
 
 def rows_of_words(layout, spoken, words: Mapping[str, str], rows: str, prefer: str) -> dict[str, list[int]]:
-    """`word_rows` of each of some words by name, empty for one that is missing. Raises Unmeasurable where all are."""
+    """`word_rows` of each of some words by name, empty for one that is missing. Raises SampleError where all are."""
     found = {name: word_rows(layout, spoken, word, rows, prefer) for name, word in words.items()}
     if not any(found.values()):
-        raise Unmeasurable(
+        raise SampleError(
             "no word is in prompt or answer",
             f"none of {', '.join(map(repr, words.values()))} is in the prompt {layout.prompt!r} or in the answer"
             f" {spoken.text!r}",

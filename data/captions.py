@@ -16,10 +16,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data.errors import Skip
 from data.folders import Source, published
 from data.links import LinkFlags
 from data.samples import DEFAULT_COUNT
-from data.twoshapes import CAPTION, LAYOUT, OPPOSITE, QUESTION, Skip, caption_of, find_root, read, sample_pair
+from data.twoshapes import CAPTION, LAYOUT, OPPOSITE, QUESTION, caption_of, find_root, read, sample_pair
 
 
 class Sentence(NamedTuple):

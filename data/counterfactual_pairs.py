@@ -26,11 +26,11 @@ import numpy as np
 import tyro
 from PIL import Image
 
+from data.errors import SampleError, Skip
 from data.folders import DATA, GENERATED, Source, is_synthetic, made_whole, mark, published, written
-from data.images import ImageError, read_image
+from data.images import read_image
 from data.links import root_fault
 from data.shapes import COLOURS, SHAPES, Shape, draw, sample_shape, to_pixels
-from data.twoshapes import Skip
 
 Corner = Literal["topleft", "topright", "bottomleft", "bottomright"]
 CORNERS = {"topleft": (0, 0), "topright": (0, 2), "bottomleft": (2, 0), "bottomright": (2, 2)}
@@ -70,10 +70,6 @@ class Pair(NamedTuple):
         return next((corner for corner, relation in RELATIONS.items() if relation == self.relation), None)
 
 
-class _Unusable(Exception):
-    """Raised while one line is read; the message is the reason it is skipped for."""
-
-
 def read(folder: str | Path) -> tuple[list[Pair], list[Skip]]:
     """All usable pairs of a folder in the order of its lines, and those that cannot be used with their reasons.
 
@@ -96,11 +92,11 @@ def read(folder: str | Path) -> tuple[list[Pair], list[Skip]]:
             record = _record(line)
             name = str(record.get("id", name))
             if name in seen:
-                raise _Unusable("id was there before")
+                raise SampleError("id was there before")
             seen.add(name)
             pairs.append(_pair(root, record))
-        except _Unusable as reason:
-            skipped.append(Skip(name, str(reason)))
+        except SampleError as error:
+            skipped.append(Skip(name, error.reason))
     return pairs, skipped
 
 
@@ -108,18 +104,18 @@ def _record(line: str) -> dict:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise _Unusable("line is not valid JSON") from error
+        raise SampleError("line is not valid JSON") from error
     if not isinstance(record, dict):
-        raise _Unusable("line is not an object")
+        raise SampleError("line is not an object")
     return record
 
 
 def _pair(root: Path, record: dict) -> Pair:
     for field in FIELDS:
         if field not in record:
-            raise _Unusable(f"metadata lacks {field}")
+            raise SampleError(f"metadata lacks {field}")
         if field != "bounding_boxes" and not (isinstance(record[field], str) and record[field].strip()):
-            raise _Unusable(f"{field} is no text")
+            raise SampleError(f"{field} is no text")
     pictures = (_picture(root, record, kind) for kind in ("full", "control"))
     boxes = (_box(record["bounding_boxes"], shape) for shape in ("subject", "object"))
     texts = (record[field] for field in FIELDS[1:5])
@@ -132,9 +128,9 @@ def _picture(root: Path, record: dict, kind: str) -> Path:
     name = Path(given).name if isinstance(given, str) and "\0" not in given else ""
     path = root / "images" / name
     if fault := root_fault(path, root):
-        raise _Unusable(fault)
+        raise SampleError(fault)
     if not name or not path.is_file():
-        raise _Unusable(f"{kind} image missing")
+        raise SampleError(f"{kind} image missing")
     return path
 
 
@@ -142,17 +138,17 @@ def _box(boxes: object, shape: str) -> tuple[float, float, float, float]:
     try:
         left, top, right, bottom = (float(edge + 0) for edge in boxes[shape])  # + 0: "3" is no number
     except (TypeError, KeyError, ValueError, IndexError, OverflowError) as error:
-        raise _Unusable(f"bounding box of the {shape} is not four numbers") from error
+        raise SampleError(f"bounding box of the {shape} is not four numbers") from error
     if not all(map(math.isfinite, (left, top, right, bottom))) or left >= right or top >= bottom:
-        raise _Unusable(f"bounding box of the {shape} is not left, top, right, bottom")
+        raise SampleError(f"bounding box of the {shape} is not left, top, right, bottom")
     return left, top, right, bottom
 
 
 def open_pair(pair: Pair) -> tuple[Image.Image, Image.Image]:
-    """Both pictures in RGB, full and control. Raises ImageError for one that cannot be read, or where sizes differ."""
+    """Both pictures in RGB, full and control. Raises SampleError for one that cannot be read, or where sizes differ."""
     full, control = read_image(pair.full), read_image(pair.control)
     if full.size != control.size:
-        raise ImageError(
+        raise SampleError(
             "sizes differ",
             f"{pair.full.name} is {full.width} x {full.height} and {pair.control.name} {control.width} x "
             f"{control.height} pixels; a control is the same picture without its subject",

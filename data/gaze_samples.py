@@ -15,11 +15,13 @@ import numpy as np
 from tqdm import tqdm
 
 from data import scanpaths, twoshapes
+from data.errors import SampleError, Skip
 from data.folders import GENERATED, Source, made_whole, published
-from data.images import ImageError, read_image
+from data.geometry import ImageGrid
+from data.images import read_image
 from data.samples import DEFAULT_COUNT, Sample, collect
-from data.scanpaths import ScanpathError, Scanpaths, to_cells
-from data.twoshapes import LAYOUT, Skip, shards_of
+from data.scanpaths import Scanpaths, to_cells
+from data.twoshapes import LAYOUT, shards_of
 from data.twoshapes_scanpaths import TARGETS
 
 
@@ -220,7 +222,7 @@ def check_pictures(samples: Sequence[Sample], paths: dict[str, Scanpaths]) -> No
             try:
                 known.of(sample.path)
                 return
-            except ScanpathError as error:
+            except SampleError as error:
                 missing.append(f"{error} (names are paths below {known.root})")
     if missing:
         raise ValueError(missing[0])
@@ -229,21 +231,20 @@ def check_pictures(samples: Sequence[Sample], paths: dict[str, Scanpaths]) -> No
 def locate(
     samples: Sequence[Sample],
     paths: dict[str, Scanpaths],
-    grid_of: Callable[[int, int], object],
-    bad_sample: tuple[type[Exception], ...] = (),
+    grid_of: Callable[[int, int], ImageGrid | None],
     **mapping,
 ) -> tuple[list[GazeSample], list[Skip]]:
     """Every sample with every scanpath on its picture, and what cannot be used, with its reason.
 
-    grid_of: the model's grid of a picture of (width, height) pixels; `bad_sample` are errors that it raises for one
-    picture, each with a `reason`. mapping: `trajectory` and `by_duration` of `data.scanpaths.to_cells`.
+    grid_of: the model's grid of a picture of (width, height) pixels, which may raise SampleError. mapping:
+    `trajectory` and `by_duration` of `data.scanpaths.to_cells`.
     Raises ValueError for a model whose grid is not known (None).
     """
     found, skipped = [], []
     for sample in tqdm(samples, desc="reading scanpaths", unit="picture", disable=None):
         try:
             grid = grid_of(*read_image(sample.path).size)
-        except (ImageError, *bad_sample) as error:
+        except SampleError as error:
             skipped.append(Skip(sample.name, error.reason))
             continue
         if grid is None:
@@ -256,7 +257,7 @@ def locate(
             try:
                 scanpath = known.of(sample.path)
                 cells = to_cells(scanpath, grid, **mapping)
-            except ScanpathError as error:
+            except SampleError as error:
                 skipped.append(Skip(name, error.reason))
                 continue
             if cells.points:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from data.errors import SampleError
 from data.links import root_fault
 
 UNFIT = {"EPS", "WMF", "MPEG", "BUFR", "GRIB", "HDF5", "IPTC"}
@@ -20,14 +21,6 @@ UNFIT = {"EPS", "WMF", "MPEG", "BUFR", "GRIB", "HDF5", "IPTC"}
 containers that Pillow recognises but cannot decode."""
 DEPTH = 65535  # largest value of a 16-bit image
 SAMPLE_FORMAT, UNSIGNED = 339, 1  # the TIFF tag that tells signed integers from unsigned ones
-
-
-class ImageError(ValueError):
-    """An image that cannot be used; `reason` is the short form under which a run counts it."""
-
-    def __init__(self, reason: str, message: str):
-        super().__init__(message)
-        self.reason = reason
 
 
 @cache
@@ -48,14 +41,14 @@ def read_image(source: str | Path | bytes) -> Image.Image:
     """Return the image in a file, or in the bytes of one, upright by its EXIF tag, in 8-bit RGB (see `to_rgb`); of an
     animation the first frame.
 
-    Raises ImageError for a file that is missing, empty, damaged, of no image format, without a finite pixel, or so
+    Raises SampleError for a file that is missing, empty, damaged, of no image format, without a finite pixel, or so
     large that decoding it is refused (Pillow's limit against decompression bombs).
     """
     encoded = isinstance(source, bytes)
     name = f"of {len(source)} bytes inside a record" if encoded else Path(source)
     content = source if encoded else _content(name)
     if not content:
-        raise ImageError("image empty", f"image {name} is empty (0 bytes); copy or download it again")
+        raise SampleError("image empty", f"image {name} is empty (0 bytes); copy or download it again")
     try:
         with Image.open(BytesIO(content), formats=decoders()) as image:
             image.load()
@@ -63,16 +56,16 @@ def read_image(source: str | Path | bytes) -> Image.Image:
             return to_rgb(ImageOps.exif_transpose(image), unsigned)
     except MemoryError:
         raise
-    except ImageError as error:
-        raise ImageError(error.reason, f"image {name}: {error}") from error
+    except SampleError as error:
+        raise SampleError(error.reason, f"image {name}: {error}") from error
     except UnidentifiedImageError as error:
-        raise ImageError("not an image", f"image {name} is not a picture that Pillow can read") from error
+        raise SampleError("not an image", f"image {name} is not a picture that Pillow can read") from error
     except Image.DecompressionBombError as error:
-        raise ImageError("image too large", f"image {name} is too large to decode safely: {error}") from error
+        raise SampleError("image too large", f"image {name} is too large to decode safely: {error}") from error
     except Exception as error:  # decoders raise errors of many classes for damaged content
         cut = isinstance(error, EOFError) or "truncated" in str(error).lower()
         reason = "image truncated" if cut else "image cannot be decoded"
-        raise ImageError(reason, f"image {name} cannot be decoded: {str(error) or type(error).__name__}") from error
+        raise SampleError(reason, f"image {name} cannot be decoded: {str(error) or type(error).__name__}") from error
 
 
 def _content(path: Path) -> bytes:
@@ -81,11 +74,11 @@ def _content(path: Path) -> bytes:
         if stat.S_ISREG(path.stat().st_mode):
             return path.read_bytes()
     except FileNotFoundError as error:
-        raise ImageError("image missing", f"image {path} does not exist") from error
+        raise SampleError("image missing", f"image {path} does not exist") from error
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         cause = getattr(error, "strerror", None) or error
-        raise ImageError("image cannot be opened", f"image {path} cannot be opened: {cause}") from error
-    raise ImageError("image missing", f"{path} is a folder or a device, not a picture")
+        raise SampleError("image cannot be opened", f"image {path} cannot be opened: {cause}") from error
+    raise SampleError("image missing", f"{path} is a folder or a device, not a picture")
 
 
 def to_rgb(image: Image.Image, unsigned: bool = False) -> Image.Image:
@@ -96,7 +89,7 @@ def to_rgb(image: Image.Image, unsigned: bool = False) -> Image.Image:
     largest finite value, so that the grey of two such files cannot be compared. NaN, which marks missing pixels, and
     -inf become black, +inf becomes white; an image of one value becomes black. Colour profiles are not applied.
     unsigned: 32-bit integers, which Pillow holds as signed ones, are unsigned.
-    Raises ImageError for a float image without a finite pixel.
+    Raises SampleError for a float image without a finite pixel.
     """
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         values = np.asarray(image)
@@ -117,7 +110,7 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
     """uint8 [row, col] of 16-bit, 32-bit or float grey values."""
     finite = values[np.isfinite(values)]
     if not finite.size:
-        raise ImageError("image has no finite pixel", "all pixels are NaN or infinite; at least one must be finite")
+        raise SampleError("image has no finite pixel", "all pixels are NaN or infinite; at least one must be finite")
     low, high = float(finite.min()), float(finite.max())
     if values.dtype.kind != "f" and low >= 0 and high <= DEPTH:
         low, high = 0.0, float(DEPTH)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from data.errors import Skip
 from data.folders import Source
 from data.images import list_images
 from data.links import LinkFlags
@@ -14,7 +15,7 @@ from data.samples import collect
 from data.spatial_qa import read
 from data.spatial_qa_files import PUBLISHED
 from data.spatial_qa_source import find_root, source_of
-from data.twoshapes import LAYOUT, Skip
+from data.twoshapes import LAYOUT
 
 LIMIT = "--num-samples"
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from data.errors import SampleError
 from data.gaze_samples import read_all
-from data.scanpaths import Scanpath, ScanpathError, Scanpaths, to_cells
+from data.scanpaths import Scanpath, Scanpaths, to_cells
 from data.spatial_qa import Question
 
 
@@ -21,7 +22,7 @@ def read_for(questions: Iterable[Question], file: str, data_root: str | None, **
         try:
             scanpath_of(question, known)
             return known
-        except ScanpathError as error:
+        except SampleError as error:
             reasons.add(str(error))
     raise ValueError(
         f"{file} is of no use for any question ({max(reasons)}); it names a question by its id, or a picture by its "
@@ -30,9 +31,9 @@ def read_for(questions: Iterable[Question], file: str, data_root: str | None, **
 
 
 def scanpath_of(question: Question, known: Scanpaths) -> Scanpath:
-    """Raises ScanpathError where there is none, or the question has not one picture."""
+    """Raises SampleError where there is none, or the question has not one picture."""
     if len(question.images) != 1:
-        raise ScanpathError(f"{len(question.images)} pictures", "a scanpath belongs to one picture")
+        raise SampleError(f"{len(question.images)} pictures", "a scanpath belongs to one picture")
     [image] = question.images
     return known.by_image.get(question.id) or known.of(image if isinstance(image, Path) else question.id)
 
@@ -41,7 +42,7 @@ def points_of(question: Question, known: Scanpaths, grids: Sequence, **mapping) 
     """Points of the question's scanpath on its picture's grid, or none and the reason; mapping: of `to_cells`."""
     try:
         path = scanpath_of(question, known)
-    except ScanpathError as error:
+    except SampleError as error:
         return [], error.reason
     points = to_cells(path, grids[0], **mapping).points
     return points, "" if points else "no fixation that the model can see"

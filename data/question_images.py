@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from data.errors import SampleError
 from data.images import suffixes
 from data.stated import as_list, is_missing
 
@@ -33,10 +34,6 @@ BASE64 = re.compile(r"(?:/9j/|iVBOR|R0lGOD|UklGR|Qk|SUkq|TU0A|AAAA)[A-Za-z0-9+/\
 SHORT = 64  # characters; a shorter text is a path
 
 
-class Unusable(Exception):
-    """Raised while one record is read; the message is the reason it is left out for."""
-
-
 class Pictures(NamedTuple):
     """Raw images of a record: `numbers` are those of their fields, None for a list, `encoded` says that texts are
     base64, `notes` name what the record holds and the model is not shown."""
@@ -48,18 +45,18 @@ class Pictures(NamedTuple):
 
 
 def pictures_of(fields: dict) -> Pictures:
-    """The images that a record's fields hold. Raises Unusable for a record without one."""
+    """The images that a record's fields hold. Raises SampleError for a record without one."""
     numbered = sorted((int(match[1]), name) for name in fields if (match := NUMBERED.fullmatch(name)))
     numbered = [(number, name) for number, name in numbered if not is_absent(fields[name])]
     if len({number for number, _ in numbered}) < len(numbered):
-        raise Unusable("two image fields have the same number")
+        raise SampleError("two image fields have the same number")
     if numbered:
         names = [name for _, name in numbered]
         values, numbers = [fields[name] for name in names], [number for number, _ in numbered]
     else:
         name = next((name for name in FIELDS if name in fields and not is_absent(fields[name])), None)
         if name is None:
-            raise Unusable("no picture")
+            raise SampleError("no picture")
         values = [value for value in as_list(fields[name]) if not is_absent(value)]
         names, numbers = [name], None
     return Pictures(values, numbers, names == ["image_bytes"], _unshown(fields, names, values))
@@ -95,17 +92,17 @@ def renumber(texts: list[str], pictures: Pictures) -> tuple[list[str], list[int]
     """Pieces of one text with their markers as `<image 1>` for the first image shown, and the images, by index, in the
     order in which they are shown: that of the markers where they name each image once, else that of the record.
 
-    Raises Unusable for a marker of an image that the record has not, and for markers with and without numbers.
+    Raises SampleError for a marker of an image that the record has not, and for markers with and without numbers.
     """
     marked = [number for text in texts for number in MARKER.findall(text)]
     if "" in marked and any(marked):
-        raise Unusable("image markers with and without numbers")
+        raise SampleError("image markers with and without numbers")
     count = len(pictures.values)
     first = 0 if "0" in marked else 1
     labels = pictures.numbers or list(range(first, first + count))
     numbers = labels[: len(marked)] if "" in marked else [int(number) for number in marked]
     if not set(numbers) <= set(labels) or len(numbers) < len(marked):
-        raise Unusable("an image marker names no picture")
+        raise SampleError("an image marker names no picture")
     indices = [labels.index(number) for number in numbers]
     order = indices if sorted(indices) == list(range(count)) else list(range(count))
     places = (f"<image {order.index(index) + 1}>" for index in indices)
@@ -124,7 +121,7 @@ def without_leading(prompt: str) -> str:
 def source(value: object, encoded: bool, find: Callable[[str], Path]) -> Path | bytes:
     """The file of an image, which `find` looks for, or its encoded bytes; `encoded`: a text is base64, not a path.
 
-    Raises Unusable.
+    Raises SampleError.
     """
     if isinstance(value, dict):
         encoded = value.get("bytes") is not None
@@ -132,11 +129,11 @@ def source(value: object, encoded: bool, find: Callable[[str], Path]) -> Path | 
     if isinstance(value, bytes):
         return value
     if not isinstance(value, str) or not value.strip():
-        raise Unusable("a picture is neither path nor bytes")
+        raise SampleError("a picture is neither path nor bytes")
     header = DATA_URL.match(value)
     if encoded or header or (len(value) > SHORT and BASE64.fullmatch(value)):
         try:
             return base64.b64decode("".join(value[header.end() if header else 0 :].split()), validate=True)
         except (binascii.Error, ValueError) as error:
-            raise Unusable("a picture is not base64") from error
+            raise SampleError("a picture is not base64") from error
     return find(value.strip())

@@ -7,9 +7,10 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+from data.errors import Skip
 from data.folders import Source, is_synthetic
 from data.images import list_images
-from data.twoshapes import LAYOUT, Root, Skip, TwoShapes, find_root, read
+from data.twoshapes import LAYOUT, Root, TwoShapes, find_root, read
 
 DEFAULT_COUNT = 100  # generated samples where no limit is set
 

@@ -45,8 +45,8 @@ from typing import NamedTuple
 
 import tyro
 
+from data.errors import SampleError, Skip
 from data.links import root_fault
-from data.twoshapes import Skip
 from data.twoshapes_scanpaths import generate
 
 UNITS = ("pixels", "fractions", "patches", "display")
@@ -100,14 +100,6 @@ class Cells(NamedTuple):
     dropped: list[Skip]
 
 
-class ScanpathError(ValueError):
-    """A picture that has no scanpath; `reason` is the short form under which a run counts it."""
-
-    def __init__(self, reason: str, message: str):
-        super().__init__(message)
-        self.reason = reason
-
-
 @dataclass(frozen=True)
 class Scanpaths:
     """The usable scanpaths of one file by picture (path below `root`), and what was left out.
@@ -123,19 +115,15 @@ class Scanpaths:
     unread: tuple[str, ...] = ()
 
     def of(self, image: str | Path) -> Scanpath:
-        """The scanpath of the picture that lies at the path `image`. Raises ScanpathError where there is none."""
+        """The scanpath of the picture that lies at the path `image`. Raises SampleError where there is none."""
         path = Path(image).resolve()
         name = path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
         if name not in self.by_image:
             known = ", ".join(list(self.by_image)[:3]) or "none"
-            raise ScanpathError(
+            raise SampleError(
                 "no scanpath", f"no scanpath for {name}; the file has {len(self.by_image)}, such as: {known}"
             )
         return self.by_image[name]
-
-
-class _Unusable(Exception):
-    """Raised while one record is read; the message is the reason it is left out for."""
 
 
 def read(
@@ -168,10 +156,10 @@ def read(
             try:
                 scanpath = _scanpath(record, root, asked)
                 if scanpath.image in found:
-                    raise _Unusable("image has a scanpath already")
+                    raise SampleError("image has a scanpath already")
                 found[scanpath.image] = scanpath
-            except _Unusable as reason:
-                skipped.append(Skip(where + _name_of(record), str(reason)))
+            except SampleError as error:
+                skipped.append(Skip(where + _name_of(record), error.reason))
     except OSError as error:
         raise ValueError(f"scanpath file {path} cannot be read: {error.strerror}") from error
     names = {name: tuple(filter(None, known)) for name, known in names.items()}
@@ -242,7 +230,7 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, object]]:
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError):
-                record = _Unusable("line is not valid JSON")
+                record = SampleError("line is not valid JSON")
             yield f"line {number}", record
 
 
@@ -261,7 +249,7 @@ def _read_csv(path: Path) -> Iterator[tuple[str, object]]:
         cells = {name: cell.strip() or None for name, cell in zip(header, row or (), strict=False)}
         key = tuple(cells.get(name) for name in keys)
         if fault := _row_fault(header, row, cells, records.get(key)):
-            yield f"line {number}", _Unusable(fault)
+            yield f"line {number}", SampleError(fault)
             continue
         first = {name: cells[name] for name in (*keys, "units", "synthetic") if cells.get(name) is not None}
         records.setdefault(key, first | {"fixations": []})["fixations"].append(cells)
@@ -305,23 +293,23 @@ def _name_of(record: object) -> str:
 
 
 def _scanpath(record: object, root: Path, asked: _Asked) -> Scanpath:
-    if isinstance(record, _Unusable):
+    if isinstance(record, SampleError):
         raise record
     if not isinstance(record, dict):
-        raise _Unusable("record is not an object")
+        raise SampleError("record is not an object")
     image = record.get("image", record.get("name"))
     if not isinstance(image, str) or not image.strip():
-        raise _Unusable("no image name")
+        raise SampleError("no image name")
     for name, wanted in asked.chosen.items():
         if label(record, name) != wanted:
-            raise _Unusable(f"not the {name} asked for")
+            raise SampleError(f"not the {name} asked for")
     fixations = _from_arrays(record) if _is_arrays(record) else record.get("fixations")
     if not isinstance(fixations, list):
-        raise _Unusable("no list of fixations")
+        raise SampleError("no list of fixations")
     units, display = _units(record, asked)
     found = _in_order(fixations)
     if all(fixation.fault for fixation in found):
-        raise _Unusable(found[0].fault if found else "no fixation")
+        raise SampleError(found[0].fault if found else "no fixation")
     # files of earlier versions of data.twoshapes_scanpaths have no "synthetic", but name the target that the gaze is on
     synthetic = str(record.get("synthetic", "on" in record)).lower() in ("true", "1", "yes")
     return Scanpath(_picture(root, image.strip(), record.get("task")), units, found, display, synthetic)
@@ -336,9 +324,9 @@ def _from_arrays(record: dict) -> list[list]:
     """Fixations [x, y] or [x, y, duration] of a record with the arrays X, Y and perhaps T."""
     arrays = [record.get(name) for name in "XYT" if name in "XY" or record.get(name) is not None]
     if not all(isinstance(array, list) for array in arrays):
-        raise _Unusable("X, Y or T is no list")
+        raise SampleError("X, Y or T is no list")
     if len({len(array) for array in arrays}) > 1:
-        raise _Unusable("X, Y and T differ in length")
+        raise SampleError("X, Y and T differ in length")
     return [list(fixation) for fixation in zip(*arrays, strict=True)]
 
 
@@ -346,21 +334,21 @@ def _units(record: dict, asked: _Asked) -> tuple[str, tuple[float, float] | None
     """The units of a record and, for "display", the display's width and height."""
     stated, display = record.get("units"), record.get("display")
     if stated is not None and stated not in UNITS:
-        raise _Unusable("unknown units")
+        raise SampleError("unknown units")
     if display is not None and not _is_size(display):
-        raise _Unusable("display is no width and height")
+        raise SampleError("display is no width and height")
     display = asked.display if display is None else tuple(display)
     if asked.display and display != tuple(asked.display):
-        raise _Unusable("display is not the one asked for")
+        raise SampleError("display is not the one asked for")
     if asked.units and stated and asked.units != stated or asked.display and stated not in (None, "display"):
-        raise _Unusable("units are not the ones asked for")
+        raise SampleError("units are not the ones asked for")
     # --units pixels alone is no statement on arrays: display pixels may lie inside the picture by chance
     assumed = asked.units if not (_is_arrays(record) and asked.units == "pixels") else None
     units = stated or ("display" if display else assumed)
     if units is None:
-        raise _Unusable(NO_DISPLAY if _is_arrays(record) else "units are not stated")
+        raise SampleError(NO_DISPLAY if _is_arrays(record) else "units are not stated")
     if units == "display" and display is None:
-        raise _Unusable("the display's size is not stated: give --display WIDTH HEIGHT")
+        raise SampleError("the display's size is not stated: give --display WIDTH HEIGHT")
     return units, display if units == "display" else None
 
 
@@ -386,11 +374,11 @@ def _below(root: Path, image: str) -> str:
         image.encode()  # a name that no UTF-8 text can hold could not be reported either
         path = (root / image).resolve()
     except (OSError, ValueError, RuntimeError) as error:  # a null byte, a loop of links
-        raise _Unusable("image name is no path") from error
+        raise SampleError("image name is no path") from error
     if path == root:
-        raise _Unusable("image name is no path")
+        raise SampleError("image name is no path")
     if fault := root_fault(root / image, root):
-        raise _Unusable(fault)
+        raise SampleError(fault)
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
@@ -439,7 +427,7 @@ def _number(value: object) -> tuple[float | None, str]:
 def to_cells(scanpath: Scanpath, grid, trajectory: bool = False, by_duration: bool = False) -> Cells:
     """The cells that a scanpath visits, in order, one entry per fixation that the model can see.
 
-    grid: the picture's `models.layout.ImageGrid`, or anything with `rows, cols, width, height` and `cell_at(x, y)`.
+    grid: the picture's `data.geometry.ImageGrid`, or anything with `rows, cols, width, height` and `cell_at(x, y)`.
     trajectory: between consecutive fixations also the cells on the line (`line`), each once per line. A fixation that
     was dropped interrupts the path, since the way past it is unknown.
     by_duration: points become (x, y, duration); a fixation without a duration > 0 is dropped, and a cell on a line has

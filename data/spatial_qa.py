@@ -21,12 +21,11 @@ from pathlib import Path
 
 from PIL import Image
 
+from data.errors import SampleError, Skip
 from data.images import read_image
 from data.options import LETTERS, names_others, rewrite
-from data.question_images import Unusable
 from data.spatial_qa_files import Record, find, read_file, read_hub
 from data.spatial_qa_records import IDS, understand
-from data.twoshapes import Skip
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Question:
     """Parts of the record that the model is not shown."""
 
     def pictures(self) -> list[Image.Image]:
-        """The pictures, upright, 8-bit RGB. Raises ImageError for one that cannot be read."""
+        """The pictures, upright, 8-bit RGB. Raises SampleError for one that cannot be read."""
         return [read_image(image) for image in self.images]
 
     @property
@@ -87,14 +86,14 @@ def read(dataset: str, data_root: str | Path | None = None, limit: int = 0) -> t
     for record, folder in _records(dataset, files, skipped):
         try:
             if record.fault:
-                raise Unusable(record.fault)
+                raise SampleError(record.fault)
             asked = understand(record.content, root, folder)
             name = asked.id or record.id
             if name in questions:
-                raise Unusable("duplicate id")
+                raise SampleError("duplicate id")
             questions[name] = Question(**asked._replace(id=name)._asdict())
-        except Unusable as reason:
-            skipped.append(Skip(record.where + _named(record.content), str(reason)))
+        except SampleError as error:
+            skipped.append(Skip(record.where + _named(record.content), error.reason))
         if limit and len(questions) == limit:
             break
     return list(questions.values()), skipped

@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from data.errors import SampleError
 from data.links import OUTSIDE, root_fault
 from data.options import LETTERS, append, locate, parse
-from data.question_images import MARKER, Unusable, pictures_of, renumber, source, without_leading
+from data.question_images import MARKER, pictures_of, renumber, source, without_leading
 from data.stated import is_missing, parsed
 
 IDS = ("id", "idx", "question_id", "sample_id", "uid", "index")
@@ -41,10 +42,10 @@ class Asked(NamedTuple):
 def understand(content: object, root: Path | None, folder: Path | None) -> Asked:
     """A record's content; its images' paths are followed below `root`, or beside its file in `folder`.
 
-    Raises Unusable.
+    Raises SampleError.
     """
     if not isinstance(content, dict):
-        raise Unusable("record is not an object")
+        raise SampleError("record is not an object")
     fields = {name: value for name, value in content.items() if not is_missing(value)}
     if dialogue := next((name for name in DIALOGUES if name in fields), None):
         prompt, answer, images, notes = _turns(fields.pop(dialogue))
@@ -53,7 +54,7 @@ def understand(content: object, root: Path | None, folder: Path | None) -> Asked
     else:
         prompt, answer, notes = _text(fields, "prompt", "question"), _text(fields, *ANSWERS), []
     if not MARKER.sub("", prompt).strip():
-        raise Unusable("no question")
+        raise SampleError("no question")
     prompt = _with_hints(prompt, fields)
     options = _options(fields)
     if options and locate(prompt, options) is None:
@@ -62,7 +63,7 @@ def understand(content: object, root: Path | None, folder: Path | None) -> Asked
     _check_number(fields, options)
     gold = _gold(answer, _index(fields), options) if options else _open_gold(answer, fields, prompt)
     if not gold:
-        raise Unusable("no answer")
+        raise SampleError("no answer")
     pictures = pictures_of(fields)
     prompt, options, order = _placed(prompt, options, pictures)
     images = [source(value, pictures.encoded, lambda name: _file(name, root, folder)) for value in pictures.values]
@@ -71,10 +72,10 @@ def understand(content: object, root: Path | None, folder: Path | None) -> Asked
 
 
 def _placed(prompt: str, options: tuple[str, ...], pictures) -> tuple[str, tuple[str, ...], list[int]]:
-    """Prompt and options with the markers of the images as they are shown, and the order of these. Raises Unusable."""
+    """Prompt and options with the markers of the images as they are shown, and their order. Raises SampleError."""
     spans = locate(prompt, options) if options else []
     if spans is None:
-        raise Unusable("options cannot be told apart in the prompt")
+        raise SampleError("options cannot be told apart in the prompt")
     ends = [0, *(end for span in spans for end in span), len(prompt)]
     pieces, order = renumber([prompt[a:b] for a, b in zip(ends, ends[1:], strict=False)], pictures)
     texts = tuple(" ".join(text.split()) for text in pieces[1::2])
@@ -86,7 +87,7 @@ def _turns(turns: object) -> tuple[str, str, list, list[str]]:
     turns that are left out."""
     turns = parsed(turns)
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise Unusable("conversations are no list of turns")
+        raise SampleError("conversations are no list of turns")
     contents: dict[str, list] = {"human": [], "gpt": [], "system": []}
     for turn in turns:
         role = turn.get("from") or turn.get("role")
@@ -104,7 +105,7 @@ def _content(content: object) -> tuple[str, list]:
     if content is None or isinstance(content, str):
         return _written(content or ""), []
     if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
-        raise Unusable("a field is not text")
+        raise SampleError("a field is not text")
     texts, images = [], []
     for part in content:
         kind = part.get("type")
@@ -115,7 +116,7 @@ def _content(content: object) -> tuple[str, list]:
             value = next((part[name] for name in ("image", "image_url", "url", "path") if part.get(name)), None)
             images += [value.get("url", value) if isinstance(value, dict) else value] if value else []
         else:
-            raise Unusable("a turn holds something else than text and images")
+            raise SampleError("a turn holds something else than text and images")
     return " ".join(texts).strip(), images
 
 
@@ -133,12 +134,12 @@ def _text(fields: dict, *names: str) -> str:
 
 def _written(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise Unusable("a field is not text")
+        raise SampleError("a field is not text")
     text = str(value).strip()
     try:
         text.encode()
     except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can hold and no text file can
-        raise Unusable("text is not valid Unicode") from error
+        raise SampleError("text is not valid Unicode") from error
     return text
 
 
@@ -146,7 +147,7 @@ def _options(fields: dict) -> tuple[str, ...]:
     """Texts of the options that a record states, in a list or a column each; () where it states none."""
     listed, columns = _listed(fields), _columns(fields)
     if listed and columns and listed != columns:
-        raise Unusable("options are stated twice and differ")
+        raise SampleError("options are stated twice and differ")
     return listed or columns
 
 
@@ -157,7 +158,7 @@ def _listed(fields: dict) -> tuple[str, ...]:
     if isinstance(stated, str):
         stated = list(parse(stated)) or stated
     if not isinstance(stated, list):
-        raise Unusable("options are no list")
+        raise SampleError("options are no list")
     return _texts(stated)
 
 
@@ -173,29 +174,29 @@ def _columns(fields: dict) -> tuple[str, ...]:
 
 def _in_turn(fields: dict, labels: dict[object, str]) -> list:
     """Values of the fields with these labels, letters from A or numbers from 0 or 1, in turn; empty ones are left out
-    at the end. Raises Unusable for a gap."""
+    at the end. Raises SampleError for a gap."""
     values = {label.upper(): fields[name] for name, label in labels.items() if not is_missing(fields[name])}
     if len({label.upper() for label in labels.values()}) < len(labels):
-        raise Unusable("options are stated twice")
+        raise SampleError("options are stated twice")
     first = "0" if "0" in values else "1"
     names = [LETTERS, [str(int(first) + number) for number in range(len(LETTERS))]][not values.keys() & set(LETTERS)]
     if set(values) != set(names[: len(values)]):
-        raise Unusable("an option is empty")
+        raise SampleError("an option is empty")
     return [values[name] for name in names[: len(values)]]
 
 
 def _texts(stated: list) -> tuple[str, ...]:
-    """Stated options as text, without letters of their own. Raises Unusable."""
+    """Stated options as text, without letters of their own. Raises SampleError."""
     if len(stated) > len(LETTERS):
-        raise Unusable("more than 26 options")
+        raise SampleError("more than 26 options")
     options = tuple(" ".join(_written(text).split()) for text in stated)
     lettered = [re.fullmatch(rf"\(?{letter}[).:] *(.*)", text) for letter, text in zip(LETTERS, options, strict=False)]
     if all(lettered):
         options = tuple(match[1] for match in lettered)
     if not all(options):
-        raise Unusable("an option is empty")
+        raise SampleError("an option is empty")
     if len(options) == 1:
-        raise Unusable("only one option")
+        raise SampleError("only one option")
     return options
 
 
@@ -208,14 +209,14 @@ def _index(fields: dict) -> object:
 
 
 def _open_gold(answer: str, fields: dict, prompt: str) -> str:
-    """The gold of a question without options. Raises Unusable for one that can only mean an option."""
+    """The gold of a question without options. Raises SampleError for one that can only mean an option."""
     if BARE_GOLD.fullmatch(answer):
-        raise Unusable("gold is a letter and no options are known")
+        raise SampleError("gold is a letter and no options are known")
     if not answer and _index(fields) is not None:
-        raise Unusable("gold is an index and no options are known")
+        raise SampleError("gold is an index and no options are known")
     numbers = NUMBERED_LINE.findall(prompt)
     if len(numbers) > 1 and answer.strip("(). ") in numbers:
-        raise Unusable("gold is the number of a line and no lettered options are known")
+        raise SampleError("gold is the number of a line and no lettered options are known")
     return answer
 
 
@@ -224,23 +225,23 @@ def _gold(answer: str, index: object, options: tuple[str, ...]) -> str:
     named = meant(answer, options)
     if index is not None:
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(options):
-            raise Unusable("index of the gold is no option")
+            raise SampleError("index of the gold is no option")
         if answer and index not in named:
-            raise Unusable("gold and its index disagree")
+            raise SampleError("gold and its index disagree")
         named = {index}
     if answer and len(named) != 1:
         absent = "gold is a number that is no option's text" if answer.isdecimal() else "gold is no option"
-        raise Unusable("gold is more than one option" if named else absent)
+        raise SampleError("gold is more than one option" if named else absent)
     return LETTERS[named.pop()] if named else ""
 
 
 def _check_number(fields: dict, options: tuple[str, ...]) -> None:
-    """Raises Unusable for a gold that is a number, by its type, and as a text another option than as an index."""
+    """Raises SampleError for a gold that is a number, by its type, and as a text another option than as an index."""
     gold = next((fields[name] for name in ANSWERS if name in fields), None)
     if not isinstance(gold, int) or not 0 <= gold < len(options):
         return
     if str(gold) in options and options[gold] != str(gold):
-        raise Unusable("gold is a number that may be a text or an index")
+        raise SampleError("gold is a number that may be a text or an index")
 
 
 def meant(answer: str, options: tuple[str, ...]) -> set[int]:
@@ -264,16 +265,16 @@ def _plain(text: str) -> str:
 def _file(name: str, root: Path | None, folder: Path | None) -> Path:
     """The file of that name below the root, below its spatial_reasoning/ (as published), or beside the records."""
     if root is None:
-        raise Unusable("picture missing")
+        raise SampleError("picture missing")
     places = (root, root / "spatial_reasoning", *([folder] if folder and folder.is_relative_to(root) else []))
     try:
         paths = [place / name for place in places]
         faults = [OUTSIDE if Path(name).is_absolute() else root_fault(path, root) for path in paths]
-        if any(faults):
-            raise Unusable(f"picture {max(faults)}")
         found = next((path.resolve() for path in paths if path.is_file()), None)
     except (OSError, ValueError, RuntimeError) as error:  # a null byte, a name too long, a loop of links
-        raise Unusable("picture path is no path") from error
+        raise SampleError("picture path is no path") from error
+    if any(faults):
+        raise SampleError(f"picture {max(faults)}")
     if found is None:
-        raise Unusable("picture missing")
+        raise SampleError("picture missing")
     return found

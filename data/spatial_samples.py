@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import NamedTuple
 
+from data.errors import Skip
 from data.folders import Source
 from data.links import LinkFlags
 from data.samples import DEFAULT_COUNT
-from data.twoshapes import Skip, TwoShapes, find_root, read
+from data.twoshapes import TwoShapes, find_root, read
 
 PLACEHOLDERS = ("question", "caption", "first", "second", "relation")
 

@@ -27,8 +27,9 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
+from data.errors import SampleError, Skip
 from data.folders import DATA, GENERATED, Source, is_synthetic, made_whole, mark, published, written
-from data.images import ImageError, read_image
+from data.images import read_image
 from data.links import root_fault
 from data.shapes import COLOURS, Shape, draw, mask, sample_shape, to_pixels
 
@@ -75,17 +76,6 @@ class TwoShapes:
     reversed: bool  # the world lists `second` before `first`
 
 
-class Skip(NamedTuple):
-    """A sample (or a whole shard) that cannot be used, and why."""
-
-    id: str
-    reason: str
-
-
-class _Unusable(Exception):
-    """Raised while one sample is read; the message is the reason it is skipped for."""
-
-
 def read(data_root: str | Path, limit: int | None = None) -> tuple[list[TwoShapes], list[Skip]]:
     """All usable samples under `data_root`, shards and worlds in numeric order: (list of TwoShapes, list of Skip).
 
@@ -102,8 +92,8 @@ def read(data_root: str | Path, limit: int | None = None) -> tuple[list[TwoShape
     for shard in shards:
         try:
             captions, agreements, worlds = _read_shard(shard, root)
-        except _Unusable as reason:
-            skipped.append(Skip(shard.name, str(reason)))
+        except SampleError as error:
+            skipped.append(Skip(shard.name, error.reason))
             continue
         for index in range(max(len(captions), len(agreements), len(worlds))):
             if limit is not None and len(samples) >= limit:
@@ -112,8 +102,8 @@ def read(data_root: str | Path, limit: int | None = None) -> tuple[list[TwoShape
             try:
                 picture = shard / f"world-{index}.png"
                 samples.append(_read_sample(name, picture, root, index, captions, agreements, worlds))
-            except _Unusable as reason:
-                skipped.append(Skip(name, str(reason)))
+            except SampleError as error:
+                skipped.append(Skip(name, error.reason))
     return samples, skipped
 
 
@@ -166,17 +156,17 @@ def _read_shard(shard: Path, root: Path) -> tuple[list[str], list[str], list]:
     for name in ("caption.txt", "agreement.txt", "world_model.json"):
         path = shard / name
         if fault := root_fault(path, root):
-            raise _Unusable(fault)
+            raise SampleError(fault)
         try:
             texts.append(path.read_text(encoding="utf-8", errors="replace"))
         except OSError as error:
-            raise _Unusable(f"{name} cannot be read") from error
+            raise SampleError(f"{name} cannot be read") from error
     try:
         worlds = json.loads(texts[2])
     except (ValueError, RecursionError) as error:
-        raise _Unusable("world_model.json is not valid JSON") from error
+        raise SampleError("world_model.json is not valid JSON") from error
     if not isinstance(worlds, list):
-        raise _Unusable("world_model.json is not a list of worlds")
+        raise SampleError("world_model.json is not a list of worlds")
     return texts[0].rstrip().split("\n"), texts[1].rstrip().split("\n"), worlds
 
 
@@ -185,13 +175,13 @@ def _read_sample(
 ) -> TwoShapes:
     for lines, reason in ((captions, "no caption"), (agreements, "no agreement"), (worlds, "no world model")):
         if index >= len(lines):
-            raise _Unusable(reason)
+            raise SampleError(reason)
     if agreements[index].strip() != "1.0":
-        raise _Unusable("agreement is not 1.0")
+        raise SampleError("agreement is not 1.0")
     caption = captions[index].strip()
     found = CAPTION.fullmatch(caption)
     if not found:
-        raise _Unusable("caption does not parse")
+        raise SampleError("caption does not parse")
     side = _checked_picture(picture, root)
     entities = _read_entities(worlds[index], side)
     _, colour, shape, other_colour, other_shape, relation = found.groups()
@@ -203,15 +193,15 @@ def _read_sample(
 def _checked_picture(path: Path, root: Path) -> int:
     """Side in pixels of a picture that lies inside `root` and decodes to its last pixel."""
     if fault := root_fault(path, root):
-        raise _Unusable(fault)
+        raise SampleError(fault)
     if not path.is_file():
-        raise _Unusable("image missing")
+        raise SampleError("image missing")
     try:
         width, height = read_image(path).size
-    except ImageError as error:
-        raise _Unusable("image cannot be decoded") from error
+    except SampleError as error:
+        raise SampleError("image cannot be decoded") from error
     if width != height:
-        raise _Unusable("image is not square")
+        raise SampleError("image is not square")
     return width
 
 
@@ -223,11 +213,11 @@ def _read_entities(world: dict, side: int) -> list[Entity]:
             low, high = entity["bounding_box"]["topleft"], entity["bounding_box"]["bottomright"]
             box = (low["x"], low["y"], high["x"], high["y"])
             if not all(math.isfinite(number) for number in (*centre, *box)):
-                raise _Unusable("world model holds numbers that are not finite")
+                raise SampleError("world model holds numbers that are not finite")
             box, centre = (tuple(to_pixels(numbers, side).tolist()) for numbers in (box, centre))
             entities.append(Entity(entity["color"]["name"], entity["shape"]["name"], box, centre))
     except (KeyError, TypeError, OverflowError) as error:
-        raise _Unusable("world model lacks a field, or a number in it") from error
+        raise SampleError("world model lacks a field, or a number in it") from error
     return entities
 
 
@@ -235,7 +225,7 @@ def _find(entities: list[Entity], colour: str, shape: str) -> Entity:
     """The one entity of this colour and shape."""
     found = [entity for entity in entities if (entity.colour, entity.shape) == (colour, shape)]
     if len(found) != 1:
-        raise _Unusable("caption's shape is not in the world" if not found else "caption's shape is in the world twice")
+        raise SampleError("caption's shape is " + ("in the world twice" if found else "not in the world"))
     return found[0]
 
 

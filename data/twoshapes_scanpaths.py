@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data.twoshapes import Skip, TwoShapes, read
+from data.errors import Skip
+from data.twoshapes import TwoShapes, read
 
 TARGETS = ("first", "second", "background")
 

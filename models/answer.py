@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from transformers import LogitsProcessorList
 
-from models.errors import SampleError
+from data.errors import SampleError
 from models.layout import TokenLayout
 from models.memory import check_fits
 from models.sampling import penalised

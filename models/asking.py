@@ -14,11 +14,11 @@ from typing import NamedTuple
 import torch
 from transformers import LogitsProcessorList
 
+from data.geometry import ImageGrid
 from models import runner as runners
 from models.adapt_vis import AdaptVis, confidence
 from models.answer import answer_length
 from models.gaze import GazeMask, KeyMask
-from models.layout import ImageGrid
 from models.markers import in_words, marked_order
 from models.memory import check_fits
 from models.sampling import penalised, sampling

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from transformers import LogitsProcessorList
 
+from data.errors import SampleError
 from models import PATCHED
 from models.answer import answer_length
-from models.errors import SampleError
 from models.layout import TokenLayout
 from models.residual import not_finite, prefill
 from models.sampling import penalised

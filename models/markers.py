@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from models.errors import SampleError
+from data.errors import SampleError
 
 MARKER = re.compile(r"<image (\d+)>")
 

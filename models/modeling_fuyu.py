@@ -8,8 +8,8 @@ import torch
 import transformers
 from transformers import BatchFeature, FuyuProcessor
 
-from models.errors import SampleError
-from models.layout import ImageGrid
+from data.errors import SampleError
+from data.geometry import ImageGrid
 from models.markers import in_words, marked_order
 from models.processors import load_fuyu_processor
 from models.vlm import Rendered, VisionLanguageModel

@@ -6,7 +6,7 @@ import torch
 import transformers
 from transformers import LlavaProcessor
 
-from models.layout import ImageGrid
+from data.geometry import ImageGrid
 from models.tower import TowerImage
 from models.vlm import VisionLanguageModel, check_template
 

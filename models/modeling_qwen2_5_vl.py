@@ -8,7 +8,7 @@ import torch
 import transformers
 from transformers.vision_utils import get_vision_window_index
 
-from models.layout import ImageGrid
+from data.geometry import ImageGrid
 from models.modeling_qwen2_vl import QwenGrid
 from models.modeling_qwen2_vl import load_processor as load_qwen_processor
 from models.processors import Qwen2_5_VLImageTextProcessor

@@ -6,7 +6,7 @@ import torch
 import transformers
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from models.layout import ImageGrid
+from data.geometry import ImageGrid
 from models.processors import Qwen2VLImageTextProcessor
 from models.tower import TowerImage
 from models.vlm import VisionLanguageModel, check_template

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from models.errors import SampleError
+from data.errors import SampleError
 from models.markers import MARKER
 
 BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from data.errors import SampleError
 from models.answer import unknown_words
-from models.errors import SampleError
 from models.layout import TokenLayout
 from models.residual import prefill
 from models.trace import AttentionTrace

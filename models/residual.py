@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from data.errors import SampleError
 from models.attention import attention_modules, attention_stack
-from models.errors import SampleError
 
 See = Callable[[int, torch.Tensor], None]
 """Called with (layer, residual stream [sample, row, width]) before each layer runs; layers count from 0."""

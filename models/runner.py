@@ -21,8 +21,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from data.errors import SampleError
 from models import fingerprint
-from models.errors import SampleError
 
 FORM = "python:module:callable"
 

@@ -11,12 +11,13 @@ from jinja2 import TemplateError
 from PIL import Image
 from transformers import LogitsProcessorList
 
+from data.errors import SampleError
+from data.geometry import ImageGrid
 from models import PATCHED
 from models.attention import LISTENERS, attention_stack, is_attached
-from models.errors import SampleError
 from models.gaze import PlacedMask, check_scanpath, parse_mask_type
 from models.generation_settings import check_recordable
-from models.layout import ImageGrid, TokenLayout, locate
+from models.layout import TokenLayout, locate
 from models.markers import in_front, interleaved, marked_order
 from models.prompt_check import check_prompt
 from models.residual import not_finite

@@ -16,9 +16,9 @@ from scipy import stats
 from transformers import utils
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
+from data.errors import SampleError
 from models import runner as runners
 from models.asking import Generation, ModelAsked, Reply, RunnerAsked, own_seed, redistributed
-from models.errors import SampleError
 from models.fingerprint import SAMPLES, WHOLE, content_hash, contents, fingerprint
 from models.sampling import OwnNoise, sampling
 from models.touched import Touched

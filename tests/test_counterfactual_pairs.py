@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from data.counterfactual_pairs import CORNERS, NOTE, Config, gather, generate, main, open_pair, question, read
-from data.images import ImageError
+from data.errors import SampleError
 from data.links import LINKED, following_links
 
 ROOT = Path(__file__).parent.parent
@@ -156,10 +156,10 @@ def test_a_link_out_of_the_set_is_not_followed(folder, tmp_path):
 def test_pictures_that_cannot_be_a_pair(folder):
     first, second, *_ = read(folder)[0]
     Image.new("RGB", (20, 30)).save(first.control)
-    with pytest.raises(ImageError, match="pair_00000_full.png is 96 x 96 and pair_00000_control.png 20 x 30 pixels"):
+    with pytest.raises(SampleError, match="pair_00000_full.png is 96 x 96 and pair_00000_control.png 20 x 30 pixels"):
         open_pair(first)
     second.full.write_bytes(b"")
-    with pytest.raises(ImageError, match="is empty"):
+    with pytest.raises(SampleError, match="is empty"):
         open_pair(second)
 
 

@@ -15,7 +15,7 @@ from transformers.masking_utils import sdpa_mask
 
 import models
 from analysis.rollout import rollout
-from models.errors import SampleError
+from data.errors import SampleError
 from models.trace import AttentionTrace
 from tests import tolerance
 from tests.families import FAMILIES, qwen3, qwen3_processor

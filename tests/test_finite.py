@@ -9,9 +9,9 @@ import json
 import pytest
 import torch
 
+from data.errors import SampleError
 from models.answer import answer, answers
 from models.asking import Generation, ModelAsked
-from models.errors import SampleError
 from models.forced import log_probabilities, spelt
 from models.reading import read_text
 from tests.models import llava, llava_processor, picture

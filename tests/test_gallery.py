@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from analysis.errors import Unmeasurable
 from analysis.gallery import COLUMNS, Look, report_answer, save_answer
 from analysis.results import RunFolder
 from analysis.rollout import Rollout, rollout
 from analysis.samples import attempt, measure_batches, measure_each
+from data.errors import SampleError
+from data.geometry import ImageGrid
 from models.answer import answer
-from models.layout import ImageGrid
 from tests.families import qwen, qwen_processor
 from tests.models import picture
 
@@ -78,7 +78,7 @@ def test_each_sample_is_measured_or_counted_by_its_reason(tmp_path, capsys):
         if sample.name == "b":
             raise BadSample("image b is empty")
         if sample.name == "c":
-            raise Unmeasurable("no query row", "no generated token has a row")
+            raise SampleError("no query row", "no generated token has a row")
         return {"share": ord(sample.name)}
 
     run = RunFolder.create(tmp_path / "run", {}, ("share",))

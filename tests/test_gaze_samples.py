@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from analysis.errors import Unmeasurable
 from analysis.results import RunFolder
 from analysis.samples import measure_batches
 from data import gaze_samples, scanpaths, twoshapes
+from data.errors import SampleError
 from data.gaze_samples import (
     GazeSample,
     check_pictures,
@@ -22,8 +22,8 @@ from data.gaze_samples import (
     read_all,
     shuffled,
 )
+from data.geometry import ImageGrid
 from data.samples import Sample, collect
-from models.layout import ImageGrid
 
 
 def grid_of(width, height):
@@ -83,9 +83,9 @@ def test_errors_of_a_grid(pictures):
         locate(samples, paths, lambda width, height: None)
 
     def too_small(width, height):
-        raise Unmeasurable("too small", "this picture vanishes")
+        raise SampleError("too small", "this picture vanishes")
 
-    assert locate(samples, paths, too_small, (Unmeasurable,)) == ([], [("a", "too small")])
+    assert locate(samples, paths, too_small) == ([], [("a", "too small")])
 
 
 def looked(number, name):
@@ -179,7 +179,7 @@ def test_a_bad_sample_does_not_take_its_batch_along(tmp_path, capsys):
     def measure(batch):
         asked.append([sample.name for sample in batch])
         if any(sample.name == "4" for sample in batch):
-            raise Unmeasurable("four", "it is four")
+            raise SampleError("four", "it is four")
         return [{"value": int(sample.name) ** 2} for sample in batch]
 
     rows = measure_batches(run, samples, measure, 3, unusable=[("x", "gone")])

@@ -12,11 +12,11 @@ from scipy import stats
 
 from analysis import head_responses
 from analysis.causal_heads import choose, held_out, margin_rows, random_sets, summarise
-from analysis.errors import Unmeasurable
 from analysis.head_responses import attention_to, column, corner_cells, head_table, most_changed
 from analysis.response_figures import ablation_figure, count_bars, response_maps
 from analysis.response_report import ablation_finding, findings, responding, says
 from analysis.statistics import REAL, mean_interval, rate_interval
+from data.errors import SampleError
 
 LAYERS, HEADS, PAIRS = 4, 5, 20
 PLANTED = {(1, 3): 0.3, (3, 0): -0.2}
@@ -38,7 +38,7 @@ def test_cells_of_a_corner(corner):
 
 @pytest.mark.parametrize("side", [0, -1, 5])
 def test_a_corner_beyond_the_grid(side):
-    with pytest.raises(Unmeasurable, match=f"{side} x {side} cells does not fit the grid of 4 rows and 6 columns;"):
+    with pytest.raises(SampleError, match=f"{side} x {side} cells does not fit the grid of 4 rows and 6 columns;"):
         corner_cells(4, 6, "topleft", side)
 
 

@@ -8,7 +8,6 @@ import torch
 from scipy import stats
 
 import models.gaze
-from analysis.errors import Unmeasurable
 from analysis.heads import MIN_IMAGE_MASS, Inside, attention_inside, mean_heads, relative
 from analysis.salient_heads import (
     LEAST,
@@ -23,6 +22,7 @@ from analysis.salient_heads import (
     select,
 )
 from analysis.statistics import REAL, halves, known_mean, mean_interval
+from data.errors import SampleError
 from models.gaze import check_scanpath, connected_decay, gaze_similarity, salient_heads
 from models.trace import AttentionTrace
 from tests import tolerance
@@ -77,11 +77,11 @@ def test_two_tokens_by_hand():
 
 def test_what_cannot_be_measured():
     trace = PlantedTrace(torch.eye(4).expand(1, 1, 4, 4), 4)
-    with pytest.raises(Unmeasurable, match="no image"):
+    with pytest.raises(SampleError, match="no image"):
         attention_inside(trace, planted_layout(4, []), [torch.ones(1, 1)])
     with pytest.raises(ValueError, match="masks have 4 cells but the image has 3"):
         attention_inside(trace, planted_layout(4, [0, 1, 2]), [torch.ones(2, 2)])
-    with pytest.raises(Unmeasurable, match="no generated token has a row"):
+    with pytest.raises(SampleError, match="no generated token has a row"):
         attention_inside(trace, planted_layout(4, [0, 1, 2]), [torch.ones(3, 1)], rows="query")
     nobody = attention_inside(trace, planted_layout(4, [0, 1]), [torch.ones(1, 2)])
     assert np.isnan(nobody.share).all() and np.isnan(nobody.similarity).all()

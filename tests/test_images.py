@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from data.images import ImageError, list_images, read_image, suffixes, to_rgb
+from data.errors import SampleError
+from data.images import list_images, read_image, suffixes, to_rgb
 from data.links import following_links
 
 
@@ -81,7 +82,7 @@ def test_missing_pixels_of_a_float_image_leave_the_others_as_they_are(tmp_path, 
 
 def test_a_float_image_without_a_finite_pixel_is_refused(tmp_path):
     path = save(tmp_path, Image.fromarray(np.array([[np.nan, np.inf]], np.float32)), "missing.tif")
-    with pytest.raises(ImageError, match=r"missing\.tif: all pixels are NaN or infinite; at least one") as error:
+    with pytest.raises(SampleError, match=r"missing\.tif: all pixels are NaN or infinite; at least one") as error:
         read_image(path)
     assert error.value.reason == "image has no finite pixel"
 
@@ -184,7 +185,7 @@ def test_broken_files_have_a_reason(tmp_path):
         (half, "image truncated", r"half\.png cannot be decoded"),
         (text, "not an image", "is not a picture that Pillow can read"),
     ):
-        with pytest.raises(ImageError, match=sentence) as error:
+        with pytest.raises(SampleError, match=sentence) as error:
             read_image(path)
         assert error.value.reason == reason
 
@@ -192,7 +193,7 @@ def test_broken_files_have_a_reason(tmp_path):
 def test_decompression_bomb(tmp_path, monkeypatch):
     path = save(tmp_path, Image.new("L", (100, 100)), "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(ImageError, match="too large to decode safely"):
+    with pytest.raises(SampleError, match="too large to decode safely"):
         read_image(path)
 
 
@@ -225,7 +226,7 @@ def test_any_damage_gives_a_picture_or_a_reason(kind, monkeypatch):
         for content in damaged(file.getvalue(), random.Random(0)):
             try:
                 assert read_image(content).mode == "RGB"
-            except ImageError as error:
+            except SampleError as error:
                 reasons.add(error.reason)
     assert reasons & REASONS - {"image empty"} and reasons <= REASONS
 
@@ -240,7 +241,7 @@ def test_whatever_a_decoder_raises_is_a_bad_image(tmp_path, monkeypatch, error):
         raise error
 
     monkeypatch.setattr("PIL.BmpImagePlugin.BmpImageFile.load", fail)
-    with pytest.raises(ImageError, match=r"a\.bmp cannot be decoded: .+"):
+    with pytest.raises(SampleError, match=r"a\.bmp cannot be decoded: .+"):
         read_image(path)
 
 
@@ -253,7 +254,7 @@ def test_a_damaged_avif_whatever_its_name(tmp_path, name):
     with pytest.raises(RuntimeError):
         Image.open(BytesIO(content)).load()
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ImageError, match="cannot be decoded") as error:
+    with pytest.raises(SampleError, match="cannot be decoded") as error:
         read_image(tmp_path / name)
     assert error.value.reason == "image cannot be decoded"
 
@@ -262,7 +263,7 @@ def test_no_other_program_is_started_for_an_image(tmp_path):
     """Pillow would hand an EPS file to Ghostscript, whatever the name of the file."""
     path = tmp_path / "drawing.png"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n")
-    with pytest.raises(ImageError) as error:
+    with pytest.raises(SampleError) as error:
         read_image(path)
     assert error.value.reason == "not an image"
     assert not suffixes() & {".eps", ".ps", ".pdf", ".mpg", ".wmf", ".h5"}

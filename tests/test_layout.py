@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import LlavaImageProcessorPil
 
-from models.errors import SampleError
-from models.layout import ImageGrid
+from data.errors import SampleError
+from data.geometry import ImageGrid
 from tests.models import llava, llava_processor, picture
 
 MODEL, PROCESSOR = llava(), llava_processor()

@@ -5,8 +5,8 @@ import torch
 from PIL import Image
 
 import models
+from data.errors import SampleError
 from models.asking import Generation, RunnerAsked
-from models.errors import SampleError
 from models.markers import in_words, marked_order
 from tests.families import FAMILIES
 from tests.models import llava, llava_processor, picture

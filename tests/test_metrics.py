@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from analysis import metrics
-from models.layout import ImageGrid
+from data.geometry import ImageGrid
 
 BOX = np.zeros((4, 6))
 BOX[1:3, 0:2] = 1

@@ -17,7 +17,7 @@ from analysis.gaze_figures import comparison
 from analysis.gaze_table import PLAIN
 from analysis.overlay import enlarge, overlay, seen, strip, to_pixels, visible
 from analysis.plots import share_plot
-from models.layout import ImageGrid
+from data.geometry import ImageGrid
 
 SIDES = st.integers(1, 400)
 

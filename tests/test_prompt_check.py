@@ -4,7 +4,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from models.errors import SampleError
+from data.errors import SampleError
 from models.modeling_fuyu import FuyuForCausalLM
 from models.prompt_check import check_prompt
 

@@ -10,8 +10,8 @@ from PIL import Image
 from pyarrow import Table, parquet
 
 import evaluate
+from data.errors import SampleError
 from data.options import locate, names_others, parse
-from data.question_images import Unusable
 from data.spatial_qa import Question, read
 from data.spatial_qa_records import understand
 from tests.evaluation import RUNNER, rows, summary
@@ -98,9 +98,9 @@ def test_a_column_for_each_option(names):
     for empty in (None, float("nan"), "nan", " "):
         found = asked(**dict(zip(names, ("left", "right", empty), strict=True)), answer="right")
         assert (found.options, found.answer) == (("left", "right"), "B")
-        with pytest.raises(Unusable, match="an option is empty"):
+        with pytest.raises(SampleError, match="an option is empty"):
             asked(**dict(zip(names, ("left", empty, "up"), strict=True)), answer="A")
-    with pytest.raises(Unusable, match="gold is a letter and no options are known"):
+    with pytest.raises(SampleError, match="gold is a letter and no options are known"):
         asked(**dict.fromkeys(names), answer="B")
 
 
@@ -109,7 +109,7 @@ def test_columns_that_are_no_options():
     assert asked(A="left", B="right", X=3, answer="A").options == ("left", "right")
     letters = "ABCDEFGHIJKL"
     assert asked(**{letter: f"text {letter}" for letter in letters}, answer="L").options[-1] == "text L"
-    with pytest.raises(Unusable, match="options are stated twice and differ"):
+    with pytest.raises(SampleError, match="options are stated twice and differ"):
         asked(A="left", B="right", choices=["up", "down"], answer="A")
     assert asked(A="left", B="right", choices=["left", "right"], answer="A").options == ("left", "right")
 
@@ -133,7 +133,7 @@ def test_lists_of_options_as_data_sets_write_them(stated):
 
 @pytest.mark.parametrize("stated", ["left, right", "[left, right", "__import__('os').getcwd()", "[" * 9999, 7])
 def test_texts_that_are_no_list_of_options(stated):
-    with pytest.raises(Unusable, match="options are no list"):
+    with pytest.raises(SampleError, match="options are no list"):
         asked(options=stated, answer="A")
 
 
@@ -145,18 +145,18 @@ GOLDS = {
 
 @pytest.mark.parametrize(("reason", "gold"), [(reason, gold) for reason in GOLDS for gold in GOLDS[reason]])
 def test_golds_that_cannot_be_compared(reason, gold):
-    with pytest.raises(Unusable, match=reason):
+    with pytest.raises(SampleError, match=reason):
         asked(answer=gold)
 
 
 def test_golds_that_count():
-    with pytest.raises(Unusable, match="gold is an index and no options are known"):
+    with pytest.raises(SampleError, match="gold is an index and no options are known"):
         asked(correct_answer_idx=1)
-    with pytest.raises(Unusable, match="gold is the number of a line and no lettered options are known"):
+    with pytest.raises(SampleError, match="gold is the number of a line and no lettered options are known"):
         asked(question="where ?\n1. left\n2. right", answer="2")
-    with pytest.raises(Unusable, match="gold is a number that is no option's text"):
+    with pytest.raises(SampleError, match="gold is a number that is no option's text"):
         asked(choices=["left", "right"], answer=1)
-    with pytest.raises(Unusable, match="gold is a number that may be a text or an index"):
+    with pytest.raises(SampleError, match="gold is a number that may be a text or an index"):
         asked(choices=["1", "2", "3"], answer=1)
     assert asked(choices=["1", "2", "3"], answer="1").answer == "A"
     assert asked(choices=["left", "right"], correct_choice_idx=1).answer == "B"
@@ -195,7 +195,7 @@ def test_messages_with_roles_and_parts():
     plain = [{"role": "user", "content": "<image>\nwhere ?"}, {"role": "assistant", "content": "left"}]
     assert asked(question=..., conversations=json.dumps(plain)).prompt == "where ?"
     assert asked(question=..., messages=plain[:1], answer="up").answer == "up"
-    with pytest.raises(Unusable, match="a turn holds something else than text and images"):
+    with pytest.raises(SampleError, match="a turn holds something else than text and images"):
         asked(question=..., messages=[{"role": "user", "content": [{"type": "video"}]}], answer="up")
 
 
@@ -215,7 +215,7 @@ def test_any_number_of_images_in_the_order_of_their_numbers():
     assert shown("which ?", **numbered(1, 0, form="image{}")) == ("which ?", ["0", "1"])
     empty = {"image_3": None, "image_4": float("nan"), "image_5": {"bytes": None, "path": None}}
     assert shown("which ?", **numbered(1, 2), **empty) == ("which ?", ["1", "2"])
-    with pytest.raises(Unusable, match="two image fields have the same number"):
+    with pytest.raises(SampleError, match="two image fields have the same number"):
         shown("which ?", **numbered(1), **numbered(1, form="image{}"))
 
 
@@ -251,7 +251,7 @@ def test_markers_without_numbers_and_of_lists():
     ],
 )
 def test_markers_that_cannot_be_followed(question, reason):
-    with pytest.raises(Unusable, match=reason):
+    with pytest.raises(SampleError, match=reason):
         shown(question, **numbered(1, 2))
 
 

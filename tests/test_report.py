@@ -16,8 +16,8 @@ import models
 from analysis import report, report_view
 from analysis.results import RunFolder
 from analysis.rollout import Rollout, rollout
+from data.geometry import ImageGrid
 from models.answer import answer
-from models.layout import ImageGrid
 from tests import tolerance
 from tests.models import picture
 

@@ -30,7 +30,7 @@ from analysis.results import (
     write_table,
     write_whole,
 )
-from models.layout import ImageGrid
+from data.geometry import ImageGrid
 
 COLUMNS = ("answer", "share")
 

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from analysis.errors import Unmeasurable
 from analysis.rollout import rollout
 from analysis.shares import image_share
-from models.layout import ImageGrid
+from data.errors import SampleError
+from data.geometry import ImageGrid
 from models.trace import AttentionTrace
 from tests import tolerance
 from tests.models import llava, llava_processor, picture
@@ -166,6 +166,6 @@ def test_bad_settings_are_explained():
         rollout(trace, layout, residual=1.0)
     with pytest.raises(ValueError, match="lowest layer 1.0 is out of range"):
         rollout(trace, layout, lowest=1.0)
-    with pytest.raises(Unmeasurable, match="no generated token has a row under the convention 'query': 1 token") as met:
+    with pytest.raises(SampleError, match="no generated token has a row under the convention 'query': 1 token") as met:
         rollout(trace, layout, rows="query")
     assert met.value.reason == "no query row"

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data.errors import SampleError
+from data.geometry import ImageGrid
 from data.links import LINKED
-from data.scanpaths import Fixation, Scanpath, ScanpathError, from_display, line, read, to_cells
-from models.layout import ImageGrid
+from data.scanpaths import Fixation, Scanpath, from_display, line, read, to_cells
 
 # 80 x 40 pixels, doubled, of which the middle square of 4 x 4 cells is seen: x from 20 to 60, cells of 10 pixels
 CROPPED = ImageGrid(rows=4, cols=4, width=80, height=40, cell=20, resized=(160, 80), offset=(40, 0))
@@ -216,7 +217,7 @@ def test_scanpath_of_a_picture(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "..")
     assert found.of(f"{tmp_path.name}/cats/../cats/a.png").image == "cats/a.png"
     for missing in (tmp_path / "b.png", "/etc/passwd"):
-        with pytest.raises(ScanpathError, match=r"no scanpath for .*; the file has 1, such as: cats/a.png") as error:
+        with pytest.raises(SampleError, match=r"no scanpath for .*; the file has 1, such as: cats/a.png") as error:
             found.of(missing)
         assert error.value.reason == "no scanpath"
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.errors import Unmeasurable
 from analysis.sink_agreement import (
     Agreement,
     Spikes,
@@ -20,6 +19,7 @@ from analysis.sink_agreement import (
     verdict,
 )
 from analysis.sinks import Contrast, Profile, SinkSearch, attention_received, magnitudes, top_count, watch
+from data.errors import SampleError
 from models import trace as trace_module
 from models.residual import decoder_layers, prefill, residual_stream
 from models.trace import AttentionTrace
@@ -52,7 +52,7 @@ def test_the_first_half_of_a_text_is_seen_from_the_second():
 
 @pytest.mark.parametrize("short", [layout(range(9), length=20), layout(range(20), length=20), layout(length=18)])
 def test_too_short(short):
-    with pytest.raises(Unmeasurable, match="at least 10") as caught:
+    with pytest.raises(SampleError, match="at least 10") as caught:
         watch(short)
     assert caught.value.reason == "prompt too short"
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.errors import Unmeasurable
 from analysis.results import RunFolder
 from analysis.spatial_attention import (
     CONTROLS,
@@ -28,8 +27,9 @@ from analysis.spatial_figures import control_boxes, save_heads
 from analysis.spatial_table import METRICS, compare_heads, look, missing_words, summarise, summarise_heads
 from analysis.statistics import benjamini_hochberg
 from data import twoshapes
+from data.errors import SampleError
+from data.geometry import ImageGrid
 from models.forced import read_along, speak
-from models.layout import ImageGrid
 from tests import tolerance
 from tests.families import FAMILIES
 from tests.models import picture
@@ -214,11 +214,11 @@ def test_scene_of_a_cropped_picture(pairs):
     assert (scene.first + scene.second)[scene.seeds["seed_background"]] == 0
     row, col = scene.seeds["seed_first"]
     right = replace(GRID, cols=11 - col, offset=(8 * (col + 1), 0))  # of what lies to the right of the first shape
-    with pytest.raises(Unmeasurable, match="centre of the first shape") as error:
+    with pytest.raises(SampleError, match="centre of the first shape") as error:
         place(pair, right, np.random.default_rng(0))
     assert error.value.reason == "shape cropped away"
     whole = replace(pair, first=pair.first._replace(box=(0, 0, 100, 100)))
-    with pytest.raises(Unmeasurable) as error:
+    with pytest.raises(SampleError) as error:
         place(whole, GRID, np.random.default_rng(0))
     assert error.value.reason == "no background"
 

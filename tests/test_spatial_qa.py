@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from pyarrow import Table, parquet
 
-from data.images import ImageError
+from data.errors import SampleError
 from data.links import LINKED, following_links
 from data.options import append, locate, parse, rewrite
 from data.spatial_qa import Question, read
@@ -331,7 +331,7 @@ def test_pictures_outside_the_root_are_refused(escape, tmp_path):
     [(b"", "image empty"), (b"no picture", "not an image"), (encoded(0)[:60], "image truncated")],
 )
 def test_pictures_that_do_not_decode(content, reason):
-    with pytest.raises(ImageError) as raised:
+    with pytest.raises(SampleError) as raised:
         Question("1", "", "what ?", (), "a cat", (content,)).pictures()
     assert raised.value.reason == reason and "inside a record" in str(raised.value)
 

@@ -11,9 +11,9 @@ import transformers
 from PIL import Image
 
 import models.steering
+from data.errors import SampleError
 from models.answer import answer, answers
 from models.attention import LISTENERS, STEERING, attach, attention
-from models.errors import SampleError
 from models.gaze import NonGaussian
 from models.steering import KeyBias, RowEdit, Steering, steered
 from models.trace import AttentionTrace

@@ -5,8 +5,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 import models
+from data.errors import SampleError
 from data.prompts import PromptFlags, gather
-from models.errors import SampleError
 from models.text import is_causal, load
 from models.trace import AttentionTrace
 from tests import tolerance

@@ -10,7 +10,6 @@ from transformers import LlamaForCausalLM
 
 import text_only_llm_analysis_llava as llava_script
 import text_only_llm_analysis_qwen2 as qwen_script
-from analysis.errors import Unmeasurable
 from analysis.statistics import benjamini_hochberg
 from analysis.text_report import COLUMNS, WORDS, Study, head_figure, spread
 from analysis.text_symmetry import (
@@ -28,6 +27,7 @@ from analysis.text_symmetry import (
 )
 from data import twoshapes
 from data.captions import OPPOSITE, CaptionFlags, counterfactuals, gather
+from data.errors import SampleError
 from models.text import load
 from tests import tolerance
 from tests.runs import table
@@ -215,7 +215,7 @@ def test_words_of_several_tokens():
     assert found.shape == (2, 2, 3)
     np.testing.assert_allclose(found[0], 0.15, rtol=1e-6)
     np.testing.assert_allclose(found[1], 0.3, rtol=1e-6)
-    with pytest.raises(Unmeasurable, match="cannot see it"):
+    with pytest.raises(SampleError, match="cannot see it"):
         relation_attention(trace, 0, torch.tensor([6, 7]), [torch.tensor([7]), torch.tensor([4])])
 
 

@@ -12,8 +12,8 @@ from transformers.integrations.sdpa_attention import repeat_kv
 
 from analysis import tower as module
 from analysis.tower import through, through_tower, tower_look
+from data.geometry import ImageGrid
 from models.attention import LISTENERS
-from models.layout import ImageGrid
 from models.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 from models.offload import Offload
 from models.tower import Chunk, TowerTrace

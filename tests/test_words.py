@@ -4,8 +4,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from analysis.errors import Unmeasurable
 from analysis.words import find_word, rows_of_words, why_missing, word_rows
+from data.errors import SampleError
 from models.forced import Spoken, spelt
 from models.layout import TokenLayout
 
@@ -91,7 +91,7 @@ def test_missing_word_has_no_rows_and_a_reason():
     assert found == {"first": [10, 11, 12], "relation": [15], "second": []}
     assert rows_of_words(layout(), said("right"), words, "predicting", "prompt")["relation"] == []
     assert why_missing("second") == "second shape is neither in prompt nor answer"
-    with pytest.raises(Unmeasurable, match="none of 'blue cross' is in the prompt") as error:
+    with pytest.raises(SampleError, match="none of 'blue cross' is in the prompt") as error:
         rows_of_words(layout(), said("left"), {"second": "blue cross"}, "predicting", "prompt")
     assert error.value.reason == "no word is in prompt or answer"
     found = rows_of_words(layout(), said("left"), {"relation": "left", "first": "rectangle"}, "query", "prompt")
