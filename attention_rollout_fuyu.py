@@ -17,19 +17,16 @@ from dataclasses import asdict, dataclass
 
 import models
 from analysis import command
-from analysis.flags import RolloutFlags
-from analysis.gallery import COLUMNS, lengths_line, report_answer
-from analysis.results import RunFolder, default_out_dir, refuse_existing
+from analysis.gallery import COLUMNS, RolloutFlags, lengths_line, report_answer
 from analysis.rollout import rollout
-from analysis.samples import measure_each
+from analysis.runs import RunFolder, default_out_dir, measure_each, refuse_existing
 from analysis.statistics import SHARE, mean_interval
 from data.flags import SampleFlags
+from data.folders import following_links
 from data.images import read_image
-from data.links import following_links
 from data.samples import Sample, collect
-from models.answer import answer
-from models.flags import LoadFlags
-from models.loading import describe
+from models.generation import answer
+from models.loading import LoadFlags, describe
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ import tyro
 
 from analysis import command
 from analysis.corner_report import sentences, write_texts
-from analysis.corner_runs import Corners, read_corners
 from analysis.corner_study import changes_most, chosen_rows, head_rows, study, summary
-from analysis.picture_page import Picture, Section
-from analysis.results import RunFolder, default_out_dir, read_table, refuse_existing, write_table
+from analysis.corners import Corners, read_corners
+from analysis.report import Picture, Section
+from analysis.runs import RunFolder, default_out_dir, read_table, refuse_existing, write_table
 
 FIGURES = {  # of the corners' own runs
     "heads.png": "counts, mean responses and effect sizes of all heads",

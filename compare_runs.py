@@ -21,23 +21,25 @@ import tyro
 from PIL import Image
 
 from analysis import command
-from analysis.comparison_figures import accuracy_figure, flip_pages, side_by_side
-from analysis.results import RunFolder, default_out_dir, refuse_existing, write_table
 from analysis.run_comparison import (
     COLUMNS,
     GAINED,
     LOST,
     EvaluationRun,
     Pair,
+    accuracy_figure,
     compare,
+    flip_pages,
     other_flags,
     pair,
     read_run,
     run_names,
+    side_by_side,
     table_row,
 )
+from analysis.runs import RunFolder, default_out_dir, refuse_existing, write_table
 from data.errors import SampleError
-from data.links import following_links
+from data.folders import following_links
 from data.spatial_qa import Question, read
 
 TITLES = {GAINED: "wrong in A, right in B", LOST: "right in A, wrong in B"}

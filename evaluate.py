@@ -32,33 +32,49 @@ from tqdm import tqdm
 
 import models
 from analysis import command
-from analysis.evaluation_table import constant_gold, figures_line, summarise_run
-from analysis.flags import check_penalty
+from analysis.evaluation import (
+    Key,
+    Part,
+    Predictions,
+    constant_gold,
+    digest,
+    figures_line,
+    in_order,
+    lock,
+    summarise_run,
+)
+from analysis.gallery import check_penalty
 from analysis.judges import JUDGES
-from analysis.predictions import Key, Part, Predictions, digest, in_order, lock
 from analysis.processes import ProcessLost, Team, own_device, team
 from analysis.report import NAME as PAGE
 from analysis.report import write_report
-from analysis.samples import attempt
+from analysis.runs import attempt
 from data import spatial_qa, twoshapes_qa
 from data.errors import Skip
 from data.flags import GazeFlags
-from data.folders import Source
-from data.gaze_samples import GazeSource, tell_unread
-from data.links import LinkFlags, following_links
-from data.question_gaze import points_of, read_for
+from data.folders import LinkFlags, Source, following_links
+from data.gaze_samples import GazeSource, points_of, read_for, tell_unread
 from data.scanpaths import Scanpaths
-from data.spatial_qa import Question
-from data.spatial_qa_source import find_root, published_set, source_of
-from models import runner as runners
+from data.spatial_qa import Question, find_root, published_set, source_of
+from models import answering as runners
 from models.adapt_vis import AdaptVis
-from models.asking import Generation, ModelAsked, Reply, RunnerAsked, Steer, adapted, gazed, plain, redistributed
-from models.fingerprint import content_hash, contents
-from models.flags import LoadFlags
+from models.answering import (
+    GAZE,
+    Generation,
+    MethodFlags,
+    ModelAsked,
+    Reply,
+    RunnerAsked,
+    Steer,
+    adapted,
+    gazed,
+    plain,
+    redistributed,
+)
+from models.folders import content_hash, contents
 from models.gaze import GazeMask, parse_mask_type
-from models.loading import describe, locate, quiet, read_config
-from models.methods import GAZE, MethodFlags
-from models.touched import by_layer
+from models.interventions import by_layer
+from models.loading import LoadFlags, describe, locate, quiet, read_config
 from models.var import VAR
 
 EXAMPLES, EXAMPLE_COUNT = Path("data", "generated", "spatial-500-seed-0"), 500
@@ -84,7 +100,7 @@ class Config(LoadFlags, GazeFlags, MethodFlags, LinkFlags):
     model: str = DEFAULT_MODEL
     """Embedded model, folder, or hub id."""
     runner: str | None = None
-    """Instead of --model: python:module:callable, a model of your own; see models/runner.py."""
+    """Instead of --model: python:module:callable, a model of your own; see models/answering.py."""
     limit: int = 0
     """Ask at most so many records, in the set's order; 0 asks all."""
     batch_size: int = 8

@@ -19,15 +19,13 @@ import numpy as np
 
 from analysis import command
 from analysis.plots import dimension_heatmap
-from analysis.results import RunFolder, check_place, default_out_dir, refuse_existing, write_json
-from analysis.samples import measure_each
+from analysis.runs import RunFolder, check_place, default_out_dir, measure_each, refuse_existing, write_json
 from analysis.sinks import Contrast, Profile, SinkSearch, attention_received, check_top_percent, watch
+from data.folders import following_links
 from data.images import read_image
-from data.links import following_links
-from data.prompts import Prompt, PromptFlags, gather
-from models.flags import LoadFlags
-from models.loading import describe
-from models.residual import prefill, residual_stream
+from data.samples import Prompt, PromptFlags, gather_prompts
+from models.attention import prefill, residual_stream
+from models.loading import LoadFlags, describe
 from models.text import load
 from models.trace import AttentionTrace
 
@@ -62,7 +60,7 @@ class Config(LoadFlags, PromptFlags):
 def main(config: Config) -> int:
     with command.setting_up(), following_links(config.follow_links):
         check_top_percent(config.top_percent)
-        prompts, unusable, source = gather(config)
+        prompts, unusable, source = gather_prompts(config)
         print(source)
         out_dir = refuse_existing(config.out_dir or default_out_dir(__file__, config.model))
         output = config.written(out_dir)

@@ -20,25 +20,22 @@ from typing import Literal
 
 import models
 from analysis import command
-from analysis.flags import RolloutFlags
-from analysis.gaze_figures import colour_figure, save_sample
-from analysis.gaze_table import PLAIN, Outcome, columns, summarise, summarise_colours, table_row
-from analysis.heads import attention_inside
-from analysis.report_view import way as view_of
-from analysis.results import RunFolder, default_out_dir, refuse_existing
+from analysis.gallery import RolloutFlags
+from analysis.gaze import PLAIN, Outcome, colour_figure, columns, save_sample, summarise, summarise_colours, table_row
+from analysis.gaze_heads import attention_inside
+from analysis.report_views import way as view_of
 from analysis.rollout import rollout
-from analysis.samples import measure_batches
+from analysis.runs import RunFolder, default_out_dir, measure_batches, refuse_existing
 from data.errors import SampleError
 from data.flags import GazeFlags, SampleFlags
+from data.folders import following_links
 from data.gaze_samples import GazeSample, gather, left_out, locate
 from data.images import read_image
-from data.links import following_links
 from data.samples import Sample
 from data.twoshapes_scanpaths import TARGETS
-from models.answer import Answer, answers, word_probability
-from models.flags import LoadFlags
 from models.gaze import GazeMask, SalientHead, check_scanpath, parse_mask_type, windows
-from models.loading import describe
+from models.generation import Answer, answers, word_probability
+from models.loading import LoadFlags, describe
 
 MaskType = Literal["gaussian", "non-gaussian", "salient-head"]
 

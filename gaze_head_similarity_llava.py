@@ -21,19 +21,25 @@ import numpy as np
 
 import models
 from analysis import command
-from analysis.head_report import COLUMNS, Measured, sample_row, save_heads, sentence, study
-from analysis.heads import Inside, attention_inside
-from analysis.results import RunFolder, default_out_dir, refuse_existing
-from analysis.salient_heads import Settings
-from analysis.samples import measure_each
+from analysis.gaze_heads import (
+    COLUMNS,
+    Inside,
+    Measured,
+    Settings,
+    attention_inside,
+    sample_row,
+    save_heads,
+    sentence,
+    study,
+)
+from analysis.runs import RunFolder, default_out_dir, measure_each, refuse_existing
 from data.flags import GazeFlags, SampleFlags
+from data.folders import following_links
 from data.gaze_samples import GazeSample, gather, left_out, locate, shuffled
 from data.images import read_image
-from data.links import following_links
-from models.answer import answer
-from models.flags import LoadFlags
 from models.gaze import SalientHead, check_scanpath, parse_mask_type
-from models.loading import describe
+from models.generation import answer
+from models.loading import LoadFlags, describe
 
 
 @dataclass(frozen=True)

@@ -20,23 +20,28 @@ import numpy as np
 from tqdm import tqdm
 
 import models
-from analysis import causal_heads, command, head_responses
-from analysis.layers import check_layers, select_layers
-from analysis.response_figures import ablation_figure
-from analysis.response_report import COLUMNS, Measured, ablation_finding, findings, responding, sample_row, save, says
-from analysis.results import RunFolder, default_out_dir, refuse_existing, write_table
-from analysis.samples import measure_batches
+from analysis import command, head_responses
+from analysis.response_report import (
+    COLUMNS,
+    Measured,
+    ablation_figure,
+    ablation_finding,
+    findings,
+    responding,
+    sample_row,
+    save,
+    says,
+)
+from analysis.runs import RunFolder, default_out_dir, measure_batches, refuse_existing, write_table
 from analysis.statistics import halves
+from analysis.words import check_layers, select_layers
 from data import counterfactual_pairs
 from data.counterfactual_pairs import CORNERS, Pair, named, open_pair, question
 from data.errors import SampleError
-from data.folders import Source
-from data.links import LinkFlags, following_links
+from data.folders import LinkFlags, Source, following_links
 from models.ablation import HeadAblation
-from models.answer import Answer, answers
-from models.flags import LoadFlags
-from models.loading import describe
-from models.yes_no import YesNo
+from models.generation import Answer, YesNo, answers
+from models.loading import LoadFlags, describe
 
 
 @dataclass(frozen=True)
@@ -141,9 +146,9 @@ def gather(config: Config) -> tuple[list[Pair], list, Source]:
     pairs, unusable, source = counterfactual_pairs.gather(config.dataset, config.max_pairs)
     if config.prompt is None and (lost := [pair.name for pair in pairs if pair.corner is None]):
         raise ValueError(f"the relation of {lost[0]} names no corner to ask about; give a --prompt")
-    if config.ablate and len(pairs) < causal_heads.LEAST:
+    if config.ablate and len(pairs) < head_responses.LEAST:
         raise ValueError(
-            f"--ablate needs at least {causal_heads.LEAST} pairs, and {source.place} has {len(pairs)} to use"
+            f"--ablate needs at least {head_responses.LEAST} pairs, and {source.place} has {len(pairs)} to use"
         )
     return pairs, unusable, source
 
@@ -154,7 +159,7 @@ def fit(config: Config, model, processor, pairs: list[Pair]) -> tuple[tuple[int,
     heads, layers = decoder.num_attention_heads, select_layers(config.layers, decoder.num_hidden_layers)
     if config.topk > heads:
         raise ValueError(f"--topk {config.topk} is more than the {heads} heads of a layer")
-    causal_heads.choose(np.ones((len(layers), heads, 1)), config.ablate)
+    head_responses.choose(np.ones((len(layers), heads, 1)), config.ablate)
     if config.corner is not None:
         check_corner(config, model, processor, pairs)
     try:
@@ -197,25 +202,25 @@ def attention_of(said: list[Answer], config: Config, layers: tuple[int, ...]) ->
 def other_half(run: RunFolder, config: Config, model, processor, measured: Measured, layers, yes_no, table) -> dict:
     """Heads chosen on one half of the pairs, their responses and the effect of their ablation on the other half. Prints
     the findings, those of `table` (heads.csv) with them."""
-    if len(measured.pairs) < causal_heads.LEAST:
+    if len(measured.pairs) < head_responses.LEAST:
         print(findings(table, ()))
         return {}
     signed, rng = measured.full - measured.control, np.random.default_rng(config.seed)
     first, second = halves(len(measured.pairs), rng)
-    chosen = causal_heads.choose(signed[..., first], config.ablate or min(config.topk, signed.shape[1] // 2))
-    held = causal_heads.held_out(signed, chosen, first, second, config.seed)
+    chosen = head_responses.choose(signed[..., first], config.ablate or min(config.topk, signed.shape[1] // 2))
+    held = head_responses.held_out(signed, chosen, first, second, config.seed)
     found = {"held_out": [{**row, "layer": layers[row["layer"]]} for row in held]}
     print(findings(table, found["held_out"]))
     if not (config.ablate and chosen):
         return found
-    drawn = causal_heads.random_sets(chosen, signed.shape[1], config.draws, rng)
+    drawn = head_responses.random_sets(chosen, signed.shape[1], config.draws, rng)
     sets = {"none": (), "chosen": chosen, **{f"random {index}": heads for index, heads in enumerate(drawn)}}
     sets = {name: tuple((layers[layer], head) for layer, head in heads) for name, heads in sets.items()}
     pairs = [measured.pairs[place] for place in second]
     margins = ablate(config, model, processor, pairs, sets, yes_no)
     spelt = {name: " ".join(f"{layer}.{head}" for layer, head in heads) for name, heads in sets.items()}
-    write_table(run.folder / "ablation.csv", causal_heads.margin_rows([pair.name for pair in pairs], margins, spelt))
-    ablation = {"sets": sets, "chosen_on": len(first), **causal_heads.summarise(margins, config.seed)}
+    write_table(run.folder / "ablation.csv", head_responses.margin_rows([pair.name for pair in pairs], margins, spelt))
+    ablation = {"sets": sets, "chosen_on": len(first), **head_responses.summarise(margins, config.seed)}
     run.save(ablation_figure(ablation, spelt["chosen"]), "ablation.png")
     print(ablation_finding(ablation, spelt["chosen"]))
     return found | {"ablation": ablation}

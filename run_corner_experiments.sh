@@ -169,7 +169,7 @@ main() {
     settings="$MODEL|$COUNT|$LAYERS|$MAX_NEW_TOKENS|$PATCH_SIZE|$TOPK|$ABLATE"
     weights=$($python -c 'import sys
 from models import TINY
-from models.fingerprint import fingerprint
+from models.folders import fingerprint
 print(fingerprint(TINY / sys.argv[1]) or fingerprint(sys.argv[1]))' "$MODEL") # of a model on the hub: None
     sets=$(for corner in "${corners[@]}"; do sed -n "1,${COUNT}p" "$(dataset "$corner")/metadata.jsonl" | cksum; done)
     number=$(printf '%s' "$settings|$weights|$sets" | cksum | cut -d ' ' -f 1)

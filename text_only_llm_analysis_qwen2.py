@@ -19,16 +19,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from analysis import command
-from analysis.layers import select_layers
-from analysis.results import RunFolder, default_out_dir, refuse_existing
-from analysis.samples import measure_each
-from analysis.text_report import COLUMNS, Study, SymmetryFlags, save_study
-from analysis.text_symmetry import relation_attention
-from data.captions import Caption, CaptionFlags, gather
-from data.links import following_links
-from models.flags import LoadFlags
-from models.loading import describe
-from models.reading import read_text
+from analysis.runs import RunFolder, default_out_dir, measure_each, refuse_existing
+from analysis.text_symmetry import COLUMNS, Study, SymmetryFlags, relation_attention, save_study
+from analysis.words import select_layers
+from data.folders import following_links
+from data.spatial_samples import Caption, CaptionFlags, gather_captions
+from models.generation import read_text
+from models.loading import LoadFlags, describe
 from models.text import load
 
 
@@ -42,7 +39,7 @@ class Config(LoadFlags, SymmetryFlags, CaptionFlags):
 def main(config: Config) -> int:
     with command.setting_up(), following_links(config.follow_links):
         config.check_symmetry()
-        captions, unusable, source = gather(config)
+        captions, unusable, source = gather_captions(config)
         print(source)
         out_dir = refuse_existing(config.out_dir or default_out_dir(__file__, config.model))
         model, processor = load(config.model, **config.loading)

@@ -21,16 +21,22 @@ import numpy as np
 
 from analysis import command
 from analysis.plots import Panel, precision_and_recall
-from analysis.results import RunFolder, default_out_dir, refuse_existing
-from analysis.samples import measure_each
-from analysis.sink_agreement import Agreement, Spikes, edited_layers, random_sets
-from analysis.sinks import attention_received, check_top_percent, spike, watch
+from analysis.runs import RunFolder, default_out_dir, measure_each, refuse_existing
+from analysis.sinks import (
+    Agreement,
+    Spikes,
+    attention_received,
+    check_top_percent,
+    edited_layers,
+    random_sets,
+    spike,
+    watch,
+)
+from data.folders import following_links
 from data.images import read_image
-from data.links import following_links
-from data.prompts import Prompt, PromptFlags, gather
-from models.flags import LoadFlags
-from models.loading import describe
-from models.residual import prefill, residual_stream
+from data.samples import Prompt, PromptFlags, gather_prompts
+from models.attention import prefill, residual_stream
+from models.loading import LoadFlags, describe
 from models.text import load
 from models.trace import AttentionTrace
 from models.var import VAR, read_findings
@@ -85,7 +91,7 @@ class Config(LoadFlags, PromptFlags):
 def main(config: Config) -> int:
     with command.setting_up(), following_links(config.follow_links):
         config.check()
-        prompts, unusable, source = gather(config)
+        prompts, unusable, source = gather_prompts(config)
         print(source)
         out_dir = refuse_existing(config.out_dir or default_out_dir(__file__, config.model))
         model, processor = load(config.model, **config.loading)

@@ -30,22 +30,16 @@ from analysis import command
 from analysis.faithfulness import use
 from analysis.gallery import add_view
 from analysis.report import LIMIT_MB
-from analysis.results import RunFolder, default_out_dir, refuse_existing
 from analysis.rollout import rollout
-from analysis.samples import measure_each
-from analysis.spatial_attention import all_maps, place
-from analysis.spatial_flags import SpatialAttentionFlags
+from analysis.runs import RunFolder, default_out_dir, measure_each, refuse_existing
+from analysis.spatial import COLUMNS, SpatialAttentionFlags, all_maps, look, place, sample_row
 from analysis.spatial_report import draw_sample, hidden_by, report
-from analysis.spatial_table import COLUMNS, look, sample_row
 from analysis.words import rows_of_words
-from data.controls import as_seen, hide_cells, median_colour, shuffle_cells
-from data.images import read_image
-from data.links import following_links
+from data.folders import following_links
+from data.images import as_seen, hide_cells, median_colour, read_image, shuffle_cells
 from data.spatial_samples import SpatialFlags, SpatialSample, gather
-from models.answer import answer
-from models.flags import LoadFlags
-from models.forced import check_grid, log_probabilities, read_along, speak, tower_depth
-from models.loading import describe
+from models.generation import answer, check_grid, log_probabilities, read_along, speak, tower_depth
+from models.loading import LoadFlags, describe
 
 
 @dataclass(frozen=True)

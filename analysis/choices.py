@@ -1,6 +1,6 @@
 """The option that a written answer settles on, if it settles on one.
 
-A small grammar over the tokens of `analysis/answer_text.py`, with the vocabulary of `analysis/answer_words.py`. A
+A small grammar over the tokens of `analysis/answer_text.py`, with the vocabulary of `analysis/answer_text.py`. A
 *mention* names an option by its letter or by its text. A mention is *denied* ("not left, above or below"; "A and B are
 wrong"; "rather than A"; "if A"), *hedged* ("could be A") or *stated* ("the answer is B"; "B." first, or alone on a
 line; "\\boxed{B}"; "therefore ... left"). Mentions joined by "or", "and" or a comma form a group.
@@ -21,7 +21,7 @@ from functools import lru_cache
 from string import ascii_uppercase
 from typing import NamedTuple
 
-from analysis import answer_words as words
+from analysis import answer_text as words
 from analysis.answer_text import (
     BOX,
     CJK,
@@ -34,9 +34,10 @@ from analysis.answer_text import (
     keys,
     name,
     name_of,
+    roles,
+    stands,
     tokenise,
 )  # fmt: skip
-from analysis.answer_words import roles, stands
 
 NO_OPTION = -1  # a letter beyond the last option
 REACHES = ("aside", "condition", "attention", "denial", "hedge", "contrast")

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import tyro
 
 from analysis.report import write_report
-from analysis.results import OutputError, RunFolder
+from analysis.runs import OutputError, RunFolder
 
 NOTHING_USABLE, WRONG_USE, INTERRUPTED = 1, 2, 130
 

@@ -12,8 +12,7 @@ from itertools import dropwhile, pairwise
 from string import ascii_uppercase
 from typing import NamedTuple
 
-from analysis.answer_text import COLOURS, UNITS, boxed, final, is_number, keys, name
-from analysis.answer_words import FOREIGN, NUMBERS
+from analysis.answer_text import COLOURS, FOREIGN, NUMBERS, UNITS, boxed, final, is_number, keys, name
 from analysis.choices import Options, meant, options_of, settled
 from analysis.statistics import rate_interval
 

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from scipy.special import ndtr
 
-from analysis.fonts import Figure
+from analysis.plots import Figure, visible
 
 COLOURMAP = "turbo"
 """Any matplotlib name. Seen on a photograph, on black and on light grounds, turbo keeps a weak second spot visible on
@@ -154,13 +154,6 @@ def strip(
         label = visible(token) if shares is None else f"{visible(token)}\n{shares[index]:.0%} on image"
         axes.set_xlabel(label, fontsize=9, labelpad=3, parse_math=False)
     return figure
-
-
-def visible(token: str, longest: int = 14) -> str:
-    """A token as a label: white space and control characters made visible, a long one cut."""
-    text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in token)
-    text = text if text.strip() else "␣" * max(1, len(text))
-    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def _axes(grid, size, blur):

@@ -1,29 +1,39 @@
-"""What a run over words and cells leaves behind: pictures of samples, tables and figures of all, a few sentences."""
+"""What a run over words and cells leaves behind: pictures of samples, tables and figures of all, a few sentences.
+
+Figures of where words and cells look: over the picture, per head, and every metric beside its controls.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
 from PIL import Image
 
-from analysis.faithfulness import Used
-from analysis.faithfulness_figures import save_faithfulness
-from analysis.gallery import Look
-from analysis.results import RunFolder, cell_rects, save_arrays
-from analysis.spatial_attention import WORDS, Scene
-from analysis.spatial_figures import LABELS, TITLES, looks, save_controls, save_heads
-from analysis.spatial_table import (
+from analysis.faithfulness import Used, save_faithfulness
+from analysis.gallery import Look, draw
+from analysis.plots import BLUE, GREEN, ORANGE, Figure, for_bars, head_heatmap, visible
+from analysis.runs import RunFolder, cell_rects, save_arrays
+from analysis.spatial import (
+    CONDITIONS,
     FAMILY,
     METRICS,
+    QUERIES,
+    SEEDS,
+    WORDS,
     Looked,
+    Scene,
+    column,
     compare_heads,
+    metrics_of,
     missing_words,
     save_tables,
     summarise,
     summarise_heads,
 )
-from analysis.statistics import too_few
+from analysis.statistics import LEVEL, SHARE, mean_interval, too_few
 
 
 def draw_sample(
@@ -99,3 +109,179 @@ def _nats(figure: dict) -> str:
         return "unknown"
     interval = "" if figure["low"] is None else f" [{figure['low']:+.2f}, {figure['high']:+.2f}]"
     return f"{figure['mean']:+.2f} nats{interval}"
+
+
+TITLES = {
+    "first": "first shape's words", "relation": "relation's word", "second": "second shape's words",
+    "seed_first": "cell on first shape", "seed_second": "cell on second shape", "seed_background": "background cell",
+}  # fmt: skip
+GROUPS = {"words": WORDS, "seeds": SEEDS}
+COLOURS = {"own": BLUE, "shuffled": ORANGE, "other": GREEN, "centre": "#b5b5b5", "uniform": "#6b6b6b"}
+LABELS = {
+    "own": "as measured", "shuffled": "cells shuffled", "other": "other shape's box", "centre": "centre prior",
+    "uniform": "even map",
+}  # fmt: skip
+BOXES = {"first": "-", "second": (0, (3, 2))}
+REACTIONS = {"other": "dot: differs from other shape's box", "shuffled": "dot: reacts to cells shuffled"}
+
+
+def looks(pictures: Sequence[Image.Image], grids: Sequence, scene: Scene, sample, looked: Looked, look: Look) -> Figure:
+    """A column per query: its map over the picture above, over the shuffled one below, with the share of its image
+    attention that is in the box. Solid: the first shape's box, dashed: the second's; a cross marks a seed.
+
+    pictures, grids: the picture and the shuffled one. sample: has `words` by query and `pair`, with the two shapes.
+    """
+    figure = Figure(figsize=(1.75 * len(QUERIES) + 0.3, 4.5), dpi=200, layout="compressed")
+    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03)
+    axes = figure.subplots(2, len(QUERIES))
+    for column_axes, query in zip(axes.T, QUERIES, strict=True):
+        column_axes[0].set_title(_title(query, sample.words), fontsize=8, parse_math=False)
+        for shown, picture, grid, cells, kind in zip(
+            column_axes, pictures, grids, looked.maps[query], ("own", "shuffled"), strict=True
+        ):
+            seen = np.nan_to_num(cells)
+            if query in SEEDS:
+                seen[scene.seeds[query]] = 0  # as in the figures: a seed does not count as a place to look at
+            _picture(shown, picture, grid, seen, look)
+            _boxes(shown, picture, sample.pair, grids[0], grid)
+            if query in SEEDS:
+                _seed(shown, picture, grid, scene.seeds[query])
+            share, even = (looked.values[query][each]["mass"] for each in (kind, "uniform"))
+            known = np.isfinite(share) and np.isfinite(even)  # a box may be the seed's own cell, and nothing else
+            unknown = "box not to be seen" if np.isfinite(cells).all() else "word is not there"
+            shown.set_xlabel(f"{share:.0%} in box (even: {even:.0%})" if known else unknown, fontsize=7)
+    axes[0, 0].set_ylabel("picture", fontsize=8)
+    axes[1, 0].set_ylabel("cells shuffled", fontsize=8)
+    key = [
+        *(
+            Line2D([], [], color="white", linewidth=1, linestyle=line, label=f"{word} shape's box")
+            for word, line in BOXES.items()
+        ),
+        Line2D([], [], color="white", marker="x", linewidth=0, label="the cell that looks"),
+    ]
+    figure.legend(
+        handles=key, loc="outside lower center", ncols=3, fontsize=7, facecolor="0.35", labelcolor="white", framealpha=1
+    )
+    return figure
+
+
+def _title(query: str, words: dict[str, str]) -> str:
+    if query in words:
+        return f"“{visible(words[query], 22)}”"
+    shape = words.get(query.removeprefix("seed_"))
+    return f"cell on\n{visible(shape, 22)}" if shape else "background cell"
+
+
+def _picture(axes, picture, grid, cells, look: Look) -> None:
+    axes.imshow(draw(picture, cells, grid, look, at_least=look.at_least))
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+
+
+def _scale(axes, picture) -> float:
+    """Pixels of the drawn picture per pixel of the picture."""
+    return axes.images[0].get_array().shape[1] / picture.width
+
+
+def _boxes(axes, picture, pair, original, grid) -> None:
+    """Both shapes' boxes, which are in pixels of the `original` picture, on one that may be another size."""
+    scale = _scale(axes, picture)
+    (left, top, *_), (_, _, right, bottom) = original.rect(0, 0), original.rect(original.rows - 1, original.cols - 1)
+    (x, y, *_), (_, _, x_end, y_end) = grid.rect(0, 0), grid.rect(grid.rows - 1, grid.cols - 1)
+    across, down = (x_end - x) / (right - left), (y_end - y) / (bottom - top)
+    for word, line in BOXES.items():
+        box = getattr(pair, word).box
+        corner = scale * (x + (box[0] - left) * across), scale * (y + (box[1] - top) * down)
+        size = scale * (box[2] - box[0]) * across, scale * (box[3] - box[1]) * down
+        axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor="white", linewidth=1, linestyle=line))
+
+
+def _seed(axes, picture, grid, cell: tuple[int, int]) -> None:
+    left, top, right, bottom = (_scale(axes, picture) * side for side in grid.rect(*cell))
+    place = (left + right) / 2, (top + bottom) / 2
+    axes.plot(*place, "x", color="black", markersize=7, markeredgewidth=2.6)
+    axes.plot(*place, "x", color="white", markersize=6, markeredgewidth=1.2)
+
+
+def save_heads(run: RunFolder, tested: dict, n: int) -> None:
+    """Writes heads/<words or seeds>-<metric>.png: the metric's mean for every head, a panel per query, with a dot on
+    heads that differ from what they are held against."""
+    for group, queries in GROUPS.items():
+        for metric, of in METRICS.items():
+            held = [query for query in queries if metric in tested[query]]
+            if not held:
+                continue
+            by_query = {query: tested[query][metric] for query in held}
+            panels = [
+                (f"{TITLES[query]}\n{REACTIONS[values['against'].flat[0]]}", values["own"])
+                for query, values in by_query.items()
+            ]
+            figure = head_heatmap(panels, [values["q"] <= LEVEL for values in by_query.values()])
+            unit = f" ({of.unit})" if of.unit else ""
+            title = f"{of.label}{unit}, n = {n}; dots: q ≤ {LEVEL}, of the heads of a panel"
+            figure.suptitle(title, fontsize=8)
+            run.save(figure, "heads", f"{group}-{metric}.png")
+
+
+def save_controls(run: RunFolder, found: Sequence[Looked]) -> None:
+    """Writes controls-words.png and controls-seeds.png: every metric over samples beside its controls."""
+    for group, queries in GROUPS.items():
+        run.save(control_boxes(found, queries), f"controls-{group}.png")
+
+
+def control_boxes(found: Sequence[Looked], queries: Sequence[str]) -> Figure:
+    """A panel per metric with a box per query and condition: quartiles and median, whiskers to the 5th and 95th
+    percentile, a diamond on the mean. The pointing game, a hit or a miss, has bars of rates with 95 % score intervals.
+    """
+    shown = [metric for metric in METRICS if any(metric in metrics_of(found, query) for query in queries)]
+    rows = -(-len(shown) // 4)
+    figure = Figure(figsize=(13, 2.3 * rows + 0.6), dpi=160, layout="constrained")
+    panels = figure.subplots(rows, 4, squeeze=False)
+    for axes, metric in zip(panels.flat, shown, strict=False):
+        for place, query in enumerate(queries):
+            if metric in metrics_of(found, query):
+                _metric_boxes(axes, found, query, metric, place)
+        label, unit, better, _ = METRICS[metric]
+        arrow = {1: " ↑", -1: " ↓", 0: ""}[better]
+        axes.set_title(f"{label}{f' ({unit})' if unit else ''}{arrow}", fontsize=9, loc="left")
+        names = [TITLES[query].replace(" ", "\n", 1) for query in queries]
+        axes.set_xticks(range(len(queries)), labels=names, fontsize=7)
+        axes.set_xlim(-0.5, len(queries) - 0.5)
+        for_bars(axes)
+    for axes in list(panels.flat)[len(shown) :]:
+        axes.set_axis_off()
+    handles = [Patch(color=COLOURS[each], label=LABELS[each]) for each in CONDITIONS]
+    mean = Line2D([], [], color="white", marker="D", markersize=4, markeredgecolor="black", linewidth=0, label="mean")
+    title = (
+        f"n = {len(found)}; box: quartiles, whiskers: 5 % to 95 %; bar (pointing game): rate with 95 % score interval; "
+        "an arrow says which side is better"
+    )
+    figure.legend(
+        handles=[*handles, mean], title=title, title_fontsize=8, loc="outside upper left", ncols=6, frameon=False,
+        fontsize=8, alignment="left",
+    )  # fmt: skip
+    return figure
+
+
+def _metric_boxes(axes, found: Sequence[Looked], query: str, metric: str, place: int) -> None:
+    present = [kind for kind in CONDITIONS if metric in found[0].values[query].get(kind, ())]
+    for number, kind in enumerate(present):
+        values = column(found, query, kind, metric)
+        values = values[np.isfinite(values)]
+        at = place + (number - (len(present) - 1) / 2) * 0.16
+        if len(values) and metric == "pointing":
+            held = mean_interval(values, SHARE)
+            axes.bar(at, held["mean"], 0.12, color=COLOURS[kind], edgecolor="black", linewidth=0.5)
+            if held["low"] is not None:
+                axes.plot([at, at], [held["low"], held["high"]], color="black", linewidth=0.8)
+            axes.plot(at, held["mean"], "D", markersize=3, color=COLOURS[kind], markeredgecolor="black")
+            axes.set_ylim(-0.03, 1.03)
+        elif len(values):
+            axes.boxplot(
+                [values], positions=[at], widths=0.12, whis=(5, 95), showfliers=False, showmeans=True,
+                patch_artist=True, manage_ticks=False, boxprops={"facecolor": COLOURS[kind], "linewidth": 0.5},
+                medianprops={"color": "white", "linewidth": 1.2}, whiskerprops={"linewidth": 0.7},
+                capprops={"linewidth": 0.7},
+                meanprops={"marker": "D", "markersize": 3, "markerfacecolor": COLOURS[kind],
+                           "markeredgecolor": "black", "markeredgewidth": 0.6},
+            )  # fmt: skip

@@ -27,16 +27,36 @@ counterfactual; a model that looks at a place scores as high there, one that fol
 Uniform attention has a = 0, hence 0 all through.
 
 A relation word that comes before an entity cannot see it in a causal model; such sentences are refused.
+
+What a run over sentences and their counterfactuals leaves behind: rows, arrays, heads.csv, figures, summary.
+
+Figures of sentences and their counterfactuals: pairs about the line of ideal symmetry, examples, layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from matplotlib.patches import Patch
 
-from analysis.statistics import DIFFERENCE, SHARE, correct_family, head_tests, mean_interval, paired_difference
+from analysis.plots import BLUE, ORANGE, Figure, for_bars, for_lines, head_heatmap, whole_numbers
+from analysis.runs import RunFolder, save_arrays, write_table
+from analysis.statistics import (
+    DIFFERENCE,
+    LEVEL,
+    SHARE,
+    correct_family,
+    head_tests,
+    known_mean,
+    mean_interval,
+    paired_difference,
+    smallest_p,
+    too_few,
+)
+from analysis.words import check_layers
 from data.errors import SampleError
 
 IDEAL = {"swapped": -1, "flipped": 1, "both": -1}
@@ -176,3 +196,242 @@ def heads_that_lean(found: Asymmetries, kind: str) -> dict[str, dict[str, np.nda
     """`head_tests` of the lean of every head, arrays [layer, head], of entities and of articles; each of the two is a
     family of its own."""
     return {measured: head_tests(lean(*pair_of(found.by_head[measured], kind), kind)) for measured in MEASURED}
+
+
+WORDS = ("first entity", "second entity", "first article", "second article")
+COLUMNS = (
+    "first", "second", "relation",
+    *(f"asymmetry_{measured}_{sentence}" for measured in MEASURED for sentence in SENTENCES),
+    *(f"score_{measured}_{kind}" for measured in MEASURED for kind in IDEAL),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SymmetryFlags:
+    """A script's Config inherits these and calls `check_symmetry` before it loads a model."""
+
+    layers: str = "all"
+    """all | first_third | mid_third | last_third | last_K, such as last_4 | 3,7,12 (0-based)."""
+    examples: int = 4
+    """Captions drawn as bars, from the most to the least symmetric."""
+    offload: bool = False
+    """Keep recorded queries and keys on the CPU."""
+    out_dir: str | None = None
+    """New or empty folder for the results (default: results/<script>/<model>-<date>)."""
+
+    def check_symmetry(self) -> None:
+        """Raises ValueError for flags that cannot work."""
+        check_layers(self.layers)
+        if self.examples < 0:
+            raise ValueError(f"--examples {self.examples} is negative; give 0 to draw none")
+
+
+class Study:
+    """Gathers the attention of one caption after the other; `found` are the asymmetries of all of them."""
+
+    def __init__(self, layers: Sequence[int]):
+        self.layers = tuple(layers)
+        self.captions: list = []
+        self._attention: list[np.ndarray] = []
+
+    def add(self, caption, attention: Mapping[str, np.ndarray]) -> dict:
+        """Keeps `attention` of each sentence, [word, layer, head], and returns the caption's row, values of COLUMNS.
+
+        caption: with `name`, and `sentences` by name, each with `first`, `second` and `relation`.
+        """
+        self.captions.append(caption)
+        self._attention.append(np.stack([attention[sentence] for sentence in SENTENCES]))
+        found = Asymmetries(self._attention[-1][None], self.layers)
+        said = caption.sentences["caption"]
+        row = {"first": said.first, "second": said.second, "relation": said.relation}
+        for measured in MEASURED:
+            values = found.overall[measured]
+            row |= {f"asymmetry_{measured}_{name}": float(a) for name, a in zip(SENTENCES, values[0], strict=True)}
+            for kind in IDEAL:
+                row[f"score_{measured}_{kind}"] = float(np.abs(lean(*pair_of(values, kind), kind))[0])
+        return row
+
+    @property
+    def found(self) -> Asymmetries:
+        """Of all captions that were added."""
+        return Asymmetries(np.stack(self._attention), self.layers)
+
+
+def save_study(run: RunFolder, study: Study, examples: int, seed: int) -> dict:
+    """Writes symmetry.npz, heads.csv and the figures; returns the summary."""
+    found = study.found
+    save_arrays(
+        run.folder / "symmetry.npz",
+        attention=found.attention.astype(np.float32),
+        samples=np.array([caption.name for caption in study.captions], dtype=str),
+        sentences=np.array(SENTENCES),
+        words=np.array(WORDS),
+        layers=np.array(found.layers),
+    )
+    summary = {"layers": found.layers, **summarise(found, seed)}
+    run.save(pair_scatter(found, summary["pairs"]), "pairs.png")
+    run.save(layer_lines({kind: score_by_layer(found, kind) for kind in IDEAL}, found.layers), "layers.png")
+    if examples:
+        chosen = spread(np.abs(lean(*pair_of(found.overall["entities"], "swapped"), "swapped")), examples)
+        run.save(example_bars(found, study.captions, chosen), "examples.png")
+    if few := too_few(len(found)):
+        print(few)
+    tests = {kind: heads_that_lean(found, kind) for kind in IDEAL}
+    write_table(run.folder / "heads.csv", head_rows(tests, found))
+    for kind, tested in tests.items():
+        run.save(head_figure(found, tested, kind), f"heads-{kind}.png")
+    return {**summary, "heads": {kind: _leaning(tested) for kind, tested in tests.items()}}
+
+
+def spread(scores: np.ndarray, count: int) -> list[int]:
+    """Indices of at most `count` known scores [sample], from the largest to the smallest in even steps of rank."""
+    order = [int(index) for index in np.argsort(-scores, kind="stable") if np.isfinite(scores[index])]
+    steps = np.linspace(0, len(order) - 1, min(count, len(order)))
+    return [order[round(step)] for step in steps]
+
+
+def _leaning(tested: dict) -> dict:
+    """Counts of heads that break the symmetry one way, of entities and of articles; "smallest_p" is the least p that
+    the samples allow."""
+    return {
+        measured: {
+            "leaning": int((found["q"] <= LEVEL).sum()), "heads": found["q"].size, "level_of_q": LEVEL,
+            "smallest_p": smallest_p(int(found["n"].max())), "family_of_q": _family(found["q"], measured),
+        }
+        for measured, found in tested.items()
+    }  # fmt: skip
+
+
+def _family(q: np.ndarray, measured: str) -> str:
+    """The tests among which q corrects."""
+    return f"{np.isfinite(q).sum()} heads, lean of {measured}, one kind of pair"
+
+
+def mean_along(found: Asymmetries, kind: str) -> np.ndarray:
+    """Mean of |along| of the entities over samples, [layer, head]; NaN where it is known of none."""
+    return known_mean(np.abs(along(*pair_of(found.by_head["entities"], kind), kind)))
+
+
+def head_figure(found: Asymmetries, tested: dict, kind: str):
+    """Layers x heads: the lean of entities and of articles, with dots where they lean, and what keeps the symmetry."""
+    panels = [
+        (f"{kind}, n = {len(found)}; dot: q ≤ {LEVEL}\nlean of entities", tested["entities"]["mean"]),
+        ("\nlean of articles (control)", tested["articles"]["mean"]),
+        ("\n|along| of entities", mean_along(found, kind)),
+    ]
+    return head_heatmap(panels, [*(tested[measured]["q"] <= LEVEL for measured in MEASURED), None])
+
+
+def head_rows(tests: dict, found: Asymmetries) -> list[dict]:
+    """One row per kind of pair and head: the test of its lean, the articles' lean, and mean |along|. `q` and
+    `articles_q` each correct over the heads of one kind of pair, as "family_of_q" states of q."""
+    return [
+        {
+            "kind": kind, "layer": head[0], "head": head[1],
+            **{name: tested["entities"][name][head] for name in ("mean", "effect", "p", "q", "n", "skipped")},
+            "articles_mean": tested["articles"]["mean"][head], "articles_q": tested["articles"]["q"][head],
+            "along": kept[head], "family_of_q": _family(tested["entities"]["q"], "entities"),
+        }
+        for kind, tested in tests.items() for kept in [mean_along(found, kind)] for head in np.ndindex(kept.shape)
+    ]  # fmt: skip
+
+
+TITLES = {"swapped": "entities swapped", "flipped": "relation flipped", "both": "both"}
+STYLES = {"entities": (BLUE, "o"), "articles": (ORANGE, "D")}
+LABELS = {"entities": "entities", "articles": "articles (control)"}
+
+
+def pair_scatter(found: Asymmetries, figures: dict) -> Figure:
+    """A panel per kind of pair: asymmetry of the caption across, of its counterfactual up, with the ideal line.
+
+    figures: "pairs" of `analysis.text_symmetry.summarise`.
+    """
+    figure = Figure(figsize=(2.75 * len(IDEAL), 3.35), dpi=200, layout="constrained")
+    for axes, (kind, sign) in zip(figure.subplots(1, len(IDEAL)), IDEAL.items(), strict=True):
+        axes.axhline(0, color="0.85", linewidth=0.8)
+        axes.axvline(0, color="0.85", linewidth=0.8)
+        axes.plot([-1, 1], [-sign, sign], color="black", linewidth=0.9, linestyle="--", label="ideal symmetry")
+        for measured in reversed(STYLES):
+            colour, marker = STYLES[measured]
+            across, up = pair_of(found.overall[measured], kind)
+            axes.plot(
+                across, up, marker, color=colour, markersize=2.6, alpha=0.5, markeredgewidth=0, label=LABELS[measured]
+            )
+        axes.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), aspect="equal", xticks=(-1, 0, 1), yticks=(-1, 0, 1))
+        axes.set_xlabel("asymmetry of the caption", fontsize=8)
+        axes.set_ylabel(f"asymmetry, {TITLES[kind]}", fontsize=8)
+        lines = [f"{measured}: score {_interval(figures[kind][measured]['score'])}" for measured in STYLES]
+        axes.set_title(
+            "\n".join([f"{TITLES[kind]} (n = {figures[kind]['entities']['score']['n']})", *lines]), fontsize=7
+        )
+        axes.tick_params(labelsize=7)
+    legend = {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(
+        legend.values(), legend, loc="outside lower center", ncols=3, frameon=False, fontsize=7, markerscale=1.8
+    )
+    return figure
+
+
+def _interval(figure: dict) -> str:
+    if figure["low"] is None:
+        return "unknown" if figure["mean"] is None else f"{figure['mean']:.3f}"
+    return f"{figure['mean']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+
+
+def example_bars(found: Asymmetries, captions: Sequence, chosen: Sequence[int]) -> Figure:
+    """For some captions, the attention of the relation word to each entity in every sentence, in the order of naming.
+
+    chosen: indices of captions. Bars of one colour are one entity: where attention goes with the entities, the colours
+    keep their heights though they change places.
+    """
+    masses = found.attention[:, :, :2][..., list(found.layers), :].mean((-2, -1))  # [sample, sentence, place]
+    scores = np.abs(lean(*pair_of(found.overall["entities"], "swapped"), "swapped"))
+    figure = Figure(figsize=(7.0, 1.5 * len(chosen) + 0.7), dpi=200, layout="constrained")
+    figure.suptitle("attention of the relation word to each entity; the left bar is the one named first", fontsize=8)
+    for axes, index in zip(figure.subplots(len(chosen), 1, squeeze=False)[:, 0], chosen, strict=True):
+        sentences = captions[index].sentences
+        for place, sentence in enumerate(SENTENCES):
+            swapped = IDEAL.get(sentence) == -1
+            colours = (ORANGE, BLUE) if swapped else (BLUE, ORANGE)
+            axes.bar([place - 0.2, place + 0.2], masses[index, place], width=0.36, color=colours)
+        labels = [f"{name}\n({sentences[name].relation})" for name in SENTENCES]
+        axes.set_xticks(range(len(SENTENCES)), labels=labels, fontsize=7)
+        axes.set_ylabel("attention per token", fontsize=7)
+        axes.set_title(f"{captions[index].name}: score of the swapped pair {scores[index]:.3f}", fontsize=8, loc="left")
+        names = (sentences["caption"].first, sentences["caption"].second)
+        patches = [Patch(color=colour, label=name) for colour, name in zip((BLUE, ORANGE), names, strict=True)]
+        axes.legend(handles=patches, frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        for_bars(axes)
+    return figure
+
+
+def layer_lines(scores: dict[str, dict[str, list[dict]]], chosen: Sequence[int]) -> Figure:
+    """A panel per kind of pair: mean symmetry score of every layer with its interval, entities and articles.
+
+    scores: per kind what `analysis.text_symmetry.score_by_layer` returns. The `chosen` layers stand on grey where they
+    are not all.
+    """
+    layers = len(next(iter(scores.values()))["entities"])
+    figure = Figure(figsize=(2.75 * len(scores), 2.7), dpi=200, layout="constrained")
+    for axes, (kind, by_measured) in zip(figure.subplots(1, len(scores), sharey=True), scores.items(), strict=True):
+        for layer in chosen if len(chosen) < layers else ():
+            axes.axvspan(layer - 0.5, layer + 0.5, color="0.93", linewidth=0)
+        for measured, figures in by_measured.items():
+            colour, marker = STYLES[measured]
+            mean, low, high = (np.array([each[key] for each in figures], np.float64) for key in ("mean", "low", "high"))
+            places = np.arange(layers)
+            axes.fill_between(places, low, high, color=colour, alpha=0.25, linewidth=0)
+            axes.plot(
+                places, mean, marker, linestyle="-", color=colour, markersize=3, linewidth=1.2, label=LABELS[measured]
+            )
+        axes.set_title(f"{TITLES[kind]} (n = {max(each['n'] for each in figures)})", fontsize=8, loc="left")
+        axes.set_xlabel("layer", fontsize=8)
+        whole_numbers(axes.xaxis)
+        axes.set_xlim(-0.5, layers - 0.5)
+        axes.set_ylim(bottom=0)
+        for_lines(axes)
+    figure.axes[0].set_ylabel("symmetry score, 0 = ideal", fontsize=8)
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=7
+    )
+    return figure

@@ -31,11 +31,10 @@ import torch
 from tqdm import tqdm
 
 from analysis import command
-from analysis.results import default_out_dir, refuse_existing, write_json, write_table, writing
+from analysis.runs import default_out_dir, refuse_existing, write_json, write_table, writing
 from benchmarks import decoders, steering
 from benchmarks.cost_plot import plot, title
-from benchmarks.decoders import HEAD_WIDTH, Setup, Shape
-from benchmarks.memory import attempt, free_memory, matrices, peak_memory
+from benchmarks.decoders import HEAD_WIDTH, Setup, Shape, attempt, free_memory, matrices, peak_memory
 from benchmarks.ways import RECORDING, ROLLOUTS, WAYS, generate
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}  # between two rollouts: largest entry, and relative norm

@@ -14,8 +14,8 @@ import json
 import sys
 from pathlib import Path
 
-from analysis.fonts import Figure
-from analysis.results import read_table
+from analysis.plots import Figure
+from analysis.runs import read_table
 from benchmarks import steering
 from benchmarks.ways import RECORDING, WAYS
 

@@ -30,10 +30,10 @@ from tqdm import tqdm
 
 import models
 from analysis import command
-from analysis.predictions import Part
-from analysis.results import default_out_dir, refuse_existing, write_table
+from analysis.evaluation import Part
+from analysis.runs import default_out_dir, refuse_existing, write_table
 from data import spatial_qa, twoshapes_qa
-from models.asking import Generation, ModelAsked
+from models.answering import Generation, ModelAsked
 from models.loading import locate, read_config
 
 PROCESSES = 2

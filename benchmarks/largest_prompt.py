@@ -18,10 +18,9 @@ from functools import partial
 from typing import Literal
 
 from analysis import command
-from analysis.results import default_out_dir, refuse_existing, write_json
+from analysis.runs import default_out_dir, refuse_existing, write_json
 from benchmarks import attention_cost as cost
-from benchmarks.decoders import Setup, Shape
-from benchmarks.memory import peak_memory
+from benchmarks.decoders import Setup, Shape, peak_memory
 from benchmarks.ways import generate
 
 FIRST = (1024, 2048)  # lengths to see the growth from

@@ -18,9 +18,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.masking_utils import eager_mask
 
+from models.attention import residual_stream
 from models.gaze import PlacedMask, SalientHead, check_scanpath, multiply_keys, over_keys, parse_mask_type
-from models.residual import residual_stream
-from models.steering import Prompt, steered
+from models.interventions import Prompt, steered
 from models.var import VAR
 
 METHODS = ("gaussian", "non-gaussian", "salient-head", "var")

@@ -27,9 +27,8 @@ import tyro
 from PIL import Image
 
 from data.errors import SampleError, Skip
-from data.folders import DATA, GENERATED, Source, is_synthetic, made_whole, mark, published, written
+from data.folders import DATA, GENERATED, Source, is_synthetic, made_whole, mark, published, root_fault, written
 from data.images import read_image
-from data.links import root_fault
 from data.shapes import COLOURS, SHAPES, Shape, draw, sample_shape, to_pixels
 
 Corner = Literal["topleft", "topright", "bottomleft", "bottomright"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from data.links import LinkFlags
+from data.folders import LinkFlags
 
 
 @dataclass(frozen=True)

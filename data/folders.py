@@ -1,6 +1,8 @@
 """Folders of data: places of published and generated sets, and the line in which a run states its source.
 
 Paths are relative to the folder in which a script runs, as those of results are: the root of the project.
+
+Paths inside a data root, and the symbolic links that lead out of one.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -104,3 +107,39 @@ def written(generate: Callable[[], object], sentence: str) -> int:
         return 2
     print(sentence)
     return 0
+
+
+OUTSIDE = "path leaves the data root"
+LINKED = "link leads out of the data root (--follow-links follows it)"
+_followed: ContextVar[bool] = ContextVar("followed", default=False)
+
+
+@dataclass(frozen=True)
+class LinkFlags:
+    """Flag that a script's Config inherits; the script reads its data inside `following_links`."""
+
+    follow_links: bool = False
+    """Follow symbolic links that lead out of the data root; without it, what they name is left out."""
+
+
+@contextmanager
+def following_links(followed: bool = True) -> Iterator[None]:
+    """Inside this context the readers of `data` follow symbolic links that lead out of a data root, or refuse them."""
+    token = _followed.set(followed)
+    try:
+        yield
+    finally:
+        _followed.reset(token)
+
+
+def root_fault(path: Path, root: Path) -> str:
+    """Return the reason for which `path` must not be read as a part of the data root, "" where it may be read.
+
+    A path that leaves the root by itself (absolute, or by "..") is always refused; one that a symbolic link takes
+    outside is refused unless `following_links` is active.
+    """
+    if path.resolve().is_relative_to(root.resolve()):
+        return ""
+    if not path.is_relative_to(root) or ".." in path.relative_to(root).parts:
+        return OUTSIDE
+    return "" if _followed.get() else LINKED

@@ -1,4 +1,11 @@
-"""Read image files of any common format as upright 8-bit RGB, and list the images of a folder."""
+"""Read image files of any common format as upright 8-bit RGB, and list the images of a folder.
+
+Pictures changed cell by cell, in the very cells that a model cuts them into: shuffled, or with some hidden.
+
+`grid` is the model's grid of the picture: `rows, cols`, `cell` (resized pixels per side), `resized` (width, height of
+the picture after the processor's resize) and `offset` (left, top of the cells' window in it; negative where padded).
+All pictures here are that window at that size, which the same processor hands on without resizing or cropping it again.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +21,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data.errors import SampleError
-from data.links import root_fault
+from data.folders import root_fault
 
 UNFIT = {"EPS", "WMF", "MPEG", "BUFR", "GRIB", "HDF5", "IPTC"}
 """Formats of Pillow that are not read: page descriptions and drawings, for which other programs are started, video, and
@@ -122,7 +129,7 @@ def list_images(folder: str | Path) -> list[Path]:
     """Return the images in a folder and in its subfolders, by path; what is passed over is counted on stderr.
 
     Files count as images by their suffix (`suffixes`). Hidden files and folders are left out, and so are links that
-    lead out of the folder, unless `data.links.following_links` allows them.
+    lead out of the folder, unless `data.folders.following_links` allows them.
     Raises FileNotFoundError where there is no folder, or no image in it.
     """
     folder = Path(folder)
@@ -172,3 +179,43 @@ def _walk(root: Path) -> Iterator[tuple[Path, str]]:
             if not inner_link and place not in entered:
                 entered.add(place)
                 folders.append(path)
+
+
+def as_seen(picture: Image.Image, grid) -> Image.Image:
+    """What the cells of an RGB picture show: RGB of cols * cell x rows * cell pixels.
+
+    Resized bicubically, as CLIP's and Qwen's processors do. Where a window reaches beyond its picture there is the
+    picture's median colour.
+    """
+    width, height = (max(1, round(side)) for side in grid.resized)
+    left, top = (round(edge) for edge in grid.offset)
+    window = Image.new("RGB", (grid.cols * grid.cell, grid.rows * grid.cell), median_colour(picture))
+    window.paste(picture.resize((width, height), Image.Resampling.BICUBIC), (-left, -top))
+    return window
+
+
+def shuffle_cells(picture: Image.Image, grid, rng: np.random.Generator) -> Image.Image:
+    """The picture as seen, its cells in random order: the same patches without what they make up together."""
+    pixels = np.asarray(as_seen(picture, grid)).reshape(grid.rows, grid.cell, grid.cols, grid.cell, 3)
+    cells = pixels.swapaxes(1, 2).reshape(-1, grid.cell, grid.cell, 3)
+    moved = rng.permutation(cells).reshape(grid.rows, grid.cols, grid.cell, grid.cell, 3)
+    return Image.fromarray(moved.swapaxes(1, 2).reshape(grid.rows * grid.cell, grid.cols * grid.cell, 3))
+
+
+def hide_cells(seen: Image.Image, hidden: np.ndarray, colour: tuple[int, int, int]) -> Image.Image:
+    """A picture as seen with some cells in one colour; `hidden` bool [row, col].
+
+    Raises ValueError for a picture that is not whole cells.
+    """
+    hidden = np.asarray(hidden, bool)
+    (rows, cols), (width, height) = hidden.shape, seen.size
+    if height % rows or width % cols:
+        raise ValueError(f"a picture of {width} x {height} pixels is not {cols} x {rows} whole cells; use as_seen")
+    pixels = np.array(seen)
+    pixels[np.kron(hidden, np.ones((height // rows, width // cols), bool))] = colour
+    return Image.fromarray(pixels)
+
+
+def median_colour(picture: Image.Image) -> tuple[int, int, int]:
+    """Median of red, green and blue over the pixels: the ground's colour where it covers more than half."""
+    return tuple(int(value) for value in np.median(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0))

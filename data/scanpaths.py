@@ -46,7 +46,7 @@ from typing import NamedTuple
 import tyro
 
 from data.errors import SampleError, Skip
-from data.links import root_fault
+from data.folders import root_fault
 from data.twoshapes_scanpaths import generate
 
 UNITS = ("pixels", "fractions", "patches", "display")

@@ -1,6 +1,6 @@
 """Questions about pictures: reader of BLINK and SAT-2 as they are published, and of data sets with other common fields.
 
-    conversations   [{"from": "human", "value": "<image>\\n..."}, {"from": "gpt", "value": "left"}], also as `messages`
+    conversations   [{"from": "human", "value": "<image>\n..."}, {"from": "gpt", "value": "left"}], also as `messages`
                     with role and content, with `image` (one path or several) or image_1, image_2, ...:
                     spatial_reasoning/blink/blink_validation.jsonl and spatial_reasoning/sat2_test/sat2_test.jsonl
     BLINK's own     idx, question, prompt, choices, answer "(A)", sub_task, image_1 .. image_4
@@ -8,9 +8,11 @@
     VLMEvalKit's    index, question, hint, a column per option (A, B, ...), answer "A", category, image in base64
 
 Options that a record states and its prompt does not show are appended to the question, "(A) left" and so on; where it
-states none, those that its prompt shows are taken (`data/options.py`). `data/question_images.py` reads images and their
-markers. A record that cannot be used is left out and named with a reason; none ends the run. data/README.md lists
+states none, those that its prompt shows are taken (`data/options.py`). `data/spatial_qa_records.py` reads images and
+their markers. A record that cannot be used is left out and named with a reason; none ends the run. data/README.md lists
 fields and reasons.
+
+Default place of the published question sets, and the source that a run over questions states.
 """
 
 from __future__ import annotations
@@ -22,9 +24,10 @@ from pathlib import Path
 from PIL import Image
 
 from data.errors import SampleError, Skip
+from data.folders import Source, is_synthetic, published
 from data.images import read_image
 from data.options import LETTERS, names_others, rewrite
-from data.spatial_qa_files import Record, find, read_file, read_hub
+from data.spatial_qa_files import PUBLISHED, Record, find, read_file, read_hub
 from data.spatial_qa_records import IDS, understand
 
 
@@ -117,3 +120,62 @@ def _named(content: object) -> str:
     """A record's own id, where it has one, for people to find it by."""
     name = next((content[name] for name in IDS if content.get(name)), None) if isinstance(content, dict) else None
     return f" ({name!r})" if isinstance(name, str | int) else ""
+
+
+FOLDER = "spatial_reasoning"
+
+
+def find_root(dataset: str, data_root: str | None) -> str | None:
+    """The data root of a set: `data_root`; by default, for "blink" and "sat2", data where spatial_reasoning/ lies."""
+    if data_root is None and dataset in PUBLISHED and (folder := published(FOLDER)) is not None:
+        return str(folder.parent)
+    return data_root
+
+
+def published_set() -> tuple[str, str] | None:
+    """(data set, data root) of the published files in data/spatial_reasoning: BLINK's, else SAT-2's; None without it.
+
+    Raises FileNotFoundError where the folder holds neither.
+    """
+    if published(FOLDER) is None:
+        return None
+    for dataset in PUBLISHED:
+        root = find_root(dataset, None)
+        try:
+            find(dataset, root)
+        except FileNotFoundError:
+            continue
+        return dataset, root
+    raise FileNotFoundError(
+        f"data/{FOLDER} holds neither {' nor '.join(str(file.relative_to(FOLDER)) for file in PUBLISHED.values())};"
+        " give --dataset, or move the folder away for a generated set"
+    )
+
+
+def source_of(
+    dataset: str, data_root: str | None, used: int, unusable: int, limit: int, flag: str = "--limit",
+    made_here: bool = False,
+) -> Source:  # fmt: skip
+    """The source of a run over `used` questions of a set that `data.spatial_qa.read` has read.
+
+    Records are counted only where a limit stopped the reading; those of a hub set remain uncounted then.
+    """
+    root, files = find(dataset, data_root)
+    held = used + unusable
+    if limit:
+        held = sum(map(_count, files.values())) or None
+    place = str(files[""]) if dataset in PUBLISHED else dataset
+    synthetic = bool(files) and all(is_synthetic(file.parent) for file in files.values())
+    return Source(str(root) if made_here else place, held, used, unusable, limit, flag, synthetic, made_here)
+
+
+def _count(file: Path) -> int:
+    """Number of records of a file."""
+    if file.suffix.lower() == ".parquet":
+        from pyarrow import parquet
+
+        return parquet.read_metadata(file).num_rows
+    try:
+        return sum(1 for _ in read_file(file))
+    except ValueError:
+        return 0  # of several files, one that is broken as a whole; the reader has named it among the unusable

@@ -2,13 +2,17 @@
 
 A record comes with the place where it stands and its number there, counted from 0 without blank lines, so that the
 number is the same in every kind of file.
+
+Values of a record's fields as data sets write them: lists as text, empty cells as NaN.
 """
 
 from __future__ import annotations
 
+import ast
 import csv
 import importlib.util
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -219,3 +223,32 @@ def read_hub(dataset: str) -> Iterator[Record]:
 def _need(package: str, why: str) -> None:
     if importlib.util.find_spec(package) is None:
         raise ValueError(f"{why}, which needs the package {package}: pip install {package}")
+
+
+def is_missing(value: object) -> bool:
+    """Whether a field holds nothing: None, NaN, "nan" (a NaN cell written as text) or blanks."""
+    if isinstance(value, float):
+        return math.isnan(value)
+    return value is None or (isinstance(value, str) and value.strip().lower() in ("", "nan"))
+
+
+def parsed(value: object) -> object:
+    """A list or dictionary that a text holds, as JSON or as Python prints it; any other value as it is."""
+    if not isinstance(value, str) or value.strip()[:1] not in ("[", "{", "("):
+        return value
+    text = value.strip()
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        found = ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return value
+    return list(found) if isinstance(found, tuple) else found if isinstance(found, list | dict) else value
+
+
+def as_list(value: object) -> list:
+    """The items of a list, also of one written as text; any other value alone in a list."""
+    found = parsed(value)
+    return found if isinstance(found, list) else [value]

@@ -1,4 +1,15 @@
-"""Two-shapes samples for the spatial analyses, with their prompts."""
+"""Two-shapes samples for the spatial analyses, with their prompts.
+
+Captions of two shapes as sentences without a picture, each with its counterfactuals.
+
+    caption   there are two shapes a red circle and a blue cross . ... the spatial relation is left .
+    swapped   there are two shapes a blue cross and a red circle . ... the spatial relation is left .
+    flipped   there are two shapes a red circle and a blue cross . ... the spatial relation is right .
+    both      there are two shapes a blue cross and a red circle . ... the spatial relation is right .
+
+The last says the same of the picture as the caption does, the other two the opposite. In all of them the relation word
+comes behind both entities, so that a causal model has read both when it reads the relation.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +17,12 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import NamedTuple
 
+import numpy as np
+
 from data.errors import Skip
-from data.folders import Source
-from data.links import LinkFlags
+from data.folders import LinkFlags, Source, published
 from data.samples import DEFAULT_COUNT
-from data.twoshapes import TwoShapes, find_root, read
+from data.twoshapes import CAPTION, LAYOUT, OPPOSITE, QUESTION, TwoShapes, caption_of, find_root, read, sample_pair
 
 PLACEHOLDERS = ("question", "caption", "first", "second", "relation")
 
@@ -73,3 +85,86 @@ def _asked(number: int, pair: TwoShapes, prompt: str) -> SpatialSample:
     return SpatialSample(
         pair.id, number, pair, prompt.format(question=pair.question, caption=pair.caption, **words), words
     )
+
+
+class Sentence(NamedTuple):
+    """`first` and `second` are the entities in the order of the sentence, such as "red circle"."""
+
+    text: str
+    first: str
+    second: str
+    relation: str
+
+    @property
+    def words(self) -> tuple[tuple[str, int], ...]:
+        """Where to look: the two entities, and as their control the article before each. (word, its occurrence)."""
+        return (self.first, 0), (self.second, 0), ("a", 0), ("a", 1)
+
+
+class Caption(NamedTuple):
+    """One sample: its `sentences` are "caption" and, by name, the counterfactuals of it."""
+
+    name: str
+    sentences: dict[str, Sentence]
+
+
+@dataclass(frozen=True)
+class CaptionFlags(LinkFlags):
+    """A script's Config inherits these and hands itself to `gather_captions`, which says what is wrong with them."""
+
+    data_root: str | None = None
+    """A folder that holds spatial_twoshapes/ (default: data, where it holds that; else synthetic captions of random
+    shapes)."""
+    limit: int = 0
+    """Use at most so many captions; 0 uses all (100 synthetic ones)."""
+    seed: int = 0
+    """Seed of synthetic captions, intervals and tests."""
+
+
+def gather_captions(flags: CaptionFlags) -> tuple[list[Caption], list[Skip], Source]:
+    """Captions with their counterfactuals, unusable samples with their reasons, and the source.
+
+    Raises ValueError for a negative limit or seed, FileNotFoundError where the data are missing.
+    """
+    if flags.limit < 0:
+        raise ValueError(f"--limit {flags.limit} is negative; give 0 for all captions")
+    if flags.seed < 0:
+        raise ValueError(f"--seed {flags.seed} is negative; give 0 or more")
+    if flags.data_root is None and published(LAYOUT.parts[0]) is None:
+        return _synthetic(flags.limit or DEFAULT_COUNT, flags.seed)
+    root = find_root(flags.data_root, DEFAULT_COUNT, flags.seed)
+    samples, skipped = read(root.path, limit=flags.limit or None)
+    captions = [Caption(sample.id, counterfactuals(sample.caption)) for sample in samples]
+    return captions, skipped, root.source(len(samples), len(skipped), flags.limit)
+
+
+def _synthetic(count: int, seed: int) -> tuple[list[Caption], list[Skip], Source]:
+    """`gather_captions` for captions of random shapes; caption i does not depend on `count`."""
+    texts = [_random_caption(np.random.default_rng([seed, index])) for index in range(count)]
+    captions = [Caption(f"synthetic/{index}", counterfactuals(text)) for index, text in enumerate(texts)]
+    place = f"captions of random shapes, seed {seed}"
+    return captions, [], Source(place, count, count, synthetic=True, made_here=True)
+
+
+def _random_caption(rng: np.random.Generator) -> str:
+    return caption_of(*rng.permutation(np.array(sample_pair(rng), dtype=object)))
+
+
+def counterfactuals(caption: str) -> dict[str, Sentence]:
+    """The caption and its three counterfactuals by name. Raises ValueError for a sentence that is no such caption."""
+    found = CAPTION.fullmatch(caption)
+    if not found:
+        raise ValueError(f"{caption!r} is not a caption of two shapes, such as {QUESTION.format(*'ABCD')!r}")
+    _, colour, shape, other_colour, other_shape, relation = found.groups()
+    first, second, opposite = f"{colour} {shape}", f"{other_colour} {other_shape}", OPPOSITE[relation]
+    return {
+        "caption": _sentence(first, second, relation),
+        "swapped": _sentence(second, first, relation),
+        "flipped": _sentence(first, second, opposite),
+        "both": _sentence(second, first, opposite),
+    }
+
+
+def _sentence(first: str, second: str, relation: str) -> Sentence:
+    question = QUESTION.format(*first.split(), *second.split())
+    return Sentence(f"{question} {relation} .", first, second, relation)

@@ -28,9 +28,8 @@ import tyro
 from tqdm import tqdm
 
 from data.errors import SampleError, Skip
-from data.folders import DATA, GENERATED, Source, is_synthetic, made_whole, mark, published, written
+from data.folders import DATA, GENERATED, Source, is_synthetic, made_whole, mark, published, root_fault, written
 from data.images import read_image
-from data.links import root_fault
 from data.shapes import COLOURS, Shape, draw, mask, sample_shape, to_pixels
 
 LAYOUT = Path("spatial_twoshapes", "agreement", "relational")

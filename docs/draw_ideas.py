@@ -15,17 +15,16 @@ from matplotlib.colors import LogNorm, SymLogNorm
 from PIL import Image
 
 import models
-from analysis.fonts import Figure
 from analysis.overlay import overlay
-from analysis.plots import BLUE, ORANGE
+from analysis.plots import BLUE, ORANGE, Figure
 from analysis.rollout import answer_rows, through
 from data.images import read_image
 from data.twoshapes import read
 from models.adapt_vis import ImageScaling
-from models.answer import Answer, answer
 from models.attention import listening
 from models.gaze import Gaussian, SalientHead
-from models.steering import Prompt, Steering
+from models.generation import Answer, answer
+from models.interventions import Prompt, Steering
 from models.trace import softmax_rows
 
 LAYER, HEAD = 2, 0  # of the first two figures: a head that is split between the two shapes

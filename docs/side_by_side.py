@@ -11,8 +11,8 @@ from textwrap import fill
 
 from PIL import Image
 
-from analysis.fonts import Figure
-from analysis.results import read_table
+from analysis.plots import Figure
+from analysis.runs import read_table
 
 WIDTH = 28  # characters of a line of the answer
 

@@ -18,7 +18,7 @@ from functools import partial
 
 import torch
 
-from models.steering import Prompt, RowEdit, Steering
+from models.interventions import Prompt, RowEdit, Steering
 
 
 def scale_image(weights: torch.Tensor, heads: torch.Tensor, image: torch.Tensor, scale: float) -> torch.Tensor:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
-from models.steering import Prompt, ScaledRow, Steering
+from models.interventions import Prompt, ScaledRow, Steering
 
 
 @dataclass(frozen=True)

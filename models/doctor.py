@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Literal
 
 from models import FAMILIES, TINY
-from models.fingerprint import fingerprint
-from models.runner import describe
+from models.answering import describe
+from models.folders import fingerprint
 
 ROOT = Path(__file__).parent.parent
 SETUP = "rm -f .venv/installed.txt; bash env_setup_llava.bash"  # which does nothing where that file says all is there
@@ -214,7 +214,7 @@ def tried(family: str, folder: str) -> tuple[str, float]:
     """What an embedded model says of a blank picture, and how far its recorded weights are from eager attention's."""
     from PIL import Image
 
-    from models.answer import answer
+    from models.generation import answer
     from models.loading import load, quiet
     from models.trace import recorded_errors
 

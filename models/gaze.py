@@ -34,7 +34,7 @@ from typing import NamedTuple
 
 import torch
 
-from models.steering import KeyBias, RowEdit, Steering
+from models.interventions import KeyBias, RowEdit, Steering
 
 PUBLISHED_GRID = 24  # cells per side, LLaVA-1.5
 PUBLISHED_LAYERS = (19, 27, 32)  # salient heads: first, one past the last, of how many

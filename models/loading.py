@@ -1,4 +1,7 @@
-"""Load a model and its processor by name; any failure is a one-line ValueError or FileNotFoundError."""
+"""Load a model and its processor by name; any failure is a one-line ValueError or FileNotFoundError.
+
+The flags that say how a model is loaded, shared by every script.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ import os
 import re
 import warnings
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from PIL import Image
@@ -17,7 +22,7 @@ from transformers.utils import cached_file, extract_commit_hash
 from transformers.utils import logging as transformers_logging
 
 from models import FAMILIES, TINY, embedded, generation_settings
-from models.attention import attention_stack, has_sliding_window
+from models.attention import attention_stack, has_sliding_window, prefill
 from models.folders import (
     FP8,
     check_fields,
@@ -28,7 +33,6 @@ from models.folders import (
     check_weight_files,
     quantization_method,
 )
-from models.residual import prefill
 from models.unpatched import check_config, check_recording
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -355,3 +359,29 @@ def describe(model) -> dict:
         "generation": model.generation_config.to_diff_dict(),
         "generation settings of the checkpoint that are off": model.checkpoint_generation,
     }
+
+
+@dataclass(frozen=True)
+class LoadFlags:
+    """A script's Config inherits these and hands `loading` on: `models.load(config.model, **config.loading)`."""
+
+    device: str = "auto"
+    """auto (all GPUs, else the CPU) | cpu | cuda | cuda:N."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """auto: the checkpoint's own on a GPU, float32 on a CPU."""
+    load_4bit: bool = False
+    """Quantise to 4 bits while loading (needs bitsandbytes and a GPU)."""
+    load_8bit: bool = False
+    """Quantise to 8 bits while loading (needs bitsandbytes and a GPU)."""
+    revision: str | None = None
+    """Revision of a hub model."""
+    min_pixels: int | None = None
+    """Qwen families: enlarge smaller pictures to so many pixels (default: the checkpoint's limit)."""
+    max_pixels: int | None = None
+    """Qwen families: shrink larger pictures to so many pixels, and with them the prompt (default: as above)."""
+
+    @property
+    def loading(self) -> dict:
+        """Options of `models.load`."""
+        names = ("device", "dtype", "load_4bit", "load_8bit", "revision", "min_pixels", "max_pixels")
+        return {name: getattr(self, name) for name in names}

@@ -10,9 +10,8 @@ from transformers import BatchFeature, FuyuProcessor
 
 from data.errors import SampleError
 from data.geometry import ImageGrid
-from models.markers import in_words, marked_order
 from models.processors import load_fuyu_processor
-from models.vlm import Rendered, VisionLanguageModel
+from models.vlm import Rendered, VisionLanguageModel, in_words, marked_order
 
 BEGIN, BEGIN_OF_ANSWER = "<s>", "<0x04>"
 

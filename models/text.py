@@ -22,10 +22,9 @@ from models import generation_settings
 from models.attention import has_sliding_window, other_layer_types
 from models.layout import TokenLayout
 from models.loading import DTYPES, check_keys, first_line, locate, place, quantized, quiet, read_weights
-from models.prompt_check import check_prompt
 from models.trace import AttentionTrace
 from models.unpatched import check_weights
-from models.vlm import MARK
+from models.vlm import MARK, check_prompt
 
 WORDS = "one two three four"  # a prompt of several tokens: the weights of a single one are 1 under any formula
 

@@ -18,9 +18,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from models.attention import attention_stack, listening
+from models.attention import Offload, attention_stack, listening
 from models.layout import TokenLayout
-from models.offload import Offload
 from models.trace import index_of, indices_of, softmax_rows
 
 

@@ -16,8 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from models.attention import STEERING, attached, listening
-from models.offload import Offload
+from models.attention import STEERING, Offload, attached, listening
 
 BLOCK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}  # attention weights held at a time; on a CPU a block stays in its cache
 BLOCK_ROWS = 64  # as many rows of a block as make a product of matrices worth reading all keys for
@@ -35,7 +34,7 @@ class Recorded:
     rows: torch.Tensor | None
     key: torch.Tensor
     scaling: float
-    steering: object | None  # what steered the layer, a `models.steering.Steering`
+    steering: object | None  # what steered the layer, a `models.interventions.Steering`
     device: torch.device  # where the layer ran
     answer: list[torch.Tensor] = field(default_factory=list)
 

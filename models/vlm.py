@@ -1,4 +1,13 @@
-"""What the patched models share: loading under our class, preparing a prompt, and knowing where everything is."""
+"""What the patched models share: loading under our class, preparing a prompt, and knowing where everything is.
+
+Refuse a prompt that the model would read as something other than words.
+
+Image markers in a prompt: `<image 1>` stands for the first image of its sample, `<image 2>` for the second.
+
+A prompt without markers has its images in front of it. Markers that name every image exactly once stand where the
+images belong, in any order; they are kept in place where the chat template can interleave images and text. Otherwise
+the images go in front, in the order in which they are given, and each marker becomes the words "image 1".
+"""
 
 from __future__ import annotations
 
@@ -14,15 +23,11 @@ from transformers import LogitsProcessorList
 from data.errors import SampleError
 from data.geometry import ImageGrid
 from models import PATCHED
-from models.attention import LISTENERS, attention_stack, is_attached
+from models.attention import LISTENERS, attention_stack, is_attached, not_finite
 from models.gaze import PlacedMask, check_scanpath, parse_mask_type
-from models.generation_settings import check_recordable
+from models.generation_settings import FiniteScores, check_recordable
+from models.interventions import FromResidual, Prompt, Steering, steered
 from models.layout import TokenLayout, locate
-from models.markers import in_front, interleaved, marked_order
-from models.prompt_check import check_prompt
-from models.residual import not_finite
-from models.sampling import FiniteScores
-from models.steering import FromResidual, Prompt, Steering, steered
 
 ASPECT_LIMIT = 200  # of an image; beyond it a resize by the shortest edge makes gigabytes out of a few pixels
 MARK = "\ue000"  # from Unicode's private use area
@@ -82,8 +87,8 @@ class VisionLanguageModel:
         "target-layer": None | int | [int]}, or settings of `models.gaze`. scanpaths: for each sample a list of (x, y)
         cells of its image, x to the right and y down from 0; an empty one leaves its sample as it is. A sample with
         gaze shows exactly one image.
-        steering: settings that make a `Steering` (`models.steering.Intervention`), such as `VAR.for_model(model)`.
-        touched: a new `models.touched.Touched`, which is told what was changed.
+        steering: settings that make a `Steering` (`models.interventions.Intervention`), such as `VAR.for_model(model)`.
+        touched: a new `models.interventions.Touched`, which is told what was changed.
         Raises ValueError for anything wrong with them before the model runs, SampleError where the activations of a
         sample are not finite.
         """
@@ -179,7 +184,7 @@ class VisionLanguageModel:
         One sample: `images` is a list of RGB images (PIL) and `prompt` a string; returns (inputs, TokenLayout).
         A batch: `images` is a list of such lists and `prompt` a list of strings; returns (inputs, [TokenLayout, ...]),
         padded on the left. The family's chat template is applied. Inputs lie on the model's device.
-        Images stand in front of the prompt, or where it holds `<image 1>`, `<image 2>` (`models.markers`).
+        Images stand in front of the prompt, or where it holds `<image 1>`, `<image 2>` (`models.vlm`).
         `system` is a system prompt, the same for all. Raises SampleError for a prompt or an image that no model can
         use, ValueError for input of another form and for a system prompt that the chat template drops.
         """
@@ -329,3 +334,81 @@ def check_template(processor) -> None:
     """Raises ValueError for a processor that does not know how a prompt is put to its model."""
     if not processor.chat_template:
         raise ValueError("it has no chat template (chat_template.jinja), so prompts cannot be rendered")
+
+
+BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
+DELIMITED = re.compile(r"<\S.*>|\[\S.*\]|\|\S.*\|", re.DOTALL)
+# Markup that some tokenizers (Gemma's) keep as single tokens and that is text all the same.
+TAGS = re.compile(
+    "</?(table|caption|thead|tbody|tfoot|tr|th|td|h[1-6]|blockquote|ul|ol|li|dl|dt|dd|strong|em|b|i|u|s|sub|sup|code|p|br)>"
+)
+
+
+def check_prompt(prompt: str, tokenizer, own_tokens: tuple[str, ...] = ()) -> None:
+    """Raise SampleError for a prompt that is empty or that holds a control token of the tokenizer or the family.
+
+    own_tokens: the family's control tokens that the tokenizer lists as ordinary text.
+    """
+    if not MARKER.sub("", prompt).strip():
+        raise SampleError("empty prompt", "the prompt is empty; write a question or an instruction")
+    for token in (*own_tokens, *control_tokens(tokenizer), *byte_tokens(prompt, tokenizer)):
+        if token in prompt:
+            raise SampleError(
+                "special token in the prompt",
+                f"the prompt holds {token!r}, which the model reads as a special token, not as text; remove it (images "
+                "are inserted by the chat template)",
+            )
+
+
+def control_tokens(tokenizer) -> list[str]:
+    """Special tokens of a tokenizer, and added tokens in delimiters (<...>, [...], |...|) that it lists as ordinary.
+
+    Other added tokens are text: runs of blanks, words, punctuation and HTML tags, which some tokenizers add to save
+    tokens.
+    """
+    added = map(str, tokenizer.added_tokens_decoder.values())
+    return [
+        *tokenizer.all_special_tokens,
+        *(token for token in added if DELIMITED.fullmatch(token) and not TAGS.fullmatch(token)),
+    ]
+
+
+def byte_tokens(prompt: str, tokenizer) -> list[str]:
+    """Byte names in the prompt, such as <0x0A>, that the tokenizer encodes as the byte's own token."""
+    names = sorted(set(BYTE.findall(prompt)))
+    return [name for name in names if name in tokenizer.tokenize(name)]
+
+
+MARKER = re.compile(r"<image (\d+)>")
+
+
+def in_words(prompt: str) -> str:
+    """The prompt with "image 1" for `<image 1>`."""
+    return MARKER.sub(r"image \1", prompt)
+
+
+def marked_order(prompt: str, images: int) -> list[int]:
+    """Indices from 0 of the images in the order of their markers; [] unless each is named exactly once.
+
+    Raises SampleError for a marker that names none of `images` images.
+    """
+    numbers = [int(number) for number in MARKER.findall(prompt)]
+    if absent := [number for number in numbers if not 1 <= number <= images]:
+        raise SampleError(
+            "image marker without its image",
+            f"the prompt names <image {absent[0]}> and has {images} images; give the image, or leave the marker out",
+        )
+    return [number - 1 for number in numbers] if sorted(numbers) == list(range(1, images + 1)) else []
+
+
+def interleaved(prompt: str) -> list[dict]:
+    """The prompt as content of a chat message: text and images in the order in which they stand."""
+    texts = MARKER.split(prompt)[::2]
+    content = [{"type": "image"}] * (2 * len(texts) - 1)
+    content[::2] = [{"type": "text", "text": text} for text in texts]
+    return [part for part in content if part != {"type": "text", "text": ""}]
+
+
+def in_front(prompt: str, images: int) -> list[dict]:
+    """The prompt in words as content of a chat message, after its images."""
+    return [{"type": "image"}] * images + [{"type": "text", "text": in_words(prompt)}]

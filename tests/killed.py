@@ -19,7 +19,7 @@ from pathlib import Path
 
 import evaluate
 import models
-from analysis.predictions import parse
+from analysis.evaluation import parse
 
 
 def main(folder: Path, data_root: str, kills: int) -> None:

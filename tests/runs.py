@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from analysis.results import read_table
+from analysis.runs import read_table
 
 
 def table(folder, name="samples.csv"):

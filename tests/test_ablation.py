@@ -6,8 +6,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 from models.ablation import HeadAblation, check_heads, scale_image
+from models.generation import YesNo
 from models.trace import AttentionTrace
-from models.yes_no import YesNo
 from tests import tolerance
 from tests.families import FAMILIES
 from tests.literal_var import STEPS, batch, generate, image_positions, is_whole, largest_change

@@ -6,8 +6,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 from models.adapt_vis import AdaptVis, ImageScaling, confidence
-from models.asking import Generation, ModelAsked, adapted
-from models.touched import Touched
+from models.answering import Generation, ModelAsked, adapted
+from models.interventions import Touched
 from models.trace import AttentionTrace
 from tests import tolerance
 from tests.families import FAMILIES

@@ -17,11 +17,11 @@ from transformers import utils
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from data.errors import SampleError
-from models import runner as runners
-from models.asking import Generation, ModelAsked, Reply, RunnerAsked, own_seed, redistributed
-from models.fingerprint import SAMPLES, WHOLE, content_hash, contents, fingerprint
-from models.sampling import OwnNoise, sampling
-from models.touched import Touched
+from models import answering as runners
+from models.answering import Generation, ModelAsked, Reply, RunnerAsked, own_seed, redistributed
+from models.folders import SAMPLES, WHOLE, content_hash, contents, fingerprint
+from models.generation_settings import OwnNoise, sampling
+from models.interventions import Touched
 from tests.families import FAMILIES
 from tests.literal_var import PLANTED, PROMPTS, batch, different_sinks, generate, planted
 from tests.models import TEMPLATE, llava, llava_processor, picture

@@ -9,8 +9,7 @@ import torch
 
 import models.trace
 from benchmarks import attention_cost, budget, cost_plot, exactness, largest_prompt, ways
-from benchmarks.decoders import build
-from benchmarks.memory import MEGABYTE, free_memory, matrices, peak_memory
+from benchmarks.decoders import MEGABYTE, build, free_memory, matrices, peak_memory
 from benchmarks.ways import ROLLOUTS, WAYS, generate
 from models.trace import AttentionTrace
 from tests import tolerance

@@ -7,7 +7,7 @@ from math import comb
 import pytest
 from PIL import Image
 
-from analysis import comparison_figures
+from analysis import run_comparison
 from analysis.run_comparison import COLUMNS, compare, pair, read_run, run_names, table_row
 from compare_runs import Config, main, sentence, warn_cut
 from tests import shell
@@ -71,7 +71,7 @@ def test_difference_is_paired(tmp_path):
     assert (found["difference"]["mean"], found["difference"]["interval"]) == (0, "score")
     assert found["p"] == 1 and found["smallest_p"] == 1
     assert "difference +0.000 [-0.088, +0.088], no record flipped, n = 40" in sentence(found, ("A", "B"))
-    figure = comparison_figures.accuracy_figure({"all": found}, ("A", "B"))
+    figure = run_comparison.accuracy_figure({"all": found}, ("A", "B"))
     assert "no record flipped" in [text.get_text() for text in figure.axes[1].texts]
     assert found["a"]["high"] - found["a"]["low"] > 0.25
 
@@ -244,7 +244,7 @@ def test_from_a_shell(runs, tmp_path):
 
 def test_every_flip_has_its_card(runs):
     pairs, _ = pair(*map(read_run, runs))
-    pages = comparison_figures.flip_pages(pairs[:8], [Image.new("RGB", (40, 20))] * 7 + ["gone"], "flips")
+    pages = run_comparison.flip_pages(pairs[:8], [Image.new("RGB", (40, 20))] * 7 + ["gone"], "flips")
     shown = [[axes for axes in page.axes if axes.get_xlabel()] for page in pages]
     assert list(map(len, shown)) == [6, 2] and [len(axes.images) for axes in shown[1]] == [1, 0]
     assert [text.get_text() for text in shown[1][1].texts] == ["gone"]
@@ -253,6 +253,6 @@ def test_every_flip_has_its_card(runs):
 
 def test_pictures_of_one_question_stand_side_by_side():
     red, blue = Image.new("RGB", (30, 60), (255, 0, 0)), Image.new("RGB", (50, 25), (0, 0, 255))
-    row = comparison_figures.side_by_side([red, blue])
+    row = run_comparison.side_by_side([red, blue])
     assert row.size == (150 + 12 + 600, 300)
     assert [row.getpixel((x, 150)) for x in (10, 156, 700)] == [(255, 0, 0), (255, 255, 255), (0, 0, 255)]

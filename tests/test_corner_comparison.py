@@ -9,7 +9,19 @@ import pytest
 from PIL import Image
 
 from analysis import head_responses
-from analysis.corner_comparison import (
+from analysis.corner_report import map_figure
+from analysis.corner_study import (
+    changes_most,
+    correlations,
+    head_rows,
+    intervals,
+    share_intervals,
+    sharing,
+    specialisation,
+    study,
+)
+from analysis.corners import (
+    CORNERS,
     MEAN,
     RESIDUAL,
     SHARED,
@@ -19,14 +31,11 @@ from analysis.corner_comparison import (
     call_heads,
     held_out,
     over_chance,
+    read_corners,
     scores,
     typical_drop,
 )
-from analysis.corner_figures import map_figure
-from analysis.corner_permutation import correlations, sharing, specialisation
-from analysis.corner_runs import CORNERS, read_corners
-from analysis.corner_study import changes_most, head_rows, intervals, share_intervals, study
-from analysis.results import RunFolder
+from analysis.runs import RunFolder
 from analysis.statistics import DIFFERENCE, benjamini_hochberg, halves, mean_interval
 from compare_corner_heads import Config, main
 from tests.runs import table

@@ -12,7 +12,7 @@ from PIL import Image
 
 from data.counterfactual_pairs import CORNERS, NOTE, Config, gather, generate, main, open_pair, question, read
 from data.errors import SampleError
-from data.links import LINKED, following_links
+from data.folders import LINKED, following_links
 
 ROOT = Path(__file__).parent.parent
 COUNT = 12

@@ -5,8 +5,7 @@ import torch
 import transformers
 from transformers.models.llama import modeling_llama
 
-from models.attention import attention_modules
-from models.residual import decoder_layers
+from models.attention import attention_modules, decoder_layers
 from models.text import load
 from models.trace import AttentionTrace
 from tests.models import IDS, TEXT, word_tokenizer

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from models import FAMILIES, TINY, doctor, embedded
 from models.doctor import Config, Line
-from models.fingerprint import fingerprint
+from models.folders import fingerprint
 from tests.shell import run
 
 

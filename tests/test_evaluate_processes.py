@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import evaluate
-from analysis.predictions import lock
-from analysis.results import OutputError
+from analysis.evaluation import lock
+from analysis.runs import OutputError
 from tests import shell
 from tests.evaluation import COUNT, RUNNER, generated, lines_of_parts, predictions, run, settings, summary
 

@@ -4,13 +4,23 @@ import numpy as np
 import pytest
 
 import models
-from analysis.faithfulness import RANDOM, area, curves, hidden_cells, ranking, shift, summarise, use
-from analysis.faithfulness_figures import curve_figure, looks_and_uses, stack
+from analysis.faithfulness import (
+    RANDOM,
+    area,
+    curve_figure,
+    curves,
+    hidden_cells,
+    looks_and_uses,
+    ranking,
+    shift,
+    stack,
+    summarise,
+    use,
+)
 from analysis.metrics import cell_weights
 from data import twoshapes
-from data.controls import as_seen, hide_cells, median_colour
-from data.images import read_image
-from models.forced import log_probabilities, speak
+from data.images import as_seen, hide_cells, median_colour, read_image
+from models.generation import log_probabilities, speak
 
 SHAPE = (4, 5)
 

@@ -10,10 +10,8 @@ import pytest
 import torch
 
 from data.errors import SampleError
-from models.answer import answer, answers
-from models.asking import Generation, ModelAsked
-from models.forced import log_probabilities, spelt
-from models.reading import read_text
+from models.answering import Generation, ModelAsked
+from models.generation import answer, answers, log_probabilities, read_text, spelt
 from tests.models import llava, llava_processor, picture
 from tests.runs import table
 from tests.shell import run

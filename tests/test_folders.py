@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 import analysis.command  # noqa: F401  imported here, so that forked scripts need not
 import models
-from models.answer import answer
 from models.folders import check_quantization
+from models.generation import answer
 from tests.families import FAMILIES
 from tests.hub_folders import write_shards
 from tests.models import llava, llava_processor, picture

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.font_manager import fontManager
 from PIL import Image
 
-from analysis import fonts
+from analysis import plots
 from analysis.overlay import strip
 from analysis.plots import share_plot
 
@@ -22,11 +22,11 @@ STIX = Path(matplotlib.get_data_path(), "fonts", "ttf", "STIXGeneral.ttf")
 def dejavu_alone(monkeypatch):
     """A machine on which no font but DejaVu is installed, at the start of a run."""
     monkeypatch.setattr(fontManager, "ttflist", [entry for entry in fontManager.ttflist if "DejaVu" in entry.name])
-    monkeypatch.setattr(fonts, "findSystemFonts", list)
-    monkeypatch.setattr(fonts, "_reported", False)
-    fonts._installed_anew.cache_clear()
+    monkeypatch.setattr(plots, "findSystemFonts", list)
+    monkeypatch.setattr(plots, "_reported", False)
+    plots._installed_anew.cache_clear()
     yield
-    fonts._installed_anew.cache_clear()
+    plots._installed_anew.cache_clear()
     fontManager._findfont_cached.cache_clear()
 
 
@@ -39,7 +39,7 @@ def drawn(figure):
 
 
 def label(text, family=None):
-    figure = fonts.Figure(figsize=(1, 1), dpi=100)
+    figure = plots.Figure(figsize=(1, 1), dpi=100)
     figure.text(0.5, 0.5, text, fontsize=30, fontfamily=family)
     return figure
 
@@ -58,7 +58,7 @@ def test_nothing_is_said_of_characters_that_need_no_font(dejavu_alone, capsys):
 
 
 def test_a_font_of_the_list_is_used_for_what_the_default_one_lacks(dejavu_alone, monkeypatch, capsys):
-    monkeypatch.setattr(fonts, "FAMILIES", ("Not Installed", "STIXGeneral"))
+    monkeypatch.setattr(plots, "FAMILIES", ("Not Installed", "STIXGeneral"))
     fontManager.addfont(STIX)
     before = dict(matplotlib.rcParams)
     assert (drawn(label(LACKED)) == drawn(label(LACKED, ["STIXGeneral"]))).all()
@@ -69,14 +69,14 @@ def test_a_font_of_the_list_is_used_for_what_the_default_one_lacks(dejavu_alone,
 def test_a_font_that_was_installed_after_matplotlib_listed_the_fonts(dejavu_alone, monkeypatch, tmp_path, capsys):
     damaged = tmp_path / "damaged.ttf"
     damaged.write_bytes(b"no font")
-    monkeypatch.setattr(fonts, "FAMILIES", ("STIXGeneral",))
-    monkeypatch.setattr(fonts, "findSystemFonts", lambda: [str(damaged), str(STIX)])
+    monkeypatch.setattr(plots, "FAMILIES", ("STIXGeneral",))
+    monkeypatch.setattr(plots, "findSystemFonts", lambda: [str(damaged), str(STIX)])
     drawn(label(LACKED))
     assert capsys.readouterr().err == ""
 
 
 def test_chinese_japanese_and_korean(capsys):
-    if not any("CJK" in family for family in fonts._installed_anew()):
+    if not any("CJK" in family for family in plots._installed_anew()):
         pytest.skip("no CJK font is installed")
     box = drawn(label("\ue000"))
     assert all((drawn(label(char)) != box).any() for char in CJK)

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from data.controls import as_seen, hide_cells, median_colour, shuffle_cells
-from models.answer import answer
-from models.forced import check_grid, log_probabilities, read_along, speak, tower_depth
+from data.images import as_seen, hide_cells, median_colour, shuffle_cells
+from models.generation import answer, check_grid, log_probabilities, read_along, speak, tower_depth
 from tests import tolerance
 from tests.families import FAMILIES
 from tests.models import picture

@@ -12,12 +12,11 @@ import torch
 from PIL import Image
 
 from analysis.gallery import COLUMNS, Look, report_answer, save_answer
-from analysis.results import RunFolder
 from analysis.rollout import Rollout, rollout
-from analysis.samples import attempt, measure_batches, measure_each
+from analysis.runs import RunFolder, attempt, measure_batches, measure_each
 from data.errors import SampleError
 from data.geometry import ImageGrid
-from models.answer import answer
+from models.generation import answer
 from tests.families import qwen, qwen_processor
 from tests.models import picture
 

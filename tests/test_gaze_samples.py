@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from analysis.results import RunFolder
-from analysis.samples import measure_batches
+from analysis.runs import RunFolder, measure_batches
 from data import gaze_samples, scanpaths, twoshapes
 from data.errors import SampleError
 from data.gaze_samples import (

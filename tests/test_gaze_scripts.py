@@ -12,12 +12,12 @@ from scipy import stats
 
 import gaze_generation_llava as generation
 import gaze_head_similarity_llava as similarity
-from analysis.gaze_table import names, summarise_colours
-from analysis.salient_heads import Settings
+from analysis.gaze import names, summarise_colours
+from analysis.gaze_heads import Settings
 from analysis.statistics import SHARE, mean_interval
 from data import scanpaths, twoshapes
-from models.answer import answers, word_probability
 from models.gaze import SalientHead
+from models.generation import answers, word_probability
 from tests import tolerance
 from tests.families import FAMILIES
 from tests.models import word_tokenizer

@@ -10,11 +10,10 @@ from transformers import RepetitionPenaltyLogitsProcessor
 
 import evaluate
 import models
-from models.answer import answer, answers
-from models.asking import Generation, ModelAsked
-from models.generation_settings import UNRECORDABLE
+from models.answering import Generation, ModelAsked
+from models.generation import answer, answers
+from models.generation_settings import UNRECORDABLE, RepetitionPenalty
 from models.loading import describe
-from models.sampling import RepetitionPenalty
 from models.trace import AttentionTrace
 from tests.models import llava, llava_processor, picture
 from tests.shell import run

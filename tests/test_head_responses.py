@@ -11,10 +11,27 @@ from PIL import Image
 from scipy import stats
 
 from analysis import head_responses
-from analysis.causal_heads import choose, held_out, margin_rows, random_sets, summarise
-from analysis.head_responses import attention_to, column, corner_cells, head_table, most_changed
-from analysis.response_figures import ablation_figure, count_bars, response_maps
-from analysis.response_report import ablation_finding, findings, responding, says
+from analysis.head_responses import (
+    attention_to,
+    choose,
+    column,
+    corner_cells,
+    head_table,
+    held_out,
+    margin_rows,
+    most_changed,
+    random_sets,
+    summarise,
+)
+from analysis.response_report import (
+    ablation_figure,
+    ablation_finding,
+    count_bars,
+    findings,
+    responding,
+    response_maps,
+    says,
+)
 from analysis.statistics import REAL, mean_interval, rate_interval
 from data.errors import SampleError
 

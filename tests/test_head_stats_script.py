@@ -11,9 +11,9 @@ from PIL import Image
 import head_attention_stats_qwen2 as script
 import models
 from analysis import head_responses
-from analysis.causal_heads import choose
+from analysis.head_responses import choose
 from data.counterfactual_pairs import generate, open_pair, question, read
-from models.answer import answer
+from models.generation import answer
 from models.loading import locate
 from tests import shell, tolerance
 from tests.runs import summary_of, table

@@ -8,16 +8,20 @@ import torch
 from scipy import stats
 
 import models.gaze
-from analysis.heads import MIN_IMAGE_MASS, Inside, attention_inside, mean_heads, relative
-from analysis.salient_heads import (
+from analysis.gaze_heads import (
     LEAST,
     LIFT_SHARE,
+    MIN_IMAGE_MASS,
+    Inside,
     Settings,
+    attention_inside,
     best_threshold,
     carries_over,
     find_followers,
+    mean_heads,
     propose,
     rank_correlation,
+    relative,
     score,
     select,
 )

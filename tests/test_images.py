@@ -12,8 +12,8 @@ import pytest
 from PIL import Image, features
 
 from data.errors import SampleError
+from data.folders import following_links
 from data.images import list_images, read_image, suffixes, to_rgb
-from data.links import following_links
 
 
 def save(tmp_path, image, name, **options):

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from models.gaze import NonGaussian, PlacedMask
-from models.redistribution import Redistribution
-from models.steering import Prompt, RowEdit, Steering
-from models.touched import Touched, by_layer
+from models.interventions import Prompt, RowEdit, Steering, Touched, by_layer
 from models.trace import AttentionTrace
+from models.var import Redistribution
 from tests import tolerance
 from tests.literal_var import PLANTED, STEPS, batch, generate, image_positions, is_whole, largest_change
 from tests.models import llava, llava_processor, picture
@@ -26,7 +25,7 @@ def test_a_report_is_of_one_generation():
     with pytest.raises(RuntimeError, match="already holds a generation; hand in a new Touched"):
         model.generate(**inputs, max_new_tokens=1, steering=PLANTED, touched=touched)
     assert is_whole(model) and Touched().table() == []
-    with pytest.raises(ValueError, match=r"touched is 3; give a new models.touched.Touched\(\)"):
+    with pytest.raises(ValueError, match=r"touched is 3; give a new models.interventions.Touched\(\)"):
         model.generate(**inputs, max_new_tokens=1, touched=3)
 
 

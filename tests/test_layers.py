@@ -2,7 +2,7 @@
 
 import pytest
 
-from analysis.layers import THIRDS, check_layers, select_layers
+from analysis.words import THIRDS, check_layers, select_layers
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from PIL import Image
 
 import attention_rollout_llava as script
 from data import scanpaths
-from data.links import LINKED, OUTSIDE, LinkFlags, following_links, root_fault
+from data.folders import LINKED, OUTSIDE, LinkFlags, following_links, root_fault
 from data.samples import collect
 from tests.runs import table
 

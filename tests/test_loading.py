@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 import models
 from models import loading
-from models.answer import answer, answer_length
+from models.generation import answer, answer_length
 from models.loading import describe, place, quantized
 from models.trace import AttentionTrace
 from tests import tolerance

@@ -6,8 +6,8 @@ from PIL import Image
 
 import models
 from data.errors import SampleError
-from models.asking import Generation, RunnerAsked
-from models.markers import in_words, marked_order
+from models.answering import Generation, RunnerAsked
+from models.vlm import in_words, marked_order
 from tests.families import FAMILIES
 from tests.models import llava, llava_processor, picture
 

@@ -5,8 +5,8 @@ import torch
 
 import models
 import models.memory
-from models.answer import answer
-from models.asking import Generation, ModelAsked
+from models.answering import Generation, ModelAsked
+from models.generation import answer
 from models.memory import Decoder, check_fits, needed, parts
 from models.trace import AttentionTrace
 from tests.models import llava, llava_processor, picture

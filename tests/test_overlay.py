@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from analysis.comparison_figures import side_by_side
 from analysis.gallery import Look
-from analysis.gaze_figures import comparison
-from analysis.gaze_table import PLAIN
-from analysis.overlay import enlarge, overlay, seen, strip, to_pixels, visible
-from analysis.plots import share_plot
+from analysis.gaze import PLAIN, comparison
+from analysis.overlay import enlarge, overlay, seen, strip, to_pixels
+from analysis.plots import share_plot, visible
+from analysis.run_comparison import side_by_side
 from data.geometry import ImageGrid
 
 SIDES = st.integers(1, 400)

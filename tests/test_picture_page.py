@@ -2,7 +2,7 @@
 
 from PIL import Image
 
-from analysis.picture_page import Picture, Section, Table, as_markdown, as_page
+from analysis.report import Picture, Section, Table, as_markdown, as_page
 
 
 def test_text_on_a_page_is_escaped(tmp_path):

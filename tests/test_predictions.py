@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 import evaluate
-from analysis.evaluation_table import figures_line, summarise_run
-from analysis.predictions import (
+from analysis.evaluation import (
     FIELDS,
     FORMAT,
     PARTS,
@@ -25,11 +24,13 @@ from analysis.predictions import (
     Predictions,
     digest,
     encode,
+    figures_line,
     in_order,
     parse,
+    summarise_run,
 )
 from analysis.processes import Team, own_device, team
-from analysis.results import OutputError
+from analysis.runs import OutputError
 
 SETTINGS_A = {"--temperature": 0.0, "--model": "a", "--layers": (1, 2)}
 MODEL = {"name": "a", "revision": None, "dtype": "float32", "family": "llava", "devices": ["cpu"]}
@@ -284,7 +285,7 @@ def test_a_full_disk_is_one_sentence(tmp_path):
 
 WRITER = """
 import json, sys
-from analysis.predictions import Predictions
+from analysis.evaluation import Predictions
 predictions, line = Predictions(sys.argv[1], {}), json.loads(sys.argv[2])
 done = len(predictions.answered())
 predictions.start({}, {})

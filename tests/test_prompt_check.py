@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerFast
 
 from data.errors import SampleError
 from models.modeling_fuyu import FuyuForCausalLM
-from models.prompt_check import check_prompt
+from models.vlm import check_prompt
 
 
 def tokenizer(*added, byte_fallback=False, special=("<|im_end|>",)):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 
-from analysis.results import (
+from analysis.runs import (
     OutputError,
     RunFolder,
     check_place,
@@ -258,7 +258,7 @@ def test_json_is_strict_and_keeps_every_character(tmp_path):
 
 def test_kill_leaves_a_folder_without_a_summary(tmp_path):
     program = (
-        "import os, signal\nfrom analysis.results import RunFolder\n"
+        "import os, signal\nfrom analysis.runs import RunFolder\n"
         f"run = RunFolder.create({str(tmp_path / 'run')!r}, {{}}, ('answer',))\n"
         "run.add('a', answer='left')\nos.kill(os.getpid(), signal.SIGKILL)\n"
     )

@@ -5,8 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from analysis.rollout import rollout
-from analysis.shares import image_share
+from analysis.rollout import image_share, rollout
 from data.errors import SampleError
 from data.geometry import ImageGrid
 from models.trace import AttentionTrace

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from analysis import run_lock
-from analysis.predictions import SETTINGS, Predictions, lock
-from analysis.results import OutputError
+from analysis import processes
+from analysis.evaluation import SETTINGS, Predictions, lock
+from analysis.runs import OutputError
 
 ROOT = Path(__file__).parents[1]
 REFUSED = "another run is writing to .*run; wait until it ends, or pass another --out-dir"
@@ -26,7 +26,7 @@ def python(code, *arguments):
 HOLDER = """
 import subprocess, sys, time
 from pathlib import Path
-from analysis.run_lock import lock
+from analysis.processes import lock
 with lock(Path(sys.argv[1])):
     subprocess.Popen(["sleep", "30"], close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     print("held", flush=True)
@@ -46,7 +46,7 @@ def test_a_lock_ends_with_the_process_that_holds_it(tmp_path):
         pass
     holder.send_signal(signal.SIGKILL)
     holder.communicate()
-    assert os.listdir(tmp_path / "run") == [run_lock.NAME]
+    assert os.listdir(tmp_path / "run") == [processes.NAME]
     with lock(tmp_path / "run"):
         assert Predictions(tmp_path / "run", {}).answered() == {}
     assert os.listdir(tmp_path / "run") == [] and os.listdir(tmp_path) == ["run"]
@@ -64,7 +64,7 @@ def test_a_folder_that_stays_empty_is_removed(tmp_path):
 ENTRANT = """
 import os, sys
 from pathlib import Path
-from analysis.run_lock import lock
+from analysis.processes import lock
 folder, inside, entered = Path(sys.argv[1]), Path(sys.argv[2]), 0
 while entered < 100:
     try:
@@ -93,7 +93,7 @@ def test_the_file_of_a_run_that_ended_just_now_is_no_lock(tmp_path, monkeypatch)
     def removed_before(file, operation):
         calls.append(file)
         if len(calls) == 1:
-            (tmp_path / "run" / run_lock.NAME).unlink()
+            (tmp_path / "run" / processes.NAME).unlink()
             (tmp_path / "run").rmdir()
         flock(file, operation)
 
@@ -132,7 +132,7 @@ def test_a_finished_run_that_may_only_be_read(tmp_path, monkeypatch, capsys, cod
     opens = os.open
 
     def refuse(path, flags, *mode):
-        if Path(path).name == run_lock.NAME:
+        if Path(path).name == processes.NAME:
             raise OSError(code, os.strerror(code))
         return opens(path, flags, *mode)
 

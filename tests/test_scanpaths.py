@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.errors import SampleError
+from data.folders import LINKED
 from data.geometry import ImageGrid
-from data.links import LINKED
 from data.scanpaths import Fixation, Scanpath, from_display, line, read, to_cells
 
 # 80 x 40 pixels, doubled, of which the middle square of 4 x 4 cells is seen: x from 20 to 60, cells of 10 pixels

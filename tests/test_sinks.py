@@ -8,20 +8,26 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.sink_agreement import (
+from analysis.sinks import (
     Agreement,
+    Contrast,
+    Profile,
+    SinkSearch,
     Spikes,
+    attention_received,
     compare,
     edited_layers,
     highest,
+    magnitudes,
     most_attended,
     random_sets,
+    top_count,
     verdict,
+    watch,
 )
-from analysis.sinks import Contrast, Profile, SinkSearch, attention_received, magnitudes, top_count, watch
 from data.errors import SampleError
 from models import trace as trace_module
-from models.residual import decoder_layers, prefill, residual_stream
+from models.attention import decoder_layers, prefill, residual_stream
 from models.trace import AttentionTrace
 from models.var import spikes
 from tests import tolerance

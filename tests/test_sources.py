@@ -11,7 +11,7 @@ import pytest
 from analysis.report import write_report
 from data import counterfactual_pairs, scanpaths, twoshapes, twoshapes_qa
 from data.folders import MARKER, Source, is_synthetic, published
-from data.spatial_qa_source import published_set
+from data.spatial_qa import published_set
 from tests import shell
 from tests.runs import summary_of, table
 

@@ -7,29 +7,34 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.results import RunFolder
-from analysis.spatial_attention import (
+from analysis.runs import RunFolder
+from analysis.spatial import (
     CONTROLS,
+    METRICS,
     QUERIES,
     SEEDS,
     WORDS,
     all_maps,
     centre_prior,
+    compare_heads,
     decoder_maps,
+    look,
     measure,
+    missing_words,
     place,
     seed_rows,
+    summarise,
+    summarise_heads,
     targets,
     tower_maps,
     with_controls,
 )  # fmt: skip
-from analysis.spatial_figures import control_boxes, save_heads
-from analysis.spatial_table import METRICS, compare_heads, look, missing_words, summarise, summarise_heads
+from analysis.spatial_report import control_boxes, save_heads
 from analysis.statistics import benjamini_hochberg
 from data import twoshapes
 from data.errors import SampleError
 from data.geometry import ImageGrid
-from models.forced import read_along, speak
+from models.generation import read_along, speak
 from tests import tolerance
 from tests.families import FAMILIES
 from tests.models import picture

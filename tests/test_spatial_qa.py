@@ -13,7 +13,7 @@ from PIL import Image
 from pyarrow import Table, parquet
 
 from data.errors import SampleError
-from data.links import LINKED, following_links
+from data.folders import LINKED, following_links
 from data.options import append, locate, parse, rewrite
 from data.spatial_qa import Question, read
 from data.spatial_qa_files import read_hub

@@ -10,12 +10,12 @@ import torch
 import transformers
 from PIL import Image
 
-import models.steering
+import models.interventions
 from data.errors import SampleError
-from models.answer import answer, answers
 from models.attention import LISTENERS, STEERING, attach, attention
 from models.gaze import NonGaussian
-from models.steering import KeyBias, RowEdit, Steering, steered
+from models.generation import answer, answers
+from models.interventions import KeyBias, RowEdit, Steering, steered
 from models.trace import AttentionTrace
 from models.unpatched import UnpatchedModel
 from tests import tolerance
@@ -66,7 +66,7 @@ def literal(query, key, value, multipliers, first, edited, scaling):
 @torch.no_grad()
 def test_both_edits_are_plain_arithmetic(monkeypatch, padded, biased, edited):
     """A key bias with hidden keys, and edits from row 4 on, alone and together; grouped heads, small blocks."""
-    monkeypatch.setattr(models.steering, "BLOCK_ELEMENTS", 2 * HEADS * PROMPT)
+    monkeypatch.setattr(models.interventions, "BLOCK_ELEMENTS", 2 * HEADS * PROMPT)
     generator = torch.Generator().manual_seed(0)
     starts = STARTS if padded else (0, 0)
     multipliers = torch.rand(2, PROMPT, generator=generator)

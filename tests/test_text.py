@@ -6,7 +6,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 import models
 from data.errors import SampleError
-from data.prompts import PromptFlags, gather
+from data.samples import PromptFlags, gather_prompts
 from models.text import is_causal, load
 from models.trace import AttentionTrace
 from tests import tolerance
@@ -105,19 +105,20 @@ def test_gguf_files(tmp_path, monkeypatch):
 
 def test_paragraphs(tmp_path):
     (tmp_path / "a.txt").write_text("\n one\ntwo \n\n\n  \nthree\n")
-    prompts, unusable, _ = gather(PromptFlags(text=str(tmp_path / "a.txt")))
+    prompts, unusable, _ = gather_prompts(PromptFlags(text=str(tmp_path / "a.txt")))
     assert [(prompt.name, prompt.text, prompt.path) for prompt in prompts] == [
         ("paragraph-0", "one\ntwo", None),
         ("paragraph-1", "three", None),
     ]
-    assert unusable == [] and len(gather(PromptFlags(text=str(tmp_path / "a.txt"), num_samples=1))[0]) == 1
+    assert unusable == [] and len(gather_prompts(PromptFlags(text=str(tmp_path / "a.txt"), num_samples=1))[0]) == 1
 
 
 def test_pictures(tmp_path):
     for name in "abc":
         picture().save(tmp_path / f"{name}.png")
     for dataset in ("auto", "pictures"):
-        prompts, *_ = gather(PromptFlags(data_root=str(tmp_path), dataset=dataset, prompt="what ?", num_samples=2))
+        flags = PromptFlags(data_root=str(tmp_path), dataset=dataset, prompt="what ?", num_samples=2)
+        prompts, *_ = gather_prompts(flags)
         assert [(prompt.name, prompt.text, prompt.path.name) for prompt in prompts] == [
             ("a", "what ?", "a.png"),
             ("b", "what ?", "b.png"),
@@ -144,4 +145,4 @@ def test_wrong_flags(flags, error, sentence, tmp_path):
     places = {"empty": tmp_path / "empty", "binary": tmp_path / "binary", "folder": tmp_path}
     flags = {name: value.format(**places) if isinstance(value, str) else value for name, value in flags.items()}
     with pytest.raises(error, match=sentence):
-        gather(PromptFlags(**flags))
+        gather_prompts(PromptFlags(**flags))

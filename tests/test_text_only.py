@@ -11,23 +11,27 @@ from transformers import LlamaForCausalLM
 import text_only_llm_analysis_llava as llava_script
 import text_only_llm_analysis_qwen2 as qwen_script
 from analysis.statistics import benjamini_hochberg
-from analysis.text_report import COLUMNS, WORDS, Study, head_figure, spread
 from analysis.text_symmetry import (
+    COLUMNS,
     IDEAL,
     SENTENCES,
+    WORDS,
     Asymmetries,
+    Study,
     along,
     asymmetry,
+    head_figure,
     heads_that_lean,
     lean,
     others_of,
     pair_of,
     relation_attention,
+    spread,
     summarise,
 )
 from data import twoshapes
-from data.captions import OPPOSITE, CaptionFlags, counterfactuals, gather
 from data.errors import SampleError
+from data.spatial_samples import OPPOSITE, CaptionFlags, counterfactuals, gather_captions
 from models.text import load
 from tests import tolerance
 from tests.runs import table
@@ -50,7 +54,7 @@ def elsewhere(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def captions(elsewhere):
-    return gather(CaptionFlags(limit=40))[0]
+    return gather_captions(CaptionFlags(limit=40))[0]
 
 
 def test_counterfactuals_by_hand():
@@ -75,18 +79,18 @@ def test_counterfactuals_of_counterfactuals(captions):
 
 
 def test_flags():
-    synthetic = gather(CaptionFlags())[0]
-    assert len(synthetic) == 100 and gather(CaptionFlags(limit=3))[0] == synthetic[:3]
-    assert gather(CaptionFlags(limit=3, seed=1))[0] != synthetic[:3]
+    synthetic = gather_captions(CaptionFlags())[0]
+    assert len(synthetic) == 100 and gather_captions(CaptionFlags(limit=3))[0] == synthetic[:3]
+    assert gather_captions(CaptionFlags(limit=3, seed=1))[0] != synthetic[:3]
     with pytest.raises(ValueError, match="--limit -1 is negative"):
-        gather(CaptionFlags(limit=-1))
+        gather_captions(CaptionFlags(limit=-1))
     with pytest.raises(FileNotFoundError, match="no data in nowhere"):
-        gather(CaptionFlags(data_root="nowhere"))
+        gather_captions(CaptionFlags(data_root="nowhere"))
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the published samples are not beside the repository (../shared/data)")
 def test_all_published_captions_yield_pairs():
-    found, skipped, _ = gather(CaptionFlags(data_root=str(REAL)))
+    found, skipped, _ = gather_captions(CaptionFlags(data_root=str(REAL)))
     assert len(found) == 300 and not skipped
     for caption in found:
         caption, swapped, flipped, both = (caption.sentences[name] for name in SENTENCES)
@@ -272,7 +276,7 @@ def test_script_reads_what_the_model_attends(ran):
     """The first row again from full attention matrices under the eager implementation, words found by their tokens."""
     model, processor = load("tiny-llava")
     model.set_attn_implementation("eager")
-    sentences = gather(CaptionFlags(limit=1))[0][0].sentences
+    sentences = gather_captions(CaptionFlags(limit=1))[0][0].sentences
     found = []
     for name in ("caption", "swapped"):
         sentence = sentences[name]

@@ -6,9 +6,8 @@ import torch
 
 import attention_rollout_llava as rollout_llava
 import attention_rollout_qwen2 as rollout_qwen2
-from analysis.rollout import rollout
-from analysis.tower import rollout_through_tower, through_tower, tower_look
-from models.answer import answer
+from analysis.rollout import rollout, rollout_through_tower, through_tower, tower_look
+from models.generation import answer
 from models.tower import TowerTrace
 from models.trace import AttentionTrace
 from tests.families import FAMILIES, fuyu, fuyu_processor

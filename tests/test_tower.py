@@ -11,11 +11,10 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv
 
 from analysis import tower as module
-from analysis.tower import through, through_tower, tower_look
+from analysis.rollout import through_chunk, through_tower, tower_look
 from data.geometry import ImageGrid
-from models.attention import LISTENERS
+from models.attention import LISTENERS, Offload
 from models.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
-from models.offload import Offload
 from models.tower import Chunk, TowerTrace
 from models.trace import AttentionTrace
 from tests import tolerance
@@ -292,7 +291,7 @@ def test_a_row_that_sees_only_the_class_token_stays():
     key = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]])
     chunk = Chunk(0, query, key, 1.0, torch.device("cpu"))
     kept = torch.tensor([False, True, True])
-    assert through(chunk, torch.tensor([[0.0, 0.25, 0.75]]), kept).tolist() == [[0.0, 1.0, 0.0]]
+    assert through_chunk(chunk, torch.tensor([[0.0, 0.25, 0.75]]), kept).tolist() == [[0.0, 1.0, 0.0]]
 
 
 def test_two_cells_of_two_patches_by_hand():

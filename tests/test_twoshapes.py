@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from scipy.stats import chisquare, ks_2samp
 
-from data.links import LINKED, following_links
+from data.folders import LINKED, following_links
 from data.shapes import COLOURS, SHAPES, Shape, mask, to_pixels
 from data.twoshapes import LAYOUT, generate, read, relation
 from data.twoshapes_statistics import statistics, table

@@ -15,11 +15,11 @@ import find_sink_dimensions_simple as finder
 import models
 from analysis.judges import JUDGES
 from data import twoshapes_qa
-from data.prompts import PromptFlags, gather
+from data.samples import PromptFlags, gather_prompts
 from data.shapes import COLOURS
 from data.spatial_qa import read
 from data.twoshapes_qa import LAYOUTS, TASKS, generate
-from models.answer import answers
+from models.generation import answers
 from models.tiny.questions import KINDS
 
 TINY = Path(models.__file__).parent / "tiny"
@@ -168,14 +168,14 @@ def test_the_embedded_model_answers(made):
 
 def test_prompts_of_the_finder(made):
     for name in LAYOUTS:
-        prompts, skipped, _ = gather(PromptFlags(data_root=str(made), dataset=name, num_samples=6))
+        prompts, skipped, _ = gather_prompts(PromptFlags(data_root=str(made), dataset=name, num_samples=6))
         questions, _ = read(name, made, 6)
         assert not skipped and [prompt.text for prompt in prompts] == [question.prompt for question in questions]
         assert [prompt.path for prompt in prompts] == [question.images[0] for question in questions]
-    replaced, *_ = gather(PromptFlags(data_root=str(made), dataset="blink", prompt="what ?", num_samples=1))
+    replaced, *_ = gather_prompts(PromptFlags(data_root=str(made), dataset="blink", prompt="what ?", num_samples=1))
     assert replaced[0].text == "what ?"
     with pytest.raises(ValueError, match="--prompt is empty"):
-        gather(PromptFlags(data_root=str(made), dataset="blink", prompt=" "))
+        gather_prompts(PromptFlags(data_root=str(made), dataset="blink", prompt=" "))
 
 
 def test_the_finder_reads_blink(made, tmp_path):

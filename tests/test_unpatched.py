@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 import models
 from analysis.rollout import rollout
-from models.answer import answer
+from models.generation import answer
 from models.trace import AttentionTrace
 from models.unpatched import check_recording, unexpand
 from tests import tolerance

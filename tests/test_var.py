@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlavaConfig
 
-from models.methods import MethodFlags
+from models.answering import MethodFlags
 from models.var import KNOWN, VAR, detect_sinks, read_findings, redistribute, select_heads, spikes
 from tests import tolerance
 from tests.models import llava

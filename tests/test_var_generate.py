@@ -7,7 +7,7 @@ import torch
 from transformers import DynamicCache
 
 import models
-from models.touched import Touched, by_layer
+from models.interventions import Touched, by_layer
 from models.trace import AttentionTrace
 from models.var import VAR
 from tests import tolerance

@@ -11,13 +11,11 @@ from PIL import Image
 import models
 import vlm_atten_analysis_llava as llava
 import vlm_atten_analysis_qwen2 as qwen2
-from analysis.spatial_attention import CONTROLS, QUERIES, SEEDS, WORDS
-from analysis.spatial_table import METRICS
+from analysis.spatial import CONTROLS, METRICS, QUERIES, SEEDS, WORDS
 from data import twoshapes
-from data.controls import median_colour
-from data.images import read_image
+from data.images import median_colour, read_image
 from data.spatial_samples import SpatialFlags, gather
-from models.forced import log_probabilities, speak
+from models.generation import log_probabilities, speak
 from tests import shell
 from tests.runs import summary_of, table
 

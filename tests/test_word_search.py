@@ -4,7 +4,7 @@ import unicodedata
 
 import pytest
 
-from models.word_search import find_words
+from models.layout import find_words
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerFast
 
 from analysis.words import find_word, rows_of_words, why_missing, word_rows
 from data.errors import SampleError
-from models.forced import Spoken, spelt
+from models.generation import Spoken, spelt
 from models.layout import TokenLayout
 
 

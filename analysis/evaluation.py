@@ -4,11 +4,13 @@
     parts/part-RRRRR.jsonl    answers of process R in the order in which they came, one JSON object a line
     predictions.jsonl     made of the parts when all is answered, in the order of the questions
     summary.json          made of predictions.jsonl
-    .lock                 held by the run that goes on here (`analysis.run_lock`)
+    .lock                 held by the run that goes on here (`analysis.processes`)
 
 The parts are the record of the run; everything else can be made of them again. A line is known by its "id" and
 "rotation", and is an answer where it holds all FIELDS with their types. What stands before a line's end is complete: a
 last line without one was torn by the end of a process or a full disk, is dropped, and its question asked again.
+
+The summary of an evaluation's records: accuracy over all and per sub-task, and what was left out and why.
 """
 
 from __future__ import annotations
@@ -17,18 +19,19 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from analysis import run_lock
-from analysis.results import provenance, refuse_existing, write_json, write_whole, writing
+from analysis import processes
+from analysis.judges import circular, summarise
+from analysis.runs import provenance, refuse_existing, write_json, write_whole, writing
 
 Key = tuple[str, int]
 """The id of a record, and by how many places its options are rotated."""
 
 SETTINGS, PARTS, PREDICTIONS, SUMMARY = "settings.json", "parts", "predictions.jsonl", "summary.json"
-AT_START = {run_lock.NAME, f"partial-{SETTINGS}"}  # what a run that was killed while it began leaves
+AT_START = {processes.NAME, f"partial-{SETTINGS}"}  # what a run that was killed while it began leaves
 FORMAT = 2  # of settings.json and the parts; 1 had no hashes of images and did not say whether an answer was cut
 SAME_MODEL = ("revision", "dtype", "family")  # of a model's description: what must not change within a run
 LIBRARIES = ("torch", "transformers")  # whose other version may give other answers
@@ -43,7 +46,7 @@ def _is_texts(value: object) -> bool:
 
 
 def _is_touched(value: object) -> bool:
-    """Numbers by name, and `layers`, rows of numbers of which one is the layer; see `models.asking.Reply`."""
+    """Numbers by name, and `layers`, rows of numbers of which one is the layer; see `models.answering.Reply`."""
     if not isinstance(value, dict):
         return False
     layers, number = value.get("layers", []), _is(int, float)
@@ -71,9 +74,9 @@ def digest(settings: Mapping) -> str:
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
     """Hold an evaluation's folder against other runs until the block ends. Raises as `refuse_foreign` and
-    `run_lock.lock` do."""
+    `processes.lock` do."""
     refuse_foreign(folder)
-    with run_lock.lock(folder):
+    with processes.lock(folder):
         yield
 
 
@@ -206,7 +209,7 @@ class Part:
             path.parent.mkdir(exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            run_lock.hold(self._file, path.parent.parent)  # a process of a killed run may still write its last line
+            processes.hold(self._file, path.parent.parent)  # a process of a killed run may still write its last line
             self._drop_torn_line()
         except BaseException:
             self.close()
@@ -267,3 +270,66 @@ def _difference(name: str, there: object, here: object) -> str:
 def in_order(rows: Iterable[Mapping]) -> list[dict]:
     """Records as predictions.jsonl holds them: without what only the summary needs."""
     return [{name: value for name, value in row.items() if name in FIELDS} for row in rows]
+
+
+def summarise_run(rows: Sequence[Mapping], skipped: Sequence[tuple[str, str]]) -> dict:
+    """summary.json of an evaluation. rows: one per record and rotation, with `touched`; skipped: (where, reason).
+
+    The rotations of a record count as one, right only if all are. `overall` and `tasks` are as `judges.summarise` gives
+    them, each with `cut`, the number of answered records of which the token limit cut an answer (None where no record
+    says); `failed` counts records by reason, `skipped` those that could not be read, which `skipped_records` names;
+    `touched` adds up what steering did to the answers (empty where it did nothing).
+    """
+    by_record: dict[str, list] = {}
+    for row in rows:
+        by_record.setdefault(row["id"], []).append(row)
+    records = [{**circular(each), "cut": any_cut(each)} for each in by_record.values()]
+    failed = Counter(record["failed"] for record in records if record["failed"] is not None)
+    touched = Counter()
+    for row in rows:
+        touched.update({name: count for name, count in (row.get("touched") or {}).items() if name != "layers"})
+    figures = summarise(records)
+    figures["overall"]["cut"] = count_cut(records)
+    for task, each in figures["tasks"].items():
+        each["cut"] = count_cut([record for record in records if record["task"] == task])
+    return {
+        "records": len(records),
+        "answers": len(rows),
+        **figures,
+        "failed": dict(sorted(failed.items())),
+        "skipped": dict(sorted(Counter(reason for _, reason in skipped).items())),
+        "skipped_records": [list(each) for each in skipped],
+        "touched": dict(sorted(touched.items())),
+    }
+
+
+def constant_gold(rows: Iterable[Mapping]) -> str | None:
+    """A warning where all questions with options, of at least two, have the same letter for a gold; else None."""
+    golds = [row["gold"] for row in rows if row["options"]]
+    if len(golds) < 2 or len(set(golds)) > 1:
+        return None
+    return (
+        f"the gold of all {len(golds)} multiple-choice questions is {golds[0]}, so a model that always answers "
+        f"{golds[0]} would score 1.000 on them: check the set, or rotate the options by --circular"
+    )
+
+
+def any_cut(rows: Iterable[Mapping]) -> bool | None:
+    """Whether the token limit cut one of the answers; None where no row says."""
+    known = [row["cut"] for row in rows if row.get("cut") is not None]
+    return any(known) if known else None
+
+
+def count_cut(records: Iterable[Mapping]) -> int | None:
+    """The number of answered records with a cut answer; None where no record says."""
+    known = [record["cut"] for record in records if record["failed"] is None and record["cut"] is not None]
+    return sum(known) if known else None
+
+
+def figures_line(name: str, figures: Mapping) -> str:
+    """One line for the terminal: "all: accuracy 0.840 [0.755, 0.900], n = 98, 3 unparsed, 1 cut, 2 failed"."""
+    if figures["accuracy"] is None:
+        return f"{name}: nothing answered, {figures['failed']} failed"
+    bounds = f"[{figures['low']:.3f}, {figures['high']:.3f}]"
+    left = "".join(f", {figures[kind]} {kind}" for kind in ("unparsed", "cut", "failed") if figures.get(kind))
+    return f"{name}: accuracy {figures['accuracy']:.3f} {bounds}, n = {figures['n']}{left}"

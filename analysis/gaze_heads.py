@@ -1,0 +1,419 @@
+"""Settings of the salient-head method for a model: measured on one half of the images, tested on the other.
+
+The method takes, in some layers, at most k heads whose Sim (analysis/gaze_heads.py), divided by the layer's largest, is
+above tau. Published are 19..26, 8 and 0.5232, for LLaVA-1.5-7B alone. Here every head's Sim with its image's own gaze
+is compared with its Sim with another image's gaze. The difference (the lift) tells heads that follow this gaze from
+heads with a bias to the common places of gaze; from it follow the layers, k and tau.
+
+Share of each head's attention to the image that falls on the gaze.
+
+    Sim(h) = sum over the generated tokens and the image cells of A_h * G / the same sum of A_h
+
+with A_h the attention of the rows that stand for the generated tokens and G a mask over the cells, in 0..1. The
+salient-head method divides it by the layer's largest. A head can have a large Sim and hardly look at the image at all,
+so the attention that it is a share of is reported with it; where that is below 1e-9, Sim is undefined (NaN).
+
+What a run over heads and gaze leaves behind: heads.csv, similarity.npz, two figures, and the proposal in words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy import special, stats
+
+from analysis.plots import Figure, head_heatmap, ranked_bars
+from analysis.rollout import answer_rows, check_layout
+from analysis.runs import RunFolder, save_arrays, write_table
+from analysis.statistics import DIFFERENCE, MIN_SPLIT, SHARE, Bounds, halves, known_mean, mean_interval
+from data.errors import SampleError
+
+LIFT_SHARE = 0.5  # of the largest lift of all heads that a head must reach
+CONFIDENCE = 0.95  # of the statement that no head of the model is a follower by chance
+LOOKS = 0.1  # of its attention that a head must spend on the image to be worth editing
+LEAST = 10  # images in a half
+RESAMPLES = 2000
+
+
+class Settings(NamedTuple):
+    """What the method needs: `layers` (0-based), `tau`, and at most `heads` heads of a layer."""
+
+    layers: tuple[int, ...]
+    tau: float
+    heads: int
+
+
+class Proposal(NamedTuple):
+    """Settings and how they were found; `followers` bool [layer, head]; without any follower `settings` is None."""
+
+    settings: Settings | None
+    reason: str
+    followers: np.ndarray
+
+
+def find_followers(lift: np.ndarray) -> np.ndarray:
+    """Heads that follow the gaze: bool [layer, head] of lifts [image, layer, head].
+
+    Those whose mean lift is at least LIFT_SHARE of the largest and above 0 with CONFIDENCE by a two-sided t test,
+    corrected for the number of heads (Bonferroni).
+    """
+    found = mean_heads(lift, DIFFERENCE)
+    largest = np.fmax.reduce(found["mean"], axis=None)
+    level = (1 - CONFIDENCE) / lift[0].size
+    with np.errstate(invalid="ignore", divide="ignore"):
+        t = found["mean"] / (found["deviation"] / np.sqrt(found["n"]))
+        return (t > special.stdtrit(found["n"] - 1, 1 - level / 2)) & (found["mean"] >= LIFT_SHARE * largest)
+
+
+def propose(own: np.ndarray, shuffled: np.ndarray, seen: np.ndarray) -> Proposal:
+    """Settings from similarities [image, layer, head] with the image's own gaze and with another image's.
+
+    Layers: those that hold a follower that spends LOOKS or more of its attention on the image (`seen`, of the same
+    shape); to edit a head that does not look changes nothing. k: the most followers that such a layer holds, those
+    that do not look included, since the method takes them as well. tau: see `best_threshold`.
+    """
+    if len(own) < LEAST:
+        few = (
+            "too few images: settings are chosen on one half of them and tested on the other, so give at least"
+            f" {2 * LEAST}"
+        )
+        return Proposal(None, few, np.zeros(own.shape[1:], bool))
+    followers = find_followers(own - shuffled)
+    looking = followers & (seen.mean(0) >= LOOKS)
+    if not looking.any():
+        none = "no head that looks at the image follows its gaze more than it follows another image's"
+        return Proposal(None, none, followers)
+    layers = np.flatnonzero(looking.any(1)).tolist()
+    follows = followers[layers]
+    heads = int(follows.sum(1).max())
+    near = relative(own)[:, layers]
+    tau, kept, passed = best_threshold(near[:, follows], near[:, ~follows])
+    most = np.nanmax(known_mean(own - shuffled))
+    apart = (
+        "there, every head is a follower, so tau has nothing to keep out"
+        if follows.all()
+        else f"there, {kept:.0%} of the followers' values and {passed:.0%} of the other heads' are above tau, and a"
+        " stricter one would not tell them apart better"
+    )
+    reason = (
+        f"{followers.sum()} of {followers.size} heads follow the gaze: their similarity is higher with their image's"
+        f" own gaze than with another image's, surely and by at least {LIFT_SHARE:.0%} of the largest such lift"
+        f" ({most:.2f}); {looking.sum()} of them spend at least {LOOKS:.0%} of their attention on the image. These lie"
+        f" in layers {', '.join(map(str, layers))}, with at most {heads} followers in one; {apart}."
+    )
+    return Proposal(Settings(tuple(layers), tau, heads), reason, followers)
+
+
+def best_threshold(high: np.ndarray, low: np.ndarray) -> tuple[float, float, float]:
+    """(tau, share of `high` above it, share of `low` above it) of values [image, head] that are to be told apart.
+
+    The difference of the two shares is often flat over a wide range, where its peak is an accident. So, as in pruning
+    trees (Breiman et al., 1984), tau is the smallest value at which it is within one standard error over the images of
+    its peak: a stricter one gains nothing that can be measured and loses some of `high`. 0 where `low` is empty.
+    """
+    high, low = (np.nan_to_num(values, nan=-1.0) for values in (high, low))
+    if not low.size:
+        return 0.0, float((high > 0).mean()), 0.0
+    candidates = np.linspace(0, 1, 100, endpoint=False)
+    difference = np.stack([(high > tau).mean(1) - (low > tau).mean(1) for tau in candidates])
+    means = difference.mean(1)
+    peak = means.argmax()
+    slack = difference[peak].std(ddof=1) / np.sqrt(len(high))
+    tau = float(candidates[(means >= means[peak] - slack).argmax()])
+    return tau, float((high > tau).mean()), float((low > tau).mean())
+
+
+def select(similarity: np.ndarray, settings: Settings) -> np.ndarray:
+    """Heads that the method would take: bool [image, layer, head] of similarities of that shape, by whole answers."""
+    near = np.nan_to_num(relative(similarity), nan=-1.0)
+    rank = (-near).argsort(-1, kind="stable").argsort(-1, kind="stable")
+    chosen = (near > settings.tau) & (rank < settings.heads)
+    chosen[:, np.setdiff1d(np.arange(chosen.shape[1]), settings.layers)] = False
+    return chosen
+
+
+def score(settings: Settings, own: np.ndarray, shuffled: np.ndarray) -> dict:
+    """How near the heads that `settings` take are to the gaze, mean over images with intervals.
+
+    own, shuffled: similarities [image, layer, head].
+    Returned are similarity: of the heads taken; shuffled: the same all the way (taken and measured) with another
+    image's gaze, so that picking the largest gains as much there; lift: the difference, paired; heads: how many are
+    taken an image.
+    """
+    taken, control = (_mean_over(values, select(values, settings)) for values in (own, shuffled))
+    both = ~np.isnan(taken + control)
+    return {
+        "similarity": mean_interval(taken[both], SHARE),
+        "shuffled": mean_interval(control[both], SHARE),
+        "lift": mean_interval((taken - control)[both], DIFFERENCE),
+        "heads": mean_interval(select(own, settings).sum((1, 2)), (0, settings.heads * len(settings.layers))),
+    }
+
+
+def _mean_over(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Mean of values [image, layer, head] over the chosen ones of each image, [image]; NaN where none is."""
+    counts = chosen.sum((1, 2))
+    total = np.where(chosen, values, 0).sum((1, 2))
+    return np.divide(total, counts, out=np.full(len(values), np.nan), where=counts > 0)
+
+
+def carries_over(proposal: Proposal, own: np.ndarray, shuffled: np.ndarray, first_lift: np.ndarray, seed: int) -> dict:
+    """How well a proposal holds on images that it was not made from.
+
+    own, shuffled: similarities [image, layer, head] of these images; first_lift: mean lift [layer, head] of the images
+    that the proposal is from. Returns the figures of `score`; how many followers are found again; how many of each
+    image's followers tau and k take, and how many of its other heads in these layers; and the rank correlation of all
+    heads' lifts in both halves with a bootstrap interval over these images.
+    """
+    settings = proposal.settings
+    again = find_followers(own - shuffled)
+    taken = select(own, settings)[:, list(settings.layers)]
+    follows = proposal.followers[list(settings.layers)]
+    return {
+        "gaze": score(settings, own, shuffled),
+        "followers": {
+            "first_half": int(proposal.followers.sum()),
+            "second_half": int(again.sum()),
+            "both": int((proposal.followers & again).sum()),
+        },
+        "followers_taken": mean_interval(taken[:, follows].mean(1), SHARE),
+        "others_taken": mean_interval(taken[:, ~follows].mean(1) if not follows.all() else [], SHARE),
+        "rank_correlation": rank_correlation(first_lift, own - shuffled, seed),
+    }
+
+
+def rank_correlation(first: np.ndarray, second: np.ndarray, seed: int) -> dict:
+    """Spearman's correlation of heads' values [layer, head] with the mean of values [image, layer, head].
+
+    Percentile bootstrap over the images (RESAMPLES resamples, seeded); NaN counts as 0, a head without a lift.
+    """
+    values = np.nan_to_num(second).reshape(len(second), -1)
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), RESAMPLES)
+    means = np.concatenate([values.mean(0)[None], counts @ values / len(values)])
+    ranks = stats.rankdata(means, axis=1)
+    reference = stats.rankdata(np.nan_to_num(first))
+    correlations = [np.corrcoef(reference, row)[0, 1] for row in ranks]
+    low, high = np.quantile(correlations[1:], [0.025, 0.975])
+    return {"correlation": float(correlations[0]), "low": float(low), "high": float(high), "n": len(values)}
+
+
+MIN_IMAGE_MASS = 1e-9  # as the salient-head method has it: less is a matter of rounding
+
+
+class Inside(NamedTuple):
+    """Attention to the image, mean over the rows: `seen` float64 [layer, head] in all, `inside` [mask, layer, head]
+    with each cell times the mask's value there."""
+
+    seen: np.ndarray
+    inside: np.ndarray
+
+    @property
+    def similarity(self) -> np.ndarray:
+        """Sim of every head with every mask, float64 [mask, layer, head]; NaN for an image mass below the least."""
+        enough = self.seen >= MIN_IMAGE_MASS
+        return np.divide(self.inside, self.seen, out=np.full_like(self.inside, np.nan), where=enough)
+
+    @property
+    def share(self) -> np.ndarray:
+        """Share of the whole model's image attention that is inside each mask, float64 [mask]; NaN where none is."""
+        total = self.seen.sum()
+        return self.inside.sum((1, 2)) / total if total > 0 else np.full(len(self.inside), np.nan)
+
+
+@torch.no_grad()
+def attention_inside(
+    trace, layout, masks: Sequence, *, rows: str = "predicting", tokens: int | None = None
+) -> Inside:
+    """Attention of the generated tokens' rows to the prompt's first image, and how much of it falls on each mask.
+
+    masks: each [row, col] over the image's grid, in 0..1. `rows` and `tokens` as in `analysis.rollout.rollout`.
+    Raises ValueError for a mask of another size, SampleError where the prompt has no image or no token has a row.
+    """
+    check_layout(trace, layout)
+    if not layout.images:
+        raise SampleError("no image", "the prompt has no image, so there is nothing to look at in it")
+    positions = answer_rows(trace, rows, tokens)
+    if not positions:
+        raise SampleError(f"no {rows} row", f"no generated token has a row under the convention {rows!r}")
+    cells = layout.images[0]
+    stacked = torch.stack([torch.as_tensor(mask).flatten().double() for mask in masks])
+    if stacked.shape[1] != len(cells):
+        raise ValueError(f"the masks have {stacked.shape[1]} cells but the image has {len(cells)}")
+    seen, inside = [], []
+    for layer in range(trace.layers):
+        weights = trace.weights(layer, positions, samples=[layout.sample])[0][:, :, cells.to(trace.device(layer))]
+        looked = weights.double().mean(1).cpu()  # [head, cell]
+        seen.append(looked.sum(-1))
+        inside.append(stacked @ looked.T)
+    return Inside(torch.stack(seen).numpy(), torch.stack(inside, dim=1).numpy())
+
+
+def relative(similarity: np.ndarray) -> np.ndarray:
+    """Similarities [..., layer, head] divided by the layer's largest; 0 where that is 0, NaN where it is undefined."""
+    similarity = np.asarray(similarity, np.float64)
+    largest = np.fmax.reduce(similarity, axis=-1, keepdims=True)
+    return np.divide(similarity, largest, out=np.where(np.isnan(similarity), np.nan, 0.0), where=largest > 0)
+
+
+def mean_heads(values: np.ndarray, bounds: Bounds) -> dict[str, np.ndarray]:
+    """Mean over images of values [image, layer, head] with the interval of `mean_interval`, each array [layer, head].
+
+    Returns {"mean", "deviation", "low", "high", "n"}; images in which a head is undefined (NaN) do not count for it,
+    and what cannot be estimated is NaN. Each interval is that of one head, without a correction for their number.
+    """
+    values = np.asarray(values, np.float64)
+    shape = values.shape[1:]
+    intervals = [mean_interval(values[:, *head], bounds) for head in np.ndindex(shape)]
+    found = {
+        name: np.array([interval[name] for interval in intervals], np.float64).reshape(shape)
+        for name in ("mean", "low", "high")
+    }
+    count = np.isfinite(values).sum(0)
+    squares = np.where(np.isfinite(values), values - found["mean"], 0) ** 2
+    variance = np.divide(squares.sum(0), count - 1, out=np.full(shape, np.nan), where=count > 1)
+    return {**found, "deviation": np.sqrt(variance), "n": count}
+
+
+COLUMNS = (
+    "image", "prompt", "answer", "gold", "tokens", "fixations", "dropped", "mask", "image_attention", "best_layer",
+    "best_head", "best_similarity", "best_shuffled",
+)  # fmt: skip
+LABEL = "similarity with the gaze"
+CONTROL = "with another image's gaze"
+
+
+def sample_row(sample, said, mask, inside: Inside) -> dict:
+    """The row of one image, the values of COLUMNS: `mask` is G's mean, which even attention would have as similarity;
+    `image_attention` the mean over heads of what they spend on the image; best is the head of largest similarity."""
+    own, shuffled = inside.similarity[0], inside.similarity[1:]
+    layer, head = np.unravel_index(np.nan_to_num(own, nan=-1).argmax(), own.shape)
+    return {
+        "image": sample.sample.path,
+        "prompt": sample.sample.prompt,
+        "answer": said.text,
+        "gold": sample.sample.gold,
+        "tokens": len(said.tokens),
+        "fixations": len(sample.points),
+        "dropped": len(sample.dropped),
+        "mask": float(mask.mean()),
+        "image_attention": float(inside.seen.mean()),
+        "best_layer": int(layer),
+        "best_head": int(head),
+        "best_similarity": float(own[layer, head]),
+        "best_shuffled": float(shuffled[0, layer, head]) if len(shuffled) else "",
+    }
+
+
+class Measured:
+    """Every image's figures as arrays: `own`, `shuffled` (Sim) and `seen`, each [image, layer, head], and `names`.
+
+    Without a second image there is nothing to shuffle, and `shuffled` is NaN.
+    """
+
+    def __init__(self, measured: Sequence[tuple[str, Inside]]):
+        self.names = [name for name, _ in measured]
+        self.seen = np.stack([inside.seen for _, inside in measured])
+        similarity = [inside.similarity for _, inside in measured]
+        self.own = np.stack([values[0] for values in similarity])
+        self.shuffled = np.stack(
+            [values[1] if len(values) > 1 else np.full_like(values[0], np.nan) for values in similarity]
+        )
+
+    @property
+    def lift(self) -> np.ndarray:
+        """Similarity with the image's own gaze minus that with another's, [image, layer, head]."""
+        return self.own - self.shuffled
+
+
+def save_heads(run: RunFolder, measured: Measured, proposal: Proposal, seed: int) -> None:
+    """Write similarity.npz, heads.csv, heads.png and ranked.png. Dots mark the followers of `proposal`."""
+    arrays = {"own": measured.own, "shuffled": measured.shuffled, "seen": measured.seen}
+    save_arrays(run.folder / "similarity.npz", samples=np.array(measured.names, dtype=str), **arrays)
+    rows = head_rows(measured, proposal.followers)
+    write_table(run.folder / "heads.csv", rows)
+    shape = measured.own.shape[1:]
+    panels = {
+        "similarity / layer's largest": "relative",
+        "lift over another's gaze": "lift",
+        "attention on the image": "image_attention",
+    }
+    grids = [(title, np.array([row[name] for row in rows]).reshape(shape)) for title, name in panels.items()]
+    run.save(head_heatmap(grids, proposal.followers), "heads.png")
+    run.save(ranking(measured, seed), "ranked.png")
+
+
+def ranking(measured: Measured, seed: int) -> Figure:
+    """Bars of the most similar heads, ranked on one half of the images and drawn with the values of the other half.
+
+    Heads ranked on the images that are drawn would owe a part of their height to chance, and their intervals would
+    miss it. Below MIN_SPLIT images there are no halves, which the title then states.
+    """
+    count = len(measured.names)
+    first = second = np.arange(count)
+    title = f"ranked and drawn on the same {count} images"
+    if count >= MIN_SPLIT:
+        first, second = halves(count, np.random.default_rng(seed))
+        title = f"ranked on {len(first)} images, drawn: the other {len(second)}, mean with 95 % interval"
+    drawn = mean_heads(measured.own[second], SHARE)
+    columns = (drawn["mean"], drawn["low"], drawn["high"], known_mean(measured.shuffled[second]))
+    return ranked_bars(
+        [f"{layer}.{head}" for layer, head in np.ndindex(drawn["mean"].shape)],
+        *(values.ravel() for values in columns),
+        order_by=known_mean(measured.own[first]).ravel(), label=LABEL, control_label=CONTROL, axis_label="layer.head",
+        title=title,
+    )  # fmt: skip
+
+
+def head_rows(measured: Measured, followers: np.ndarray) -> list[dict]:
+    """One row per head, layer by layer; `followers` bool [layer, head].
+
+    similarity: mean over images, with deviation, 95 % interval and n; relative: divided by the layer's largest; lift:
+    similarity minus that with another image's gaze, paired. Every interval is that of one head alone; `follows` is
+    corrected for the number of heads (`analysis.gaze_heads.find_followers`).
+    """
+    own, lift = mean_heads(measured.own, SHARE), mean_heads(measured.lift, DIFFERENCE)
+    shuffled, seen = known_mean(measured.shuffled), measured.seen.mean(0)
+    near = relative(own["mean"])
+    return [
+        {
+            "layer": layer, "head": head, "n": int(own["n"][at]), "similarity": float(own["mean"][at]),
+            "deviation": float(own["deviation"][at]), "low": float(own["low"][at]), "high": float(own["high"][at]),
+            "relative": float(near[at]), "shuffled": float(shuffled[at]), "lift": float(lift["mean"][at]),
+            "lift_low": float(lift["low"][at]), "lift_high": float(lift["high"][at]),
+            "image_attention": float(seen[at]), "follows": int(followers[at]),
+        }
+        for at in np.ndindex(near.shape) for layer, head in [at]
+    ]  # fmt: skip
+
+
+def study(measured: Measured, published: Settings, seed: int) -> tuple[Proposal, dict]:
+    """The proposal from one half of the images, and the summary: how it does on the other half, beside `published`."""
+    first, second = halves(len(measured.names), np.random.default_rng(seed))
+    own, shuffled, lift = measured.own, measured.shuffled, measured.lift
+    proposal = propose(own[first], shuffled[first], measured.seen[first])
+    summary = {
+        "image_attention": mean_interval(measured.seen.mean((1, 2)), SHARE),
+        "proposal": {
+            "settings": proposal.settings and proposal.settings._asdict(),
+            "reason": proposal.reason,
+            "followers": np.argwhere(proposal.followers),
+            "n": len(first),
+        },
+    }
+    if proposal.settings and len(second) >= LEAST:
+        images = own[second], shuffled[second]
+        summary["other_half"] = carries_over(proposal, *images, known_mean(lift[first]), seed)
+        summary["published"] = {"settings": published._asdict(), "other_half": score(published, *images)}
+    return proposal, summary
+
+
+def sentence(proposal: Proposal) -> str:
+    """The proposal for a reader at the terminal."""
+    if proposal.settings is None:
+        return f"no settings for the salient-head method: {proposal.reason}"
+    layers, tau, heads = proposal.settings
+    return f"proposed for the salient-head method: layers {list(layers)}, tau {tau:.4f}, k {heads}. {proposal.reason}"

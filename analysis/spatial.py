@@ -1,0 +1,516 @@
+"""Where words and cells look, held against the boxes of two shapes: the maps, what they are held against, controls.
+
+A *query* is whose attention it is: the words of the caption's first shape, of its relation and of its second shape
+(text to image), or a seed cell, at each shape's centre and on the background (image to image). Its map is [row, col]
+over the image's cells. What it is held against is its *target*:
+
+    query               box                 the other box
+    first, seed_first   the first shape's   the second shape's
+    second, seed_second the second shape's  the first shape's
+    relation            both boxes, and along its axis the stretch between them
+    seed_background     both boxes
+
+A seed does not count as a place to look at, nor does what it cannot see (in a causal decoder, the cells behind it):
+those are taken out of the map, of the box and of every control alike; of the other box, for a fair comparison, its
+centre too.
+
+Controls, each under every metric for which it can differ: `shuffled`, the model reads the same words and sees the same
+cells in random order, while the boxes stay where they were: a difference says that the map reacts to the picture, not
+that it finds the shape; `other`, the same map against the other shape's box; `centre`, a Gaussian about the middle of
+the picture in place of the map; `uniform`, an even map.
+
+The flags that say how the attention of words and cells is measured, shared by the scripts that do it.
+
+What many samples say together of where words and cells look: tables, and the summary's figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from analysis import metrics
+from analysis.gallery import check_penalty
+from analysis.runs import RunFolder, write_table
+from analysis.statistics import (
+    DIFFERENCE,
+    LEVEL,
+    NONNEGATIVE,
+    REAL,
+    SHARE,
+    Bounds,
+    correct_family,
+    head_tests,
+    known_mean,
+    mean_interval,
+    paired_difference,
+    smallest_p,
+    strongest_head,
+)
+from analysis.words import check_layers, find_word, select_layers, why_missing
+from data.errors import SampleError
+
+WORDS = ("first", "relation", "second")
+SEEDS = ("seed_first", "seed_second", "seed_background")
+QUERIES = WORDS + SEEDS
+CONTROLS = ("shuffled", "other", "centre", "uniform")
+SPREAD = 0.25  # standard deviation of the centre prior, as a share of the picture's side
+NOT_UNDER = {
+    "other": ("dispersion", "entropy", "image_attention"),
+    "centre": ("image_attention",),
+    "uniform": ("image_attention",),
+}
+"""Metrics that a control cannot tell anything of: those without a box do not change with it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """What one query's map is held against, all [row, col]: cell weights of its `box`, of the `other` shape's (None:
+    there is none), of the `background`, and bool `seen`, the cells that count. `between`: axis and distribution."""
+
+    box: np.ndarray
+    other: np.ndarray | None
+    background: np.ndarray
+    seen: np.ndarray
+    between: tuple[str, np.ndarray] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """Two shapes on a model's cells: `first` and `second` cell weights [row, col] in the order of the caption, the
+    `relation` of the first to the second, and the `seeds`: (row, col) by query."""
+
+    first: np.ndarray
+    second: np.ndarray
+    relation: str
+    seeds: dict[str, tuple[int, int]]
+
+    @property
+    def both(self) -> np.ndarray:
+        """Cell weights [row, col] of what lies in either box; where they overlap in a cell, at most all of it."""
+        return np.minimum(self.first + self.second, 1)
+
+
+def place(sample, grid, rng: np.random.Generator) -> Scene:
+    """A two-shapes sample on the model's grid; the background's seed is any cell that no box touches.
+
+    sample: has `first`, `second` (each with `box`, `centre`, in pixels) and `relation`, in the order of the caption.
+    Raises SampleError for a shape whose centre the model's crop removed, and for boxes that leave no background.
+    """
+    first, second = (metrics.cell_weights(shape.box, grid) for shape in (sample.first, sample.second))
+    seeds = {}
+    for name, shape in (("first", sample.first), ("second", sample.second)):
+        cell = grid.cell_at(*shape.centre)
+        if cell is None:
+            raise SampleError("shape cropped away", f"the model does not see the centre of the {name} shape")
+        seeds[f"seed_{name}"] = cell
+    free = np.argwhere(first + second == 0)
+    if not len(free):
+        raise SampleError("no background", "every cell touches a shape's box")
+    seeds["seed_background"] = tuple(map(int, rng.choice(free)))
+    return Scene(first, second, sample.relation, seeds)
+
+
+def targets(scene: Scene, causal: bool) -> dict[str, Target]:
+    """What every query is held against; `causal` says whether seeds see only the cells before them."""
+    everything = np.ones(scene.first.shape, bool)
+    background = 1 - scene.both
+    between = metrics.relation_distribution(scene.first, scene.second, scene.relation)
+    found = {
+        "first": Target(scene.first, scene.second, background, everything),
+        "relation": Target(scene.both, None, background, everything, between),
+        "second": Target(scene.second, scene.first, background, everything),
+    }
+    boxes = {"seed_first": found["first"], "seed_second": found["second"], "seed_background": found["relation"]}
+    places = np.arange(everything.size).reshape(everything.shape)
+    centres = np.isin(places, [places[scene.seeds[name]] for name in ("seed_first", "seed_second")])
+    for name, target in boxes.items():
+        own = places[scene.seeds[name]]
+        seen = places < own if causal else places != own
+        other = None if target.other is None else target.other * seen * ~centres
+        found[name] = Target(target.box * seen, other, target.background * seen, seen)
+    return found
+
+
+def measure(maps, target: Target) -> dict[str, np.ndarray]:
+    """Every metric of maps [..., row, col] against a target, each [...]. What does not count is taken out first.
+
+    image_attention is the share of the query's attention that is on the cells at all, 0..1; `analysis.metrics` has the
+    others.
+    """
+    maps = np.asarray(maps, np.float64) * target.seen
+    found = {
+        "image_attention": maps.sum((-2, -1)),
+        "mass": metrics.mass(maps, target.box),
+        "entity_background": metrics.entity_background(maps, target.box, target.background),
+        "pointing": metrics.pointing(maps, target.box),
+        "topk_iou": metrics.topk_iou(maps, target.box),
+        "soft_iou": metrics.soft_iou(maps, target.box),
+        "distance": metrics.distance(maps, target.box),
+        "wasserstein_x": metrics.wasserstein_x(maps, target.box),
+        "wasserstein_y": metrics.wasserstein_y(maps, target.box),
+        "dispersion": metrics.dispersion(maps),
+        "entropy": metrics.entropy(maps),
+    }
+    if target.between is not None:
+        found["wasserstein_relation"] = metrics.wasserstein_relation(maps, *target.between)
+    return found
+
+
+def with_controls(own, shuffled, target: Target) -> dict[str, dict[str, np.ndarray]]:
+    """Every metric of a query's maps [..., row, col] as {condition: {metric: [...]}}, "own" and each of CONTROLS.
+
+    `shuffled` are the maps of the same query on the shuffled picture.
+    """
+    found = {"own": measure(own, target), "shuffled": measure(shuffled, target)}
+    if target.other is not None:
+        found["other"] = measure(own, replace(target, box=target.other, between=None))
+    found["centre"] = measure(centre_prior(target.seen.shape), target)
+    found["uniform"] = measure(np.ones(target.seen.shape), target)
+    return {
+        condition: {name: value for name, value in values.items() if name not in NOT_UNDER.get(condition, ())}
+        for condition, values in found.items()
+    }
+
+
+def centre_prior(shape: tuple[int, int]) -> np.ndarray:
+    """A Gaussian about the middle of the cells, [row, col], a quarter of each side wide: where photographs have their
+    subject, whatever the picture shows."""
+    along = [np.exp(-((((np.arange(side) + 0.5) / side - 0.5) / SPREAD) ** 2) / 2) for side in shape]
+    return np.outer(*along)
+
+
+@torch.no_grad()
+def decoder_maps(trace, layouts: Sequence, rows: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
+    """Attention to the image's cells of some rows of the decoder, mean over each name's rows: float32
+    [sample, layer, head, row, col] by name; each map sums to the share of its attention that is on the image.
+
+    `layouts` are of the trace's samples, with one image each on one grid; rows are positions, the same in all of them.
+    """
+    grid, cells = layouts[0].grids[0], layouts[0].images[0]
+    if any(layout.images[0].tolist() != cells.tolist() for layout in layouts):
+        raise ValueError("the samples hold their images in different places; give one prompt with pictures of one size")
+    asked = [row for each in rows.values() for row in each]
+    layers = []
+    for layer in range(trace.layers):
+        weights = trace.weights(layer, asked)[..., cells.to(trace.device(layer))].cpu()
+        parts = weights.split([len(each) for each in rows.values()], dim=2)
+        layers.append(torch.stack([part.mean(2) for part in parts]))  # [name, sample, head, cell]
+    maps = torch.stack(layers, 2).unflatten(-1, (grid.rows, grid.cols)).numpy()
+    return dict(zip(rows, maps, strict=True))
+
+
+@torch.no_grad()
+def tower_maps(tower, seeds: Mapping[str, tuple[int, int]]) -> dict[str, np.ndarray]:
+    """Attention of cells to cells in the vision tower: float32 [image, layer, head, row, col] by name, for each seed
+    (row, col). A cell of several patches is the mean over its queries and the sum over its keys; what goes to no cell
+    (CLIP's class token) is left out, and so are layers that do not reach the decoder."""
+    rows, cols, patches = tower.images[0].cells.shape
+    first = tower.images[0].length - rows * cols * patches
+    queries = [first + (row * cols + col) * patches + patch for row, col in seeds.values() for patch in range(patches)]
+    images = []
+    for image in range(len(tower.images)):
+        layers = [tower.weights(layer, image, queries)[..., first:].cpu() for layer in tower.layers]
+        weights = torch.stack(layers).unflatten(2, (len(seeds), patches)).unflatten(-1, (rows, cols, patches))
+        images.append(weights.mean(3).sum(-1))  # [layer, head, seed, row, col]
+    maps = torch.stack(images).movedim(3, 0).numpy()
+    return dict(zip(seeds, maps, strict=True))
+
+
+def seed_rows(layout, seeds: Mapping[str, tuple[int, int]]) -> dict[str, list[int]]:
+    """Positions of the image tokens of some cells (row, col)."""
+    cols = layout.grids[0].cols
+    return {name: [int(layout.images[0][row * cols + col])] for name, (row, col) in seeds.items()}
+
+
+def all_maps(
+    trace, layouts: Sequence, rows: Mapping[str, Sequence[int]], seeds: Mapping[str, tuple[int, int]], tower=None
+) -> dict[str, np.ndarray]:
+    """The maps of words (their rows) and seeds (their cells), of the trace and, for seeds, of `tower` if it is given:
+    float32 [sample, layer, head, row, col] by query; NaN for a word without rows."""
+    if tower is None:
+        return decoder_maps(trace, layouts, {**rows, **seed_rows(layouts[0], seeds)})
+    return decoder_maps(trace, layouts, rows) | tower_maps(tower, seeds)
+
+
+@dataclass(frozen=True)
+class SpatialAttentionFlags:
+    """A script's Config inherits these, calls `check_measures` before it loads a model, and `queried_layers` after."""
+
+    layers: str = "mid_third"
+    """Decoder layers to average: all | first_third | mid_third | last_third | last_4 | 3,7,12 (0-based)."""
+    seeds_in: Literal["auto", "tower", "decoder"] = "auto"
+    """Whose image-to-image attention: the vision tower's, or the decoder's, where a cell sees only those before it;
+    auto: the tower's where there is one."""
+    tower_layers: str = "all"
+    """Layers of the tower to average, of those that reach the decoder; as --layers."""
+    rows: Literal["predicting", "query"] = "predicting"
+    """A word of the answer: the row that predicted it, or the row in which it is read."""
+    words_in: Literal["prompt", "answer"] = "prompt"
+    """Which counts where a word stands both in the prompt and in the answer."""
+    faithfulness: int = 50
+    """Samples whose cells are also hidden and shown one tenth after the other, to see whether the answer, whatever the
+    model says to the prompt, rests on them; 0 leaves it out. This is most of the run's time."""
+    batch_size: int = 24
+    """Pictures with hidden cells that the model sees together."""
+    pictures: int = 4
+    """Samples that get a picture of what looks where, and their raw maps."""
+    figures: bool = True
+    """Draw controls-*.png and heads/ (a quarter of a minute)."""
+    max_new_tokens: int = 16
+    """Longest answer, in tokens."""
+    repetition_penalty: float = 1.0
+    """Penalty on tokens that the prompt or the answer holds already; 1 is none, whatever the checkpoint asks for."""
+    offload: bool = False
+    """Keep recorded queries and keys on the CPU, for long prompts on a small GPU."""
+    out_dir: str | None = None
+    """New or empty folder for the results (default: results/<script>/<model>-<date>)."""
+
+    @property
+    def answering(self) -> dict:
+        """Options of `models.generation.answers`."""
+        names = ("max_new_tokens", "repetition_penalty", "offload")
+        return {name: getattr(self, name) for name in names}
+
+    def check_measures(self) -> None:
+        """Raises ValueError for flags that cannot work with any model."""
+        check_layers(self.layers)
+        check_layers(self.tower_layers)
+        if self.max_new_tokens < 1 or self.batch_size < 1:
+            raise ValueError("give --max-new-tokens and --batch-size of at least 1")
+        check_penalty(self.repetition_penalty)
+        if self.faithfulness < 0 or self.pictures < 0:
+            raise ValueError("give --faithfulness and --pictures of at least 0")
+
+    def queried_layers(self, decoder: int, tower: int | None) -> dict[str, tuple[int, ...]]:
+        """The layers that are averaged for each query, of so many; `tower` None: seeds are those of the decoder.
+
+        Raises ValueError for layers that are not there.
+        """
+        words = select_layers(self.layers, decoder)
+        seeds = words if tower is None else select_layers(self.tower_layers, tower)
+        return dict.fromkeys(WORDS, words) | dict.fromkeys(SEEDS, seeds)
+
+
+FAMILY = "every query, metric and control of this summary"
+CONDITIONS = ("own", *CONTROLS)
+OF_HEADS = ("own", "other", "shuffled")
+SHOWN = ("mass", "pointing", "distance")  # in samples.csv, of the words; everything is in measures.csv
+
+
+class Metric(NamedTuple):
+    """Name of a metric in figures, its unit, the better side of its control (1 above, -1 below, 0 neither), and its
+    range."""
+
+    label: str
+    unit: str
+    better: int
+    bounds: Bounds
+
+    @property
+    def difference(self) -> Bounds:
+        """Range of the difference of two values."""
+        return DIFFERENCE if self.bounds == SHARE else REAL
+
+
+METRICS = {
+    "mass": Metric("mass in the box", "share", 1, SHARE),
+    "entity_background": Metric("box against background", "r / (1 + r)", 1, SHARE),
+    "pointing": Metric("pointing game", "hits", 1, SHARE),
+    "topk_iou": Metric("top-k IoU", "", 1, SHARE),
+    "soft_iou": Metric("soft IoU", "", 1, SHARE),
+    "distance": Metric("distance of centres", "patches", -1, NONNEGATIVE),
+    "wasserstein_x": Metric("Wasserstein, x", "patches", -1, NONNEGATIVE),
+    "wasserstein_y": Metric("Wasserstein, y", "patches", -1, NONNEGATIVE),
+    "wasserstein_relation": Metric("Wasserstein, relation", "patches", -1, NONNEGATIVE),
+    "dispersion": Metric("dispersion", "patches", 0, NONNEGATIVE),
+    "entropy": Metric("entropy", "bits", 0, NONNEGATIVE),
+    "image_attention": Metric("attention on the image", "share", 0, SHARE),
+}
+COLUMNS = (
+    "image", "prompt", "answer", "answered_right", "relation", "first", "second", "reversed",
+    *(f"{metric}_{word}" for word in WORDS for metric in SHOWN), "folder",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Looked:
+    """One sample measured. `values` {query: {condition: {metric: float}}} of the chosen layers, heads averaged;
+    `heads` {query: {condition: {metric: float64 [layer, head]}}}, of OF_HEADS; `maps` {query: [2, row, col]}, own and
+    shuffled, as `values`. All NaN for a word that is not there."""
+
+    name: str
+    values: dict[str, dict[str, dict[str, float]]]
+    heads: dict[str, dict[str, np.ndarray]]
+    maps: dict[str, np.ndarray]
+
+
+def look(
+    name: str, scene: Scene, maps: Mapping[str, np.ndarray], layers: Mapping[str, Sequence[int]], causal: bool
+) -> Looked:
+    """Measures one sample's maps [2, layer, head, row, col] by query, of the picture and of the shuffled one.
+
+    layers: for each query the layers (indices into its maps) that are averaged; `causal` as in `targets`.
+    """
+    values, heads, means = {}, {}, {}
+    for query, target in targets(scene, causal).items():
+        means[query] = maps[query][:, list(layers[query])].mean((1, 2))
+        unknown = 0 if np.isfinite(maps[query]).all() else np.nan
+        found, of_heads = (
+            {
+                kind: {name: value + unknown for name, value in each.items()}
+                for kind, each in with_controls(*np.nan_to_num(shown), target).items()
+            }
+            for shown in (means[query], maps[query])
+        )
+        values[query] = {kind: {name: float(v) for name, v in each.items()} for kind, each in found.items()}
+        heads[query] = {kind: of_heads[kind] for kind in OF_HEADS if kind in of_heads}
+    return Looked(name, values, heads, means)
+
+
+def sample_row(sample, answer: str, looked: Looked, folder: str) -> dict:
+    """The row of a sample, the values of COLUMNS, of the chosen layers with heads averaged; `reversed`: the world lists
+    its shapes the other way round than the caption, `answered_right`: the answer holds the true relation. sample: has
+    `prompt`, `words` and `pair`; folder: its pictures."""
+    shown = {f"{metric}_{word}": looked.values[word]["own"][metric] for word in WORDS for metric in SHOWN}
+    return {
+        "image": sample.pair.image_path, "prompt": sample.prompt, "answer": answer,
+        "answered_right": int(find_word(answer, sample.words["relation"]) is not None), **sample.words,
+        "reversed": int(sample.pair.reversed), **shown, "folder": folder,
+    }  # fmt: skip
+
+
+def summarise(found: Sequence[Looked], seed: int) -> dict:
+    """{query: {metric: interval of its own values and, in "controls", of every control with the paired difference}}.
+
+    A difference is own - control over samples that have both, with p of the sign-flip test, and q over all queries,
+    metrics and controls as one family.
+    """
+    summary, tests = {}, []
+    for query in QUERIES:
+        summary[query] = {}
+        for metric in metrics_of(found, query):
+            own = column(found, query, "own", metric)
+            controls = {
+                control: {
+                    "mean": mean_of(other := column(found, query, control, metric)),
+                    "difference": paired_difference(own, other, seed, METRICS[metric].difference),
+                }
+                for control in CONTROLS
+                if metric in found[0].values[query].get(control, ())
+            }
+            summary[query][metric] = {**mean_interval(own, METRICS[metric].bounds), "controls": controls}
+            tests += [control["difference"] for control in controls.values()]
+    correct_family(tests, FAMILY)
+    return summary
+
+
+def missing_words(found: Sequence[Looked]) -> dict[str, int]:
+    """How many samples hold no map of a word, by reason; the others of their words count."""
+    missing = {word: sum(not np.isfinite(each.maps[word]).all() for each in found) for word in WORDS}
+    return {why_missing(word): count for word, count in missing.items() if count}
+
+
+def metrics_of(found: Sequence[Looked], query: str) -> list[str]:
+    """The metrics of a query, in the order of METRICS."""
+    return [metric for metric in METRICS if metric in found[0].values[query]["own"]]
+
+
+def column(found: Sequence[Looked], query: str, condition: str, metric: str) -> np.ndarray:
+    """One figure of every sample, float64 [sample]."""
+    return np.array([each.values[query][condition][metric] for each in found])
+
+
+def mean_of(values: np.ndarray) -> float | None:
+    """Mean of what is known; None of nothing."""
+    mean = float(known_mean(values))
+    return None if np.isnan(mean) else mean
+
+
+def compare_heads(found: Sequence[Looked]) -> dict[str, dict[str, dict[str, np.ndarray]]]:
+    """{query: {metric: arrays [layer, head]}}: means "own", "other" and "shuffled", and "difference", own - "against",
+    as `head_tests` says.
+
+    The test compares own with the other shape's box, or, where there is none, with the shuffled picture. That tells
+    less: the boxes are those of the picture and lie on anything in the shuffled one, so that a head which looks at
+    whatever is drawn differs as well; such a test says that a head reacts to the picture. Of seeds, own - other does
+    not tell a head that finds the seed's shape from one that looks nearby, which the shuffled picture does.
+    """
+    tested = {}
+    for query in QUERIES:
+        tested[query] = {}
+        for metric in metrics_of(found, query):
+            values, against = head_values(found, query, metric)
+            tests = head_tests(values["own"] - values[against])
+            means = {kind: known_mean(value) for kind, value in values.items()}
+            tested[query][metric] = {
+                **means, "against": np.full(tests["p"].shape, against), "difference": tests.pop("mean"), **tests
+            }  # fmt: skip
+    return tested
+
+
+def head_values(found: Sequence[Looked], query: str, metric: str) -> tuple[dict[str, np.ndarray], str]:
+    """Values of a metric by OF_HEADS, each [sample, layer, head], NaN where there are none; and which of them "own" is
+    tested against."""
+    missing = np.full_like(found[0].heads[query]["own"][metric], np.nan)
+    values = {
+        kind: np.stack([each.heads[query].get(kind, {}).get(metric, missing) for each in found]) for kind in OF_HEADS
+    }
+    return values, "other" if metric in found[0].heads[query].get("other", ()) else "shuffled"
+
+
+def summarise_heads(found: Sequence[Looked], tested: dict, seed: int) -> dict:
+    """Counts of heads that differ from what they are compared "against" (q <= LEVEL), each way, by query and metric.
+
+    "strongest" is the head of largest effect on one half of the samples with its difference, effect and p on the other
+    (`strongest_head`), and q over the strongest heads of all queries and metrics.
+    """
+    summary = {}
+    for query, by_metric in tested.items():
+        summary[query] = {}
+        for metric, arrays in by_metric.items():
+            differs, effect = arrays["q"] <= LEVEL, arrays["effect"]
+            values, against = head_values(found, query, metric)
+            summary[query][metric] = {
+                "against": against,
+                "heads": int(effect.size),
+                "above": int((differs & (effect > 0)).sum()),
+                "below": int((differs & (effect < 0)).sum()),
+                "smallest_p": smallest_p(int(arrays["n"].max())),
+                "family_of_q": _family(arrays["q"]),
+                "strongest": strongest_head(values["own"] - values[against], seed, METRICS[metric].difference),
+            }
+    strongest = [of["strongest"] for by_metric in summary.values() for of in by_metric.values() if of["strongest"]]
+    correct_family(strongest, "the strongest head of every query and metric")
+    return summary
+
+
+def _family(q: np.ndarray) -> str:
+    """The tests among which q [layer, head] corrects."""
+    return f"{np.isfinite(q).sum()} heads, one query and metric"
+
+
+def save_tables(run: RunFolder, found: Sequence[Looked], tested: dict) -> None:
+    """Writes measures.csv, one row per sample, query and metric with every control beside it, and heads.csv, one row
+    per query, metric and head; its q corrects over the heads of one query and metric."""
+    measures = [
+        {
+            "sample": each.name, "query": query, "metric": metric,
+            **{kind: each.values[query].get(kind, {}).get(metric, "") for kind in CONDITIONS},
+        }
+        for each in found for query in QUERIES for metric in metrics_of(found, query)
+    ]  # fmt: skip
+    heads = [
+        {
+            "query": query, "metric": metric, "layer": layer, "head": head,
+            **{name: values[layer, head] for name, values in arrays.items()}, "family_of_q": _family(arrays["q"]),
+        }
+        for query, by_metric in tested.items() for metric, arrays in by_metric.items()
+        for layer, head in np.ndindex(arrays["own"].shape)
+    ]  # fmt: skip
+    for name, rows in (("measures.csv", measures), ("heads.csv", heads)):
+        write_table(run.folder / name, rows)

@@ -1,0 +1,308 @@
+"""Questions answered under a trace: the generated tokens, and everything needed to ask where each one looked.
+
+An answer, and the same answer put back behind its prompt: read along with any picture, and how likely it is then.
+
+Generation asks what a model says of a picture; here its words are given, so that two pictures, or a picture and a part
+of it, can be compared row by row.
+
+A text read under a trace: no picture, no answer, only what each word looked at while it was read.
+
+How much rather an answer begins with "yes" than with "no": log p(yes) - log p(no), of the first token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from transformers import LogitsProcessorList
+
+from data.errors import SampleError
+from models import PATCHED
+from models.attention import not_finite, prefill
+from models.generation_settings import penalised
+from models.layout import TokenLayout
+from models.memory import check_fits
+from models.tower import TowerTrace, check_tower
+from models.trace import AttentionTrace
+
+ALTERNATIVES = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What was generated, without the end token. `tokens` are decoded one by one, `probabilities` those of the model.
+
+    `trace` belongs to the whole batch, where `layout.sample` is this answer's place; of its generated rows the first
+    len(tokens) are this answer's.
+    `alternatives` are, for each token, the ALTERNATIVES likeliest ones that could have stood there, with probabilities.
+    `first` float32 [vocabulary] are the probabilities of all tokens to begin the answer.
+    `unknown` are the words of the prompt that the tokenizer does not know and hands over as one and the same token.
+    `tower` is the vision tower's own trace, where it was asked for; its images count through the whole batch.
+    """
+
+    text: str
+    tokens: list[str]
+    probabilities: list[float]
+    alternatives: list[list[tuple[str, float]]]
+    first: torch.Tensor
+    trace: AttentionTrace
+    layout: TokenLayout
+    unknown: list[str]
+    tower: TowerTrace | None = None
+
+
+def answer(model, processor, images, prompt: str, **options) -> Answer:
+    """The answer to one prompt about a list of RGB pictures; options as in `answers`.
+
+    Raises SampleError where the model ends at once, since an answer without a token looks nowhere.
+    """
+    [said] = answers(model, processor, [images], [prompt], **options)
+    if isinstance(said, SampleError):
+        raise said
+    return said
+
+
+@torch.no_grad()
+def answers(
+    model,
+    processor,
+    images,
+    prompts,
+    *,
+    max_new_tokens: int = 16,
+    offload: bool = False,
+    tower: bool = False,
+    rows: Sequence[int] | None = None,
+    repetition_penalty: float = 1.0,
+    **generation,
+) -> list[Answer | SampleError]:
+    """Greedy answers (unless `generation` says otherwise) to a batch, generated together under one trace.
+
+    Probabilities are the model's own, before a repetition penalty.
+
+    images: for each prompt a list of RGB pictures. `tower` records the vision tower as well; it costs memory for its
+    queries and keys, and no time worth naming. `rows` are the positions of the prompt whose attention will be asked
+    for: [-1] for the one that predicts the first token, default all; generated rows are always kept. `generation` may
+    hold `mask_type` and, for each sample, `scanpaths`. In place of an empty answer stands the SampleError that says so.
+    Raises SampleError for a sample that cannot be prepared.
+    """
+    inputs, layouts = model.prepare(processor, images, prompts)
+    check_fits(model, len(layouts), inputs["input_ids"].shape[1] + max_new_tokens, offload=offload)
+    processors = LogitsProcessorList(penalised(repetition_penalty, inputs["attention_mask"]))
+    options = {"max_new_tokens": max_new_tokens, "logits_processor": processors, **generation}
+    seen = TowerTrace(model, layouts, offload=offload) if tower else None
+    with seen or nullcontext(), AttentionTrace(model, offload=offload, rows=rows) as trace:
+        output = model.generate(**inputs, **options, return_dict_in_generate=True, output_logits=True)
+    eos = generation.get("eos_token_id", model.generation_config.eos_token_id)
+    return [_read(processor, inputs, layout, output, eos, trace, seen) for layout in layouts]
+
+
+def _read(processor, inputs, layout: TokenLayout, output, eos, trace, seen) -> Answer | SampleError:
+    """One sample's answer out of what was generated for all."""
+    ids = output.sequences[layout.sample, layout.length :]
+    count = answer_length(ids, eos)
+    if count == 0:
+        return SampleError("empty answer", "the answer is empty: the model ended at once")
+    chances = torch.stack([step[layout.sample] for step in output.logits[:count]]).float().softmax(-1)
+    likeliest = chances.topk(min(ALTERNATIVES, chances.shape[-1]))
+    return Answer(
+        text=processor.tokenizer.decode(ids[:count], skip_special_tokens=True).strip(),
+        tokens=[processor.tokenizer.decode([token]) for token in ids[:count].tolist()],
+        probabilities=chances.gather(1, ids[:count, None]).flatten().tolist(),
+        alternatives=[
+            [(processor.tokenizer.decode([token]), chance) for token, chance in zip(*pair, strict=True)]
+            for pair in zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
+        ],
+        first=chances[0].cpu(),
+        trace=trace,
+        layout=layout,
+        unknown=unknown_words(inputs["input_ids"][layout.sample].tolist(), layout, processor.tokenizer.unk_token_id),
+        tower=seen,
+    )
+
+
+def word_probability(first: torch.Tensor, tokenizer, word: str) -> float | None:
+    """Probability that an answer begins with a word, of `Answer.first`, however the word's token is written.
+
+    first: [vocabulary]. Sums over the word's `spellings`; None where no single token is the word.
+    """
+    ids = spellings(tokenizer, word)
+    return float(first[ids].sum()) if ids else None
+
+
+def spellings(tokenizer, word: str) -> list[int]:
+    """The tokens that are a word but for case and a space in front."""
+    space = "\u2581\u0120 "  # as SentencePiece and byte-level tokenizers write it
+    return [id for token, id in tokenizer.get_vocab().items() if token.lstrip(space).lower() == word.lower()]
+
+
+def unknown_words(ids: list[int], layout: TokenLayout, unknown: int | None) -> list[str]:
+    """Pieces of the rendered prompt that became the unknown token, each once, in order."""
+    placed = list(zip(ids, layout.offsets, strict=True))[layout.start :]  # a pad token may be the unknown one
+    spans = [span for token, span in placed if token == unknown]
+    return list(dict.fromkeys(layout.text[first:last] for first, last in spans))
+
+
+def answer_length(ids: torch.Tensor, eos: int | list[int] | None) -> int:
+    """Number of generated tokens [token] before the first end token; all of them where there is none, since then the
+    token limit cut the answer."""
+    ends = torch.isin(ids, torch.tensor([] if eos is None else eos, device=ids.device, dtype=ids.dtype))
+    return int(ends.int().argmax()) if ends.any() else len(ids)
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """A greedy answer without its end token: text, token ids, and the [start, end) characters of `text` of each."""
+
+    text: str
+    ids: tuple[int, ...]
+    offsets: tuple[tuple[int, int], ...]
+
+
+class Reading(NamedTuple):
+    """Prompt and answer, read in one pass: samples are pictures in the given order, answer token i lies at position
+    layouts[0].length + i. `tower` is None where it was not asked for."""
+
+    trace: AttentionTrace
+    layouts: list[TokenLayout]
+    tower: TowerTrace | None
+
+
+@torch.no_grad()
+def speak(model, processor, picture, prompt: str, max_new_tokens: int, repetition_penalty: float = 1.0) -> Spoken:
+    """What the model answers to one prompt about one RGB picture.
+
+    Raises SampleError for an empty answer, and for what cannot be prepared.
+    """
+    inputs, layout = model.prepare(processor, [picture], prompt)
+    processors = LogitsProcessorList(penalised(repetition_penalty, inputs["attention_mask"]))
+    output = model.generate(**inputs, max_new_tokens=max_new_tokens, logits_processor=processors)
+    ids = output[0, layout.length :]
+    ids = ids[: answer_length(ids, model.generation_config.eos_token_id)].tolist()
+    if not ids:
+        raise SampleError("empty answer", "the answer is empty: the model ended at once")
+    return spelt(processor.tokenizer, ids)
+
+
+def spelt(tokenizer, ids: Sequence[int]) -> Spoken:
+    """An answer's tokens as text, with the characters that each of them stands for.
+
+    They are decoded from the beginning each time: a piece of a word, decoded alone, loses or gains the space in front.
+    """
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    ends = [len(tokenizer.decode(ids[:count], skip_special_tokens=True)) for count in range(len(ids) + 1)]
+    blank = len(text) - len(text.lstrip())
+    spans = ((max(a - blank, 0), max(b - blank, 0)) for a, b in zip(ends, ends[1:], strict=False))
+    return Spoken(text.strip(), tuple(ids), tuple(spans))
+
+
+def with_answer(inputs, ids: Sequence[int]):
+    """Model inputs with an answer's tokens behind every prompt of the batch."""
+    longer = dict(inputs)
+    answer = torch.tensor(ids, device=inputs["input_ids"].device)
+    for name, value in (("input_ids", answer), ("attention_mask", 1), ("mm_token_type_ids", 0)):
+        if name in inputs:
+            prompt = inputs[name]
+            behind = torch.as_tensor(value, dtype=prompt.dtype, device=prompt.device).expand(len(prompt), len(ids))
+            longer[name] = torch.cat([prompt, behind], 1)
+    return longer
+
+
+@torch.no_grad()
+def read_along(
+    model, processor, pictures, prompt: str, spoken: Spoken, tower: bool = False, offload: bool = False
+) -> Reading:
+    """Shows each picture with the same prompt and answer, in one pass under a trace (and one of the vision tower)."""
+    inputs, layouts = model.prepare(processor, [[picture] for picture in pictures], [prompt] * len(pictures))
+    seen = TowerTrace(model, layouts, offload=offload) if tower else None
+    with seen or nullcontext(), AttentionTrace(model, offload=offload) as trace:
+        prefill(model, with_answer(inputs, spoken.ids))
+    return Reading(trace, layouts, seen)
+
+
+@torch.no_grad()
+def log_probabilities(
+    model, processor, pictures: Sequence, prompt: str, spoken: Spoken, batch_size: int
+) -> torch.Tensor:
+    """Log-probability of the answer given each picture, in nats, float32 [picture]: the sum over its tokens."""
+    found, ids = [], torch.tensor(spoken.ids)
+    for first in range(0, len(pictures), batch_size):
+        batch = [[picture] for picture in pictures[first : first + batch_size]]
+        inputs, _ = model.prepare(processor, batch, [prompt] * len(batch))
+        states = model.base_model(**with_answer(inputs, spoken.ids), use_cache=False).last_hidden_state
+        logits = model.get_output_embeddings()(states[:, -len(ids) - 1 : -1]).float().cpu()
+        if not logits.isfinite().all():
+            raise not_finite(model, inputs)
+        chances = logits.log_softmax(-1).gather(2, ids[None, :, None].expand(len(batch), -1, 1))
+        found.append(chances.sum((1, 2)))
+    return torch.cat(found)
+
+
+def tower_depth(model, seeds_in: str) -> int | None:
+    """How many layers of the vision tower reach the decoder; None where the decoder is asked for ("decoder", or "auto"
+    of a model without a tower). Raises ValueError where a tower is asked for that cannot be recorded."""
+    if seeds_in == "decoder" or (seeds_in == "auto" and not hasattr(model, "tower_layers")):
+        return None
+    check_tower(model)
+    return len(model.tower_layers())
+
+
+def check_grid(model, processor) -> None:
+    """Raises ValueError for a model of which it is not known where in a picture its image tokens lie."""
+    if model.image_grid(processor, 336, 336) is None:
+        raise ValueError(
+            f"where the image tokens of {type(model).__name__} lie in the picture is not known, so boxes cannot be put "
+            f"on them; load {PATCHED}"
+        )
+
+
+def read_text(model, processor, text: str, offload: bool = False) -> tuple[AttentionTrace, TokenLayout]:
+    """What a model attends to in a text, put to it as a prompt without pictures; with where its words are.
+
+    model, processor: as `models.text.load` returns them, of images and text or of text alone.
+    Raises SampleError for a text with words that the tokenizer does not know, since they all become one token.
+    """
+    inputs, layout = model.prepare(processor, [], text)
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if unknown := unknown_words(inputs["input_ids"][0].tolist(), layout, tokenizer.unk_token_id):
+        raise SampleError("word unknown to the tokenizer", f"the tokenizer does not know {', '.join(unknown)}")
+    with AttentionTrace(model, offload=offload) as trace:
+        prefill(model, inputs)
+    return trace, layout
+
+
+@dataclass(frozen=True)
+class YesNo:
+    """The tokens that are "yes" and those that are "no", in any case and with or without a space in front."""
+
+    yes: tuple[int, ...]
+    no: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tokenizer) -> YesNo:
+        """Raises ValueError for a tokenizer that has no token for one of the words."""
+        found = {word: tuple(spellings(tokenizer, word)) for word in ("yes", "no")}
+        if missing := [word for word, ids in found.items() if not ids]:
+            raise ValueError(f"the tokenizer has no single token for {missing[0]!r}, so yes and no cannot be compared")
+        return cls(**found)
+
+    def margin(self, logits: torch.Tensor) -> torch.Tensor:
+        """log p(yes) - log p(no), float64 [...], of logits or log-probabilities [..., token]."""
+        logits = logits.double()
+        return logits[..., list(self.yes)].logsumexp(-1) - logits[..., list(self.no)].logsumexp(-1)
+
+    @torch.no_grad()
+    def ask(self, model, inputs, steering=None) -> torch.Tensor:
+        """The margin of a model's answer to each prompt of a prepared batch, float64 [sample], steered or not."""
+        output = model.generate(
+            **inputs,
+            max_new_tokens=1,
+            steering=steering,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        return self.margin(output.logits[0]).cpu()
