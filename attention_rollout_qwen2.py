@@ -22,10 +22,9 @@ from analysis.gallery import COLUMNS, RolloutFlags, lengths_line, report_answer
 from analysis.rollout import rollout
 from analysis.runs import RunFolder, default_out_dir, measure_each, refuse_existing
 from analysis.statistics import SHARE, mean_interval
-from data.flags import SampleFlags
 from data.folders import following_links
 from data.images import read_image
-from data.samples import Sample, collect
+from data.samples import Sample, SampleFlags, collect
 from models.generation import answer
 from models.loading import LoadFlags, describe
 from models.tower import check_tower

@@ -51,9 +51,8 @@ from analysis.report import write_report
 from analysis.runs import attempt
 from data import spatial_qa, twoshapes_qa
 from data.errors import Skip
-from data.flags import GazeFlags
 from data.folders import LinkFlags, Source, following_links
-from data.gaze_samples import GazeSource, points_of, read_for, tell_unread
+from data.gaze_samples import GazeFlags, GazeSource, points_of, read_for, tell_unread
 from data.scanpaths import Scanpaths
 from data.spatial_qa import Question, find_root, published_set, source_of
 from models import answering as runners

@@ -27,11 +27,10 @@ from analysis.report_views import way as view_of
 from analysis.rollout import rollout
 from analysis.runs import RunFolder, default_out_dir, measure_batches, refuse_existing
 from data.errors import SampleError
-from data.flags import GazeFlags, SampleFlags
 from data.folders import following_links
-from data.gaze_samples import GazeSample, gather, left_out, locate
+from data.gaze_samples import GazeFlags, GazeSample, gather, left_out, locate
 from data.images import read_image
-from data.samples import Sample
+from data.samples import Sample, SampleFlags
 from data.twoshapes_scanpaths import TARGETS
 from models.gaze import GazeMask, SalientHead, check_scanpath, parse_mask_type, windows
 from models.generation import Answer, answers, word_probability

@@ -33,10 +33,10 @@ from analysis.gaze_heads import (
     study,
 )
 from analysis.runs import RunFolder, default_out_dir, measure_each, refuse_existing
-from data.flags import GazeFlags, SampleFlags
 from data.folders import following_links
-from data.gaze_samples import GazeSample, gather, left_out, locate, shuffled
+from data.gaze_samples import GazeFlags, GazeSample, gather, left_out, locate, shuffled
 from data.images import read_image
+from data.samples import SampleFlags
 from models.gaze import SalientHead, check_scanpath, parse_mask_type
 from models.generation import answer
 from models.loading import LoadFlags, describe

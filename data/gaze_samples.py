@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -27,6 +27,39 @@ from data.scanpaths import Scanpath, Scanpaths, to_cells
 from data.spatial_qa import Question
 from data.twoshapes import LAYOUT, shards_of
 from data.twoshapes_scanpaths import TARGETS
+
+
+@dataclass(frozen=True)
+class GazeFlags:
+    """How scanpaths are read; `reading` goes to `data.scanpaths.read`, `mapping` to `data.gaze_samples.locate`."""
+
+    units: Literal["pixels", "fractions", "patches"] | None = None
+    """Units of scanpath files that do not state their own."""
+    display: tuple[int, int] | None = None
+    """Width and height, in pixels, of the display that showed the pictures letterboxed (scaled to fit, centred), for
+    scanpaths in its pixels. COCO-Search18: 1680 1050."""
+    viewer: str | None = None
+    """Read the scanpaths of this viewer alone (default: of each picture the first scanpath)."""
+    task: str | None = None
+    """Read the scanpaths of this task alone, such as the category that the viewers searched for."""
+    condition: str | None = None
+    """Read the scanpaths of this condition alone, such as present."""
+    trajectory: bool = False
+    """Also count the cells on the line between consecutive fixations."""
+    by_duration: bool = False
+    """Weigh fixations by how long they lasted."""
+    margin: int = 1
+    """Cells that a fixation opens on each side of its own: 1 opens 3 x 3."""
+
+    @property
+    def reading(self) -> dict:
+        """Keyword arguments of `data.scanpaths.read`."""
+        return {name: getattr(self, name) for name in ("units", "display", "viewer", "task", "condition")}
+
+    @property
+    def mapping(self) -> dict[str, bool]:
+        """Keyword arguments of `data.scanpaths.to_cells`: how fixations become points."""
+        return {"trajectory": self.trajectory, "by_duration": self.by_duration}
 
 
 class GazeSample(NamedTuple):
@@ -117,7 +150,7 @@ def simulate(root: Path, targets: Sequence[str], seed: int) -> list[Path]:
 def gather(flags, scanpath_files: Sequence[str], targets: Sequence[str]) -> Gathered:
     """The samples and scanpaths that the flags ask for.
 
-    flags: `data.flags.SampleFlags` and `GazeFlags`, and a `seed`. Without pictures they are those of
+    flags: `data.samples.SampleFlags` and `GazeFlags`, and a `seed`. Without pictures they are those of
     data/spatial_twoshapes where that lies, else generated ones; without `scanpath_files` they are those that
     `data.scanpaths` writes into a data root for `targets`, simulated here for pictures that no flag names.
     Raises ValueError and FileNotFoundError for flags that do not work, a scanpath file without any use among them.

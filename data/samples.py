@@ -35,6 +35,23 @@ class Sample(NamedTuple):
     shapes: tuple[tuple[str, str], ...] = ()
 
 
+@dataclass(frozen=True)
+class SampleFlags(LinkFlags):
+    """Flags that a script's Config inherits; `data.samples.collect` checks them."""
+
+    image: tuple[str, ...] = ()
+    """One picture or several."""
+    data_root: str | None = None
+    """Instead of --image: a folder of pictures, or one that holds spatial_twoshapes/ (default without --image: data,
+    where it holds that; else images made here, once, in data/generated)."""
+    prompt: str | None = None
+    """What to ask. A two-shapes set brings its own questions; given here, it replaces them."""
+    limit: int = 8
+    """Use at most so many samples of --data-root; 0 uses all."""
+    seed: int = 0
+    """Seed of images made here."""
+
+
 def collect(
     images: tuple[str, ...], data_root: str | None, prompt: str | None, limit: int, seed: int = 0, flag: str = "--limit"
 ) -> tuple[list[Sample], list[Skip], Source]:

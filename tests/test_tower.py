@@ -10,7 +10,7 @@ import transformers
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv
 
-from analysis import tower as module
+from analysis import rollout as module
 from analysis.rollout import through_chunk, through_tower, tower_look
 from data.geometry import ImageGrid
 from models.attention import LISTENERS, Offload
