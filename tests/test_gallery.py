@@ -66,22 +66,18 @@ def test_two_pictures_in_one_prompt_of_qwen(tmp_path):
             assert drawn.size == size  # 4 and 3 times the pictures: the longer side has at least 480 pixels
 
 
-class BadSample(ValueError):
-    reason = "image empty"
-
-
 def test_each_sample_is_measured_or_counted_by_its_reason(tmp_path, capsys):
     samples = [SimpleNamespace(name=name) for name in "abcd"]
 
     def measure(sample):
         if sample.name == "b":
-            raise BadSample("image b is empty")
+            raise SampleError("image empty", "image b is empty")
         if sample.name == "c":
             raise SampleError("no query row", "no generated token has a row")
         return {"share": ord(sample.name)}
 
     run = RunFolder.create(tmp_path / "run", {}, ("share",))
-    rows = measure_each(run, samples, measure, (BadSample,), unusable=[("z", "no caption")])
+    rows = measure_each(run, samples, measure, unusable=[("z", "no caption")])
     assert rows == [{"share": 97}, {"share": 100}]
     run.finish({})
     assert json.loads((run.folder / "summary.json").read_text()) == {
@@ -115,7 +111,7 @@ def test_memory_that_runs_out_is_counted(tmp_path):
     assert run.skipped == {"out of memory": 1}
 
 
-@pytest.mark.parametrize("error", [BadSample("empty"), torch.OutOfMemoryError("CUDA out of memory")])
+@pytest.mark.parametrize("error", [SampleError("empty"), torch.OutOfMemoryError("CUDA out of memory")])
 def test_a_failed_sample_holds_no_memory(error):
     """What was recorded for it is gone at once, without waiting for the collector of cycles."""
     held = []
@@ -127,7 +123,7 @@ def test_a_failed_sample_holds_no_memory(error):
 
     gc.disable()
     try:
-        found = attempt(measure, [SimpleNamespace(name="a")], (BadSample,))
+        found = attempt(measure, [SimpleNamespace(name="a")])
         assert len(found) == 1 and held[0]() is None
     finally:
         gc.enable()
@@ -135,9 +131,9 @@ def test_a_failed_sample_holds_no_memory(error):
 
 def test_an_error_that_is_not_of_the_sample_ends_the_run(tmp_path):
     def measure(sample):
-        raise BadSample("a fault of the program")
+        raise ValueError("a fault of the program")
 
     run = RunFolder.create(tmp_path / "run", {}, ())
-    with pytest.raises(BadSample, match="a fault of the program"):
+    with pytest.raises(ValueError, match="a fault of the program"):
         measure_each(run, [SimpleNamespace(name="a")], measure)
     assert run.done == 0 and not run.skipped

@@ -261,7 +261,7 @@ def test_interrupting_leaves_whole_rows(random_model, tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a disk without space")
 def test_full_disk_is_one_sentence(random_model, data_root, tmp_path, capsys, monkeypatch):
-    from analysis import command, results
+    from analysis import command, runs
 
     out = tmp_path / "out"
 
@@ -270,8 +270,8 @@ def test_full_disk_is_one_sentence(random_model, data_root, tmp_path, capsys, mo
         (out / "samples.csv").symlink_to("/dev/full")
         return add(self, sample, **values)
 
-    add = results.RunFolder.add
-    monkeypatch.setattr(results.RunFolder, "add", full)
+    add = runs.RunFolder.add
+    monkeypatch.setattr(runs.RunFolder, "add", full)
     flags = ["--model", random_model, "--data-root", str(data_root), "--max-new-tokens", "2", "--out-dir", str(out)]
     monkeypatch.setattr(sys, "argv", ["attention_rollout_llava.py", *flags])
     with pytest.raises(SystemExit) as stopped:
