@@ -1,4 +1,7 @@
-"""How well does a map over image cells fit a box? Pure functions, vectorised over everything in front of [row, col].
+"""Metrics of a map over image cells against a box: pure functions, vectorised over the axes before [row, col].
+
+METRICS declares them. An entry added there stands in measures.csv, heads.csv, summary.json, the page and the figures of
+the spatial analyses (docs/extending.md).
 
 `maps` are [..., row, col], finite and >= 0, of any scale: each is divided by its own sum first, so that it says how the
 attention that is on the image is spread over it. A box is given as cell weights [row, col], the share of each cell's
@@ -12,8 +15,15 @@ for a box on another grid.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import numpy as np
 
+from analysis.statistics import DIFFERENCE, NONNEGATIVE, REAL, SHARE, Bounds
+
+CONTROLS = ("shuffled", "other", "centre", "uniform")
 HIT = 0.5  # share of a cell that lies in the box, from which on the cell counts as on it
 
 
@@ -212,3 +222,70 @@ def _checked(maps, box=None):
     if box.shape != maps.shape[-2:]:
         raise ValueError(f"the maps have {maps.shape[-2:]} cells and the box {box.shape}: they are of two grids")
     return maps, box
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """Reference for the maps of one query, all [row, col]: cell weights of the `box`, of the `other` shape's box (None:
+    there is none) and of the `background`; bool `seen`, the cells that count; `between`, the arguments `axis` and
+    `between` of `wasserstein_relation` (None: the query is no relation)."""
+
+    box: np.ndarray
+    other: np.ndarray | None
+    background: np.ndarray
+    seen: np.ndarray
+    between: tuple[str, np.ndarray] | None = None
+
+
+class Metric(NamedTuple):
+    """A metric of the spatial analyses.
+
+    label, unit: its name and unit in figures. better: 1 where values above those of a control are better, -1 where
+    those below are, 0 for neither. bounds: its range. measure: values [...] of maps [..., row, col], float64, against a
+    target; None where the target has none. The maps sum to the share of a query's attention that is on the cells that
+    count. controls: those under which it can differ.
+    """
+
+    label: str
+    unit: str
+    better: int
+    bounds: Bounds
+    measure: Callable[[np.ndarray, Target], np.ndarray | None]
+    controls: tuple[str, ...] = CONTROLS
+
+    @property
+    def difference(self) -> Bounds:
+        """Range of the difference of two values."""
+        return DIFFERENCE if self.bounds == SHARE else REAL
+
+
+def _relation(maps: np.ndarray, target: Target) -> np.ndarray | None:
+    return None if target.between is None else wasserstein_relation(maps, *target.between)
+
+
+WITHOUT_BOX = ("shuffled", "centre", "uniform")
+METRICS = {
+    "mass": Metric("mass in the box", "share", 1, SHARE, lambda maps, target: mass(maps, target.box)),
+    "entity_background": Metric(
+        "box against background", "r / (1 + r)", 1, SHARE,
+        lambda maps, target: entity_background(maps, target.box, target.background),
+    ),
+    "pointing": Metric("pointing game", "hits", 1, SHARE, lambda maps, target: pointing(maps, target.box)),
+    "topk_iou": Metric("top-k IoU", "", 1, SHARE, lambda maps, target: topk_iou(maps, target.box)),
+    "soft_iou": Metric("soft IoU", "", 1, SHARE, lambda maps, target: soft_iou(maps, target.box)),
+    "distance": Metric(
+        "distance of centres", "patches", -1, NONNEGATIVE, lambda maps, target: distance(maps, target.box)
+    ),
+    "wasserstein_x": Metric(
+        "Wasserstein, x", "patches", -1, NONNEGATIVE, lambda maps, target: wasserstein_x(maps, target.box)
+    ),
+    "wasserstein_y": Metric(
+        "Wasserstein, y", "patches", -1, NONNEGATIVE, lambda maps, target: wasserstein_y(maps, target.box)
+    ),
+    "wasserstein_relation": Metric("Wasserstein, relation", "patches", -1, NONNEGATIVE, _relation),
+    "dispersion": Metric("dispersion", "patches", 0, NONNEGATIVE, lambda maps, target: dispersion(maps), WITHOUT_BOX),
+    "entropy": Metric("entropy", "bits", 0, NONNEGATIVE, lambda maps, target: entropy(maps), WITHOUT_BOX),
+    "image_attention": Metric(
+        "attention on the image", "share", 0, SHARE, lambda maps, target: maps.sum((-2, -1)), ("shuffled",)
+    ),
+}  # fmt: skip

@@ -28,21 +28,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
 
-from analysis import metrics
 from analysis.gallery import check_penalty
+from analysis.metrics import CONTROLS, METRICS, Target, cell_weights, relation_distribution
 from analysis.runs import RunFolder, write_table
 from analysis.statistics import (
-    DIFFERENCE,
     LEVEL,
-    NONNEGATIVE,
-    REAL,
-    SHARE,
-    Bounds,
     correct_family,
     head_tests,
     known_mean,
@@ -57,28 +52,7 @@ from data.errors import SampleError
 WORDS = ("first", "relation", "second")
 SEEDS = ("seed_first", "seed_second", "seed_background")
 QUERIES = WORDS + SEEDS
-CONTROLS = ("shuffled", "other", "centre", "uniform")
 SPREAD = 0.25  # standard deviation of the centre prior, as a share of the picture's side
-NOT_UNDER = {
-    "other": ("dispersion", "entropy", "image_attention"),
-    "centre": ("image_attention",),
-    "uniform": ("image_attention",),
-}
-"""Metrics that a control cannot tell anything of: those without a box do not change with it."""
-
-
-@dataclass(frozen=True, eq=False)
-class Target:
-    """What one query's map is held against, all [row, col]: cell weights of its `box`, of the `other` shape's (None:
-    there is none), of the `background`, and bool `seen`, the cells that count. `between`: axis and distribution."""
-
-    box: np.ndarray
-    other: np.ndarray | None
-    background: np.ndarray
-    seen: np.ndarray
-    between: tuple[str, np.ndarray] | None = None
-
-
 @dataclass(frozen=True, eq=False)
 class Scene:
     """Two shapes on a model's cells: `first` and `second` cell weights [row, col] in the order of the caption, the
@@ -101,7 +75,7 @@ def place(sample, grid, rng: np.random.Generator) -> Scene:
     sample: has `first`, `second` (each with `box`, `centre`, in pixels) and `relation`, in the order of the caption.
     Raises SampleError for a shape whose centre the model's crop removed, and for boxes that leave no background.
     """
-    first, second = (metrics.cell_weights(shape.box, grid) for shape in (sample.first, sample.second))
+    first, second = (cell_weights(shape.box, grid) for shape in (sample.first, sample.second))
     seeds = {}
     for name, shape in (("first", sample.first), ("second", sample.second)):
         cell = grid.cell_at(*shape.centre)
@@ -119,7 +93,7 @@ def targets(scene: Scene, causal: bool) -> dict[str, Target]:
     """What every query is held against; `causal` says whether seeds see only the cells before them."""
     everything = np.ones(scene.first.shape, bool)
     background = 1 - scene.both
-    between = metrics.relation_distribution(scene.first, scene.second, scene.relation)
+    between = relation_distribution(scene.first, scene.second, scene.relation)
     found = {
         "first": Target(scene.first, scene.second, background, everything),
         "relation": Target(scene.both, None, background, everything, between),
@@ -136,45 +110,30 @@ def targets(scene: Scene, causal: bool) -> dict[str, Target]:
     return found
 
 
-def measure(maps, target: Target) -> dict[str, np.ndarray]:
-    """Every metric of maps [..., row, col] against a target, each [...]. What does not count is taken out first.
-
-    image_attention is the share of the query's attention that is on the cells at all, 0..1; `analysis.metrics` has the
-    others.
+def measure(maps, target: Target, condition: str = "own") -> dict[str, np.ndarray]:
+    """Every metric of maps [..., row, col] under a condition, each [...]; cells that do not count are taken out first.
     """
     maps = np.asarray(maps, np.float64) * target.seen
-    found = {
-        "image_attention": maps.sum((-2, -1)),
-        "mass": metrics.mass(maps, target.box),
-        "entity_background": metrics.entity_background(maps, target.box, target.background),
-        "pointing": metrics.pointing(maps, target.box),
-        "topk_iou": metrics.topk_iou(maps, target.box),
-        "soft_iou": metrics.soft_iou(maps, target.box),
-        "distance": metrics.distance(maps, target.box),
-        "wasserstein_x": metrics.wasserstein_x(maps, target.box),
-        "wasserstein_y": metrics.wasserstein_y(maps, target.box),
-        "dispersion": metrics.dispersion(maps),
-        "entropy": metrics.entropy(maps),
+    values = {
+        name: metric.measure(maps, target)
+        for name, metric in METRICS.items()
+        if condition in ("own", *metric.controls)
     }
-    if target.between is not None:
-        found["wasserstein_relation"] = metrics.wasserstein_relation(maps, *target.between)
-    return found
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def with_controls(own, shuffled, target: Target) -> dict[str, dict[str, np.ndarray]]:
     """Every metric of a query's maps [..., row, col] as {condition: {metric: [...]}}, "own" and each of CONTROLS.
 
-    `shuffled` are the maps of the same query on the shuffled picture.
+    `shuffled` are the maps of the same query on the shuffled image.
     """
-    found = {"own": measure(own, target), "shuffled": measure(shuffled, target)}
+    found = {"own": measure(own, target), "shuffled": measure(shuffled, target, "shuffled")}
     if target.other is not None:
-        found["other"] = measure(own, replace(target, box=target.other, between=None))
-    found["centre"] = measure(centre_prior(target.seen.shape), target)
-    found["uniform"] = measure(np.ones(target.seen.shape), target)
-    return {
-        condition: {name: value for name, value in values.items() if name not in NOT_UNDER.get(condition, ())}
-        for condition, values in found.items()
-    }
+        found["other"] = measure(own, replace(target, box=target.other, between=None), "other")
+    shape = target.seen.shape
+    return found | {
+        "centre": measure(centre_prior(shape), target, "centre"), "uniform": measure(np.ones(shape), target, "uniform")
+    }  # fmt: skip
 
 
 def centre_prior(shape: tuple[int, int]) -> np.ndarray:
@@ -302,35 +261,6 @@ OF_HEADS = ("own", "other", "shuffled")
 SHOWN = ("mass", "pointing", "distance")  # in samples.csv, of the words; everything is in measures.csv
 
 
-class Metric(NamedTuple):
-    """Name of a metric in figures, its unit, the better side of its control (1 above, -1 below, 0 neither), and its
-    range."""
-
-    label: str
-    unit: str
-    better: int
-    bounds: Bounds
-
-    @property
-    def difference(self) -> Bounds:
-        """Range of the difference of two values."""
-        return DIFFERENCE if self.bounds == SHARE else REAL
-
-
-METRICS = {
-    "mass": Metric("mass in the box", "share", 1, SHARE),
-    "entity_background": Metric("box against background", "r / (1 + r)", 1, SHARE),
-    "pointing": Metric("pointing game", "hits", 1, SHARE),
-    "topk_iou": Metric("top-k IoU", "", 1, SHARE),
-    "soft_iou": Metric("soft IoU", "", 1, SHARE),
-    "distance": Metric("distance of centres", "patches", -1, NONNEGATIVE),
-    "wasserstein_x": Metric("Wasserstein, x", "patches", -1, NONNEGATIVE),
-    "wasserstein_y": Metric("Wasserstein, y", "patches", -1, NONNEGATIVE),
-    "wasserstein_relation": Metric("Wasserstein, relation", "patches", -1, NONNEGATIVE),
-    "dispersion": Metric("dispersion", "patches", 0, NONNEGATIVE),
-    "entropy": Metric("entropy", "bits", 0, NONNEGATIVE),
-    "image_attention": Metric("attention on the image", "share", 0, SHARE),
-}
 COLUMNS = (
     "image", "prompt", "answer", "answered_right", "relation", "first", "second", "reversed",
     *(f"{metric}_{word}" for word in WORDS for metric in SHOWN), "folder",
@@ -495,14 +425,12 @@ def _family(q: np.ndarray) -> str:
 
 
 def save_tables(run: RunFolder, found: Sequence[Looked], tested: dict) -> None:
-    """Writes measures.csv, one row per sample, query and metric with every control beside it, and heads.csv, one row
-    per query, metric and head; its q corrects over the heads of one query and metric."""
+    """Write measures.csv, one row per sample, query, condition ("own" or a control) and metric, and heads.csv, one row
+    per query, metric and head, whose q corrects over the heads of one query and metric."""
     measures = [
-        {
-            "sample": each.name, "query": query, "metric": metric,
-            **{kind: each.values[query].get(kind, {}).get(metric, "") for kind in CONDITIONS},
-        }
-        for each in found for query in QUERIES for metric in metrics_of(found, query)
+        {"sample": each.name, "query": query, "condition": condition, "metric": metric, "value": value}
+        for each in found for query in QUERIES for condition, values in each.values[query].items()
+        for metric, value in values.items()
     ]  # fmt: skip
     heads = [
         {

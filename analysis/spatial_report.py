@@ -14,12 +14,12 @@ from PIL import Image
 
 from analysis.faithfulness import Used, save_faithfulness
 from analysis.gallery import Look, draw
+from analysis.metrics import METRICS
 from analysis.plots import BLUE, GREEN, ORANGE, Figure, for_bars, head_heatmap, visible
 from analysis.runs import RunFolder, cell_rects, save_arrays
 from analysis.spatial import (
     CONDITIONS,
     FAMILY,
-    METRICS,
     QUERIES,
     SEEDS,
     WORDS,
@@ -70,7 +70,8 @@ def report(run: RunFolder, found: Sequence[Looked], used: Sequence[Used], seed: 
     if figures:
         save_controls(run, found)
         save_heads(run, tested, len(found))
-    about = {name: metric._asdict() for name, metric in METRICS.items()}
+    stated = ("label", "unit", "better", "bounds")
+    about = {name: {key: getattr(metric, key) for key in stated} for name, metric in METRICS.items()}
     summary = {"metrics": about, "skipped_words": missing_words(found)}
     summary |= {"queries": summarise(found, seed), "family_of_q": FAMILY, "heads": summarise_heads(found, tested, seed)}
     if used:
@@ -241,9 +242,9 @@ def control_boxes(found: Sequence[Looked], queries: Sequence[str]) -> Figure:
         for place, query in enumerate(queries):
             if metric in metrics_of(found, query):
                 _metric_boxes(axes, found, query, metric, place)
-        label, unit, better, _ = METRICS[metric]
-        arrow = {1: " ↑", -1: " ↓", 0: ""}[better]
-        axes.set_title(f"{label}{f' ({unit})' if unit else ''}{arrow}", fontsize=9, loc="left")
+        of = METRICS[metric]
+        arrow = {1: " ↑", -1: " ↓", 0: ""}[of.better]
+        axes.set_title(f"{of.label}{f' ({of.unit})' if of.unit else ''}{arrow}", fontsize=9, loc="left")
         names = [TITLES[query].replace(" ", "\n", 1) for query in queries]
         axes.set_xticks(range(len(queries)), labels=names, fontsize=7)
         axes.set_xlim(-0.5, len(queries) - 0.5)

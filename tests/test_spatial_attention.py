@@ -200,7 +200,7 @@ def test_other_metrics_have_their_own_controls(pairs):
         assert set(found["own"]) - set(found["centre"]) == {"image_attention"}
         if "other" in found:
             swapped = replace(target, box=target.other)
-            assert found["other"]["mass"] == measure(own, swapped)["mass"] != found["own"]["mass"]
+            assert found["other"]["mass"] == measure(own, swapped, "other")["mass"] != found["own"]["mass"]
             assert set(found["own"]) - set(found["other"]) == {"dispersion", "entropy", "image_attention"}
         assert found["centre"]["distance"] == measure(centre_prior((12, 12)), target)["distance"]
 

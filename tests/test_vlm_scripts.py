@@ -50,6 +50,13 @@ def whole(data_root, tmp_path_factory):
     return out
 
 
+def measured(rows, query, metric):
+    """{condition: float64 [sample]} of the rows of measures.csv."""
+    mine = [row for row in rows if (row["query"], row["metric"]) == (query, metric)]
+    conditions = dict.fromkeys(row["condition"] for row in mine)
+    return {name: np.array([float(row["value"]) for row in mine if row["condition"] == name]) for name in conditions}
+
+
 def test_summary_holds_every_metric_with_n_interval_and_controls(whole):
     summary, rows = summary_of(whole), table(whole, "measures.csv")
     assert summary["n"] == 4 and summary["skipped"] == {"image cannot be decoded": 1}
@@ -58,16 +65,16 @@ def test_summary_holds_every_metric_with_n_interval_and_controls(whole):
         expected = set(METRICS) - ({"wasserstein_relation"} if query != "relation" else set())
         assert set(summary["queries"][query]) == expected
         for metric, figure in summary["queries"][query].items():
-            mine = [row for row in rows if (row["query"], row["metric"]) == (query, metric)]
-            own = np.array([float(row["own"]) for row in mine])
+            values = measured(rows, query, metric)
+            own = values["own"]
             known = np.isfinite(own)
-            assert len(mine) == 4 and figure["n"] == known.sum() and figure["skipped"] == 4 - figure["n"]
+            assert len(own) == 4 and figure["n"] == known.sum() and figure["skipped"] == 4 - figure["n"]
             assert figure["mean"] == pytest.approx(own[known].mean())
             assert figure["low"] <= figure["mean"] <= figure["high"]
-            assert "shuffled" in figure["controls"]
+            assert {"own", *figure["controls"]} == set(values) and "shuffled" in values
             for name, control in figure["controls"].items():
-                other = np.array([float(row[name]) for row in mine])
-                difference = (own - other)[np.isfinite(own - other)]
+                difference = own - values[name]
+                difference = difference[np.isfinite(difference)]
                 assert control["difference"]["n"] == len(difference)
                 assert control["difference"]["mean"] == pytest.approx(difference.mean(), abs=1e-9)
                 assert control["difference"]["p"] is not None
@@ -118,8 +125,9 @@ def test_a_map_is_held_against_the_box_of_its_own_word(whole):
 
 
 def test_shuffled_control_sees_another_picture(whole):
-    rows = [row for row in table(whole, "measures.csv") if row["metric"] == "mass"]
-    assert len(rows) == 4 * len(QUERIES) and all(row["own"] != row["shuffled"] for row in rows)
+    for query in QUERIES:
+        values = measured(table(whole, "measures.csv"), query, "mass")
+        assert len(values["own"]) == 4 and (values["own"] != values["shuffled"]).all()
 
 
 def test_insertion_begins_with_everything_hidden(whole, data_root):
@@ -264,7 +272,8 @@ def test_words_look_at_their_shapes_in_published_samples(tmp_path):
     rows = table(tmp_path / "out", "measures.csv")
     reversed_ = {row["sample"]: row["reversed"] for row in table(tmp_path / "out", "samples.csv")}
     for order in ("0", "1"):
-        mine = [row for row in rows if reversed_[row["sample"]] == order and row["query"] in ("first", "second")]
-        mass = np.array([[float(row["own"]), float(row["other"])] for row in mine if row["metric"] == "mass"])
-        assert len(mass) >= 10 and (mass[:, 0] > mass[:, 1]).mean() > 0.8
+        mine = [row for row in rows if reversed_[row["sample"]] == order]
+        by_query = [measured(mine, query, "mass") for query in ("first", "second")]
+        own, other = (np.concatenate([values[name] for values in by_query]) for name in ("own", "other"))
+        assert len(own) >= 10 and (own > other).mean() > 0.8
     assert set(SEEDS) <= set(summary_of(tmp_path / "out")["queries"])
