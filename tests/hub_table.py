@@ -1,6 +1,7 @@
 """Table of every script on checkpoint folders as on the hub: two samples each, float32 and bfloat16.
 
     python -m tests.hub_table                                       (five families at published depth: hours on 2 cores)
+    python -m tests.hub_table --families llava --faithfulness 1     (insertion and deletion too: minutes an image)
     python -m tests.hub_table --families llava fuyu --layers 4 --dtypes float32
 
 Each line is a run of a script in a process of its own: family, number type, script, exit status, seconds. A run counts
@@ -39,6 +40,8 @@ class Config:
     dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
     layers: int | None = None
     """Layers of the decoder, at least 4 (VAR edits layer 2 and leaves the last); default: as published."""
+    faithfulness: int = 0
+    """Samples of the vlm_atten scripts with insertion and deletion, some 180 images each."""
 
 
 class Run(NamedTuple):
@@ -56,7 +59,7 @@ class Run(NamedTuple):
         return f"{self.family:<11} {self.dtype:<9} {self.script:<36} {self.status} {self.seconds:5.0f} s  {verdict}"
 
 
-def commands(data: Path, results: Path) -> Iterator[tuple[str, list]]:
+def commands(data: Path, results: Path, faithfulness: int) -> Iterator[tuple[str, list]]:
     """Every script with its flags for two samples, in an order in which later ones find what they need."""
     two = ["--limit", 2, "--max-new-tokens", 2]
     prompt = ["--prompt", "describe the image"]
@@ -65,7 +68,8 @@ def commands(data: Path, results: Path) -> Iterator[tuple[str, list]]:
     yield "gaze_generation_llava.py", [*two, "--pictures", 1]
     yield "gaze_head_similarity_llava.py", two
     for script in ANALYSES:
-        yield script, [*two, "--prompt", "{caption}", "--pictures", 1, "--faithfulness", 1, "--layers", "all"]
+        flags = ["--prompt", "{caption}", "--pictures", 1, "--faithfulness", faithfulness, "--layers", "all"]
+        yield script, [*two, *flags]
     for script in TEXTS:
         yield script, ["--limit", 2]
     for corner in CORNERS:
@@ -80,13 +84,13 @@ def commands(data: Path, results: Path) -> Iterator[tuple[str, list]]:
     yield "compare_runs.py", [results / "evaluate-default", results / "evaluate-adapt-vis"]
 
 
-def runs(family: str, layers: int | None, dtypes: tuple[str, ...], folder: Path) -> Iterator[Run]:
+def runs(family: str, config: Config, folder: Path) -> Iterator[Run]:
     """Writes the folder of a family and runs every script on it."""
-    checkpoint, data = hub_folders.write(folder / family, family, layers), folder / "data"
+    checkpoint, data = hub_folders.write(folder / family, family, config.layers), folder / "data"
     make_data(data)
-    for dtype in dtypes:
+    for dtype in config.dtypes:
         results = folder / f"results-{family}-{dtype}"
-        for number, (script, flags) in enumerate(commands(data, results)):
+        for number, (script, flags) in enumerate(commands(data, results, config.faithfulness)):
             own = [] if script.startswith("compare_") else ["--model", checkpoint, "--dtype", dtype]
             if "--out-dir" not in flags:
                 own += ["--out-dir", results / f"{number}"]
@@ -122,7 +126,7 @@ def main(config: Config) -> int:
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
         for family in config.families:
-            for each in runs(family, config.layers, config.dtypes, Path(folder)):
+            for each in runs(family, config, Path(folder)):
                 print(each, flush=True)
                 failed += bool(each.error)
     print(f"{failed} runs failed" if failed else "every run is ok")

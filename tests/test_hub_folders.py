@@ -68,7 +68,7 @@ def test_short_folder_is_recorded_exactly(family, tmp_path):
 @pytest.mark.parametrize("family", hub_folders.NAMES)
 def test_every_script_runs_on_a_folder_as_on_the_hub(family, tmp_path):
     """At published depth; `python -m tests.hub_table` prints the table."""
-    failed = [str(each) for each in runs(family, None, Config().dtypes, tmp_path) if each.error]
+    failed = [str(each) for each in runs(family, Config(), tmp_path) if each.error]
     assert not failed, "\n".join(failed)
 
 
