@@ -1,4 +1,4 @@
-"""Settings of any intervention steer; what they touched is reported; VAR's rows in two matrix products."""
+"""The protocol of interventions, its report, and VAR's rows in two matrix products."""
 
 from dataclasses import dataclass, replace
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.gaze import NonGaussian, PlacedMask
-from models.interventions import Prompt, RowEdit, Steering, Touched, by_layer
+from models.interventions import InterventionReport, PromptBatch, RowEdit, sum_by_layer
 from models.trace import AttentionTrace
 from models.var import Redistribution
 from tests import tolerance
@@ -20,13 +20,13 @@ pytestmark = pytest.mark.numerical
 def test_a_report_is_of_one_generation():
     model, processor = llava(), llava_processor()
     inputs, _ = model.prepare(processor, [picture()], "what ?")
-    touched = Touched()
-    model.generate(**inputs, max_new_tokens=1, steering=PLANTED, touched=touched)
-    with pytest.raises(RuntimeError, match="already holds a generation; hand in a new Touched"):
-        model.generate(**inputs, max_new_tokens=1, steering=PLANTED, touched=touched)
-    assert is_whole(model) and Touched().table() == []
-    with pytest.raises(ValueError, match=r"touched is 3; give a new models.interventions.Touched\(\)"):
-        model.generate(**inputs, max_new_tokens=1, touched=3)
+    report = InterventionReport()
+    model.generate(**inputs, max_new_tokens=1, steering=PLANTED, report=report)
+    with pytest.raises(RuntimeError, match="already holds a generation; give a new InterventionReport"):
+        model.generate(**inputs, max_new_tokens=1, steering=PLANTED, report=report)
+    assert is_whole(model) and InterventionReport().table() == []
+    with pytest.raises(ValueError, match=r"report is 3; give a new models.interventions.InterventionReport\(\)"):
+        model.generate(**inputs, max_new_tokens=1, report=3)
 
 
 def test_counts_add_up_over_calls():
@@ -35,13 +35,13 @@ def test_counts_add_up_over_calls():
         {"layer": 2, "sample": 0, "visual_sinks": 1, "heads": 0, "rows": 0, "pairs": 0},
         {"layer": 4, "sample": 1, "visual_sinks": 0, "heads": 1, "rows": 1, "pairs": 1},
     ]
-    found = by_layer(tables)
+    found = sum_by_layer(tables)
     assert [list(row) for row in found] == [["layer", "samples", "visual_sinks", "heads", "rows", "pairs"]] * 2
     assert found == [
         {"layer": 2, "samples": 1, "visual_sinks": 1, "heads": 0, "rows": 0, "pairs": 0},
         {"layer": 4, "samples": 2, "visual_sinks": 3, "heads": 3, "rows": 6, "pairs": 8},
     ]
-    assert by_layer([]) == []
+    assert sum_by_layer([]) == []
 
 
 def test_a_report_of_gaze_counts_its_rows():
@@ -49,10 +49,10 @@ def test_a_report_of_gaze_counts_its_rows():
     model, processor = llava(), llava_processor()
     inputs, _ = model.prepare(processor, [picture()], "what ?")
     for kind, rows in (("salient-head", STEPS), ("gaussian", 0)):
-        touched = Touched()
+        report = InterventionReport()
         gaze = {"mask_type": {"type": kind, "target-layer": 1}, "scanpaths": [[(0, 0)]]}
-        generate(model, inputs, touched=touched, **gaze)
-        [row] = touched.table()
+        generate(model, inputs, report=report, **gaze)
+        [row] = report.table()
         assert row["rows"] == rows and row["layer"] == 1 and row["pairs"] == row["rows"]  # one head of four a row
 
 
@@ -85,10 +85,10 @@ class Deaf:
 
     head: int
 
-    def steering(self, prompt: Prompt):
+    def plan(self, prompt: PromptBatch):
         edits = {s: RowEdit(int(image[-1]) + 1, self.without(image)) for s, image in enumerate(prompt.images)}
         assert prompt.heads == 4 and prompt.width == 64
-        return dict.fromkeys(range(prompt.layers), Steering(prompt.length, prompt.starts, edits=edits))
+        return dict.fromkeys(range(prompt.layers), prompt.edit_layer(row_edits=edits))
 
     def without(self, image):
         def change(weights):
@@ -103,16 +103,15 @@ class Deaf:
 class Hidden:
     """Gaze of the settings' own: the first cell of each image is all that any row sees of it."""
 
-    def steering(self, prompt: Prompt):
+    def plan(self, prompt: PromptBatch):
         corner = torch.zeros(4, 4)
         corner[0, 0] = 1
-        starts = torch.tensor(prompt.starts)
-        placed = {s: PlacedMask(corner, image + prompt.starts[s]) for s, image in enumerate(prompt.images)}
-        return {1: NonGaussian((1,)).steering(placed, starts, prompt.length)}
+        placed = {sample: PlacedMask(corner, image) for sample, image in enumerate(prompt.images)}
+        return {1: NonGaussian((1,)).edit_layer(placed, prompt)}
 
 
 def test_settings_of_other_interventions():
-    """Whatever makes a `Steering` of a `Prompt` steers: row edits and key biases, of any layer."""
+    """Any object with `plan`: row edits and key biases, of any layer."""
     model, processor = llava(), llava_processor()
     inputs = batch(model, processor)
     with AttentionTrace(model) as trace:
