@@ -22,9 +22,9 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Literal
 
 from PIL import Image
@@ -52,39 +52,24 @@ from analysis.runs import attempt
 from data import spatial_qa, twoshapes_qa
 from data.errors import Skip
 from data.folders import LinkFlags, Source, following_links
-from data.gaze_samples import GazeFlags, GazeSource, points_of, read_for, tell_unread
+from data.gaze_samples import GazeSource, points_of, read_for, tell_unread
 from data.scanpaths import Scanpaths
 from data.spatial_qa import Question, find_root, published_set, source_of
 from models import answering as runners
-from models.adapt_vis import AdaptVis
-from models.answering import (
-    GAZE,
-    Generation,
-    MethodFlags,
-    ModelAsked,
-    Reply,
-    RunnerAsked,
-    Steer,
-    adapted,
-    gazed,
-    plain,
-    redistributed,
-)
+from models.answering import Generation, ModelAsked, Reply, RunnerAsked
 from models.folders import content_hash, contents
-from models.gaze import GazeMask, parse_mask_type
-from models.interventions import by_layer
+from models.interventions import sum_by_layer
 from models.loading import LoadFlags, describe, locate, quiet, read_config
-from models.var import VAR
+from models.methods import MethodFlags
 
 EXAMPLES, EXAMPLE_COUNT = Path("data", "generated", "spatial-500-seed-0"), 500
-GAZE_FLAGS = ("scanpaths", "target_layer", *(field.name for field in fields(GazeFlags)))
 DEFAULT_MODEL = "tiny-qwen2.5-vl"
 # Of the flags; all others decide answers or verdicts.
 DECIDE_NOTHING = ("device", "limit", "follow_links", "batch_size", "retry_failed", "out_dir")
 
 
 @dataclass(frozen=True)
-class Config(LoadFlags, GazeFlags, MethodFlags, LinkFlags):
+class Config(LoadFlags, MethodFlags, LinkFlags):
     dataset: str | None = None
     """blink | sat2 | a .json, .jsonl, .parquet, .csv or .tsv file, or a folder of such | a hub id (default: blink, else
     sat2, where data/spatial_reasoning holds it; else a generated set)."""
@@ -117,10 +102,6 @@ class Config(LoadFlags, GazeFlags, MethodFlags, LinkFlags):
     """Seed of the drawing."""
     system_prompt: str | None = None
     """Put before each prompt through the model's chat template."""
-    scanpaths: str | None = None
-    """gaussian, non-gaussian, salient-head: fixations, by record id or by picture below --data-root."""
-    target_layer: tuple[int, ...] = ()
-    """The same: layers to steer, 0-based (default: all; salient-head: the published 19..26 of 32 in proportion)."""
     retry_failed: bool = False
     """Of a run that goes on: ask records that failed once more."""
     out_dir: str | None = None
@@ -138,7 +119,6 @@ class Config(LoadFlags, GazeFlags, MethodFlags, LinkFlags):
             raise ValueError("--data-root needs --dataset: blink, sat2, or a file or folder of records")
         if self.system_prompt is not None and not self.system_prompt.strip():
             raise ValueError("--system-prompt is empty; leave it out")
-        self._check_gaze()
         if self.runner is not None:
             runners.parse(self.runner)
             if self.method != "default":
@@ -146,32 +126,11 @@ class Config(LoadFlags, GazeFlags, MethodFlags, LinkFlags):
             if self.model != DEFAULT_MODEL:
                 raise ValueError("--runner and --model were both given; choose one")
 
-    def _check_gaze(self) -> None:
-        if self.method in GAZE:
-            if self.scanpaths is None:
-                raise ValueError(f"--method {self.method} needs --scanpaths: a .json, .jsonl or .csv file")
-            self.mask(layers=1 + max(self.target_layer, default=0), heads=1)
-            return
-        for field in fields(self):
-            if field.name in GAZE_FLAGS and getattr(self, field.name) != field.default:
-                flag, methods = field.name.replace("_", "-"), ", ".join(GAZE)
-                raise ValueError(f"--{flag} belongs to --method {methods}, and the method is {self.method}")
-
-    def mask(self, layers: int, heads: int):
-        """Settings of the gaze method for a model of that size."""
-        kind = {"type": self.method, "margin": self.margin, "target-layer": list(self.target_layer) or None}
-        return parse_mask_type(kind, layers, heads)
-
     def deciding(self) -> dict:
         """The flags that decide answers or verdicts, and hashes of the files and code that they name; of a model on the
         hub its commit. Raises FileNotFoundError for a file or model that does not exist."""
         flags = {name: value for name, value in asdict(self).items() if name not in DECIDE_NOTHING}
-        files = {"scanpaths": self.scanpaths, "sink_file": self.sink_file}
-        files = {f"--{name.replace('_', '-')}": path for name, path in files.items() if path is not None}
-        for flag, path in files.items():
-            if not Path(path).is_file():
-                raise FileNotFoundError(f"{flag} {path} does not exist")
-        hashes = {f"content of {flag}": contents(path) for flag, path in files.items()}
+        hashes = self.method_contents()
         if self.runner is not None:
             hashes["code of --runner"] = runners.code(self.runner)
         elif known := contents(locate(self.model)):
@@ -356,39 +315,23 @@ def prepare(config: Config, device: str, asked: dict[Key, Question], told: bool)
             print(GazeSource.of([config.scanpaths], {"": known}))
             tell_unread({config.scanpaths: known})
             command.tell_left_out({"scanpaths": Counter(skip.reason for skip in known.skipped)})
-    settings = method_settings(config)
+    with quiet():
+        checkpoint = read_config(locate(config.model), config.model, config.revision)
+    settings = config.method_settings(checkpoint)
     model, processor = models.load(config.model, **config.loading | {"device": device})
     if config.system_prompt is not None:
         model.prepare(processor, [Image.new("RGB", (64, 64))], "a", config.system_prompt)  # raises where it is dropped
     about = describe(model)
     if known is not None and model.image_grid(processor, 64, 64) is None:
         raise ValueError(f"--method {config.method} needs a known image grid: {models.PATCHED}")
-    return ModelAsked(model, processor, config.generation, steering(settings, model, asked, known, config)), about
+    gaze_of = None if known is None else partial(gaze_points, asked, known, config)
+    steer = config.method_steering(settings, model, gaze_of)
+    return ModelAsked(model, processor, config.generation, steer), about
 
 
-def method_settings(config: Config) -> VAR | AdaptVis | GazeMask | None:
-    """What the method is told of this model, of which only its config is read. Raises ValueError for what cannot be."""
-    if config.method == "default":
-        return None
-    if config.method == "adapt-vis":
-        return config.adapt_vis()
-    with quiet():
-        checkpoint = read_config(locate(config.model), config.model, config.revision)
-    if config.method == "var":
-        return config.var(SimpleNamespace(config=checkpoint))
-    decoder = checkpoint.get_text_config(decoder=True)
-    return config.mask(decoder.num_hidden_layers, decoder.num_attention_heads)
-
-
-def steering(settings, model, asked: dict[Key, Question], known: Scanpaths | None, config: Config) -> Steer:
-    """What these settings of the method do to the model."""
-    if config.method == "var":
-        return redistributed(settings)
-    if config.method == "adapt-vis":
-        return adapted(model, settings)
-    if known is None:
-        return plain
-    return gazed(settings, lambda key, grids: points_of(asked[key], known, grids, **config.mapping))
+def gaze_points(asked: dict[Key, Question], known: Scanpaths, config: Config, key: Key, grids) -> tuple[list, str]:
+    """Gaze points of a question's scanpath, or none and the reason."""
+    return points_of(asked[key], known, grids, **config.mapping)
 
 
 def answer_all(part: Part, asker, asked: dict[Key, Question], keys: Sequence[Key], config: Config, shown: bool) -> None:
@@ -420,7 +363,7 @@ def record(key: Key, question: Question, reply: Reply | Exception, config: Confi
         return {**about, **nothing, "failed": reply.reason, "cut": None, "touched": {}}
     verdict = JUDGES[config.judge](reply.text, question.answer, question.options)
     answer = {"prediction": reply.text, "value": verdict.value, "parsed": verdict.parsed, "correct": verdict.correct}
-    return {**about, **answer, "failed": None, "cut": reply.cut, "touched": reply.touched}
+    return {**about, **answer, "failed": None, "cut": reply.cut, "touched": reply.changes}
 
 
 def conclude(
@@ -433,7 +376,7 @@ def conclude(
         sentence = f"{len(lost)} of {len(keys)} answers are not there; start the same command again to ask for them"
         return command.stop(sentence, command.NOTHING_USABLE)
     rows = [answered[key] for key in keys]
-    layers = by_layer(row for each in rows for row in each["touched"].get("layers", ()))
+    layers = sum_by_layer(row for each in rows for row in each["touched"].get("layers", ()))
     origin = origins(config, source, keys)
     summary = {**summarise_run(rows, skipped), "layers": layers, **cautions(keys.values(), rows, config), **origin}
     page = predictions.folder / PAGE

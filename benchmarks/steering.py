@@ -19,8 +19,8 @@ from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.masking_utils import eager_mask
 
 from models.attention import residual_stream
-from models.gaze import PlacedMask, SalientHead, check_scanpath, multiply_keys, over_keys, parse_mask_type
-from models.interventions import Prompt, steered
+from models.gaze import Gaze, PlacedMask, SalientHead, check_scanpath, multiply_keys, over_keys, parse_mask_type
+from models.interventions import PromptBatch, apply_edits
 from models.var import VAR
 
 METHODS = ("gaussian", "non-gaussian", "salient-head", "var")
@@ -32,24 +32,32 @@ SPIKE = 100.0  # the residual stream of a random decoder stays around 1
 LAYERS_FOR_VAR = 4  # the first two and the last are left alone
 
 
-def scene(model, length: int) -> tuple[Prompt, int]:
-    """A prompt with one image of side x side cells after half of its words, and that side."""
+def scene(model, length: int) -> tuple[PromptBatch, list[tuple[int, int]]]:
+    """A prompt with one image, a square of cells, after half of its words, and gaze on two of the cells."""
     words = min(WORDS, length // 2)
     side = math.isqrt(length - words)
     image = torch.arange(words // 2, words // 2 + side**2, device=model.device)
     config = model.config
-    prompt = Prompt(length, (0,), (image,), config.num_hidden_layers, config.num_attention_heads, config.hidden_size)
-    return prompt, side
+    prompt = PromptBatch(
+        length=length,
+        starts=(0,),
+        images=(image,),
+        layers=config.num_hidden_layers,
+        heads=config.num_attention_heads,
+        width=config.hidden_size,
+        grids=lambda: [[(side, side)]],
+    )
+    return prompt, [(side // 2, side // 2), (side // 3, side // 2)]
 
 
-def gaze(model, method: str, prompt: Prompt, side: int):
-    """Settings of a gaze method, and its mask on the image: gaze on the middle and beside it."""
-    settings = parse_mask_type({"type": method}, prompt.layers, prompt.heads)
-    path = check_scanpath([(side // 2, side // 2), (side // 3, side // 2)], side, side)
-    return settings, PlacedMask(settings.draw(path, side, side).to(model.device), prompt.images[0])
+def place_gaze(model, method: str, prompt: PromptBatch, points: list):
+    """Settings of a gaze method, and its mask on the image."""
+    settings, [[(rows, cols)]] = parse_mask_type({"type": method}, prompt.layers, prompt.heads), prompt.grids()
+    mask = settings.draw(check_scanpath(points, rows, cols), rows, cols)
+    return settings, PlacedMask(mask.to(model.device), prompt.images[0])
 
 
-def redistribution(prompt: Prompt) -> VAR:
+def redistribution(prompt: PromptBatch) -> VAR:
     """VAR whose threshold the planted sinks pass and no other token does."""
     return VAR(SINK_DIMENSIONS, tau=0.8 * math.sqrt(prompt.width))
 
@@ -62,29 +70,23 @@ def plant_sinks(model) -> None:
 
 @contextmanager
 def ours(model, method: str, length: int) -> Iterator[None]:
-    """The decoder steered under SDPA."""
-    prompt, side = scene(model, length)
-    with ExitStack() as scope:
-        if method == "var":
-            layers = redistribution(prompt).steering(prompt)
-        else:
-            settings, placed = gaze(model, method, prompt, side)
-            starts = torch.zeros(1, dtype=torch.long, device=model.device)
-            layers = dict.fromkeys(settings.layers, settings.steering({0: placed}, starts, length))
-        scope.enter_context(steered(model, layers))
+    """The decoder under SDPA, with its layers edited."""
+    prompt, points = scene(model, length)
+    intervention = redistribution(prompt) if method == "var" else Gaze({"type": method}, [points])
+    with apply_edits(model, intervention.plan(prompt)):
         yield
 
 
 @contextmanager
 def eager(model, method: str, length: int) -> Iterator[None]:
     """The decoder under a literal attention function, edited in the same way."""
-    prompt, side = scene(model, length)
+    prompt, points = scene(model, length)
     with ExitStack() as scope:
         if method == "var":
             literal = LiteralVAR(redistribution(prompt), prompt)
             scope.enter_context(residual_stream(model, literal.see))
         else:
-            literal = LiteralGaze(*gaze(model, method, prompt, side), length)
+            literal = LiteralGaze(*place_gaze(model, method, prompt, points), length)
         AttentionInterface.register(LITERAL, literal)
         model.set_attn_implementation(LITERAL)
         scope.callback(model.set_attn_implementation, "sdpa")
@@ -125,7 +127,7 @@ class LiteralGaze(Literal):
 class LiteralVAR(Literal):
     """Sinks kept from the prefill; the rows behind the image redistributed."""
 
-    def __init__(self, var: VAR, prompt: Prompt):
+    def __init__(self, var: VAR, prompt: PromptBatch):
         self.var, self.image, self.layers = var, prompt.images[0], var.layers(prompt.layers)
         self.sinks: dict[int, torch.Tensor] = {}  # per layer: positions
 

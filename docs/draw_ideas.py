@@ -24,7 +24,7 @@ from models.adapt_vis import ImageScaling
 from models.attention import listening
 from models.gaze import Gaussian, SalientHead
 from models.generation import Answer, answer
-from models.interventions import Prompt, Steering
+from models.interventions import LayerEdit, PromptBatch
 from models.trace import softmax_rows
 
 LAYER, HEAD = 2, 0  # of the first two figures: a head that is split between the two shapes
@@ -39,13 +39,13 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class InOneLayer:
-    """Another intervention's settings, put to one layer alone, so that everything before that layer stays the same."""
+    """An intervention restricted to one layer, so that everything before that layer stays the same."""
 
-    settings: object
+    intervention: object
     layer: int
 
-    def steering(self, prompt: Prompt) -> dict[int, Steering]:
-        return {self.layer: self.settings.steering(prompt)[self.layer]}
+    def plan(self, prompt: PromptBatch) -> dict[int, LayerEdit]:
+        return {self.layer: self.intervention.plan(prompt)[self.layer]}
 
 
 def memory(tokens: np.ndarray) -> dict[str, np.ndarray]:

@@ -5,7 +5,8 @@
     python -m docs.run_commands --pages README.md docs/steering.md --folder /tmp/clone
 
 The clone begins with nothing but what is committed, a picture `photo.jpg`, a folder `pictures` and scanpaths for it,
-`gaze.jsonl`; the first command of README.md sets it up. A command that stands in two places is run once. Commands that
+`gaze.jsonl`; the first command of README.md sets it up. A Python block of a page whose first line is `# NAME.py` is
+saved under that name. A command that stands in two places is run once. Commands that
 cannot run here (a checkpoint of the hub, several GPUs, a name to fill in) are listed with the reason. Output goes to
 FOLDER/logs. Prints status and seconds of each; exits with 1 if a status is not 0.
 """
@@ -72,6 +73,11 @@ def printed(text: str) -> Iterator[str]:
         yield from (line for line in lines if COMMAND.match(line) or VARIABLE.fullmatch(line))
 
 
+def files(text: str) -> dict[str, str]:
+    """Python blocks of a page that begin with the name of a file, by name."""
+    return {code.split()[1]: code for code in re.findall(r"^```python\n(# \w+\.py\n.*?)^```", text, re.M | re.S)}
+
+
 def reason(command: str, without: tuple[str, ...]) -> str | None:
     """Why a command is not run; None for one that is."""
     told = (why for why, pattern in CANNOT.items() if pattern.search(command))
@@ -105,6 +111,8 @@ def run(folder: Path, config: Config) -> int:
     done, failed = set(), 0
     for page in config.pages:
         variables = []
+        for name, code in files((folder / page).read_text()).items():
+            (folder / name).write_text(code)
         for command in printed((folder / page).read_text()):
             if VARIABLE.fullmatch(command):
                 variables.append(command)

@@ -1,11 +1,13 @@
-"""Heads that no longer see the image: what is lost of an answer when some heads' attention to it is scaled to nothing.
+"""Head ablation: the image attention of chosen heads, scaled to 0, as an intervention.
 
-The causal check behind a correlation: a head whose attention follows what a picture shows may still not matter. Here
-the image weights of chosen heads are scaled, to 0 unless told otherwise, in the last row of the prompt and in every
-decode row, those that predict the answer, and each row is renormalised: the softmax of such a head over the words
-alone. Were the rows not renormalised, the share that is left to the words would still tell what the head had seen.
+    model.generate(**inputs, steering=HeadAblation(((3, 0), (4, 2))))
 
-Settings (a frozen dataclass) over a pure function; nothing holds state. Layers and heads count from 0.
+A causal test of a correlation: a head whose attention follows the content of an image may not affect the answer. The
+image weights of the heads are multiplied by `scale` (default 0) in the rows that predict the answer: the last row of
+the prompt and every decode row. Each row is renormalised, so with scale 0 it is the softmax over the other tokens.
+(Without it, the sum of the remaining weights would still depend on the attention to the image.)
+
+Settings (a frozen dataclass) over a pure function. Layers and heads count from 0.
 """
 
 from __future__ import annotations
@@ -18,14 +20,14 @@ from functools import partial
 
 import torch
 
-from models.interventions import Prompt, RowEdit, Steering
+from models.interventions import LayerEdit, PromptBatch, RowEdit
 
 
 def scale_image(weights: torch.Tensor, heads: torch.Tensor, image: torch.Tensor, scale: float) -> torch.Tensor:
     """Softmax rows [..., head, row, key] whose weights on `image`, int64 [cell], are multiplied by `scale` in some
     heads, renormalised to 1; rows of other heads are as they were bit for bit.
 
-    A row without any weight elsewhere (below what float32 holds) becomes 0 with scale 0: its head says nothing.
+    A row without any weight elsewhere (below what float32 holds) becomes 0 with scale 0.
     """
     heads, image = heads.to(weights.device), image.to(weights.device)  # a model may lie on several devices
     factors = torch.ones(weights.shape[-1], device=weights.device)
@@ -41,8 +43,8 @@ def scale_image(weights: torch.Tensor, heads: torch.Tensor, image: torch.Tensor,
 class HeadAblation:
     """The image attention of `heads`, pairs (layer, head), multiplied by `scale` in the rows that predict the answer.
 
-    Of prompts with several images, that to all of them; a sample without an image is left alone.
-    Raises ValueError for what is no pair of whole numbers from 0, and a scale that is negative or not finite.
+    All images of a prompt count; a sample without an image is unchanged. Raises ValueError for heads that are not pairs
+    of integers from 0, and for a scale that is negative or not finite.
     """
 
     heads: tuple[tuple[int, int], ...]
@@ -55,7 +57,7 @@ class HeadAblation:
 
     @property
     def neutral(self) -> bool:
-        """Whether these settings leave every model as it is."""
+        """True if these settings change no model."""
         return not self.heads or self.scale == 1
 
     def check(self, layers: int, heads: int) -> None:
@@ -67,8 +69,8 @@ class HeadAblation:
                     f"to {heads - 1}"
                 )
 
-    def steering(self, prompt: Prompt) -> dict[int, Steering]:
-        """What is done to each layer that has one of the heads; raises ValueError as `check` does."""
+    def plan(self, prompt: PromptBatch) -> dict[int, LayerEdit]:
+        """Row edits of each layer that has one of the heads; raises ValueError as `check` does."""
         self.check(prompt.layers, prompt.heads)
         layers = {}
         for layer in sorted({layer for layer, _ in self.heads}) if not self.neutral else ():
@@ -78,7 +80,7 @@ class HeadAblation:
                 if len(image):
                     change = partial(scale_image, heads=heads, image=image, scale=self.scale)
                     edits[sample] = RowEdit(prompt.length - 1 - start, change)
-            layers[layer] = Steering(prompt.length, prompt.starts, edits=edits)
+            layers[layer] = prompt.edit_layer(row_edits=edits)
         return layers
 
 

@@ -1,14 +1,16 @@
-"""AdaptVis: an unsure model looks at the picture more evenly, a sure one more sharply.
+"""AdaptVis and ScalingVis: attention scores towards the image, multiplied before the softmax, as interventions.
+
+    model.generate(**inputs, steering=AdaptVis())              # a weight per sample, by the model's confidence
+    model.generate(**inputs, steering=ImageScaling((0.5,)))    # a given weight per sample
 
 Chen et al., "Why Is Spatial Reasoning Hard for VLMs? An Attention Mechanism Perspective on Focus Areas" (ICML 2025,
-arXiv 2503.01773). The model answers once as it is; the probability of its first token is its confidence. Then it
-answers with the attention scores towards the image multiplied before the softmax, by `weight1` where the confidence
-was below the threshold and by `weight2` where not: a factor below 1 spreads attention, one above 1 gathers it.
+arXiv 2503.01773). The confidence is the probability of the unedited model's first token. The scores are multiplied by
+`weight1` where it is below the threshold and by `weight2` elsewhere: a factor below 1 flattens attention over the
+image, one above 1 sharpens it.
 
-As in the published code (shiqichen17/AdaptVis, modeling_llama_add_attn.py) that is done in all layers and heads, in the
-last row of the prompt alone; decode rows are as the model makes them. Where we differ: the confidence is compared as it
-is (theirs is rounded to two digits), it is of the model's own logits, and any of the patched families will do, with
-several pictures and in batches, each sample by its own confidence.
+As in the published code (shiqichen17/AdaptVis, modeling_llama_add_attn.py) the edit covers all layers and heads, and
+the last row of the prompt alone. Where we differ: the confidence is not rounded (theirs: two digits), it is computed
+from the model's own logits, and all patched families are covered, with several images and in batches.
 """
 
 from __future__ import annotations
@@ -18,15 +20,15 @@ from dataclasses import dataclass
 
 import torch
 
-from models.interventions import Prompt, ScaledRow, Steering
+from models.interventions import LayerEdit, PromptBatch, ScaledRow
 
 
 @dataclass(frozen=True)
 class ImageScaling:
     """Scores of the last prompt row towards the image tokens, multiplied by a weight per sample, in every layer.
 
-    The paper's ScalingVis, as settings that `generate(steering=...)` takes. A weight of 1, and a sample without image
-    tokens, leave the sample as it is. Raises ValueError for weights that are no numbers >= 0.
+    The paper's ScalingVis. A sample with a weight of 1 or without image tokens is unchanged. Raises ValueError for
+    weights that are not finite numbers >= 0.
     """
 
     weights: tuple[float, ...]
@@ -35,7 +37,7 @@ class ImageScaling:
         for weight in self.weights:
             check_weight("weight", weight)
 
-    def steering(self, prompt: Prompt) -> dict[int, Steering]:
+    def plan(self, prompt: PromptBatch) -> dict[int, LayerEdit]:
         """The same for each layer. Raises ValueError where there is not one weight per sample."""
         if len(self.weights) != len(prompt.starts):
             raise ValueError(f"{len(self.weights)} weights for {len(prompt.starts)} samples; give one for each")
@@ -45,15 +47,13 @@ class ImageScaling:
             if weight != 1 and len(image)
         }
         layers = range(prompt.layers) if scaled else ()
-        return dict.fromkeys(layers, Steering(prompt.length, prompt.starts, scaled=scaled))
+        return dict.fromkeys(layers, prompt.edit_layer(scaled_rows=scaled))
 
 
 @dataclass(frozen=True)
 class AdaptVis:
-    """Settings of the choice; the defaults are those of the published example. Raises ValueError for others than sane.
-
-    model.generate(**inputs, steering=AdaptVis().scaling(confidence(model, inputs)))
-    """
+    """Weights and threshold; the defaults are those of the published example. Raises ValueError for settings out of
+    range."""
 
     weight1: float = 0.5
     weight2: float = 1.5
@@ -66,20 +66,25 @@ class AdaptVis:
             raise ValueError(f"threshold is {self.threshold}; it is compared with a probability, so give 0 to 1")
 
     def scaling(self, confidence: torch.Tensor) -> ImageScaling:
-        """What is done to samples of this confidence, float32 [sample]."""
+        """The weights of samples with this confidence, float32 [sample]."""
         return ImageScaling(tuple(self.weight1 if c < self.threshold else self.weight2 for c in confidence.tolist()))
 
+    def plan(self, prompt: PromptBatch) -> dict[int, LayerEdit]:
+        """Each sample scaled by its own confidence; costs one prefill."""
+        return self.scaling(largest_probability(prompt.first_logits())).plan(prompt)
 
-@torch.no_grad()
+
 def confidence(model, inputs) -> torch.Tensor:
-    """Probability of the first token that the untouched model says greedily, float32 [sample]; costs one prefill."""
-    output = model.generate(
-        **inputs, max_new_tokens=1, return_dict_in_generate=True, output_logits=True
-    )
-    return output.logits[0].float().softmax(-1).amax(-1)
+    """Probability of the first token of the unedited model's greedy answer, float32 [sample]; costs one prefill."""
+    return largest_probability(model.first_logits(inputs))
+
+
+def largest_probability(logits: torch.Tensor) -> torch.Tensor:
+    """Probability of the most likely token, float32 [sample], of logits [sample, vocabulary]."""
+    return logits.float().softmax(-1).amax(-1)
 
 
 def check_weight(name: str, weight: float) -> None:
-    """Raises ValueError for what cannot multiply a score."""
+    """Raises ValueError for a weight that is not a finite number >= 0."""
     if not 0 <= weight < math.inf:
         raise ValueError(f"{name} is {weight}; it multiplies attention scores, so give a finite number of 0 or more")

@@ -1,7 +1,7 @@
-"""Questions put to a model in batches, each answered as if it were alone, and what steering did to each answer.
+"""Batched answers to questions, each the same as if it were answered alone, with counts of the interventions.
 
 An answer does not depend on the others of its batch: padding is masked, random numbers belong to the question
-(`models.generation_settings`), and what is counted of steering ends with the answer.
+(`models.generation_settings`), and counts of an intervention end with the answer.
 
 A model of the user's own: any Python object that answers prompts about images.
 
@@ -11,13 +11,11 @@ CALLABLE() is called once and returns an object with `generate(prompt, images, *
 as a string, or (string, cut) with `cut` true where `max_new_tokens` ended it. `prompt` is a string, `images` a list of
 PIL images (RGB) in the order of the question's image markers, each of which is the words "image 1" (the first of
 `images`), "image 2", ... in `prompt`. `settings` are max_new_tokens, temperature (0: greedy), top_p, repetition_penalty
-(1: none), seed (one of its own for each question) and system_prompt (a string or None). MODULE is looked for in the
-current folder first, then where Python looks.
+(1: none), seed (one for each question) and system_prompt (a string or None). MODULE is searched for in the current
+folder first, then where Python searches.
 
-A run goes on only with the same code: the files of MODULE and of the modules that it imports, installed packages left
-out (`models.folders.code`). Other files that the runner reads, such as its weights, are not compared.
-
-The flags that say how attention is steered while questions are answered, and what they make of a model.
+A run resumes only with the same code: the files of MODULE and of the modules that it imports, except installed packages
+(`models.folders.code`). Other files that the runner reads, such as its weights, are not compared.
 """
 
 from __future__ import annotations
@@ -28,33 +26,28 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from transformers import LogitsProcessorList
 
 from data.errors import SampleError
-from data.geometry import ImageGrid
-from models import answering as runners
 from models import folders
-from models.adapt_vis import AdaptVis, confidence
-from models.gaze import GazeMask, KeyMask
 from models.generation import answer_length
 from models.generation_settings import penalised, sampling
-from models.interventions import Touched
+from models.interventions import Intervention, InterventionReport
 from models.memory import check_fits
-from models.var import VAR, PromptRows
 from models.vlm import in_words, marked_order
 
 
 class Reply(NamedTuple):
-    """An answer's text, stripped; what steering did to it: numbers that add up over answers, by name, and, where rows
-    were edited, `layers`, a row of `models.interventions.by_layer` for each layer in which something was found; and
-    whether the token limit cut it, so that it has no end token (None: unknown)."""
+    """An answer: its stripped text; `changes` by the intervention: numbers that add up over answers, by name, and
+    `layers`, a row for each layer with a count that is not 0 (`InterventionReport.table`); `cut`: the token limit ended
+    it before its end token (None: unknown)."""
 
     text: str
-    touched: dict[str, int | list]
+    changes: dict[str, int | list]
     cut: bool | None
 
 
@@ -70,104 +63,71 @@ class Generation:
     repetition_penalty: float = 1.0
 
 
-Steer = Callable[[Sequence, dict, list], tuple[dict, list[dict[str, int]]]]
-"""Told the keys, the inputs and the layouts of a batch; returns options of `generate`, and numbers for each `Reply`."""
+BatchSteering = Callable[[Sequence, dict, list], tuple[Intervention | None, list[dict[str, int]]]]
+"""Maps the keys, inputs and layouts of a batch to its intervention, and to numbers for each `Reply`."""
 
 
-def plain(keys, inputs, layouts) -> tuple[dict, list[dict[str, int]]]:
-    """No steering."""
-    return {}, [{} for _ in keys]
-
-
-def redistributed(var: VAR) -> Steer:
-    """The same redistribution for all."""
-    return lambda keys, inputs, layouts: ({"steering": var}, [{} for _ in keys])
-
-
-def adapted(model, settings: AdaptVis) -> Steer:
-    """Each sample by its own confidence; counts how many got which weight, and those that it changed as steered."""
-
-    def steer(keys, inputs, layouts):
-        sure = confidence(model, inputs)
-        scaling, unsure = settings.scaling(sure), (sure < settings.threshold).tolist()
-        counts = [{"weight1" if each else "weight2": 1} for each in unsure]
-        for count, weight in zip(counts, scaling.weights, strict=True):
-            count.update({"steered": 1} if weight != 1 else {})
-        return {"steering": scaling}, counts
-
-    return steer
-
-
-def gazed(mask: GazeMask, gaze_of: Callable[[object, Sequence[ImageGrid]], tuple[list, str]]) -> Steer:
-    """Each sample by its own gaze: gaze_of(key, grids of its images) gives points, or none and the reason.
-
-    A mask over keys steers every answer that has gaze; what SalientHead edits is counted as it happens (`changes`).
-    """
-    with_gaze = {"steered": 1} if isinstance(mask, KeyMask) else {}
-
-    def steer(keys, inputs, layouts):
-        found = [gaze_of(key, layout.grids) for key, layout in zip(keys, layouts, strict=True)]
-        counts = [with_gaze if points else {f"no gaze: {reason}": 1} for points, reason in found]
-        return {"mask_type": mask, "scanpaths": [points for points, _ in found]}, counts
-
-    return steer
+def no_steering(keys, inputs, layouts) -> tuple[None, list[dict[str, int]]]:
+    return None, [{} for _ in keys]
 
 
 @dataclass(frozen=True)
 class ModelAsked:
-    """One of the families, asked under SDPA."""
+    """A model of one of the families, as the source of answers."""
 
     model: torch.nn.Module
     processor: object
     generation: Generation
-    steer: Steer = plain
+    steer: BatchSteering = no_steering
 
     @torch.no_grad()
     def ask(self, keys: Sequence, prompts: Sequence[str], images: Sequence[list]) -> list[Reply]:
-        """Replies to a batch; `keys` name its questions, `images` has a list of RGB pictures for each. Prompts may hold
+        """Replies to a batch; `keys` name its questions, `images` holds a list of RGB images for each. Prompts may hold
         image markers (`models.vlm`).
 
-        Raises SampleError for one that cannot be put to the model.
+        Raises SampleError for a prompt or an image that the model cannot read.
         """
         chosen, model = self.generation, self.model
         inputs, layouts = model.prepare(self.processor, images, prompts, chosen.system)
-        length, touched = inputs["input_ids"].shape[1], Touched()
+        length, report = inputs["input_ids"].shape[1], InterventionReport()
         check_fits(model, len(keys), length + chosen.max_new_tokens, recorded=False)
-        options, counts = self.steer(keys, inputs, layouts)
+        intervention, counts = self.steer(keys, inputs, layouts)
         processors = [
             *penalised(chosen.repetition_penalty, inputs["attention_mask"]),
             *sampling(chosen.temperature, chosen.top_p, chosen.seed, keys, length),
         ]
-        options["logits_processor"] = LogitsProcessorList(processors)
-        output = model.generate(**inputs, **options, max_new_tokens=chosen.max_new_tokens, touched=touched)
+        options = {"max_new_tokens": chosen.max_new_tokens, "logits_processor": LogitsProcessorList(processors)}
+        output = model.generate(**inputs, **options, steering=intervention, report=report)
         generated, end = output[:, length:], model.generation_config.eos_token_id
         lengths = [answer_length(ids, end) for ids in generated]
         decode = self.processor.tokenizer.decode
+        changes = count_changes(report, lengths)
         return [
-            Reply(decode(ids[:count], skip_special_tokens=True).strip(), {**before, **edited}, count == len(ids))
-            for ids, count, before, edited in zip(generated, lengths, counts, changes(touched, lengths), strict=True)
+            Reply(decode(ids[:count], skip_special_tokens=True).strip(), {**before, **edits}, count == len(ids))
+            for ids, count, before, edits in zip(generated, lengths, counts, changes, strict=True)
         ]
 
 
-def changes(touched: Touched, lengths: Sequence[int]) -> list[dict]:
-    """What row edits did to each sample: `steered` (1) where they changed a row, and the `layers` that they touched.
+def count_changes(report: InterventionReport, lengths: Sequence[int]) -> list[dict]:
+    """Changes of each sample: `steered` (1) where a key bias or a row edit changed it, and the `layers` with counts.
 
     `lengths` are those of the answers without their end tokens, which take as many decode steps.
     """
-    found = [[] for _ in lengths]
-    for row in touched.table(lengths):
+    layers = [[] for _ in lengths]
+    for row in report.table(lengths):
         counts = {name: count for name, count in row.items() if name not in ("layer", "sample")}
         if any(counts.values()):
-            found[row["sample"]].append({"layer": row["layer"], **counts})
+            layers[row["sample"]].append({"layer": row["layer"], **counts})
+    steered = [any(row["pairs"] for row in rows) or report.is_biased(sample) for sample, rows in enumerate(layers)]
     return [
-        {**({"steered": 1} if any(row["pairs"] for row in rows) else {}), **({"layers": rows} if rows else {})}
-        for rows in found
+        {**({"steered": 1} if changed else {}), **({"layers": rows} if rows else {})}
+        for changed, rows in zip(steered, layers, strict=True)
     ]
 
 
 @dataclass(frozen=True)
 class RunnerAsked:
-    """A user's own model (`models.answering`), asked one question at a time."""
+    """A user's own model as the source of answers, one question at a time."""
 
     runner: object
     generation: Generation
@@ -187,7 +147,7 @@ class RunnerAsked:
             "seed": own_seed(chosen.seed, key),
             "system_prompt": chosen.system,
         }
-        text, cut = runners.ask(self.runner, in_words(prompt), images, **settings)
+        text, cut = ask(self.runner, in_words(prompt), images, **settings)
         return Reply(text.strip(), {}, cut)
 
 
@@ -199,11 +159,11 @@ def own_seed(seed: int, key) -> int:
 FORM = "python:module:callable"
 
 
-def parse(runner: str) -> tuple[str, str]:
+def parse(name: str, flag: str = "--runner") -> tuple[str, str]:
     """(module, callable) of "python:module:callable". Raises ValueError for another form."""
-    kind, *parts = runner.split(":")
+    kind, *parts = name.split(":")
     if kind != "python" or len(parts) != 2 or not all(part and part.isascii() for part in parts):
-        raise ValueError(f"--runner {runner!r} is not of the form {FORM}, such as python:my_model:load")
+        raise ValueError(f"{flag} {name!r} is not of the form {FORM}, such as python:my_model:load")
     return parts[0], parts[1]
 
 
@@ -219,27 +179,25 @@ def _current_folder_first() -> Iterator[None]:
             sys.path.remove(folder)
 
 
-def code(runner: str) -> dict[str, str]:
-    """Hashes of the code behind a runner, by module; see `models.folders.code`."""
+def code(name: str, flag: str = "--runner") -> dict[str, str]:
+    """Hashes of the code of a "python:module:callable", by module; see `models.folders.code`."""
     with _current_folder_first():
-        return folders.code(parse(runner)[0])
+        return folders.code(parse(name, flag)[0])
 
 
-def load(runner: str):
-    """The object that `runner` names. Raises ValueError where it cannot be made or has no `generate`."""
-    module, name = parse(runner)
+def load(name: str, flag: str = "--runner", method: str = "generate(prompt, images, **settings)"):
+    """The object that a "python:module:callable" makes. Raises ValueError where it fails or lacks the method."""
+    module, function = parse(name, flag)
     try:
         with _current_folder_first():
-            made = getattr(importlib.import_module(module), name)()
-        generates = callable(getattr(made, "generate", None))
+            made = getattr(importlib.import_module(module), function)()
+        has_method = callable(getattr(made, method.split("(")[0], None))
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # the user's own code, which may fail in any way, SystemExit included
-        raise ValueError(f"--runner {runner!r} could not be made: {describe(error)}") from error
-    if not generates:
-        raise ValueError(
-            f"--runner {runner!r} made {type(made).__name__}, which has no method generate(prompt, images, **settings)"
-        )
+        raise ValueError(f"{flag} {name!r} could not be made: {describe(error)}") from error
+    if not has_method:
+        raise ValueError(f"{flag} {name!r} made {type(made).__name__}, which has no method {method}")
     return made
 
 
@@ -267,68 +225,3 @@ def describe(error: BaseException) -> str:
     """An error's kind and the first line of its message."""
     message = str(error).strip().split("\n")[0]
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
-
-
-GAZE = ("gaussian", "non-gaussian", "salient-head")
-BELONGS = {"var": ("var",), "sink": ("var",), "adapt": ("adapt-vis",)}  # first word of a flag -> methods that read it
-
-
-@dataclass(frozen=True)
-class MethodFlags:
-    """A script's Config inherits these; `var` and `adapt_vis` are the settings that they make."""
-
-    method: Literal["default", "var", "gaussian", "non-gaussian", "salient-head", "adapt-vis"] = "default"
-    """default: the model as it is; var: visual attention redistribution; gaussian, non-gaussian, salient-head: along
-    --scanpaths; adapt-vis: image scores scaled by confidence."""
-    var_threshold: float | None = None
-    """var: |RMSNorm(x)| of a sink exceeds this (default: the --sink-file's, else 20)."""
-    var_attn_p: float = 0.6
-    """var: the share of its weight that a sink keeps."""
-    var_head: float = 0.5
-    """var: heads with a larger share of their image attention on sinks are left alone."""
-    var_skip_without_visual_sinks: bool = False
-    """var: leave a layer alone whose sinks are all text tokens, as the published code does (the paper's formula edits
-    it)."""
-    var_prompt_rows: PromptRows = "after-image"
-    """var: rows of the prompt that are edited; "all" is what the published code's port to Qwen2.5-VL does."""
-    var_dimensions: tuple[int, ...] = ()
-    """var: sink dimensions, counted from 0 (default: those known of the language model)."""
-    sink_file: str | None = None
-    """var: instead of --var-dimensions, what find_sink_dimensions_simple.py wrote."""
-    adapt_weight1: float = 0.5
-    """adapt-vis: what multiplies image scores where the model is unsure."""
-    adapt_weight2: float = 1.5
-    """adapt-vis: what multiplies them where it is sure."""
-    adapt_threshold: float = 0.4
-    """adapt-vis: probability of the first token below which it is unsure."""
-
-    def check_method(self) -> None:
-        """Raises ValueError for flags that cannot work with any model, or that the method does not read."""
-        for field in fields(MethodFlags):
-            methods = BELONGS.get(field.name.split("_")[0], (self.method,))
-            if self.method not in methods and getattr(self, field.name) != field.default:
-                flag = field.name.replace("_", "-")
-                raise ValueError(f"--{flag} belongs to --method {methods[0]}, and the method is {self.method}")
-        if self.method == "adapt-vis":
-            self.adapt_vis()
-        if self.method == "var":
-            if self.var_dimensions and self.sink_file:
-                raise ValueError("--var-dimensions and --sink-file were both given; choose one")
-            VAR(self.var_dimensions or (0,), **self._var())
-
-    def adapt_vis(self) -> AdaptVis:
-        """Raises ValueError as `AdaptVis` does."""
-        return AdaptVis(self.adapt_weight1, self.adapt_weight2, self.adapt_threshold)
-
-    def var(self, model) -> VAR:
-        """Settings for this model. Raises as `VAR.for_model` does."""
-        return VAR.for_model(model, self.var_dimensions or None, self.sink_file, **self._var())
-
-    def _var(self) -> dict:
-        settings = {
-            "rho": self.var_head,
-            "p": self.var_attn_p,
-            "skip_without_visual_sinks": self.var_skip_without_visual_sinks,
-            "prompt_rows": self.var_prompt_rows,
-        }
-        return settings if self.var_threshold is None else {"tau": self.var_threshold, **settings}

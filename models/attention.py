@@ -33,7 +33,7 @@ from data.errors import SampleError
 
 NAME = "sightline"
 ATTENTION = ("self_attn", "attn", "attention")  # names of attention modules: Llama; GPT-2 and Qwen's towers; GPT-NeoX
-# Attributes of an attention module, dictionaries by thread: its listeners, and its `models.interventions.Steering`.
+# Attributes of an attention module, dictionaries by thread: its listeners, its edit (`models.interventions.LayerEdit`).
 LISTENERS, STEERING = "sightline_listeners", "sightline_steering"
 LOCK = Lock()  # of all changes to these attributes and to the name of the attention function
 
@@ -43,21 +43,21 @@ Listener = Callable[[int, nn.Module, torch.Tensor, torch.Tensor, torch.Tensor | 
 
 
 def attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
-    """SDPA; calls the thread's listeners of `module` first, and applies its steering where there is one.
+    """SDPA; calls the thread's listeners of `module` first, and applies the module's edit where there is one.
 
     query [batch, head, row, width] and key, value [batch, key head, key, width] are post-rotary, the cache included;
     attention_mask is None (causal in prefill, everything in decode) or bool [batch, 1, row, key], True = attend.
     Returns (output [batch, row, head, width], None). Raises ValueError as `check_arguments` does.
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    listeners, steering = attached(module, LISTENERS, ()), attached(module, STEERING)
-    if listeners or steering is not None:
+    listeners, edit = attached(module, LISTENERS, ()), attached(module, STEERING)
+    if listeners or edit is not None:
         check_arguments(module, kwargs)
     for listener in listeners:
         listener(module, query, key, attention_mask, scale)
-    if steering is not None:
+    if edit is not None:
         plain = partial(sdpa_attention_forward, module, scaling=scale, dropout=dropout, **kwargs)
-        return steering.attend(lambda *args: plain(*args)[0], query, key, value, attention_mask, scale), None
+        return edit.attend(lambda *args: plain(*args)[0], query, key, value, attention_mask, scale), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
 
 
@@ -241,14 +241,18 @@ def prefill(model: PreTrainedModel, inputs) -> None:
         raise not_finite(model, inputs)
 
 
+def call_unattached(function: Callable, *args):
+    """The result of a call in a thread of its own, which the listeners and edits of this thread do not reach."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function, *args).result()
+
+
 def not_finite(model: PreTrainedModel, inputs: Mapping) -> SampleError:
     """The error for a batch whose activations are NaN or infinite, naming the first decoder layer that makes them.
 
-    inputs: of the model or of its `generate`. The prompt runs once more, in a thread of its own: listeners and steering
-    of this one are not meant for it.
+    inputs: of the model or of its `generate`. The prompt runs once more, without listeners and edits.
     """
-    with ThreadPoolExecutor(1) as pool:
-        place = pool.submit(first_not_finite, model, inputs).result()
+    place = call_unattached(first_not_finite, model, inputs)
     number = str(model.dtype).removeprefix("torch.")
     remedy = "use --dtype bfloat16 or float32" if number == "float16" else "float32 has the widest range"
     message = f"the activations are not finite in {number}, first in {place}; {remedy}"

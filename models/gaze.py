@@ -1,4 +1,6 @@
-"""Gaze as a mask over the image cells, and the effect of a mask on attention.
+"""Gaze as an intervention: masks over the image cells, and their effect on attention.
+
+    model.generate(**inputs, steering=Gaze(Gaussian(layers=(1, 2)), scanpaths))
 
 Three methods, published with code for LLaVA-1.5-7B alone. Each makes a mask G [row, col] in 0..1 of one scanpath:
 
@@ -9,9 +11,8 @@ Three methods, published with code for LLaVA-1.5-7B alone. Each makes a mask G [
 and either multiplies the keys of all queries by G (the first two: softmax(z) * g, renormalised, is softmax(z + log g),
 an additive bias) or edits single softmax rows of the heads that follow the gaze already (the third).
 
-Here are settings (frozen dataclasses) and pure functions over tensors; nothing knows a model. What settings do to a
-batch they hand over as a `Steering`, whose two edits are just these. A gaze point is a cell
-(x, y): x counts columns to the right, y rows down, both from 0. Layers and heads count from 0.
+The module holds settings (frozen dataclasses) and pure functions over tensors. A gaze point is a cell (x, y): x counts
+columns to the right, y rows down, both from 0. Layers and heads count from 0.
 
 Sizes. A margin is in cells and means the same on every grid: margin 1 opens 3 x 3 cells, 2 opens 5 x 5, clipped at the
 border. A sigma is in cells of a 24 x 24 grid, the one it was published for; on rows x cols cells it becomes
@@ -27,14 +28,14 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
 import torch
 
-from models.interventions import KeyBias, RowEdit, Steering
+from models.interventions import KeyBias, LayerEdit, PromptBatch, RowEdit
 
 PUBLISHED_GRID = 24  # cells per side, LLaVA-1.5
 PUBLISHED_LAYERS = (19, 27, 32)  # salient heads: first, one past the last, of how many
@@ -43,14 +44,14 @@ MIN_IMAGE_MASS = 1e-9  # of a head's row; below it, what share of the image is f
 SIZES = (0.01, 1e6)  # of a sigma and of a grid, in cells; beyond them a mask's formula leaves what float64 can hold
 
 
-class Gaze(NamedTuple):
+class GazePoints(NamedTuple):
     """One checked scanpath: cells int64 [point, 2] as (x, y), weights float64 [point], largest 1."""
 
     cells: torch.Tensor
     weights: torch.Tensor
 
 
-def check_scanpath(points, rows: int, cols: int, sample: int = 0) -> Gaze | None:
+def check_scanpath(points, rows: int, cols: int, sample: int = 0) -> GazePoints | None:
     """The scanpath of one sample, checked against its grid; None where it is empty (or None): that sample has no mask.
 
     points: sequence, array or tensor of (x, y) or (x, y, weight) in whole cells. `sample` only names it in messages.
@@ -75,7 +76,7 @@ def check_scanpath(points, rows: int, cols: int, sample: int = 0) -> Gaze | None
         return None
     table = torch.tensor(found, dtype=torch.float64)
     weights = table[:, 2] if table.shape[1] == 3 else torch.ones(len(table), dtype=torch.float64)
-    return Gaze(table[:, :2].long(), weights / weights.max())
+    return GazePoints(table[:, :2].long(), weights / weights.max())
 
 
 def _check_point(where: str, numbers: list[float], rows: int, cols: int) -> None:
@@ -93,24 +94,24 @@ def _check_point(where: str, numbers: list[float], rows: int, cols: int) -> None
         raise ValueError(f"{where} has weight {numbers[2]:g}; a weight is > 0")
 
 
-def _axis_distances(gaze: Gaze, rows: int, cols: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _axis_distances(gaze: GazePoints, rows: int, cols: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Distances in cells from every point to every column and row: float64 [point, col], float64 [point, row]."""
     x, y = gaze.cells.double().unbind(1)
     return (torch.arange(cols) - x[:, None]).abs(), (torch.arange(rows) - y[:, None]).abs()
 
 
-def _window_distances(gaze: Gaze, rows: int, cols: int, margin: int) -> torch.Tensor:
+def _window_distances(gaze: GazePoints, rows: int, cols: int, margin: int) -> torch.Tensor:
     """Chebyshev distance in cells from every cell to every point's window: float64 [point, row, col], 0 inside."""
     across, down = _axis_distances(gaze, rows, cols)
     return (torch.maximum(down[:, :, None], across[:, None, :]) - margin).clamp_min(0)
 
 
-def windows(gaze: Gaze, rows: int, cols: int, margin: int = 1) -> torch.Tensor:
+def windows(gaze: GazePoints, rows: int, cols: int, margin: int = 1) -> torch.Tensor:
     """Non-gaussian key multiplier: float32 [row, col], 1 in the (2 margin + 1)^2 cells around each point, else 0."""
     return (_window_distances(gaze, rows, cols, margin) == 0).any(0).float()
 
 
-def connected_decay(gaze: Gaze, rows: int, cols: int, margin: int = 1, sigma: float = 1.5) -> torch.Tensor:
+def connected_decay(gaze: GazePoints, rows: int, cols: int, margin: int = 1, sigma: float = 1.5) -> torch.Tensor:
     """exp(-d^2 / 2 sigma^2), d the Chebyshev distance to the nearest window; 0 for d > ceil(3 sigma).
 
     Float32 [row, col] in 0..1. `sigma` in cells of this grid. Where weights differ, see the module's docstring.
@@ -120,7 +121,7 @@ def connected_decay(gaze: Gaze, rows: int, cols: int, margin: int = 1, sigma: fl
     return (decay * gaze.weights[:, None, None]).amax(0).float()
 
 
-def gaussian(gaze: Gaze, rows: int, cols: int, sigma: float = 4.0) -> torch.Tensor:
+def gaussian(gaze: GazePoints, rows: int, cols: int, sigma: float = 4.0) -> torch.Tensor:
     """Gaussian key multiplier: sum over points g of exp(-|p - g|^2 / 2 sigma^2), divided by its maximum.
 
     Float32 [row, col] in 0..1. `sigma` in cells of this grid.
@@ -159,7 +160,7 @@ def gaze_similarity(weights: torch.Tensor, image: torch.Tensor, mask: torch.Tens
 def salient_heads(
     weights: torch.Tensor, image: torch.Tensor, mask: torch.Tensor, tau: float = 0.5232, heads: int = 8
 ) -> torch.Tensor:
-    """Which heads of a layer follow the gaze in each row: bool [..., head, row], shapes as in `gaze_similarity`.
+    """Mask of the heads of a layer that follow the gaze: bool [..., head, row], shapes as in `gaze_similarity`.
 
     The at most `heads` heads of largest similarity (of equals, the first) whose similarity, divided by the layer's
     largest in that row, is above `tau`. No head, where none sees anything inside the mask.
@@ -188,7 +189,8 @@ def in_cells(sigma: float, rows: int, cols: int, grid: float | None = PUBLISHED_
 
 
 class PlacedMask(NamedTuple):
-    """G of one sample, float32 [row, col], and where its cells are in the sequence, int64 [cell] in raster order."""
+    """G of one sample, float32 [row, col], and the positions of its cells, int64 [cell] in raster order, counted from
+    the sample's first token."""
 
     mask: torch.Tensor
     image: torch.Tensor
@@ -196,31 +198,28 @@ class PlacedMask(NamedTuple):
 
 @dataclass(frozen=True)
 class GazeMask:
-    """What the three methods share: the layers that they act on, and a mask, or none where there is nothing to do."""
+    """Settings of a gaze method: the layers that it edits, and the mask of a scanpath."""
 
     layers: tuple[int, ...]
 
     @property
     def neutral(self) -> bool:
-        """Whether these settings leave every model as it is, whatever the gaze."""
+        """True if these settings change no model, for any gaze."""
         return not self.layers
 
-    def mask(self, gaze: Gaze | None, rows: int, cols: int) -> torch.Tensor | None:
+    def mask(self, gaze: GazePoints | None, rows: int, cols: int) -> torch.Tensor | None:
         """G, float32 [row, col] in 0..1; None for an empty scanpath, neutral settings, or a mask of ones."""
         if gaze is None or self.neutral:
             return None
         mask = self.draw(gaze, rows, cols)
         return None if bool((mask == 1).all()) else mask
 
-    def draw(self, gaze: Gaze, rows: int, cols: int) -> torch.Tensor:
+    def draw(self, gaze: GazePoints, rows: int, cols: int) -> torch.Tensor:
         """G as the method defines it, float32 [row, col]."""
         raise NotImplementedError
 
-    def steering(self, placed: Mapping[int, PlacedMask], starts: torch.Tensor, length: int) -> Steering:
-        """What the masks of some samples do to a layer; the other samples are left alone.
-
-        `starts` int64 [sample]: where each sample's padding ends; `length`: of the prompt. Positions include padding.
-        """
+    def edit_layer(self, placed: Mapping[int, PlacedMask], prompt: PromptBatch) -> LayerEdit:
+        """The edit of a layer by the masks of some samples; the other samples are unchanged."""
         raise NotImplementedError
 
 
@@ -228,11 +227,12 @@ class GazeMask:
 class KeyMask(GazeMask):
     """A mask that multiplies the image keys of all queries."""
 
-    def steering(self, placed: Mapping[int, PlacedMask], starts: torch.Tensor, length: int) -> Steering:
-        multipliers = torch.ones(len(starts), length, device=starts.device)
+    def edit_layer(self, placed: Mapping[int, PlacedMask], prompt: PromptBatch) -> LayerEdit:
+        starts = torch.tensor(prompt.starts, device=prompt.images[0].device)
+        multipliers = torch.ones(len(starts), prompt.length, device=starts.device)
         for sample, (mask, image) in placed.items():
-            multipliers[sample] = over_keys(mask, image, length)
-        return Steering(length, tuple(starts.tolist()), bias=KeyBias.multiply(multipliers, starts))
+            multipliers[sample] = over_keys(mask, image + prompt.starts[sample], prompt.length)
+        return prompt.edit_layer(bias=KeyBias.from_multipliers(multipliers, starts))
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,7 @@ class Gaussian(KeyMask):
     def __post_init__(self) -> None:
         _check_sizes(sigma=self.sigma, grid=self.grid)
 
-    def draw(self, gaze: Gaze, rows: int, cols: int) -> torch.Tensor:
+    def draw(self, gaze: GazePoints, rows: int, cols: int) -> torch.Tensor:
         return gaussian(gaze, rows, cols, in_cells(self.sigma, rows, cols, self.grid))
 
 
@@ -258,7 +258,7 @@ class NonGaussian(KeyMask):
     def __post_init__(self) -> None:
         _check_margin(self.margin)
 
-    def draw(self, gaze: Gaze, rows: int, cols: int) -> torch.Tensor:
+    def draw(self, gaze: GazePoints, rows: int, cols: int) -> torch.Tensor:
         return windows(gaze, rows, cols, self.margin)
 
 
@@ -286,19 +286,18 @@ class SalientHead(GazeMask):
 
     @property
     def neutral(self) -> bool:
-        """Whether these settings leave every model as it is: no layer, no head, or a similarity that none can pass."""
+        """True if these settings change no model: no layer, no head, or a threshold that no similarity can pass."""
         return not self.layers or self.heads == 0 or self.tau >= 1
 
-    def draw(self, gaze: Gaze, rows: int, cols: int) -> torch.Tensor:
+    def draw(self, gaze: GazePoints, rows: int, cols: int) -> torch.Tensor:
         return connected_decay(gaze, rows, cols, self.margin, in_cells(self.sigma, rows, cols, self.grid))
 
-    def steering(self, placed: Mapping[int, PlacedMask], starts: torch.Tensor, length: int) -> Steering:
-        first = starts.tolist()
+    def edit_layer(self, placed: Mapping[int, PlacedMask], prompt: PromptBatch) -> LayerEdit:
         edits = {
-            sample: RowEdit(length - 1 - first[sample], partial(self.edit, image=image - first[sample], mask=mask))
+            sample: RowEdit(prompt.length - 1 - prompt.starts[sample], partial(self.edit, image=image, mask=mask))
             for sample, (mask, image) in placed.items()
         }
-        return Steering(length, tuple(first), edits=edits)
+        return prompt.edit_layer(row_edits=edits)
 
     def edit(self, weights: torch.Tensor, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Softmax rows [..., head, row, key] of one layer, edited; see `edit_salient_heads`."""
@@ -306,10 +305,69 @@ class SalientHead(GazeMask):
         return edit_salient_heads(weights, image, mask, self.tau, self.heads)
 
 
+@dataclass(frozen=True)
+class Gaze:
+    """A gaze method with one scanpath per sample, as an intervention.
+
+    mask: settings (`Gaussian`, `NonGaussian`, `SalientHead`) or a dictionary (`parse_mask_type`). scanpaths: per sample
+    a list of (x, y) or (x, y, weight) cells of its image (`check_scanpath`); an empty one leaves its sample unchanged.
+    A sample with gaze has exactly one image.
+    """
+
+    mask: GazeMask | Mapping
+    scanpaths: Sequence
+
+    @classmethod
+    def from_arguments(cls, mask_type, scanpaths, steering) -> Gaze:
+        """The arguments of `generate(mask_type=, scanpaths=)`. Raises ValueError where they do not belong together."""
+        if steering is not None:
+            raise ValueError("mask_type and steering were both given; steer by one of them in each generate call")
+        if mask_type is None or scanpaths is None:
+            raise ValueError("mask_type and scanpaths belong together; give both, or neither for the plain model")
+        return cls(mask_type, scanpaths)
+
+    def plan(self, prompt: PromptBatch) -> dict[int, LayerEdit]:
+        """The same edit for each layer of the mask's settings.
+
+        Raises ValueError as `parse_mask_type` and `check_scanpath` do, and for a sample with gaze and not one image.
+        """
+        mask = parse_mask_type(self.mask, prompt.layers, prompt.heads)
+        placed = self._place(mask, prompt)
+        return dict.fromkeys(mask.layers, mask.edit_layer(placed, prompt)) if placed else {}
+
+    def _place(self, settings: GazeMask, prompt: PromptBatch) -> dict[int, PlacedMask]:
+        """Masks by sample; samples without gaze, or with a mask of ones, have none."""
+        scanpaths, samples = self.scanpaths, len(prompt.starts)
+        scanpaths = scanpaths.tolist() if hasattr(scanpaths, "tolist") else scanpaths
+        if not isinstance(scanpaths, list | tuple) or len(scanpaths) != samples:
+            found = f"{len(scanpaths)}" if isinstance(scanpaths, list | tuple) else f"{scanpaths!r}"
+            raise ValueError(f"scanpaths of {samples} samples: {found}; give one list of (x, y) each, [] for no gaze")
+        gazed = [sample for sample, points in enumerate(scanpaths) if not is_empty(points)]
+        grids = prompt.grids() if gazed else []
+        placed = {}
+        for sample in gazed:
+            if len(grids[sample]) != 1:
+                raise ValueError(
+                    f"sample {sample} has gaze and {len(grids[sample])} images; a scanpath belongs to exactly one, so "
+                    "give an empty one ([]) or a prompt with one image"
+                )
+            rows, cols = grids[sample][0]
+            mask = settings.mask(check_scanpath(scanpaths[sample], rows, cols, sample), rows, cols)
+            if mask is not None:
+                image = prompt.images[sample]
+                placed[sample] = PlacedMask(mask.to(image.device), image)
+        return placed
+
+
+def is_empty(points) -> bool:
+    """True for a scanpath without gaze; `check_scanpath` refuses anything that is not a scanpath."""
+    return points is None or (hasattr(points, "__len__") and len(points) == 0)
+
+
 def parse_mask_type(mask_type: Mapping | GazeMask, layers: int, heads: int) -> GazeMask:
     """Settings from {"type": ..., "margin": int, "target-layer": None | int | [int]} for a model of that size.
 
-    Settings that are already made, for a sigma, tau or number of heads of one's own, only have their layers checked.
+    Of settings (another sigma, tau or number of heads) only the layers are checked.
 
     `margin` defaults to 1 and is without effect for "gaussian". "target-layer" None (or absent) is every layer; for
     "salient-head" the published 19..26 of 32 in proportion, with at most a quarter of the heads (8 of 32).
@@ -355,7 +413,7 @@ def check_layers(target, layers: int) -> tuple[int, ...]:
 def _whole(number) -> int:
     """An int, of Python or numpy; TypeError for anything else, True and False among them."""
     if isinstance(number, bool):
-        raise TypeError("a truth value is no number")
+        raise TypeError("expected an integer, got a bool")
     return operator.index(number)
 
 

@@ -1,21 +1,26 @@
-"""Steering: what one `generate` call does to attention, while the model goes on running under SDPA.
+"""Interventions on attention: the protocol, the three edits of a layer, and their report; the model runs under SDPA.
 
-Every intervention is one of three edits of a layer. A key bias is added to the scores of all queries: multiplying
-softmax weights by g >= 0 per key and renormalising is adding log g, and SDPA computes that itself. A row edit is a
-function of the softmax weights of some rows: those rows are recomputed by hand, edited, and written over SDPA's output.
-A scaled row has its scores multiplied before the softmax, which no function of its weights could do; it is written over
-likewise. A trace recomputes its weights through the same `Steering`, so it shows them as steered.
+    class Intervention:
+        def plan(self, prompt: PromptBatch) -> {layer: LayerEdit | DeferredEdit}
 
-Settings of an intervention (`Intervention`) make the `Steering` of each layer out of what they are told of the prompt
-(`Prompt`), or, where that takes the residual stream, as soon as the layer is reached (`FromResidual`).
+    model.generate(**inputs, steering=intervention)
 
-What steering touched: a report that the caller of `generate` hands in, filled as the model runs.
+`generate` calls `plan` with the facts of the batch (`PromptBatch`) and applies the edits for this call alone. A layer's
+edit may depend on the residual stream that enters the layer (`DeferredEdit`). The edits, in the order of application:
 
-    touched = Touched()
-    model.generate(**inputs, steering=var, touched=touched)
-    by_layer(touched.table())
+    scaled row   scores of one row towards some keys, multiplied before the softmax
+    key bias     a number added to the scores of each key, for all queries: softmax(z + log g) is softmax(z) * g,
+                 renormalised, for key multipliers g >= 0; SDPA computes it
+    row edit     a function of the softmax weights of some rows
 
-It is of row edits and scaled rows; a key bias acts on all rows alike, so there is nothing to count.
+Scaled rows and edited rows are recomputed from queries and keys and written over SDPA's output. A trace recomputes
+weights through the same `LayerEdit`, so recorded weights are the edited ones.
+
+    report = InterventionReport()
+    model.generate(**inputs, steering=intervention, report=report)
+    sum_by_layer(report.table())
+
+The report counts edited and scaled rows. A key bias acts on all rows and is not counted.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch.nn.functional import pad
@@ -42,19 +47,24 @@ from models.attention import (
 )
 from models.trace import softmax_rows
 
-if TYPE_CHECKING:
-    from models.interventions import Steering
-
-
 BLOCK_ELEMENTS = 2**22  # softmax weights of edited rows held at a time
 
 
-@dataclass(frozen=True, eq=False)
-class Prompt:
-    """What settings are told of a batch of prompts, and of the decoder that they are put to.
+def no_logits() -> torch.Tensor:
+    """`PromptBatch.first_logits` of a batch that was made without its model."""
+    raise ValueError("this batch has no model to compute its first logits with")
 
-    `length` counts positions, padding included; `starts` is where each sample's padding ends. `images` holds for each
-    sample the positions of its image tokens, of all images in order, int64 [cell], counted from its first token.
+
+@dataclass(frozen=True, eq=False)
+class PromptBatch:
+    """Facts of a batch of prompts and of the decoder that reads it.
+
+    length: positions of the batch, padding included. starts: per sample the first position after the padding.
+    images: per sample the positions of its image tokens, of all images in order, int64 [cell], counted from `starts`.
+    layers, heads, width: of the decoder.
+    grids: returns per sample the (rows, cols) of its images. Raises ValueError for a family without known grids.
+    first_logits: returns the logits of the first token after each prompt, [sample, vocabulary], of the model without
+    any edit; costs one prefill.
     """
 
     length: int
@@ -63,28 +73,41 @@ class Prompt:
     layers: int
     heads: int
     width: int
+    grids: Callable[[], list[list[tuple[int, int]]]]
+    first_logits: Callable[[], torch.Tensor] = no_logits
+
+    def edit_layer(
+        self,
+        *,
+        bias: KeyBias | None = None,
+        row_edits: Mapping[int, RowEdit] | None = None,
+        scaled_rows: Mapping[int, ScaledRow] | None = None,
+        counts: Mapping[int, Mapping[str, int]] | None = None,
+    ) -> LayerEdit:
+        """The edit of one layer for this batch; row edits, scaled rows and counts are by sample (`LayerEdit`)."""
+        return LayerEdit(self.length, self.starts, bias, row_edits or {}, scaled_rows or {}, counts or {})
 
 
 @dataclass(frozen=True, eq=False)
 class KeyBias:
-    """What is added to the scores of each key of the prompt; keys that come later have 0.
+    """Numbers added to the scores of each key of the prompt; generated keys have 0.
 
     `values` float32 [sample, key], -inf for a hidden key. `first` int64 [sample]: the first row that keeps a key. Rows
-    before it stay as the model makes them, since a softmax over nothing is not defined.
+    before it are left unedited, since a softmax over no key is not defined.
     """
 
     values: torch.Tensor
     first: torch.Tensor
 
     @classmethod
-    def multiply(cls, multipliers: torch.Tensor, starts: torch.Tensor) -> KeyBias:
+    def from_multipliers(cls, multipliers: torch.Tensor, starts: torch.Tensor) -> KeyBias:
         """The bias of key multipliers >= 0, float32 [sample, key]; `starts` [sample] is where padding ends."""
         length = multipliers.shape[1]
         kept = (multipliers > 0) & (torch.arange(length, device=multipliers.device) >= starts[:, None])
         first = torch.where(kept.any(1), kept.int().argmax(1), length)
         return cls(multipliers.log(), first)
 
-    def of(self, sample: int, start: int, positions: torch.Tensor, keys: int) -> torch.Tensor:
+    def for_rows(self, sample: int, start: int, positions: torch.Tensor, keys: int) -> torch.Tensor:
         """The bias of some rows of one sample, [row, key]; `positions` [row] and keys count from its token `start`."""
         values = self.values[sample, start : start + keys]
         values = pad(values, (0, keys - len(values)))[None]
@@ -110,8 +133,8 @@ class KeyBias:
         key[..., width + 1] = (exact - rounded.float())[:, None]
         return query, key, value
 
-    def mask(self, mask: torch.Tensor | None, query: torch.Tensor, keys: int) -> torch.Tensor:
-        """The bias as an additive mask [sample, 1, 1, key] for one row behind the prompt, joined with a bool mask."""
+    def additive_mask(self, mask: torch.Tensor | None, query: torch.Tensor, keys: int) -> torch.Tensor:
+        """The bias as an additive mask [sample, 1, 1, key] of one row after the prompt, joined with a bool mask."""
         bias = pad(self.values, (0, keys - self.values.shape[1])).to(query.device, query.dtype)[:, None, None]
         return bias if mask is None else bias.masked_fill(~mask, float("-inf"))
 
@@ -120,8 +143,8 @@ class KeyBias:
 class RowEdit:
     """A change to the softmax rows of one sample, from row `first` on; rows and keys count from its first token.
 
-    `change` is given float32 [head, row, key], rows that sum to 1, and returns new ones; keys end with the last one
-    that any of the rows sees.
+    `change` maps float32 [head, row, key], rows that sum to 1, to rows of the same shape; keys end with the last one
+    that any of the rows attends to.
     """
 
     first: int
@@ -132,7 +155,7 @@ class RowEdit:
 class ScaledRow:
     """The scores (query . key * scaling) of row `row` towards the keys `keys`, int64 [key], multiplied by `factor`.
 
-    Of one sample of the prompt; row and keys count from its first token, and no key lies behind the row.
+    Row and keys count from the first token of one sample, and no key comes after the row.
     """
 
     row: int
@@ -140,7 +163,7 @@ class ScaledRow:
     factor: float
 
     def factors(self, positions: torch.Tensor, keys: int, device: torch.device) -> torch.Tensor | None:
-        """What multiplies the scores of the rows at `positions`: [row, key], 1 but in this row; None without it."""
+        """Factors of the scores of the rows at `positions`: [row, key], 1 except in this row; None without it."""
         here = (positions == self.row).nonzero()
         if not len(here):
             return None
@@ -150,38 +173,38 @@ class ScaledRow:
 
 
 @dataclass(frozen=True, eq=False)
-class Steering:
-    """What is done to one layer in one `generate` call: scaled rows, a key bias, edits of rows, in that order.
+class LayerEdit:
+    """The edit of one layer in one `generate` call: scaled rows, a key bias, row edits, applied in that order.
 
-    `starts` is where each sample's padding ends, `prompt_length` the number of positions of the prompt; `scaled` and
-    `edits` are by sample. `counts` is what was found in each sample, for a run's log; `note` is shown the rows of each
-    sample that are written by hand, as the model runs.
+    `prompt_length` is the number of positions of the prompt, `starts` per sample the first position after the padding.
+    `row_edits` and `scaled_rows` are by sample. `counts` holds per sample numbers for the report, by name. `on_rows` is
+    called with the recomputed rows as the model runs.
     """
 
     prompt_length: int
     starts: tuple[int, ...]
     bias: KeyBias | None = None
-    edits: Mapping[int, RowEdit] = field(default_factory=dict)
-    scaled: Mapping[int, ScaledRow] = field(default_factory=dict)
+    row_edits: Mapping[int, RowEdit] = field(default_factory=dict)
+    scaled_rows: Mapping[int, ScaledRow] = field(default_factory=dict)
     counts: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
-    note: Note | None = None
+    on_rows: RowCallback | None = None
 
     def attend(self, plain: Callable, query, key, value, mask, scaling: float) -> torch.Tensor:
-        """The steered output, [sample, row, head, width]; shapes and mask as in `models.attention.attention`.
+        """The edited output, [sample, row, head, width]; shapes and mask as in `models.attention.attention`.
 
-        `plain` is SDPA. Where one row of every sample is edited, as in decoding, it need not run.
+        `plain` is SDPA. It is not called where the only row of every sample is edited, as in decoding.
         """
         self._check(query, key)
         rows, keys, width = query.shape[2], key.shape[2], value.shape[-1]
-        if rows == 1 and len(self.edits) == len(self.starts):
+        if rows == 1 and len(self.row_edits) == len(self.starts):
             output = query.new_empty(len(query), rows, query.shape[1], width)
         elif self.bias is None:
             output = plain(query, key, value, mask)
         elif rows == 1:
-            output = plain(query, key, value, self.bias.mask(mask, query, keys))
+            output = plain(query, key, value, self.bias.additive_mask(mask, query, keys))
         else:
             output = plain(*self.bias.widen(query, key, value, scaling), mask)[..., :width]
-        for sample, scaled in self.scaled.items():
+        for sample, scaled in self.scaled_rows.items():
             row = scaled.row + self.starts[sample] - (keys - rows)
             if row >= 0:
                 stop = keys - rows + row + 1
@@ -189,7 +212,7 @@ class Steering:
                 output[sample, row : row + 1] = self._scaled_row(
                     sample, query[sample, :, row : row + 1], key[sample, :, real], value[sample, :, real], scaling
                 )
-        for sample, edit in self.edits.items():
+        for sample, edit in self.row_edits.items():
             real = slice(self.starts[sample], None)
             skipped = max(edit.first + self.starts[sample] - (keys - rows), 0)
             if skipped == rows:  # the prompt ends before its first edited row
@@ -221,27 +244,27 @@ class Steering:
             stop = int(positions[-1]) + 1
             rows = query[:, begin : begin + step].float()
             before = self._unedited(sample, rows, wide[:, :stop], scaling, positions)
-            after = self.edits[sample].change(before)
-            if self.note is not None:
-                self.note(sample, before, after)
+            after = self.row_edits[sample].change(before)
+            if self.on_rows is not None:
+                self.on_rows(sample, before, after)
             blocks.append(weigh(after.to(value.dtype), value[:, :stop]))
         return torch.cat(blocks, 1).transpose(0, 1)
 
     def _scaled_row(self, sample: int, query, key, value, scaling: float) -> torch.Tensor:
-        """Output of a sample's scaled row, [1, head, width], from query [head, 1, width] and the keys that it sees."""
+        """Output of a sample's scaled row, [1, head, width], from query [head, 1, width] and the keys up to it."""
         rows = (sample, query.float(), key.float(), scaling, torch.tensor([key.shape[1] - 1]))
         after = self._unedited(*rows)
-        if self.note is not None:
-            self.note(sample, replace(self, scaled={})._unedited(*rows), after)
+        if self.on_rows is not None:
+            self.on_rows(sample, replace(self, scaled_rows={})._unedited(*rows), after)
         return weigh(after.to(value.dtype), value).transpose(0, 1)
 
-    def rows(self, sample: int, query, key, scaling: float, positions: torch.Tensor) -> torch.Tensor:
-        """Softmax rows of one sample as steered, float32 [head, row, key]; see `models.trace.softmax_rows`.
+    def recompute_rows(self, sample: int, query, key, scaling: float, positions: torch.Tensor) -> torch.Tensor:
+        """Edited softmax rows of one sample, float32 [head, row, key]; see `models.trace.softmax_rows`.
 
         Positions and keys count from the sample's first token.
         """
         weights = self._unedited(sample, query, key, scaling, positions)
-        edit = self.edits.get(sample)
+        edit = self.row_edits.get(sample)
         late = positions >= (key.shape[1] if edit is None else edit.first)
         if late.all():  # no copy, and no wait for a GPU
             return edit.change(weights)
@@ -250,11 +273,11 @@ class Steering:
         return weights
 
     def _unedited(self, sample: int, query, key, scaling: float, positions: torch.Tensor) -> torch.Tensor:
-        """Softmax rows, scaled and with the bias; shapes as in `rows`."""
-        scaled, bias = self.scaled.get(sample), None
+        """Softmax rows, scaled and with the bias, before any row edit; shapes as in `recompute_rows`."""
+        scaled, bias = self.scaled_rows.get(sample), None
         factors = None if scaled is None else scaled.factors(positions, key.shape[1], query.device)
         if self.bias is not None:
-            bias = self.bias.of(sample, self.starts[sample], positions, key.shape[1]).to(query.device)
+            bias = self.bias.for_rows(sample, self.starts[sample], positions, key.shape[1]).to(query.device)
         return softmax_rows(query, key, scaling, positions, bias, factors)
 
 
@@ -264,60 +287,61 @@ def weigh(weights: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     return torch.bmm(grouped, value).view(*weights.shape[:2], -1)
 
 
-FromResidual = Callable[[torch.Tensor], Steering]
-"""Makes a layer's `Steering` of the residual stream [sample, row, width] that enters it at prefill."""
+DeferredEdit = Callable[[torch.Tensor], LayerEdit]
+"""Maps the residual stream [sample, row, width] that enters a layer at prefill to the layer's edit."""
 
 
 class Intervention(Protocol):
-    """Settings that steer: what `generate(steering=...)` takes. They hold no state of any generation."""
+    """Settings of an intervention, as `generate(steering=...)` takes them. They hold no state of a generation."""
 
-    def steering(self, prompt: Prompt) -> Mapping[int, Steering | FromResidual]:
-        """What is done to which layers; nothing, where the settings leave the model as it is.
+    def plan(self, prompt: PromptBatch) -> Mapping[int, LayerEdit | DeferredEdit]:
+        """The edit of each layer, by layer from 0; empty where the settings change nothing.
 
         Raises ValueError for settings that do not fit the model or the prompt.
         """
 
 
 @contextmanager
-def steered(
-    model: PreTrainedModel, layers: Mapping[int, Steering | FromResidual], touched: Touched | None = None
+def apply_edits(
+    model: PreTrainedModel, edits: Mapping[int, LayerEdit | DeferredEdit], report: InterventionReport | None = None
 ) -> Iterator[None]:
-    """Steer the given layers of the decoder for the length of the block, in this thread alone.
+    """Edit the given layers of the decoder within the block, in this thread alone.
 
-    No layer leaves the model untouched. `touched` receives what changes. Raises ValueError for one that is no report
-    and for a model whose attention cannot be reached, RuntimeError where this thread steers the model already.
+    Without layers nothing is attached to the model. `report` receives the changes. Raises ValueError for anything else
+    than a report and for a model whose attention cannot be reached, RuntimeError where this thread edits the model
+    already.
     """
-    if touched is not None and not isinstance(touched, Touched):
-        raise ValueError(f"touched is {touched!r}; give a new models.interventions.Touched(), to be filled")
-    if not layers:
+    if report is not None and not isinstance(report, InterventionReport):
+        raise ValueError(f"report is {report!r}; give a new models.interventions.InterventionReport()")
+    if not edits:
         yield
         return
     stack, modules = attention_stack(model, "decoder")
     if any(is_attached(module, STEERING) for module in modules):
         raise RuntimeError("the model is being steered by another generation of this thread; wait until that has ended")
-    pending = {layer: steering for layer, steering in layers.items() if not isinstance(steering, Steering)}
+    pending = {layer: edit for layer, edit in edits.items() if not isinstance(edit, LayerEdit)}
 
-    def ready(layer: int, steering: Steering) -> Steering:
-        return steering if touched is None else touched.watch(layer, steering)
+    def observed(layer: int, edit: LayerEdit) -> LayerEdit:
+        return edit if report is None else report.observe(layer, edit)
 
     def complete(layer: int, hidden: torch.Tensor) -> None:
         if layer in pending:
-            steering = ready(layer, pending.pop(layer)(hidden))
+            edit = observed(layer, pending.pop(layer)(hidden))
             with LOCK:
-                attach(modules[layer], STEERING, steering)
+                attach(modules[layer], STEERING, edit)
 
     def restore() -> None:
         with LOCK:
-            for layer in layers:
+            for layer in edits:
                 detach(modules[layer], STEERING)
             name_attention(stack, modules)
 
-    # None holds the place of a layer until its residual stream is known.
-    known = {layer: None if layer in pending else ready(layer, steering) for layer, steering in layers.items()}
+    # None reserves a layer until its residual stream is known.
+    known = {layer: None if layer in pending else observed(layer, edit) for layer, edit in edits.items()}
     with ExitStack() as scope:
         with LOCK:
-            for layer, steering in known.items():
-                attach(modules[layer], STEERING, steering)
+            for layer, edit in known.items():
+                attach(modules[layer], STEERING, edit)
             name_attention(stack, modules)
         scope.callback(restore)
         if pending:
@@ -325,59 +349,64 @@ def steered(
         yield
 
 
-Note = Callable[[int, torch.Tensor, torch.Tensor], None]
+RowCallback = Callable[[int, torch.Tensor, torch.Tensor], None]
 """Called with (sample, rows before, rows after), float32 [head, row, key], for each block of edited rows."""
 
 
-class Touched:
-    """Of one `generate` call: what was found in each sample of each steered layer, and which rows were changed."""
+class InterventionReport:
+    """Report of one `generate` call: counts of each sample and edited layer, and the changed heads and rows."""
 
     def __init__(self) -> None:
-        self._steering: dict[int, Steering] = {}
+        self._edits: dict[int, LayerEdit] = {}
         # (layer, sample): (number of keys, bool [head, row]) of each block of rows
         self._changed: dict[tuple[int, int], list[tuple[int, torch.Tensor]]] = {}
 
-    def watch(self, layer: int, steering: Steering) -> Steering:
-        """The steering of a layer, reporting here. Raises RuntimeError for a report that holds a call already."""
-        if layer in self._steering:
-            raise RuntimeError("this report already holds a generation; hand in a new Touched for each one")
-        self._steering[layer] = steering
-        return replace(steering, note=partial(self._note, layer))
+    def observe(self, layer: int, edit: LayerEdit) -> LayerEdit:
+        """The edit of a layer, with this report attached. Raises RuntimeError for a report of an earlier call."""
+        if layer in self._edits:
+            raise RuntimeError("this report already holds a generation; give a new InterventionReport to each one")
+        self._edits[layer] = edit
+        return replace(edit, on_rows=partial(self._record, layer))
 
-    def _note(self, layer: int, sample: int, before: torch.Tensor, after: torch.Tensor) -> None:
+    def _record(self, layer: int, sample: int, before: torch.Tensor, after: torch.Tensor) -> None:
         self._changed.setdefault((layer, sample), []).append((before.shape[-1], (before != after).any(-1)))
 
-    def changed(self, layer: int, sample: int, steps: int | None = None) -> torch.Tensor:
-        """Which rows of which heads differ from the unedited ones: bool [head, row].
+    def is_biased(self, sample: int) -> bool:
+        """True if a key bias changes the scores of any key of a sample."""
+        biases = {id(edit.bias): edit.bias for edit in self._edits.values() if edit.bias is not None}
+        return any(bool(bias.values[sample].any()) for bias in biases.values())
 
-        Rows are those that the edit was shown: the prompt's from the edit's first on, then one per decode step, of
-        which the first `steps` (default: all). Empty ([0, 0]) where there was no edit.
+    def changed_rows(self, layer: int, sample: int, steps: int | None = None) -> torch.Tensor:
+        """Mask of the rows of each head that differ from the unedited ones: bool [head, row].
+
+        Rows are the edited ones: the prompt's from the edit's first on, then one per decode step, of which the first
+        `steps` (default: all). Empty ([0, 0]) where there was no edit.
         """
-        shown = self._changed.get((layer, sample), [])
-        if steps is not None and shown:
-            steering = self._steering[layer]
-            last = steering.prompt_length - steering.starts[sample] + steps
-            shown = [block for block in shown if block[0] <= last]
-        return torch.cat([rows for _, rows in shown], 1).cpu() if shown else torch.zeros(0, 0, dtype=torch.bool)
+        blocks = self._changed.get((layer, sample), [])
+        if steps is not None and blocks:
+            edit = self._edits[layer]
+            last = edit.prompt_length - edit.starts[sample] + steps
+            blocks = [block for block in blocks if block[0] <= last]
+        return torch.cat([rows for _, rows in blocks], 1).cpu() if blocks else torch.zeros(0, 0, dtype=torch.bool)
 
     def table(self, steps: Sequence[int] | None = None) -> list[dict[str, int]]:
-        """One row per steered layer and sample: what was found, and how many heads and rows were changed.
+        """One row per edited layer and sample: the edit's counts, and the numbers of heads and rows that changed.
 
         `heads` are those changed in any row, `rows` those changed in any head, `pairs` are (head, row). Decode rows
-        after a sample's end token count, as long as its batch goes on, unless `steps` says how many are the sample's.
+        after a sample's end token count, as long as its batch goes on, unless `steps` gives each sample's number.
         """
-        found = []
-        for layer in sorted(self._steering):
-            steering = self._steering[layer]
-            for sample in range(len(steering.starts)):
-                changed = self.changed(layer, sample, None if steps is None else steps[sample])
+        table = []
+        for layer in sorted(self._edits):
+            edit = self._edits[layer]
+            for sample in range(len(edit.starts)):
+                changed = self.changed_rows(layer, sample, None if steps is None else steps[sample])
                 heads, rows, pairs = changed.any(1).sum(), changed.any(0).sum(), changed.sum()
                 counts = {"heads": int(heads), "rows": int(rows), "pairs": int(pairs)}
-                found.append({"layer": layer, "sample": sample, **steering.counts.get(sample, {}), **counts})
-        return found
+                table.append({"layer": layer, "sample": sample, **edit.counts.get(sample, {}), **counts})
+        return table
 
 
-def by_layer(table: Iterable[Mapping[str, int]]) -> list[dict[str, int]]:
+def sum_by_layer(table: Iterable[Mapping[str, int]]) -> list[dict[str, int]]:
     """Rows of one or many tables added up: one row per layer, with the number of samples and the sum of each count.
 
     Columns keep the order of the tables.

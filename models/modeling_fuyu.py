@@ -1,4 +1,19 @@
-"""Fuyu: no vision tower; 30-pixel patches enter the decoder row by row, each row closed by a newline token."""
+"""Fuyu: 30 x 30 pixel patches enter the decoder row by row, a newline token after each row; no vision encoder.
+
+Hooks (attached by the code named; `N` is a layer, from 0):
+
+- recording, gaze masks, salient heads, VAR, AdaptVis, head ablation: `models.attention.attention`, registered with
+  transformers as the attention function "sightline", is called in place of SDPA by
+  model.language_model.layers.N.self_attn (PersimmonAttention).
+- sinks of VAR, finder of sink dimensions: a forward pre-hook on model.language_model.layers.N
+  (`models.attention.residual_stream`).
+- vision encoder: none; nothing to record.
+
+`models.vlm.VisionLanguageModel` overrides `generate` and `is_custom_code` of the stock class.
+
+Defined here: `image_token`, `control_tokens`, `image_grid`, `input_grids`, and, without a chat template and
+with samples encoded one by one, `_render`, `_encode`, `_offsets`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,19 @@
-"""LLaVA-1.5: where its image tokens are, and which pixels they stand for."""
+"""LLaVA-1.5: image grid and positions of image tokens.
+
+Hooks (attached by the code named; `N` is a layer, from 0):
+
+- recording, gaze masks, salient heads, VAR, AdaptVis, head ablation: `models.attention.attention`, registered with
+  transformers as the attention function "sightline", is called in place of SDPA by
+  model.language_model.layers.N.self_attn (LlamaAttention).
+- sinks of VAR, finder of sink dimensions: a forward pre-hook on model.language_model.layers.N
+  (`models.attention.residual_stream`).
+- vision encoder, recorded for through-tower maps: the same function, called by
+  model.vision_tower.encoder.layers.N.self_attn (CLIPAttention).
+
+`models.vlm.VisionLanguageModel` overrides `generate` and `is_custom_code` of the stock class.
+
+Defined here: `image_grid`, `input_grids`, `tower_layers`, `tower_image`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,19 @@
-"""Qwen2.5-VL: Qwen2-VL's grid; its tower works in windows, whose order is undone before the decoder sees a token."""
+"""Qwen2.5-VL: Qwen2-VL's grid; the vision encoder works in windows, whose order is undone before the decoder.
+
+Hooks (attached by the code named; `N` is a layer, from 0):
+
+- recording, gaze masks, salient heads, VAR, AdaptVis, head ablation: `models.attention.attention`, registered with
+  transformers as the attention function "sightline", is called in place of SDPA by
+  model.language_model.layers.N.self_attn (Qwen2_5_VLAttention).
+- sinks of VAR, finder of sink dimensions: a forward pre-hook on model.language_model.layers.N
+  (`models.attention.residual_stream`).
+- vision encoder, recorded for through-tower maps: the same function, called by
+  model.visual.blocks.N.attn (Qwen2_5_VLVisionAttention), once per window.
+
+`models.vlm.VisionLanguageModel` overrides `generate` and `is_custom_code` of the stock class.
+
+Defined here: `tower_image`; the rest is `QwenGrid`'s.
+"""
 
 from __future__ import annotations
 

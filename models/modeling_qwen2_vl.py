@@ -1,4 +1,20 @@
-"""Qwen2-VL: pictures of any size, resized to whole cells of 28 pixels, 2 x 2 patches merged into each."""
+"""Qwen2-VL: images of any size, resized to whole cells of 28 x 28 pixels; 2 x 2 patches are merged into a cell.
+
+Hooks (attached by the code named; `N` is a layer, from 0):
+
+- recording, gaze masks, salient heads, VAR, AdaptVis, head ablation: `models.attention.attention`, registered with
+  transformers as the attention function "sightline", is called in place of SDPA by
+  model.language_model.layers.N.self_attn (Qwen2VLAttention).
+- sinks of VAR, finder of sink dimensions: a forward pre-hook on model.language_model.layers.N
+  (`models.attention.residual_stream`).
+- vision encoder, recorded for through-tower maps: the same function, called by
+  model.visual.blocks.N.attn (VisionAttention).
+
+`models.vlm.VisionLanguageModel` overrides `generate` and `is_custom_code` of the stock class.
+`QwenGrid` is shared by the Qwen families.
+
+Defined here: `image_token`, `image_grid`, `limit_pixels`, `input_grids`, `tower_layers`, `tower_image`.
+"""
 
 from __future__ import annotations
 

@@ -1,18 +1,30 @@
-"""Qwen3-VL: Qwen2-VL's grid on patches of 16 pixels; features from inside the tower join the decoder's early layers.
+"""Qwen3-VL: Qwen2-VL's grid on patches of 16 pixels; features of early encoder layers are added in the decoder.
 
-Deepstack: what the tower's layers `deepstack_visual_indexes` hold is merged like its output and added, behind the
-decoder's layers 0, 1, 2, ..., to the hidden states at the image positions, each cell's features at the cell's own
-position. What that means for the maps:
+Hooks (attached by the code named; `N` is a layer, from 0):
 
-- Recorded weights are exact: attention rows are a function of queries and keys, whatever went into those.
-- A rollout map still names the cells that were looked at, for nothing crosses from one cell to another on that way. But
-  rollout takes all that an image position holds for its input to layer 0. The part that joins behind layer k was not
-  there to be mixed by layers 0 to k, and rollout mixes it: the first layers spread a map a little too far.
-- A through-tower map averages all layers of the tower, as for the other families. Features that leave at layer k saw
-  no layer behind it, so the average counts the later layers for them, too.
+- recording, gaze masks, salient heads, VAR, AdaptVis, head ablation: `models.attention.attention`, registered with
+  transformers as the attention function "sightline", is called in place of SDPA by
+  model.language_model.layers.N.self_attn (Qwen3VLTextAttention; Qwen3VLMoeTextAttention).
+- sinks of VAR, finder of sink dimensions: a forward pre-hook on model.language_model.layers.N
+  (`models.attention.residual_stream`).
+- vision encoder, recorded for through-tower maps: the same function, called by
+  model.visual.blocks.N.attn (Qwen3VLVisionAttention; Qwen3VLMoeVisionAttention), once per image.
 
-The tower has no windows: one call of attention per image and layer. Norms on queries and keys, and the rotary embedding
-that interleaves time, height and width, come before the attention function and so are in what is recorded.
+Queries and keys are recorded after their norms and after the rotary embedding that interleaves time, height and width.
+
+`models.vlm.VisionLanguageModel` overrides `generate` and `is_custom_code` of the stock class.
+
+Defined here: nothing but the classes; the rest is `QwenGrid`'s.
+
+Deepstack: the output of the encoder's layers `deepstack_visual_indexes` is merged like its final output and added,
+after the decoder's layers 0, 1, 2, ..., to the hidden states at the image positions, each cell's features at the cell's
+own position. Consequences for the maps:
+
+- Recorded weights are exact: attention rows are a function of queries and keys.
+- A rollout map is correct up to the features that are added after layer k: rollout treats them as part of the input to
+  layer 0, so layers 0 to k mix them, and the first layers spread a map too far. No feature moves to another cell.
+- A through-tower map averages all layers of the encoder, as for the other families. For features that leave the encoder
+  at layer k it includes the layers after k as well.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class Recorded:
     rows: torch.Tensor | None
     key: torch.Tensor
     scaling: float
-    steering: object | None  # what steered the layer, a `models.interventions.Steering`
+    edit: object | None  # of the layer, a `models.interventions.LayerEdit`
     device: torch.device  # where the layer ran
     answer: list[torch.Tensor] = field(default_factory=list)
 
@@ -147,8 +147,8 @@ class AttentionTrace:
         self.prompt_length = query.shape[2]
         rows = None if self._rows is None else indices_of(self._rows, self.prompt_length, "query").unique()
         kept = self._keep(query if rows is None else query[:, :, rows.to(query.device)])
-        steering = attached(module, STEERING)
-        self._recorded[layer] = Recorded(kept, rows, key.detach(), scaling, steering, query.device)
+        edit = attached(module, STEERING)
+        self._recorded[layer] = Recorded(kept, rows, key.detach(), scaling, edit, query.device)
 
     def _check_mask(self, layer: int, module: nn.Module, query, key, mask: torch.Tensor | None) -> None:
         """Raises ValueError unless a layer's mask is causal with the padding on the left that all layers have.
@@ -258,7 +258,7 @@ class AttentionTrace:
         keys = last - begin
         usual = BLOCK_ELEMENTS.get(recorded.device.type, BLOCK_ELEMENTS["cpu"])
         elements = elements or max(usual, BLOCK_ROWS * keys)
-        whole = not apart or (recorded.steering is not None and sample in recorded.steering.edits)
+        whole = not apart or (recorded.edit is not None and sample in recorded.edit.row_edits)
         most = self.heads if whole else max(1, elements // (BLOCK_ROWS * keys))
         heads = together(self.heads, self.heads // recorded.key.shape[1], most)
         step = max(1, elements // (heads * keys))
@@ -279,8 +279,8 @@ class AttentionTrace:
         shared = self.heads // len(key)
         query = recorded.queries(sample, rows, self.prompt_length)[heads].to(recorded.device).float()
         key = key[heads.start // shared : -(-heads.stop // shared), begin:stop].float()
-        steering = recorded.steering
-        recompute = softmax_rows if steering is None else partial(steering.rows, sample)
+        edit = recorded.edit
+        recompute = softmax_rows if edit is None else partial(edit.recompute_rows, sample)
         return recompute(query, key, recorded.scaling, rows - begin)
 
 

@@ -1,22 +1,20 @@
 """Visual attention redistribution (VAR): part of the weight of attention sinks goes to the other image tokens.
 
-Kang et al., "See What You Are Told: Visual Attention Sink in Large Multimodal Models" (ICLR 2025). In each layer,
-tokens whose residual stream spikes in a few dimensions of the model draw attention without meaning anything. VAR finds
-them (`detect_sinks`; DimProspector in the published code), picks the heads that look at the image beyond them
-(`select_heads`; HeadFork), and lets each sink keep a fraction p of its weight, the rest of which goes to the other
-image tokens in proportion to theirs (`redistribute`; VARProcessor). These and `VAR.edit` are the definition; generation
-runs the same edit in the faster form of `models.var`, and tests hold the two together.
+    model.generate(**inputs, steering=VAR.for_model(model))
 
-Settings are a frozen dataclass, the rest pure functions over tensors; state belongs to one `generate` call. Where we
-differ from the published code: a row without any weight on the image outside the sinks stays as it is (there it becomes
-NaN), sinks belong to one sample, and a layer whose sinks are all text tokens is edited as the formula says (there it
-is left alone; `skip_without_visual_sinks`). `docs/corrections.md` lists them. Positions and layers count from 0.
+Kang et al., "See What You Are Told: Visual Attention Sink in Large Multimodal Models" (ICLR 2025). Some tokens have a
+residual stream that spikes in a few dimensions of the model; they receive attention regardless of the prompt. In each
+layer VAR finds these sinks (`detect_sinks`; DimProspector in the published code), selects the heads with enough
+attention on the image outside them (`select_heads`; HeadFork), and multiplies each sink's weight by p; the rest goes to
+the other image tokens in proportion to their weights (`redistribute`; VARProcessor).
 
-The redistribution of VAR over the softmax rows of one sample, fast: two thin matrix products.
+`VAR.edit` is the definition, over positions. Generation runs the same edit as `Redistribution`, two thin matrix
+products, which is ten times as fast: heads are selected by sums over groups of keys, and a weight changes by a factor
+of its group and row. Tests compare the two.
 
-`models.var` defines it, over positions: heads are selected by two sums over groups of keys, and a key's weight changes
-by a factor that depends on its group and on the row. So the sums of all rows are one product with the groups' columns
-of ones and zeros, and the changes another. Gathering positions instead takes ten times as long.
+Where we differ from the published code: a row without weight on the image outside the sinks is unchanged (theirs
+becomes NaN), sinks belong to one sample, and a layer whose sinks are all text tokens is edited as the formula says
+(theirs is unchanged; `skip_without_visual_sinks`). `docs/corrections.md` lists them. Positions and layers count from 0.
 """
 
 from __future__ import annotations
@@ -34,7 +32,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch.nn.functional import pad
 
-from models.interventions import FromResidual, Prompt, RowEdit, Steering
+from models.interventions import DeferredEdit, LayerEdit, PromptBatch, RowEdit
 
 EPSILON = 1e-6  # of the RMS normalisation, as published
 FINDER = "find_sink_dimensions_simple.py"
@@ -52,7 +50,7 @@ def spikes(hidden: torch.Tensor, dimensions: tuple[int, ...]) -> torch.Tensor:
 
 
 def detect_sinks(hidden: torch.Tensor, dimensions: tuple[int, ...], tau: float = 20.0) -> torch.Tensor:
-    """Which tokens are sinks: bool [..., row], of the residual stream [..., row, width] that enters a layer."""
+    """Mask of the sinks: bool [..., row], of the residual stream [..., row, width] that enters a layer."""
     return spikes(hidden, dimensions) > tau
 
 
@@ -69,7 +67,7 @@ def select_heads(
     rho: float = 0.5,
     min_image_mass: float = 0.2,
 ) -> torch.Tensor:
-    """Which (head, row) look at the image, and at most a share `rho` of that at its sinks: bool [..., head, row].
+    """Mask of the (head, row) with image mass, of which at most a share `rho` is on sinks: bool [..., head, row].
 
     weights: softmax rows [..., head, row, key]; image and sinks: positions, int64 [cell] and [sink].
     """
@@ -97,13 +95,13 @@ def redistribute(weights: torch.Tensor, image: torch.Tensor, sinks: torch.Tensor
 
 @dataclass(frozen=True)
 class VAR:
-    """Settings of the redistribution. `source` says where the dimensions are from, for a run's log.
+    """Settings of the redistribution. `source` is the origin of the dimensions, for a run's log.
 
     The edit changes the layers from `first_layer` on, except the last one where `spare_last_layer`; in each, the rows
     of the heads that `select_heads` picks, among the text rows after the last image and the decode rows. Two settings
     follow published code instead of the paper's formula:
 
-    `skip_without_visual_sinks`: leave a layer alone whose sinks are all text tokens (seilk/VisAttnSink).
+    `skip_without_visual_sinks`: no edit in a layer whose sinks are all text tokens (seilk/VisAttnSink).
     `prompt_rows` "all": also edit the prompt's rows before and inside the image (the port of that code to Qwen2.5-VL).
 
     Raises ValueError for settings out of range.
@@ -173,7 +171,7 @@ class VAR:
 
     @property
     def neutral(self) -> bool:
-        """Whether these settings leave every model as it is."""
+        """True if these settings change no model."""
         return self.p == 1
 
     def layers(self, count: int) -> range:
@@ -198,16 +196,16 @@ class VAR:
         selected = self.select(weights, image, sinks)
         return torch.where(selected[..., None], redistribute(weights, image, sinks, self.p), weights)
 
-    def steering(self, prompt: Prompt) -> dict[int, FromResidual]:
-        """What is done to each layer, known when its residual stream is; raises ValueError as `check` does."""
+    def plan(self, prompt: PromptBatch) -> dict[int, DeferredEdit]:
+        """The edit of each layer, deferred until its residual stream is known; raises ValueError as `check` does."""
         self.check(prompt.width, prompt.layers)
         layers = () if self.neutral else self.layers(prompt.layers)
-        return {layer: partial(self.in_layer, prompt) for layer in layers}
+        return {layer: partial(self.edit_layer, prompt) for layer in layers}
 
-    def in_layer(self, prompt: Prompt, hidden: torch.Tensor) -> Steering:
+    def edit_layer(self, prompt: PromptBatch, hidden: torch.Tensor) -> LayerEdit:
         """Edits of each sample's rows, `prompt_rows` of the prompt and every decode row.
 
-        Sinks are those of the residual stream [sample, row, width]. A sample without sinks is left alone, and so is one
+        Sinks are those of the residual stream [sample, row, width]. A sample without sinks is unchanged, and so is one
         whose image tokens are all sinks; with `skip_without_visual_sinks` also one whose image tokens include no sink.
         """
         settings = {"rho": self.rho, "min_image_mass": self.min_image_mass, "p": self.p}
@@ -220,7 +218,7 @@ class VAR:
             if enough and len(plain):
                 change = Redistribution.of(image, sinks, prompt.length - start, **settings)
                 edits[sample] = RowEdit(0 if self.prompt_rows == "all" else int(image[-1]) + 1, change)
-        return Steering(prompt.length, prompt.starts, edits=edits, counts=counts)
+        return prompt.edit_layer(row_edits=edits, counts=counts)
 
 
 def check_dimensions(dimensions) -> tuple[int, ...]:
@@ -282,7 +280,7 @@ def known_dimensions(model) -> tuple[tuple[int, ...], str]:
 
 
 class Findings(NamedTuple):
-    """What a file of the finder says: what it recommends, and the model it is of, None where it does not say."""
+    """Contents of a file of the finder: its recommendation and its model; None for values that it does not state."""
 
     file: Path
     dimensions: tuple[int, ...]
@@ -307,15 +305,15 @@ class Findings(NamedTuple):
             )
         stated = zip(ABOUT, (self.model, self.width, self.layers), strict=True)
         if unstated := [name for name, value in stated if value is None]:
-            told = f"does not state {', '.join(unstated)}, so nobody can tell whether its sink dimensions are those of"
-            warnings.warn(f"{self.file} {told} {own!r}", stacklevel=3)
+            problem = f"does not state {', '.join(unstated)}, so its sink dimensions may not be those of"
+            warnings.warn(f"{self.file} {problem} {own!r}", stacklevel=3)
         elif Path(self.model).name.lower() != Path(own).name.lower():
-            told = f"holds sink dimensions of {self.model!r}, and the model is"
-            warnings.warn(f"{self.file} {told} {own!r}", stacklevel=3)
+            problem = f"holds sink dimensions of {self.model!r}, and the model is"
+            warnings.warn(f"{self.file} {problem} {own!r}", stacklevel=3)
 
 
 def read_findings(file: str | Path) -> Findings:
-    """What the finder wrote. The published finder's files can be read, too; they hold no tau.
+    """Read a file of the finder; the published finder's files, which have no tau, are accepted.
 
     Raises FileNotFoundError for a file that does not exist, ValueError for another kind of file and for one that
     recommends no dimension.

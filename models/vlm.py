@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
+from inspect import signature
 from typing import NamedTuple
 
 import torch
@@ -23,10 +25,10 @@ from transformers import LogitsProcessorList
 from data.errors import SampleError
 from data.geometry import ImageGrid
 from models import PATCHED
-from models.attention import LISTENERS, attention_stack, is_attached, not_finite
-from models.gaze import PlacedMask, check_scanpath, parse_mask_type
+from models.attention import LISTENERS, attention_stack, call_unattached, is_attached, not_finite
+from models.gaze import Gaze, GazeMask
 from models.generation_settings import FiniteScores, check_recordable
-from models.interventions import FromResidual, Prompt, Steering, steered
+from models.interventions import DeferredEdit, LayerEdit, PromptBatch, apply_edits
 from models.layout import TokenLayout, locate
 
 ASPECT_LIMIT = 200  # of an image; beyond it a resize by the shortest edge makes gigabytes out of a few pixels
@@ -80,86 +82,58 @@ class VisionLanguageModel:
             f"on them; load {PATCHED}"
         )
 
-    def generate(self, *args, mask_type=None, scanpaths=None, steering=None, touched=None, **kwargs):
-        """The stock `generate`; steered by gaze or by the settings of an intervention, for this call alone.
+    def generate(self, *args, mask_type=None, scanpaths=None, steering=None, report=None, **kwargs):
+        """The stock `generate`, with an intervention on attention for this call alone.
 
-        mask_type: {"type": "gaussian" | "non-gaussian" | "salient-head", "margin": int,
-        "target-layer": None | int | [int]}, or settings of `models.gaze`. scanpaths: for each sample a list of (x, y)
-        cells of its image, x to the right and y down from 0; an empty one leaves its sample as it is. A sample with
-        gaze shows exactly one image.
-        steering: settings that make a `Steering` (`models.interventions.Intervention`), such as `VAR.for_model(model)`.
-        touched: a new `models.interventions.Touched`, which is told what was changed.
-        Raises ValueError for anything wrong with them before the model runs, SampleError where the activations of a
+        steering: an intervention (`models.interventions.Intervention`), such as `VAR.for_model(model)` or
+        `Gaze(mask, scanpaths)`. report: a new `models.interventions.InterventionReport`, which receives the changes.
+        mask_type, scanpaths: the same as steering=Gaze(mask_type, scanpaths), with mask_type {"type": "gaussian" |
+        "non-gaussian" | "salient-head", "margin": int, "target-layer": None | int | [int]} or settings.
+        Raises ValueError for settings that do not fit, before the model runs, SampleError where the activations of a
         sample are not finite.
         """
-        # override: steers, and refuses what neither steering nor a trace could follow, and tokens chosen from NaN.
-        layers = {}
+        # override: applies edits; refuses options under which they, or a trace, would be wrong, and tokens from NaN.
         if mask_type is not None or scanpaths is not None:
-            if steering is not None:
-                raise ValueError("mask_type and steering were both given; steer by one of them in each generate call")
-            layers = self._steer_by_gaze(mask_type, scanpaths, kwargs)
-        elif steering is not None:
-            layers = self._steer_by(steering, kwargs)
-        if layers:
+            steering = Gaze.from_arguments(mask_type, scanpaths, steering)
+        edits = {} if steering is None else self._plan(steering, kwargs)
+        if edits:
             check_recordable("steered", kwargs, self.generation_config)
         elif any(is_attached(module, LISTENERS) for module in self.modules()):
             check_recordable("recorded", kwargs, self.generation_config)
         finite = FiniteScores()
         processors = LogitsProcessorList([finite, *(kwargs.pop("logits_processor", None) or ())])
-        with steered(self, layers, touched):
+        with apply_edits(self, edits, report):
             output = super().generate(*args, logits_processor=processors, **kwargs)
         if finite.failed:
             raise not_finite(self, kwargs)
         return output
 
-    def _steer_by(self, settings, inputs) -> Mapping[int, Steering | FromResidual]:
-        """What the settings of an intervention do to each layer."""
-        if isinstance(settings, type) or not callable(getattr(settings, "steering", None)):
-            raise ValueError(
-                f"steering is {settings!r}; give settings of an intervention, such as VAR.for_model(model) (gaze goes "
-                "into mask_type and scanpaths)"
-            )
+    @torch.no_grad()
+    def first_logits(self, inputs) -> torch.Tensor:
+        """Logits of the first token after each prompt, [sample, vocabulary]; costs one prefill."""
+        options = {"max_new_tokens": 1, "return_dict_in_generate": True, "output_logits": True}
+        return self.generate(**inputs, **options).logits[0]
+
+    def _plan(self, intervention, inputs) -> Mapping[int, LayerEdit | DeferredEdit]:
+        """The edits of an intervention by layer; `inputs` are the arguments of `generate`."""
+        check_intervention(intervention)
         stack, modules = attention_stack(self, "decoder")
         ids, starts = check_inputs(inputs)
         starts = tuple(starts.tolist())
         image = ids == self.config.image_token_id
-        prompt = Prompt(
+        accepted = signature(self.forward).parameters
+        own = {name: value for name, value in inputs.items() if name in accepted}
+        prompt = PromptBatch(
             length=ids.shape[1],
             starts=starts,
             images=tuple(image[sample, start:].nonzero().flatten() for sample, start in enumerate(starts)),
             layers=len(modules),
             heads=stack.config.num_attention_heads,
             width=stack.config.hidden_size,
+            grids=partial(self._grids_by_sample, ids, inputs),
+            first_logits=partial(call_unattached, self.first_logits, own),
         )
-        return settings.steering(prompt)
-
-    def _steer_by_gaze(self, mask_type, scanpaths, inputs) -> dict[int, Steering]:
-        """What the gaze does to each layer; nothing, where no sample has any or the settings are neutral."""
-        if mask_type is None or scanpaths is None:
-            raise ValueError("mask_type and scanpaths belong together; give both, or neither for the plain model")
-        stack, modules = attention_stack(self, "decoder")
-        settings = parse_mask_type(mask_type, len(modules), stack.config.num_attention_heads)
-        ids, starts = check_inputs(inputs)
-        scanpaths = scanpaths.tolist() if hasattr(scanpaths, "tolist") else scanpaths
-        if not isinstance(scanpaths, list | tuple) or len(scanpaths) != len(ids):
-            found = f"{len(scanpaths)}" if isinstance(scanpaths, list | tuple) else f"{scanpaths!r}"
-            raise ValueError(f"scanpaths of {len(ids)} samples: {found}; give one list of (x, y) each, [] for no gaze")
-        gazed = [sample for sample, points in enumerate(scanpaths) if not is_empty(points)]
-        grids = self._grids_by_sample(ids, inputs) if gazed else []
-        placed = {}
-        for sample in gazed:
-            if len(grids[sample]) != 1:
-                raise ValueError(
-                    f"sample {sample} has gaze and {len(grids[sample])} images; a scanpath belongs to exactly one, so "
-                    "give an empty one ([]) or a prompt with one image"
-                )
-            rows, cols = grids[sample][0]
-            mask = settings.mask(check_scanpath(scanpaths[sample], rows, cols, sample), rows, cols)
-            if mask is not None:
-                image = (ids[sample] == self.config.image_token_id).nonzero().flatten()
-                placed[sample] = PlacedMask(mask.to(ids.device), image)
-        steering = settings.steering(placed, starts, ids.shape[1]) if placed else None
-        return dict.fromkeys(settings.layers, steering) if placed else {}
+        return intervention.plan(prompt)
 
     def _grids_by_sample(self, ids: torch.Tensor, inputs) -> list[list[tuple[int, int]]]:
         """(rows, cols) of the images of each sample, shared out by the samples' image tokens."""
@@ -291,9 +265,18 @@ def blanked(content: list[dict]) -> list[dict]:
     return [part | {"text": MARK} if part["type"] == "text" else part for part in content]
 
 
-def is_empty(points) -> bool:
-    """Whether a scanpath holds no gaze; what is no scanpath at all is for `check_scanpath` to say."""
-    return points is None or (hasattr(points, "__len__") and len(points) == 0)
+def check_intervention(intervention) -> None:
+    """Raises ValueError for an object without `plan`, and for a gaze mask without scanpaths."""
+    if isinstance(intervention, GazeMask | Mapping):
+        raise ValueError(
+            f"steering is the gaze mask {intervention!r} without scanpaths; give steering=Gaze(mask, scanpaths) of "
+            "models.gaze, with a list of (x, y) cells for each sample"
+        )
+    if isinstance(intervention, type) or not callable(getattr(intervention, "plan", None)):
+        raise ValueError(
+            f"steering is {intervention!r}; give settings of an intervention, such as VAR.for_model(model) or "
+            "Gaze(mask, scanpaths)"
+        )
 
 
 def check_inputs(inputs) -> tuple[torch.Tensor, torch.Tensor]:

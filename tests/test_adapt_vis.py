@@ -6,8 +6,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 from models.adapt_vis import AdaptVis, ImageScaling, confidence
-from models.answering import Generation, ModelAsked, adapted
-from models.interventions import Touched
+from models.answering import Generation, ModelAsked
+from models.interventions import InterventionReport
+from models.methods import by_confidence
 from models.trace import AttentionTrace
 from tests import tolerance
 from tests.families import FAMILIES
@@ -62,10 +63,10 @@ def test_steering_is_the_literal_formula(family, padded):
     """Logits of every step and weights of every row, each sample with a weight of its own."""
     _, model, processor = family
     inputs = batch(model, processor, padded)
-    literal, touched = Literal(model, inputs, WEIGHTS), Touched()
+    literal, report = Literal(model, inputs, WEIGHTS), InterventionReport()
     expected = literal.generate(inputs)
     with AttentionTrace(model) as trace:
-        found = generate(model, inputs, steering=ImageScaling(WEIGHTS), touched=touched)
+        found = generate(model, inputs, steering=ImageScaling(WEIGHTS), report=report)
     assert torch.equal(found.sequences, expected.sequences) and is_whole(model)
     assert largest_change(found, expected) <= tolerance.two_runs()
     starts = inputs["attention_mask"].int().argmax(1).tolist()
@@ -79,7 +80,7 @@ def test_steering_is_the_literal_formula(family, padded):
     plain = generate(model, inputs)
     assert all(largest_change(found, plain, sample) > 1e-3 for sample in range(3))
     # one row of each layer and sample: the last of the prompt, in every head
-    assert all(row["rows"] == 1 and row["heads"] == row["pairs"] == 4 for row in touched.table())
+    assert all(row["rows"] == 1 and row["heads"] == row["pairs"] == 4 for row in report.table())
 
 
 @pytest.mark.parametrize("padded", [False, True], ids=["unpadded", "left_padded"])
@@ -125,14 +126,14 @@ def test_each_sample_by_its_own_confidence(family):
     assert AdaptVis(0.25, 2.0, 0.0).scaling(sure).weights == (2.0,) * 3
     assert AdaptVis(0.25, 2.0, 1.0).scaling(sure).weights == (0.25,) * 3
 
-    asker = ModelAsked(model, processor, Generation(max_new_tokens=4), adapted(model, settings))
+    asker = ModelAsked(model, processor, Generation(max_new_tokens=4), by_confidence(settings, model))
     images = [[picture(*size, seed=seed)] for size, seed in (((150, 90), 0), ((60, 90), 1), ((120, 120), 2))]
     together = asker.ask("abc", PROMPTS, images)
     alone = [asker.ask(key, [prompt], [image])[0] for key, prompt, image in zip("abc", PROMPTS, images, strict=True)]
     assert together == alone
-    assert ["weight1" in reply.touched for reply in alone] == [weight == 0.25 for weight in chosen]
+    assert ["weight1" in reply.changes for reply in alone] == [weight == 0.25 for weight in chosen]
     for reply in alone:
-        assert [(row["layer"], row["pairs"]) for row in reply.touched["layers"]] == [(at, 4) for at in range(LAYERS)]
+        assert [(row["layer"], row["pairs"]) for row in reply.changes["layers"]] == [(at, 4) for at in range(LAYERS)]
 
 
 @pytest.mark.parametrize(

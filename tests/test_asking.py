@@ -18,10 +18,11 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from data.errors import SampleError
 from models import answering as runners
-from models.answering import Generation, ModelAsked, Reply, RunnerAsked, own_seed, redistributed
+from models.answering import Generation, ModelAsked, Reply, RunnerAsked, own_seed
 from models.folders import SAMPLES, WHOLE, content_hash, contents, fingerprint
 from models.generation_settings import OwnNoise, sampling
-from models.interventions import Touched
+from models.interventions import InterventionReport
+from models.methods import same_for_all
 from tests.families import FAMILIES
 from tests.literal_var import PLANTED, PROMPTS, batch, different_sinks, generate, planted
 from tests.models import TEMPLATE, llava, llava_processor, picture
@@ -65,14 +66,14 @@ def test_a_cold_draw_is_greedy_and_top_p_keeps_the_likeliest():
 def test_decode_rows_behind_an_answer_do_not_count():
     """Steps that only the rest of the batch needed; the answer that goes on keeps all of its own."""
     model, processor = llava(), llava_processor()
-    inputs, touched = batch(model, processor), Touched()
+    inputs, report = batch(model, processor), InterventionReport()
     with planted(model, different_sinks(model, inputs)):
-        generate(model, inputs, steering=PLANTED, touched=touched)  # four tokens: a prefill and three steps
-    whole, cut = touched.changed(0, 0), touched.changed(0, 0, steps=1)
+        generate(model, inputs, steering=PLANTED, report=report)  # four tokens: a prefill and three steps
+    whole, cut = report.changed_rows(0, 0), report.changed_rows(0, 0, steps=1)
     assert whole.shape[1] - cut.shape[1] == 2 and torch.equal(whole[:, : cut.shape[1]], cut)
-    assert touched.changed(0, 0, steps=9).equal(whole) and touched.changed(0, 2, steps=1).numel() == 0
-    steps = {row["sample"]: row["pairs"] for row in touched.table([0, 3, 3]) if row["layer"] == 0}
-    assert steps[0] == int(whole[:, :-3].sum()) and steps[1] == int(touched.changed(0, 1).sum())
+    assert report.changed_rows(0, 0, steps=9).equal(whole) and report.changed_rows(0, 2, steps=1).numel() == 0
+    steps = {row["sample"]: row["pairs"] for row in report.table([0, 3, 3]) if row["layer"] == 0}
+    assert steps[0] == int(whole[:, :-3].sum()) and steps[1] == int(report.changed_rows(0, 1).sum())
 
 
 def test_an_end_token_ends_what_is_counted():
@@ -80,7 +81,7 @@ def test_an_end_token_ends_what_is_counted():
     model, processor = llava(), llava_processor()
     images = [[picture(seed=seed)] for seed in range(3)]
     asker = ModelAsked(
-        model, processor, Generation(6), redistributed(PLANTED.__class__((7, 40), tau=1.5, first_layer=0))
+        model, processor, Generation(6), same_for_all(PLANTED.__class__((7, 40), tau=1.5, first_layer=0))
     )
     first = processor.tokenizer.convert_tokens_to_ids(asker.ask("a", PROMPTS[:1], images[:1])[0].text.split()[1])
     model.generation_config.eos_token_id = first
@@ -88,7 +89,7 @@ def test_an_end_token_ends_what_is_counted():
     alone = [asker.ask(key, [prompt], [image])[0] for key, prompt, image in zip("abc", PROMPTS, images, strict=True)]
     assert together == alone and len({len(reply.text.split()) for reply in alone}) > 1
     for reply in alone:
-        assert reply.touched["steered"] == 1 and any(row["pairs"] for row in reply.touched["layers"])
+        assert reply.changes["steered"] == 1 and any(row["pairs"] for row in reply.changes["layers"])
 
 
 SYSTEM = "describe what is to the left"

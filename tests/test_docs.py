@@ -25,7 +25,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 TEST = re.compile(r"(tests/test_\w+\.py)?(?:::(\w+))?")
 FILE = re.compile(r"[\w./-]+\.(?:py|sh|bash|md|txt|toml)")
 SHELL_WORDS = {"corner": "topleft"}  # values of variables that commands on the pages use
-ELSEWHERE = {"run.sh", "SYNTHETIC.txt"}  # of a repository that a page cites; beside generated data
+ELSEWHERE = {"run.sh", "SYNTHETIC.txt", "image_boost.py"}  # of a cited repository; beside generated data; a reader's
 
 
 def named(page):
@@ -112,8 +112,8 @@ def readable(module, flags):
     if config is None:
         return True
     try:
-        tyro.cli(config, args=flags)
-    except SystemExit:
+        getattr(tyro.cli(config, args=flags), "check_method", lambda: None)()
+    except (SystemExit, ValueError):
         return False
     return True
 

@@ -479,6 +479,8 @@ BAD = {
     "--var-dimensions and --sink-file were both given": {"method": "var", "var_dimensions": (1,), "sink_file": "x"},
     "threshold is 2.0; it is compared with a probability": {"method": "adapt-vis", "adapt_threshold": 2.0},
     "weight2 is -1.0; it multiplies": {"method": "adapt-vis", "adapt_weight2": -1.0},
+    "--method 'gausian' is unknown; choose default, var,": {"method": "gausian"},
+    "--method 'python:a' is not of the form python:module:callable": {"method": "python:a"},
     "--runner 'mine.py' is not of the form python:module:callable": {"runner": "mine.py"},
     "--method adapt-vis cannot steer a --runner": {"runner": "python:a:b", "method": "adapt-vis"},
     "--runner and --model were both given": {"runner": "python:a:b", "model": "tiny-llava"},

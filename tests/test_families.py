@@ -1,7 +1,11 @@
 """One measurement for all families: attention, geometry, words and checkpoints, on small random models of the real
 classes and on the embedded checkpoints."""
 
+import ast
+import inspect
 import json
+import re
+import sys
 
 import numpy as np
 import pytest
@@ -16,6 +20,7 @@ from transformers.masking_utils import sdpa_mask
 import models
 from analysis.rollout import rollout
 from data.errors import SampleError
+from models.attention import attention_stack
 from models.trace import AttentionTrace
 from tests import tolerance
 from tests.families import FAMILIES, qwen3, qwen3_processor
@@ -37,6 +42,27 @@ def family(request):
     else:
         model, processor = models.load(request.param)
     return model.config.model_type, model, processor
+
+
+HOOKED = re.compile(r"^  (model[\w.]*)\.N\.(\w+) \((\w+)", re.M)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_hooks_are_at_the_stated_modules(name):
+    """The docstring of the family's file: attention modules of decoder and vision encoder, and the names it defines."""
+    model = FAMILIES[name][0]()
+    file = sys.modules[type(model).__module__]
+    names = {module: path for path, module in model.named_modules()}
+    parts = ["decoder"] if name == "fuyu" else ["decoder", "tower"]
+    found = [attention_stack(model, part)[1][0] for part in parts]
+    stated = [(f"{layers}.0.{attribute}", kind) for layers, attribute, kind in HOOKED.findall(file.__doc__)]
+    assert stated == [(names[module], type(module).__name__) for module in found]
+    classes = (node for node in ast.parse(inspect.getsource(file)).body if isinstance(node, ast.ClassDef))
+    parts = (part for node in classes for part in node.body)
+    defined = {getattr(part, "name", None) or ast.unparse(getattr(part, "target", None) or part.targets[0])
+               for part in parts if not isinstance(part, ast.Expr)}  # fmt: skip
+    listed = file.__doc__.split("Defined here: ")[1].split("\n\n")[0].split(";")[0]
+    assert set(re.findall(r"`(\w+)`", listed)) == defined
 
 
 def images_of(name, count):

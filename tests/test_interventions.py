@@ -1,17 +1,22 @@
-"""Settings of any intervention steer; what they touched is reported; VAR's rows in two matrix products."""
+"""The protocol of interventions, its report, and VAR's rows in two matrix products."""
 
+import ast
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
-from models.gaze import NonGaussian, PlacedMask
-from models.interventions import Prompt, RowEdit, Steering, Touched, by_layer
+from models.ablation import HeadAblation
+from models.adapt_vis import AdaptVis, ImageScaling, confidence
+from models.gaze import Gaussian, Gaze, GazeMask, KeyMask, NonGaussian, PlacedMask, SalientHead
+from models.interventions import InterventionReport, PromptBatch, RowEdit, sum_by_layer
 from models.trace import AttentionTrace
 from models.var import Redistribution
-from tests import tolerance
+from tests import literal_var, test_ablation, test_adapt_vis, tolerance
+from tests.families import FAMILIES
 from tests.literal_var import PLANTED, STEPS, batch, generate, image_positions, is_whole, largest_change
 from tests.models import llava, llava_processor, picture
+from tests.test_tree import ROOT
 
 pytestmark = pytest.mark.numerical
 
@@ -20,13 +25,13 @@ pytestmark = pytest.mark.numerical
 def test_a_report_is_of_one_generation():
     model, processor = llava(), llava_processor()
     inputs, _ = model.prepare(processor, [picture()], "what ?")
-    touched = Touched()
-    model.generate(**inputs, max_new_tokens=1, steering=PLANTED, touched=touched)
-    with pytest.raises(RuntimeError, match="already holds a generation; hand in a new Touched"):
-        model.generate(**inputs, max_new_tokens=1, steering=PLANTED, touched=touched)
-    assert is_whole(model) and Touched().table() == []
-    with pytest.raises(ValueError, match=r"touched is 3; give a new models.interventions.Touched\(\)"):
-        model.generate(**inputs, max_new_tokens=1, touched=3)
+    report = InterventionReport()
+    model.generate(**inputs, max_new_tokens=1, steering=PLANTED, report=report)
+    with pytest.raises(RuntimeError, match="already holds a generation; give a new InterventionReport"):
+        model.generate(**inputs, max_new_tokens=1, steering=PLANTED, report=report)
+    assert is_whole(model) and InterventionReport().table() == []
+    with pytest.raises(ValueError, match=r"report is 3; give a new models.interventions.InterventionReport\(\)"):
+        model.generate(**inputs, max_new_tokens=1, report=3)
 
 
 def test_counts_add_up_over_calls():
@@ -35,13 +40,13 @@ def test_counts_add_up_over_calls():
         {"layer": 2, "sample": 0, "visual_sinks": 1, "heads": 0, "rows": 0, "pairs": 0},
         {"layer": 4, "sample": 1, "visual_sinks": 0, "heads": 1, "rows": 1, "pairs": 1},
     ]
-    found = by_layer(tables)
+    found = sum_by_layer(tables)
     assert [list(row) for row in found] == [["layer", "samples", "visual_sinks", "heads", "rows", "pairs"]] * 2
     assert found == [
         {"layer": 2, "samples": 1, "visual_sinks": 1, "heads": 0, "rows": 0, "pairs": 0},
         {"layer": 4, "samples": 2, "visual_sinks": 3, "heads": 3, "rows": 6, "pairs": 8},
     ]
-    assert by_layer([]) == []
+    assert sum_by_layer([]) == []
 
 
 def test_a_report_of_gaze_counts_its_rows():
@@ -49,10 +54,10 @@ def test_a_report_of_gaze_counts_its_rows():
     model, processor = llava(), llava_processor()
     inputs, _ = model.prepare(processor, [picture()], "what ?")
     for kind, rows in (("salient-head", STEPS), ("gaussian", 0)):
-        touched = Touched()
+        report = InterventionReport()
         gaze = {"mask_type": {"type": kind, "target-layer": 1}, "scanpaths": [[(0, 0)]]}
-        generate(model, inputs, touched=touched, **gaze)
-        [row] = touched.table()
+        generate(model, inputs, report=report, **gaze)
+        [row] = report.table()
         assert row["rows"] == rows and row["layer"] == 1 and row["pairs"] == row["rows"]  # one head of four a row
 
 
@@ -85,10 +90,10 @@ class Deaf:
 
     head: int
 
-    def steering(self, prompt: Prompt):
+    def plan(self, prompt: PromptBatch):
         edits = {s: RowEdit(int(image[-1]) + 1, self.without(image)) for s, image in enumerate(prompt.images)}
         assert prompt.heads == 4 and prompt.width == 64
-        return dict.fromkeys(range(prompt.layers), Steering(prompt.length, prompt.starts, edits=edits))
+        return dict.fromkeys(range(prompt.layers), prompt.edit_layer(row_edits=edits))
 
     def without(self, image):
         def change(weights):
@@ -103,16 +108,15 @@ class Deaf:
 class Hidden:
     """Gaze of the settings' own: the first cell of each image is all that any row sees of it."""
 
-    def steering(self, prompt: Prompt):
+    def plan(self, prompt: PromptBatch):
         corner = torch.zeros(4, 4)
         corner[0, 0] = 1
-        starts = torch.tensor(prompt.starts)
-        placed = {s: PlacedMask(corner, image + prompt.starts[s]) for s, image in enumerate(prompt.images)}
-        return {1: NonGaussian((1,)).steering(placed, starts, prompt.length)}
+        placed = {sample: PlacedMask(corner, image) for sample, image in enumerate(prompt.images)}
+        return {1: NonGaussian((1,)).edit_layer(placed, prompt)}
 
 
 def test_settings_of_other_interventions():
-    """Whatever makes a `Steering` of a `Prompt` steers: row edits and key biases, of any layer."""
+    """Any object with `plan`: row edits and key biases, of any layer."""
     model, processor = llava(), llava_processor()
     inputs = batch(model, processor)
     with AttentionTrace(model) as trace:
@@ -123,3 +127,78 @@ def test_settings_of_other_interventions():
         torch.testing.assert_close(rows.sum(-1), torch.ones_like(rows[..., 0]))
     gaze = {"mask_type": {"type": "non-gaussian", "margin": 0, "target-layer": 1}, "scanpaths": [[(0, 0)]] * 3}
     assert largest_change(generate(model, inputs, steering=Hidden()), generate(model, inputs, **gaze)) == 0
+
+
+def confidences(model, inputs):
+    return [float(row.softmax(-1).max()) for row in generate(model, inputs, max_new_tokens=1).logits[0]]
+
+
+def adaptive_weights(model, inputs):
+    """By hand: 0.25 for the least confident sample, 2.0 for the others."""
+    found = confidences(model, inputs)
+    return [0.25 if each == min(found) else 2.0 for each in found]
+
+
+SCANPATHS = [[(0, 0), (3, 1)], [], [(2, 3)]]
+# intervention: settings for a model and its inputs, and the expected output: a literal eager model's, or the sugar's
+INTERVENTIONS = {
+    "VAR": (lambda *_: PLANTED, lambda model, inputs: literal_var.Literal(model, inputs, PLANTED).generate(inputs)),
+    "HeadAblation": (
+        lambda *_: HeadAblation(test_ablation.HEADS),
+        lambda model, inputs: test_ablation.literal_generate(
+            model, inputs, test_ablation.Literal(model, inputs, test_ablation.HEADS, 0.0)
+        ),
+    ),
+    "ImageScaling": (
+        lambda *_: ImageScaling(test_adapt_vis.WEIGHTS),
+        lambda model, inputs: test_adapt_vis.Literal(model, inputs, test_adapt_vis.WEIGHTS).generate(inputs),
+    ),
+    "AdaptVis": (
+        lambda model, inputs: AdaptVis(0.25, 2.0, sum(sorted(confidences(model, inputs))[:2]) / 2),
+        lambda model, inputs: test_adapt_vis.Literal(model, inputs, adaptive_weights(model, inputs)).generate(inputs),
+    ),
+    **{
+        f"Gaze {type(mask).__name__}": (
+            lambda *_, mask=mask: Gaze(mask, SCANPATHS),
+            lambda model, inputs, mask=mask: generate(model, inputs, mask_type=mask, scanpaths=SCANPATHS),
+        )
+        for mask in (Gaussian((0, 2)), NonGaussian((1,)), SalientHead((0, 1, 2), heads=2))
+    },
+}
+
+
+def test_every_intervention_is_in_the_table():
+    """All classes of models/ with a method `plan`, and all gaze masks."""
+    found = set()
+    for path in (ROOT / "models").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and any(getattr(part, "name", "") == "plan" for part in node.body):
+                found.add(node.name)
+    masks = {f"Gaze {mask.__name__}" for mask in (*KeyMask.__subclasses__(), *GazeMask.__subclasses__())}
+    assert found - {"Intervention", "Gaze"} | masks - {"Gaze KeyMask"} == set(INTERVENTIONS)
+
+
+@pytest.mark.parametrize("name", INTERVENTIONS)
+def test_every_intervention_runs_through_generate(name):
+    """The expected logits, to rounding for a literal model and exactly for the sugar; the model whole afterwards."""
+    model, processor = llava(), llava_processor()
+    inputs = batch(model, processor)
+    make, reference = INTERVENTIONS[name]
+    with literal_var.planted(model, literal_var.different_sinks(model, inputs)):
+        plain, expected = generate(model, inputs), reference(model, inputs)
+        found = generate(model, inputs, steering=make(model, inputs))
+    assert torch.equal(found.sequences, expected.sequences) and is_whole(model)
+    assert largest_change(found, expected) <= (0 if name.startswith("Gaze") else tolerance.two_runs())
+    assert largest_change(found, plain) > 1e-3
+
+
+def test_the_prefill_of_a_confidence_is_not_recorded():
+    """For every family: the same answer as with the weights given, and a trace of the answer alone."""
+    for make, make_processor in FAMILIES.values():
+        model, processor = make(), make_processor()
+        inputs = batch(model, processor)
+        settings = INTERVENTIONS["AdaptVis"][0](model, inputs)
+        with AttentionTrace(model) as trace:
+            found = generate(model, inputs, steering=settings)
+        given = generate(model, inputs, steering=settings.scaling(confidence(model, inputs)))
+        assert largest_change(found, given) == 0 and trace.length == found.sequences.shape[1] - 1

@@ -15,7 +15,7 @@ from data.errors import SampleError
 from models.attention import LISTENERS, STEERING, attach, attention
 from models.gaze import NonGaussian
 from models.generation import answer, answers
-from models.interventions import KeyBias, RowEdit, Steering, steered
+from models.interventions import KeyBias, LayerEdit, RowEdit, apply_edits
 from models.trace import AttentionTrace
 from models.unpatched import UnpatchedModel
 from tests import tolerance
@@ -75,10 +75,10 @@ def test_both_edits_are_plain_arithmetic(monkeypatch, padded, biased, edited):
     whole = multipliers.clone()
     for sample, start in enumerate(starts):
         whole[sample, :start] = 1  # as for any key that is no image's
-    bias = KeyBias.multiply(whole, torch.tensor(starts)) if biased else None
+    bias = KeyBias.from_multipliers(whole, torch.tensor(starts)) if biased else None
     module = Module()
     edits = {sample: RowEdit(4, halve_first) for sample in edited}
-    attach(module, STEERING, Steering(PROMPT, starts, bias, edits))
+    attach(module, STEERING, LayerEdit(PROMPT, starts, bias, edits))
     key, value = (torch.randn(2, KEY_HEADS, PROMPT + 2, WIDTH, generator=generator) for _ in range(2))
     for keys, rows in ((PROMPT, PROMPT), (PROMPT + 1, 1), (PROMPT + 2, 1)):
         query = 2 * torch.randn(2, HEADS, rows, WIDTH, generator=generator)
@@ -109,7 +109,7 @@ def test_widened_scores_carry_the_bias(dtype):
     generator = torch.Generator().manual_seed(0)
     multipliers = torch.rand(1, 9, generator=generator)
     multipliers[0, 4] = 0
-    bias = KeyBias.multiply(multipliers, torch.zeros(1, dtype=torch.long))
+    bias = KeyBias.from_multipliers(multipliers, torch.zeros(1, dtype=torch.long))
     query, key = (torch.randn(1, 1, 9, 12, generator=generator).to(dtype) for _ in range(2))
     wide_query, wide_key, wide_value = bias.widen(query, key, key, 0.25)
     assert wide_query.shape[-1] == wide_key.shape[-1] == wide_value.shape[-1] == 16
@@ -221,14 +221,14 @@ class Meanwhile:
 
     work: Callable
 
-    def steering(self, prompt):
+    def plan(self, prompt):
         def change(weights):
             with ThreadPoolExecutor(1) as pool:
                 pool.submit(self.work).result()
             return halve_first(weights)
 
         edits = {sample: RowEdit(0, change) for sample in range(len(prompt.starts))}
-        return {0: Steering(prompt.length, prompt.starts, edits=edits)}
+        return {0: prompt.edit_layer(row_edits=edits)}
 
 
 @torch.no_grad()
@@ -293,7 +293,7 @@ def test_families_without_a_grid_are_refused():
 @torch.no_grad()
 def test_one_steering_at_a_time():
     model, inputs, _ = inputs_of("llava")
-    with steered(model, {0: Steering(inputs["input_ids"].shape[1], (0,))}):
+    with apply_edits(model, {0: LayerEdit(inputs["input_ids"].shape[1], (0,))}):
         with pytest.raises(RuntimeError, match="is being steered by another generation"):
             model.generate(**inputs, **GAZE)
         with AttentionTrace(model) as trace:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlavaConfig
 
-from models.answering import MethodFlags
+from models.methods import MethodFlags
 from models.var import KNOWN, VAR, detect_sinks, read_findings, redistribute, select_heads, spikes
 from tests import tolerance
 from tests.models import llava
@@ -168,8 +168,10 @@ def test_published_settings():
 
 def test_flags_reach_the_settings_of_published_code():
     flags = MethodFlags(method="var", var_dimensions=(3,), var_threshold=2.0)
-    assert not flags.var(llava()).skip_without_visual_sinks and flags.var(llava()).prompt_rows == "after-image"
-    published = replace(flags, var_skip_without_visual_sinks=True, var_prompt_rows="all").var(llava())
+    config = llava().config
+    paper = flags.method_settings(config)
+    assert not paper.skip_without_visual_sinks and paper.prompt_rows == "after-image"
+    published = replace(flags, var_skip_without_visual_sinks=True, var_prompt_rows="all").method_settings(config)
     assert published.skip_without_visual_sinks and published.prompt_rows == "all"
 
 
@@ -294,7 +296,7 @@ def test_a_file_that_does_not_say_of_which_model(tmp_path):
     path = tmp_path / "sinks.json"
     path.write_text('{"recommended_dimensions": [5, 9]}')
     with pytest.warns(
-        UserWarning, match="does not state model, hidden_dim, num_layers, so nobody can tell .* of 'some/"
+        UserWarning, match="does not state model, hidden_dim, num_layers, so its sink dimensions may not .* of 'some/"
     ):
         var = VAR.for_model(small(), file=path, tau=7)
     assert var.dimensions == (5, 9) and var.source == str(path)

@@ -7,7 +7,8 @@ import torch
 from transformers import DynamicCache
 
 import models
-from models.interventions import Touched, by_layer
+from models.gaze import Gaussian
+from models.interventions import InterventionReport, sum_by_layer
 from models.trace import AttentionTrace
 from models.var import VAR
 from tests import tolerance
@@ -41,11 +42,11 @@ def family(request):
 
 def check_against_literal(model, inputs, var, sinks):
     """Logits, recorded weights and counts, in prefill and every decode step; returns (ours, the literal model)."""
-    literal, touched = Literal(model, inputs, var), Touched()
+    literal, report = Literal(model, inputs, var), InterventionReport()
     with planted(model, sinks):
         expected = literal.generate(inputs)
         with AttentionTrace(model) as trace:
-            found = generate(model, inputs, steering=var, touched=touched)
+            found = generate(model, inputs, steering=var, report=report)
     assert torch.equal(found.sequences, expected.sequences)
     assert largest_change(found, expected) <= tolerance.two_runs()
     for step in range(STEPS):
@@ -56,7 +57,7 @@ def check_against_literal(model, inputs, var, sinks):
                 ours = trace.weights(layer, rows, samples=[sample])[0, :, :, : reference.shape[-1]]
                 assert (ours - reference[sample, :, -len(rows) :]).abs().max() <= tolerance.two_runs()
                 torch.testing.assert_close(ours.sum(-1), torch.ones_like(ours[..., 0]))
-    for row in touched.table():
+    for row in report.table():
         at = row["layer"], row["sample"]
         edited = {(head, position) for head, position, outcome in literal.rows.get(at, ()) if outcome == "edited"}
         visual = set(literal.sinks[at]) & set(literal.image[row["sample"]])
@@ -65,7 +66,7 @@ def check_against_literal(model, inputs, var, sinks):
             "text_sinks": len(literal.sinks[at]) - len(visual), "heads": len({head for head, _ in edited}),
             "rows": len({position for _, position in edited}), "pairs": len(edited),
         }  # fmt: skip
-    assert len(touched.table()) == len(literal.layers) * len(literal.starts)
+    assert len(report.table()) == len(literal.layers) * len(literal.starts)
     return found, literal
 
 
@@ -150,11 +151,11 @@ def test_all_rows_of_the_prompt_can_be_edited(family, padded):
 @pytest.mark.parametrize("padded", [False, True], ids=["unpadded", "left_padded"])
 def test_without_sinks_the_model_is_untouched_bit_for_bit(family, padded):
     _, model, processor = family
-    inputs, touched = batch(model, processor, padded), Touched()
-    plain, found = generate(model, inputs), generate(model, inputs, steering=PLANTED, touched=touched)
+    inputs, report = batch(model, processor, padded), InterventionReport()
+    plain, found = generate(model, inputs), generate(model, inputs, steering=PLANTED, report=report)
     assert largest_change(plain, found) == 0
     counts = ("visual_sinks", "text_sinks", "heads", "rows", "pairs")
-    assert by_layer(touched.table()) == [
+    assert sum_by_layer(report.table()) == [
         {"layer": layer, "samples": 3, **dict.fromkeys(counts, 0)} for layer in range(LAYERS)
     ]
 
@@ -213,12 +214,12 @@ def test_two_generations_give_what_each_gives_alone(name):
         (first, different_sinks(used, first)),
     ]
     for inputs, spiking in rounds:
-        fresh, seen, alone = make(), Touched(), Touched()
+        fresh, seen, alone = make(), InterventionReport(), InterventionReport()
         with planted(used, spiking):
-            found = generate(used, inputs, steering=PLANTED, touched=seen)
+            found = generate(used, inputs, steering=PLANTED, report=seen)
         assert is_whole(used)
         with planted(fresh, spiking):
-            expected = generate(fresh, inputs, steering=PLANTED, touched=alone)
+            expected = generate(fresh, inputs, steering=PLANTED, report=alone)
         assert largest_change(found, expected) == 0 and seen.table() == alone.table()
         assert bool(sum(row["pairs"] for row in seen.table())) == bool(spiking)
         assert largest_change(generate(used, inputs), generate(fresh, inputs)) == 0
@@ -273,7 +274,8 @@ def test_an_error_leaves_the_model_as_it_was(family):
     [
         ({"steering": 3}, r"steering is 3; give settings of an intervention, such as VAR.for_model\(model\)"),
         ({"steering": VAR}, "give settings of an intervention"),
-        ({"steering": {"type": "gaussian"}}, "gaze goes into mask_type"),
+        ({"steering": {"type": "gaussian"}}, r"give steering=Gaze\(mask, scanpaths\)"),
+        ({"steering": Gaussian((1,))}, r"without scanpaths; give steering=Gaze\(mask, scanpaths\)"),
         ({"mask_type": {"type": "gaussian"}, "scanpaths": [[(0, 0)]]}, "mask_type and steering were both given"),
         ({"scanpaths": [[]]}, "mask_type and steering were both given"),
         ({"steering": replace(PLANTED, dimensions=(64,))}, "sink dimension 64 does not exist; the model is 64 wide"),
@@ -329,10 +331,10 @@ def test_an_embedded_model():
     model, processor = models.load("tiny-llava")
     var = VAR.for_model(model, dimensions=(3, 11), tau=2.0, p=0.2)
     inputs, _ = model.prepare(processor, [picture()], "where is the first shape ?")
-    touched = Touched()
+    report = InterventionReport()
     with AttentionTrace(model) as trace:
-        found = generate(model, inputs, steering=var, touched=touched)
-    counts = by_layer(touched.table())
+        found = generate(model, inputs, steering=var, report=report)
+    counts = sum_by_layer(report.table())
     assert [row["layer"] for row in counts] == list(var.layers(trace.layers))
     assert all(row["visual_sinks"] + row["text_sinks"] > 0 for row in counts) and sum(row["pairs"] for row in counts)
     assert largest_change(found, generate(model, inputs)) > 0
