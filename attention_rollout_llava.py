@@ -12,53 +12,59 @@ The embedded model takes about a second a picture; the weights of LLaVA-1.5-7B a
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import models
 from analysis import command
-from analysis.gallery import COLUMNS, RolloutFlags, lengths_line, report_answer
-from analysis.rollout import rollout
-from analysis.runs import RunFolder, default_out_dir, measure_each, refuse_existing
+from analysis.gallery import COLUMNS, lengths_line, report_answer
+from analysis.overlay import OverlayStyle
+from analysis.report_views import Page
+from analysis.rollout import RolloutSettings, rollout
+from analysis.runs import Output, RunFolder, flat_flags, measure_each
 from analysis.statistics import SHARE, mean_interval
 from data.folders import following_links
 from data.images import read_image
-from data.samples import Sample, SampleFlags, collect
-from models.generation import answer
-from models.loading import LoadFlags, describe
+from data.samples import Sample, Samples, collect
+from models.generation import Generation, answer
+from models.loading import Load, describe
 from models.tower import check_tower
 
 
 @dataclass(frozen=True)
-class Config(LoadFlags, RolloutFlags, SampleFlags):
-    model: str = "tiny-llava"
-    """Embedded model, folder, or hub id such as llava-hf/llava-1.5-7b-hf. The family may be any of LLaVA-1.5, Qwen2-VL,
-    Qwen2.5-VL, Qwen3-VL and Fuyu; others that can be recorded give maps without overlays."""
+class Config:
+    load: Load = Load(model="tiny-llava")
+    """Any of LLaVA-1.5, Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Fuyu; other families that can be recorded give maps without
+    overlays."""
+    samples: Samples = Samples(limit=8)
+    generation: Generation = Generation(max_new_tokens=16)
+    rollout: RolloutSettings = RolloutSettings(residual=0.5, lowest=0.0)
+    style: OverlayStyle = OverlayStyle(alpha=0.7, power=1.5, blur=0.5)
+    page: Page = Page(page_mb=5.0)
+    output: Output = Output()
     through_tower: bool = False
     """Also draw where the vision tower looked for the image tokens that the answer looked at (files with -tower)."""
 
 
 def main(config: Config) -> int:
-    with command.setting_up(), following_links(config.follow_links):
-        config.check()
-        samples, unusable, source = collect(
-            config.image, config.data_root, config.prompt, config.limit, config.seed
-        )
+    with command.setting_up(), following_links(config.samples.follow_links):
+        samples, unusable, source = collect(config.samples)
         print(source)
-        out_dir = refuse_existing(config.out_dir or default_out_dir(__file__, config.model))
-        model, processor = models.load(config.model, **config.loading)
+        out_dir = config.output.folder(config, config.load.model)
+        model, processor = models.load(config.load.model, **config.load.options)
         if config.through_tower:
             check_tower(model)
-    settings = {"flags": asdict(config), "model": describe(model), "data": source.facts()}
+    settings = {"flags": flat_flags(config), "model": describe(model), "data": source.facts()}
     run = RunFolder.create(out_dir, settings, COLUMNS)
 
     def look(sample: Sample) -> dict:
         picture = read_image(sample.path)
-        said = answer(model, processor, [picture], sample.prompt, tower=config.through_tower, **config.answering)
-        rolled = rollout(said.trace, said.layout, tokens=len(said.tokens), **config.rolling)
-        return report_answer(run, sample, [picture], said, rolled, config.look, config.page_mb / len(samples))
+        options = vars(config.generation) | {"tower": config.through_tower}
+        said = answer(model, processor, [picture], sample.prompt, **options)
+        rolled = rollout(said.trace, said.layout, config.rollout, tokens=len(said.tokens))
+        return report_answer(run, sample, [picture], said, rolled, config.style, config.page.page_mb / len(samples))
 
     rows = measure_each(run, samples, look, unusable)
-    run.finish({"rows": config.rows, "image_share": mean_interval([row["image_share"] for row in rows], SHARE)})
+    run.finish({"rows": config.rollout.rows, "image_share": mean_interval([row["image_share"] for row in rows], SHARE)})
     if rows:
         print(lengths_line(rows))
     return command.conclude(run)

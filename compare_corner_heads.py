@@ -14,7 +14,7 @@ model.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
@@ -24,7 +24,8 @@ from analysis.corner_report import sentences, write_texts
 from analysis.corner_study import changes_most, chosen_rows, head_rows, study, summary
 from analysis.corners import Corners, read_corners
 from analysis.report import Picture, Section
-from analysis.runs import RunFolder, default_out_dir, read_table, refuse_existing, write_table
+from analysis.runs import Output, RunFolder, flat_flags, read_table, write_table
+from data.errors import check_at_least
 
 FIGURES = {  # of the corners' own runs
     "heads.png": "counts, mean responses and effect sizes of all heads",
@@ -42,26 +43,23 @@ class Config:
     """False-discovery rate at which heads are called shared or unique."""
     seed: int = 0
     """Seed of the permutations, the sign flips and the halves."""
-    out_dir: str | None = None
-    """New or empty folder for the results (default: results/compare_corner_heads/<model>-<date>)."""
+    output: Output = Output()
 
-    def check(self) -> None:
-        """Raises ValueError for flags that cannot work."""
-        if self.top < 1 or self.seed < 0:
-            raise ValueError(f"--top is {self.top} and --seed {self.seed}; give at least 1 and at least 0")
+    def __post_init__(self) -> None:
+        check_at_least(self, top=1, seed=0)
         if not 0 < self.level < 1:
             raise ValueError(f"--level {self.level} is out of range; give a share such as 0.05")
 
 
 def main(config: Config) -> int:
     with command.setting_up():
-        config.check()
         corners = read_corners(config.folders)
-        out_dir = refuse_existing(config.out_dir or default_out_dir(__file__, str(corners.about["model"])))
+        out_dir = config.output.folder(config, str(corners.about["model"]))
     line = f"data: {corners.pairs_named} in each of {', '.join(map(str, corners.folders))}"
     source = {"line": line, "label": "synthetic data" if corners.about["pictures"] == "synthetic" else ""}
     print(source["line"])
-    run = RunFolder.create(out_dir, {"flags": asdict(config), "compared": corners.about, "data": source}, corners.names)
+    settings = {"flags": flat_flags(config), "compared": corners.about, "data": source}
+    run = RunFolder.create(out_dir, settings, corners.names)
     for place, pair in enumerate(corners.pairs):
         means = corners.signed[..., place].mean((1, 2))
         run.add(pair, **dict(zip(corners.names, means, strict=True)))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
@@ -37,8 +37,8 @@ from analysis.run_comparison import (
     side_by_side,
     table_row,
 )
-from analysis.runs import RunFolder, default_out_dir, refuse_existing, write_table
-from data.errors import SampleError
+from analysis.runs import Output, RunFolder, flat_flags, write_table
+from data.errors import SampleError, check_at_least
 from data.folders import following_links
 from data.spatial_qa import Question, read
 
@@ -57,8 +57,11 @@ class Config:
     """Where the pictures are, if no longer where run A read them."""
     pictures: int = 12
     """Flipped records drawn with their pictures, each way; 0 draws none."""
-    out_dir: str | None = None
-    """New or empty folder for the results (default: results/compare_runs/<A>-<B>-<date>)."""
+    output: Output = Output()
+    """Place of the results; their default is results/compare_runs/<A>-<B>-<date>."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, pictures=0)
 
 
 @dataclass(frozen=True)
@@ -96,14 +99,12 @@ class Records:
 
 def main(config: Config) -> int:
     with command.setting_up():
-        if config.pictures < 0:
-            raise ValueError(f"--pictures {config.pictures} is negative; give 0 to draw none")
         a, b = read_run(config.run_a), read_run(config.run_b)
         pairs, different = pair(a, b, config.intersect)
         names = run_names(a, b)
         both = f"{a.folder.resolve().name}-{b.folder.resolve().name}"
-        out_dir = refuse_existing(config.out_dir or default_out_dir(__file__, both))
-    run = RunFolder.create(out_dir, {"flags": asdict(config)}, COLUMNS)
+        out_dir = config.output.folder(config, both)
+    run = RunFolder.create(out_dir, {"flags": flat_flags(config)}, COLUMNS)
     shown = Records.of(a, config)
     for each in pairs:
         if each.failed:

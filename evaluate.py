@@ -22,10 +22,9 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from PIL import Image
 from tqdm import tqdm
@@ -43,24 +42,23 @@ from analysis.evaluation import (
     lock,
     summarise_run,
 )
-from analysis.gallery import check_penalty
-from analysis.judges import JUDGES
+from analysis.judges import JUDGES, JudgeSettings
 from analysis.processes import ProcessLost, Team, own_device, team
 from analysis.report import NAME as PAGE
 from analysis.report import write_report
-from analysis.runs import attempt
+from analysis.runs import attempt, flat_flags
 from data import spatial_qa, twoshapes_qa
-from data.errors import Skip
-from data.folders import LinkFlags, Source, following_links
+from data.errors import Skip, check_at_least
+from data.folders import Source, following_links
 from data.gaze_samples import GazeSource, points_of, read_for, tell_unread
 from data.scanpaths import Scanpaths
-from data.spatial_qa import Question, find_root, published_set, source_of
+from data.spatial_qa import Question, Questions, find_root, published_set, source_of
 from models import answering as runners
-from models.answering import Generation, ModelAsked, Reply, RunnerAsked
+from models.answering import Decoding, ModelAsked, Reply, RunnerAsked
 from models.folders import content_hash, contents
 from models.interventions import sum_by_layer
-from models.loading import LoadFlags, describe, locate, quiet, read_config
-from models.methods import MethodFlags
+from models.loading import Load, describe, locate, quiet, read_config
+from models.methods import MethodSettings
 
 EXAMPLES, EXAMPLE_COUNT = Path("data", "generated", "spatial-500-seed-0"), 500
 DEFAULT_MODEL = "tiny-qwen2.5-vl"
@@ -69,87 +67,46 @@ DECIDE_NOTHING = ("device", "limit", "follow_links", "batch_size", "retry_failed
 
 
 @dataclass(frozen=True)
-class Config(LoadFlags, MethodFlags, LinkFlags):
-    dataset: str | None = None
-    """blink | sat2 | a .json, .jsonl, .parquet, .csv or .tsv file, or a folder of such | a hub id (default: blink, else
-    sat2, where data/spatial_reasoning holds it; else a generated set)."""
-    data_root: str | None = None
-    """Folder of the published files and their pictures (default for blink and sat2: data)."""
-    judge: Literal["choice", "exact", "string_match", "vlmevalkit"] = "choice"
-    """choice: the option that the answer settles on, by letter or text, else unparsed; open answers against the gold;
-    exact: the same text, always parsed; string_match: as published; vlmevalkit: VLMEvalKit's rule, without its LLM."""
-    circular: bool = False
-    """Ask each multiple-choice question once per rotation of its options; right only if all are. One whose options name
-    others ("both A and B") is asked once."""
-    model: str = DEFAULT_MODEL
-    """Embedded model, folder, or hub id."""
+class Config:
+    load: Load = Load(model=DEFAULT_MODEL)
+    questions: Questions = Questions(dataset=None, limit=0)
+    judging: JudgeSettings = JudgeSettings(judge="choice", circular=False)
+    decoding: Decoding = Decoding(max_new_tokens=512, temperature=0.0, top_p=1.0)
+    steering: MethodSettings = MethodSettings(method="default")
     runner: str | None = None
     """Instead of --model: python:module:callable, a model of your own; see models/answering.py."""
-    limit: int = 0
-    """Ask at most so many records, in the set's order; 0 asks all."""
     batch_size: int = 8
-    """Records answered together; decides no answer in float32. In half precision a batch may round differently."""
-    max_new_tokens: int = 512
-    """Longest answer, in tokens; one without an end token by then is judged as it stands and marked `cut`. Models end
-    short answers by themselves, whatever the limit; a reasoning model may need 1024 and more."""
-    temperature: float = 0.0
-    """0: the likeliest tokens; above, tokens are drawn, each record by random numbers of its own."""
-    top_p: float = 1.0
-    """Draw from the likeliest tokens that together have this probability."""
-    repetition_penalty: float = 1.0
-    """Penalty on tokens that the prompt or the answer holds already; 1 is none, whatever the checkpoint asks for."""
-    seed: int = 0
-    """Seed of the drawing."""
-    system_prompt: str | None = None
-    """Put before each prompt through the model's chat template."""
+    """Batch size; does not affect predictions in float32 (half precision may round differently)."""
     retry_failed: bool = False
     """Of a run that goes on: ask records that failed once more."""
     out_dir: str | None = None
     """Folder for the results (default: results/evaluate/<dataset>-<method>-<model>-<hash of the settings>)."""
 
-    def check(self) -> None:
-        """Raises ValueError for flags that cannot work with any model."""
-        self.check_method()
-        if self.limit < 0 or self.batch_size < 1 or self.max_new_tokens < 1 or self.seed < 0:
-            raise ValueError("give --batch-size and --max-new-tokens of at least 1, --limit and --seed of at least 0")
-        if not 0 <= self.temperature < float("inf") or not 0 < self.top_p <= 1:
-            raise ValueError("give --temperature of 0 or more, and --top-p above 0 and at most 1")
-        check_penalty(self.repetition_penalty)
-        if self.dataset is None and self.data_root is not None:
-            raise ValueError("--data-root needs --dataset: blink, sat2, or a file or folder of records")
-        if self.system_prompt is not None and not self.system_prompt.strip():
-            raise ValueError("--system-prompt is empty; leave it out")
+    def __post_init__(self) -> None:
+        check_at_least(self, batch_size=1)
         if self.runner is not None:
             runners.parse(self.runner)
-            if self.method != "default":
-                raise ValueError(f"--method {self.method} cannot steer a --runner; leave --method out")
-            if self.model != DEFAULT_MODEL:
+            if self.steering.method != "default":
+                raise ValueError(f"--method {self.steering.method} cannot steer a --runner; leave --method out")
+            if self.load.model != DEFAULT_MODEL:
                 raise ValueError("--runner and --model were both given; choose one")
 
     def deciding(self) -> dict:
         """The flags that decide answers or verdicts, and hashes of the files and code that they name; of a model on the
         hub its commit. Raises FileNotFoundError for a file or model that does not exist."""
-        flags = {name: value for name, value in asdict(self).items() if name not in DECIDE_NOTHING}
-        hashes = self.method_contents()
+        flags = {name: value for name, value in flat_flags(self).items() if name not in DECIDE_NOTHING}
+        hashes, model = self.steering.method_contents(), self.load.model
         if self.runner is not None:
             hashes["code of --runner"] = runners.code(self.runner)
-        elif known := contents(locate(self.model)):
+        elif known := contents(locate(model)):
             hashes["content of --model"] = known
         else:
             with quiet():
-                hashes["commit of --model"] = read_config(self.model, self.model, self.revision)._commit_hash
+                hashes["commit of --model"] = read_config(model, model, self.load.revision)._commit_hash
         return {f"--{name.replace('_', '-')}": value for name, value in flags.items()} | hashes
-
-    @property
-    def generation(self) -> Generation:
-        return Generation(
-            self.max_new_tokens, self.temperature, self.top_p, self.seed, self.system_prompt, self.repetition_penalty
-        )
 
 
 def main(config: Config) -> int:
-    with command.setting_up():
-        config.check()
     try:
         with team() as processes:
             return evaluate(config, processes)
@@ -163,13 +120,12 @@ def evaluate(config: Config, processes: Team) -> int:
     From the first look into the run's folder to the end no other run can use it.
     """
     with ExitStack() as held:
-        with command.setting_up(), following_links(config.follow_links):
-            device = own_device(config.device, processes)
+        with command.setting_up(), following_links(config.questions.follow_links):
+            device = own_device(config.load.device, processes)
             config, made_here = data_of(config, processes)
-            questions, skipped = spatial_qa.read(config.dataset, config.data_root, config.limit)
-            source = source_of(
-                config.dataset, config.data_root, len(questions), len(skipped), config.limit, made_here=made_here
-            )
+            dataset, data_root, limit = config.questions.dataset, config.questions.data_root, config.questions.limit
+            questions, skipped = spatial_qa.read(dataset, data_root, limit)
+            source = source_of(dataset, data_root, len(questions), len(skipped), limit, made_here=made_here)
             if processes.leads:
                 print(source)
             tell_skipped(skipped if processes.leads else [])
@@ -215,7 +171,7 @@ def answer_remaining(
     if processes.leads:
         if versions := predictions.other_versions():
             print(f"note: the answers so far were made with {versions}", file=sys.stderr)
-        predictions.start(asdict(config), about)
+        predictions.start(flat_flags(config), about)
     processes.wait()
     with command.setting_up():
         part = predictions.part(processes.rank)
@@ -226,7 +182,7 @@ def answer_remaining(
 
 def rotations(question: Question, config: Config) -> range:
     """By how many places the options of a question are rotated, each time it is asked."""
-    return range(len(question.options) if config.circular and question.can_rotate else 1)
+    return range(len(question.options) if config.judging.circular and question.can_rotate else 1)
 
 
 def data_of(config: Config, processes: Team) -> tuple[Config, bool]:
@@ -234,11 +190,14 @@ def data_of(config: Config, processes: Team) -> tuple[Config, bool]:
 
     Without --dataset the set is that of data/spatial_reasoning where it lies, else one that the leading process makes.
     """
-    if config.dataset is not None:
-        return replace(config, data_root=find_root(config.dataset, config.data_root)), False
+    def reading(dataset: str, data_root: str | None) -> Config:
+        return replace(config, questions=replace(config.questions, dataset=dataset, data_root=data_root))
+
+    dataset = config.questions.dataset
+    if dataset is not None:
+        return reading(dataset, find_root(dataset, config.questions.data_root)), False
     if (found := published_set()) is not None:
-        dataset, data_root = found
-        return replace(config, dataset=dataset, data_root=data_root), False
+        return reading(*found), False
     if processes.leads and not EXAMPLES.exists():
         try:
             twoshapes_qa.generate(EXAMPLES, EXAMPLE_COUNT, seed=0)
@@ -246,12 +205,13 @@ def data_of(config: Config, processes: Team) -> tuple[Config, bool]:
             if not EXAMPLES.exists():  # else another run was faster
                 raise
     processes.wait()
-    return replace(config, dataset="blink", data_root=str(EXAMPLES)), True
+    return reading("blink", str(EXAMPLES)), True
 
 
 def default_out_dir(config: Config, deciding: dict) -> Path:
     """The same for the same settings, so that the same command goes on where it was."""
-    names = (Path(config.dataset).stem, config.method, Path(config.runner or config.model).name, digest(deciding)[:8])
+    dataset, model = Path(config.questions.dataset).stem, Path(config.runner or config.load.model).name
+    names = (dataset, config.steering.method, model, digest(deciding)[:8])
     return Path("results", "evaluate", "-".join(re.sub(r"[^\w.-]", "-", name) for name in names))
 
 
@@ -307,31 +267,31 @@ def prepare(config: Config, device: str, asked: dict[Key, Question], told: bool)
     if config.runner is not None:
         runner = runners.load(config.runner)
         about = {"name": config.runner, "revision": None, "family": "runner", "dtype": None}
-        return RunnerAsked(runner, config.generation), about
+        return RunnerAsked(runner, config.decoding), about
     known = None
-    if config.scanpaths is not None:
-        known = read_for(asked.values(), config.scanpaths, config.data_root, **config.reading)
+    if (scanpaths := config.steering.scanpaths) is not None:
+        known = read_for(asked.values(), scanpaths, config.questions.data_root, **config.steering.selection)
         if told:
-            print(GazeSource.of([config.scanpaths], {"": known}))
-            tell_unread({config.scanpaths: known})
+            print(GazeSource.of([scanpaths], {"": known}))
+            tell_unread({scanpaths: known})
             command.tell_left_out({"scanpaths": Counter(skip.reason for skip in known.skipped)})
     with quiet():
-        checkpoint = read_config(locate(config.model), config.model, config.revision)
-    settings = config.method_settings(checkpoint)
-    model, processor = models.load(config.model, **config.loading | {"device": device})
-    if config.system_prompt is not None:
-        model.prepare(processor, [Image.new("RGB", (64, 64))], "a", config.system_prompt)  # raises where it is dropped
+        checkpoint = read_config(locate(config.load.model), config.load.model, config.load.revision)
+    settings = config.steering.method_settings(checkpoint)
+    model, processor = models.load(config.load.model, **config.load.options | {"device": device})
+    if (system_prompt := config.decoding.system_prompt) is not None:
+        model.prepare(processor, [Image.new("RGB", (64, 64))], "a", system_prompt)  # raises where it is dropped
     about = describe(model)
     if known is not None and model.image_grid(processor, 64, 64) is None:
-        raise ValueError(f"--method {config.method} needs a known image grid: {models.PATCHED}")
+        raise ValueError(f"--method {config.steering.method} needs a known image grid: {models.PATCHED}")
     gaze_of = None if known is None else partial(gaze_points, asked, known, config)
-    steer = config.method_steering(settings, model, gaze_of)
-    return ModelAsked(model, processor, config.generation, steer), about
+    steer = config.steering.method_steering(settings, model, gaze_of)
+    return ModelAsked(model, processor, config.decoding, steer), about
 
 
 def gaze_points(asked: dict[Key, Question], known: Scanpaths, config: Config, key: Key, grids) -> tuple[list, str]:
     """Gaze points of a question's scanpath, or none and the reason."""
-    return points_of(asked[key], known, grids, **config.mapping)
+    return points_of(asked[key], known, grids, **config.steering.mapping)
 
 
 def answer_all(part: Part, asker, asked: dict[Key, Question], keys: Sequence[Key], config: Config, shown: bool) -> None:
@@ -361,7 +321,7 @@ def record(key: Key, question: Question, reply: Reply | Exception, config: Confi
         tqdm.write(f"failed {question.id}: {reply}", file=sys.stderr)
         nothing = {"prediction": None, "value": "", "parsed": False, "correct": False}
         return {**about, **nothing, "failed": reply.reason, "cut": None, "touched": {}}
-    verdict = JUDGES[config.judge](reply.text, question.answer, question.options)
+    verdict = JUDGES[config.judging.judge](reply.text, question.answer, question.options)
     answer = {"prediction": reply.text, "value": verdict.value, "parsed": verdict.parsed, "correct": verdict.correct}
     return {**about, **answer, "failed": None, "cut": reply.cut, "touched": reply.changes}
 
@@ -384,7 +344,7 @@ def conclude(
         write_report(predictions.folder, rows=[page_row(keys[key], answered[key]) for key in keys])
     tell(summary)
     warn_cut(summary["overall"], config)
-    if config.method != "default":
+    if config.steering.method != "default":
         tell_steered(summary["touched"].get("steered", 0), sum(row["failed"] is None for row in rows))
     print(f"results in {predictions.folder}, to look at in {page}")
     return command.NOTHING_USABLE if all(row["failed"] is not None for row in rows) else 0
@@ -394,20 +354,20 @@ def cautions(questions: Iterable[Question], rows: Sequence[dict], config: Config
     """Counts of pictures that were not shown and of questions asked once under --circular, by reason, and warnings
     about the set."""
     known = {question.id: question for question in questions}.values()
-    fixed = sum(len(question.options) > 1 and not question.can_rotate for question in known) if config.circular else 0
+    fixed = [each for each in known if len(each.options) > 1 and not each.can_rotate] if config.judging.circular else []
     return {
         "notes": dict(sorted(Counter(note for question in known for note in question.notes).items())),
-        "asked_once": {"options name other options": fixed} if fixed else {},
+        "asked_once": {"options name other options": len(fixed)} if fixed else {},
         "warnings": [warning] if (warning := constant_gold(rows)) else [],
     }
 
 
 def origins(config: Config, source: Source, asked: Mapping[Key, Question]) -> dict:
     """Origin of the questions and, under a gaze method, of the fixations, for summary.json and the page."""
-    if config.scanpaths is None:
+    if (scanpaths := config.steering.scanpaths) is None:
         return {"data": source.facts()}
-    known = read_for(asked.values(), config.scanpaths, config.data_root, **config.reading)
-    return {"data": source.facts(), "fixations": GazeSource.of([config.scanpaths], {"": known}).facts()}
+    known = read_for(asked.values(), scanpaths, config.questions.data_root, **config.steering.selection)
+    return {"data": source.facts(), "fixations": GazeSource.of([scanpaths], {"": known}).facts()}
 
 
 def page_row(question: Question, answer: dict) -> dict:
@@ -439,7 +399,8 @@ def warn_cut(overall: Mapping, config: Config) -> None:
     if overall["cut"]:
         print(
             f"warning: {overall['cut']} of {overall['n']} records have an answer that --max-new-tokens "
-            f"{config.max_new_tokens} cut, judged as it stands (cut: true in predictions.jsonl); pass a larger limit",
+            f"{config.decoding.max_new_tokens} cut, judged as it stands (cut: true in predictions.jsonl); pass a "
+            "larger limit",
             file=sys.stderr,
         )
 

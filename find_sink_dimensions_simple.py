@@ -12,20 +12,20 @@ A prompt passes the model twice. The embedded model takes a second per ten pictu
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from analysis import command
 from analysis.plots import dimension_heatmap
-from analysis.runs import RunFolder, check_place, default_out_dir, measure_each, refuse_existing, write_json
-from analysis.sinks import Contrast, Profile, SinkSearch, attention_received, check_top_percent, watch
+from analysis.runs import Output, RunFolder, flat_flags, measure_each, write_json
+from analysis.sinks import Contrast, FindingsFile, ProbeSettings, Profile, SinkSearch, attention_received, watch
 from data.folders import following_links
 from data.images import read_image
-from data.samples import Prompt, PromptFlags, gather_prompts
+from data.samples import Prompt, Prompts, gather_prompts
 from models.attention import prefill, residual_stream
-from models.loading import LoadFlags, describe
+from models.loading import Load, describe
 from models.text import load
 from models.trace import AttentionTrace
 
@@ -34,38 +34,23 @@ SHOWN = 20  # dimensions in the heatmap
 
 
 @dataclass(frozen=True)
-class Config(LoadFlags, PromptFlags):
-    model: str = "tiny-llava"
-    """Embedded model, folder or hub id, of images and text or of text alone; or a .gguf file."""
-    top_percent: float = 0.1
-    """Fraction of the tokens that counts as most attended."""
-    offload: bool = False
-    """Keep recorded queries and keys on the CPU, for long prompts on a small GPU."""
-    output: str | None = None
-    """Where to write the JSON (default: sink_dimensions.json in the results folder)."""
-    out_dir: str | None = None
-    """New or empty folder for the results (default: results/<script>/<model>-<date>)."""
-
-    def written(self, out_dir: Path) -> Path:
-        """Where the JSON will be. Raises FileExistsError or ValueError where it cannot be."""
-        if self.output is None:
-            return out_dir / "sink_dimensions.json"
-        output = Path(self.output)
-        if output.exists() or out_dir.absolute().is_relative_to(output.absolute()):
-            raise FileExistsError(f"{output} exists, and nothing is ever overwritten: pass another --output")
-        check_place(output, "--output")
-        return output
+class Config:
+    load: Load = Load(model="tiny-llava")
+    """A model of images and text, or of text alone; or a .gguf file."""
+    prompts: Prompts = Prompts(num_samples=20)
+    probe: ProbeSettings = ProbeSettings(top_percent=0.1)
+    findings: FindingsFile = FindingsFile()
+    output: Output = Output()
 
 
 def main(config: Config) -> int:
-    with command.setting_up(), following_links(config.follow_links):
-        check_top_percent(config.top_percent)
-        prompts, unusable, source = gather_prompts(config)
+    with command.setting_up(), following_links(config.prompts.follow_links):
+        prompts, unusable, source = gather_prompts(config.prompts)
         print(source)
-        out_dir = refuse_existing(config.out_dir or default_out_dir(__file__, config.model))
-        output = config.written(out_dir)
-        model, processor = load(config.model, **config.loading)
-    settings = {"flags": asdict(config), "model": describe(model), "data": source.facts()}
+        out_dir = config.output.folder(config, config.load.model)
+        output = config.findings.path(out_dir)
+        model, processor = load(config.load.model, **config.load.options)
+    settings = {"flags": flat_flags(config), "model": describe(model), "data": source.facts()}
     run = RunFolder.create(out_dir, settings, COLUMNS)
     search = SinkSearch()
 
@@ -73,9 +58,9 @@ def main(config: Config) -> int:
         pictures = [read_image(prompt.path)] if prompt.path else []
         inputs, layout = model.prepare(processor, pictures, prompt.text)
         watched = watch(layout)
-        with AttentionTrace(model, offload=config.offload) as trace:
+        with AttentionTrace(model, offload=config.probe.offload) as trace:
             prefill(model, inputs)
-        contrast = Contrast(attention_received(trace, watched), watched.candidates, config.top_percent)
+        contrast = Contrast(attention_received(trace, watched), watched.candidates, config.probe.top_percent)
         del trace
         with residual_stream(model, contrast.see):
             prefill(model, inputs)
@@ -91,8 +76,8 @@ def main(config: Config) -> int:
     profile, findings = search.profile(), search.findings()
     run.save(draw(profile, search.samples), "heatmap.png")
     run.finish({name: findings[name] for name in ("recommended_dimensions", "tau", "reason", "consistent_dimensions")})
-    about = {"model": config.model, "revision": describe(model)["revision"], "dataset": source.place}
-    write_json(output, {**about, "top_percent": config.top_percent, **findings})
+    about = {"model": config.load.model, "revision": describe(model)["revision"], "dataset": source.place}
+    write_json(output, {**about, "top_percent": config.probe.top_percent, **findings})
     tell(findings, output)
     return command.conclude(run)
 

@@ -14,98 +14,71 @@ colours.png shows how often the answer follows the gaze. The embedded model take
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import models
 from analysis import command
-from analysis.gallery import RolloutFlags
 from analysis.gaze import PLAIN, Outcome, colour_figure, columns, save_sample, summarise, summarise_colours, table_row
 from analysis.gaze_heads import attention_inside
+from analysis.overlay import OverlayStyle
+from analysis.report_views import Page
 from analysis.report_views import way as view_of
-from analysis.rollout import rollout
-from analysis.runs import RunFolder, default_out_dir, measure_batches, refuse_existing
-from data.errors import SampleError
+from analysis.rollout import RolloutSettings, rollout
+from analysis.runs import Output, RunFolder, flat_flags, measure_batches
+from data.errors import SampleError, check_at_least
 from data.folders import following_links
-from data.gaze_samples import GazeFlags, GazeSample, gather, left_out, locate
+from data.gaze_samples import GazeSample, ScanpathSettings, gather, left_out, locate
 from data.images import read_image
-from data.samples import Sample, SampleFlags
+from data.samples import Sample, Samples
 from data.twoshapes_scanpaths import TARGETS
-from models.gaze import GazeMask, SalientHead, check_scanpath, parse_mask_type, windows
-from models.generation import Answer, answers, word_probability
-from models.loading import LoadFlags, describe
-
-MaskType = Literal["gaussian", "non-gaussian", "salient-head"]
+from models.gaze import GazeMask, MaskSettings, check_scanpath, windows
+from models.generation import Answer, Generation, answers, word_probability
+from models.loading import Load, describe
 
 
 @dataclass(frozen=True)
-class Config(LoadFlags, RolloutFlags, GazeFlags, SampleFlags):
-    model: str = "tiny-llava"
-    """Embedded model, folder, or hub id; of LLaVA-1.5, Qwen2-VL, Qwen2.5-VL, Qwen3-VL or Fuyu."""
-    mask_types: tuple[MaskType, ...] = ("gaussian", "non-gaussian", "salient-head")
-    """How gaze becomes attention; one answer for each."""
+class Config:
+    load: Load = Load(model="tiny-llava")
+    """Any of LLaVA-1.5, Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Fuyu."""
+    samples: Samples = Samples(prompt="what colour is the shape ?", limit=100)
+    """Images and the question; {first} and {second} in it are the shapes of a two-shapes set."""
+    reading: ScanpathSettings = ScanpathSettings(margin=1)
+    masks: MaskSettings = MaskSettings(mask_types=("gaussian", "non-gaussian", "salient-head"), tau=0.5232, sigma=1.5)
+    generation: Generation = Generation(max_new_tokens=16)
+    rollout: RolloutSettings = RolloutSettings(residual=0.5, lowest=0.0)
+    style: OverlayStyle = OverlayStyle(alpha=0.7, power=1.5, blur=0.5)
+    page: Page = Page(page_mb=5.0)
+    output: Output = Output()
     scanpaths: tuple[str, ...] = ()
     """Fixations: .json, .jsonl or .csv files, one answer for each (default: those of --data-root; without it, simulated
     ones)."""
-    prompt: str | None = "what colour is the shape ?"
-    """What to ask; {first} and {second} are the shapes of a two-shapes set. None: the set's own questions."""
-    limit: int = 100
-    """Use at most so many samples of --data-root; 0 uses all."""
-    target_layer: tuple[int, ...] = ()
-    """Layers to steer, 0-based (default: all; for salient-head the published 19..26 of 32 in proportion)."""
-    tau: float = 0.5232
-    """salient-head: similarity with the gaze, over the layer's largest, that a head must exceed."""
-    salient_heads: int | None = None
-    """salient-head: at most so many heads of a layer (default: a quarter of them)."""
-    sigma: float = 1.5
-    """salient-head: fall-off of the mask around the gaze, in cells of a 24 x 24 grid (other grids in proportion)."""
     batch_size: int = 8
     """Samples generated together."""
     pictures: int = 6
     """Rows of the table that get pictures and maps."""
-    seed: int = 0
-    """Seed of generated pictures and scanpaths; the answers are greedy."""
 
-    def check(self) -> None:
-        """Raises ValueError for flags that cannot work with any model."""
-        super().check()
-        if not self.mask_types:
-            raise ValueError("--mask-types is empty; give gaussian, non-gaussian or salient-head")
-        if self.batch_size < 1 or self.pictures < 0:
-            raise ValueError("give --batch-size of at least 1 and --pictures of at least 0")
-        if lowest := [layer for layer in self.target_layer if layer < 0]:
-            raise ValueError(f"--target-layer {lowest[0]} does not exist; layers count from 0")
-        self.masks(layers=1 + max(self.target_layer, default=0), heads=1)
-
-    def masks(self, layers: int, heads: int) -> dict[str, GazeMask | None]:
-        """The ways in which each question is answered, for a model of that size; None is the plain one."""
-        target = list(self.target_layer) or None
-        found = {
-            kind: parse_mask_type({"type": kind, "margin": self.margin, "target-layer": target}, layers, heads)
-            for kind in dict.fromkeys(self.mask_types)
-        }
-        if isinstance(salient := found.get("salient-head"), SalientHead):
-            at_most = salient.heads if self.salient_heads is None else self.salient_heads
-            found["salient-head"] = replace(salient, tau=self.tau, heads=at_most, sigma=self.sigma)
-        return {PLAIN: None, **found}
+    def __post_init__(self) -> None:
+        check_at_least(self, batch_size=1, pictures=0)
 
 
 def main(config: Config) -> int:
-    with command.setting_up(), following_links(config.follow_links):
-        config.check()
-        samples, unusable, paths, source, fixations = gather(config, config.scanpaths, TARGETS)
+    with command.setting_up(), following_links(config.samples.follow_links):
+        found = gather(config.samples, config.reading, config.scanpaths, TARGETS)
+        samples, unusable, paths, source, fixations = found
         print(source, fixations, sep="\n")
-        out_dir = refuse_existing(config.out_dir or default_out_dir(__file__, config.model))
-        model, processor = models.load(config.model, **config.loading)
+        out_dir = config.output.folder(config, config.load.model)
+        model, processor = models.load(config.load.model, **config.load.options)
         decoder = model.config.get_text_config()
-        ways = config.masks(decoder.num_hidden_layers, decoder.num_attention_heads)
-        gazed, without = locate(samples, paths, partial(model.image_grid, processor), **config.mapping)
-    settings = {"flags": asdict(config), "model": describe(model), "masks": {w: m for w, m in ways.items() if m}}
+        size = decoder.num_hidden_layers, decoder.num_attention_heads
+        ways = {PLAIN: None, **config.masks.masks(config.reading.margin, *size)}
+        gazed, without = locate(samples, paths, partial(model.image_grid, processor), **config.reading.mapping)
+    settings = {"flags": flat_flags(config), "model": describe(model), "masks": {w: m for w, m in ways.items() if m}}
     settings |= {"data": source.facts(), "fixations": fixations.facts()}
     run = RunFolder.create(out_dir, settings, columns(ways))
+    convention = config.rollout.rows
     drawn = {sample.name for sample in gazed[: config.pictures]}
-    share = config.page_mb / max(1, len(drawn) * len(ways))
+    share = config.page.page_mb / max(1, len(drawn) * len(ways))
 
     def measure(batch: list[GazeSample]) -> list[dict]:
         pictures = [read_image(sample.sample.path) for sample in batch]
@@ -114,7 +87,7 @@ def main(config: Config) -> int:
         return [
             table_row(
                 sample, colours(sample), each,
-                save_sample(run, sample, picture, each, config.rows, config.look) if sample.name in drawn else "",
+                save_sample(run, sample, picture, each, convention, config.style) if sample.name in drawn else "",
             )
             for sample, picture, each in zip(batch, pictures, found, strict=True)
         ]  # fmt: skip
@@ -131,7 +104,7 @@ def main(config: Config) -> int:
     by_colour = summarise_colours(rows, list(ways))
     if by_colour:
         run.save(colour_figure(by_colour), "colours.png")
-    found = {"rows": config.rows, "gaze": summarise(rows, list(ways)), "colours": by_colour}
+    found = {"rows": convention, "gaze": summarise(rows, list(ways)), "colours": by_colour}
     lost = left_out(paths, gazed)
     run.finish({"left_out": lost, **found})
     command.tell_left_out(lost)
@@ -152,7 +125,7 @@ def ask(model, processor, batch, pictures, mask: GazeMask | None, config: Config
     asked = sorted(set(places))
     prompts = [batch[place].sample.prompt for place in asked]
     shown = [[pictures[place]] for place in asked]
-    said = answers(model, processor, shown, prompts, rows=rows, **config.answering, **steering)
+    said = answers(model, processor, shown, prompts, rows=rows, **vars(config.generation), **steering)
     for answer in said:
         if isinstance(answer, SampleError):
             raise answer
@@ -165,10 +138,9 @@ def outcome(processor, sample: GazeSample, said: Answer, mask: GazeMask | None, 
     gaze = check_scanpath(sample.points, rows, cols)
     count = len(said.tokens)
     drawn = None if mask is None else mask.draw(gaze, rows, cols).numpy()
-    rolled = rollout(said.trace, said.layout, tokens=count, **config.rolling) if page_mb is not None else None
-    looked = attention_inside(
-        said.trace, said.layout, [windows(gaze, rows, cols, config.margin)], rows=config.rows, tokens=count
-    )
+    rolled = None if page_mb is None else rollout(said.trace, said.layout, config.rollout, tokens=count)
+    opened = windows(gaze, rows, cols, config.reading.margin)
+    looked = attention_inside(said.trace, said.layout, [opened], rows=config.rollout.rows, tokens=count)
     return Outcome(
         text=said.text,
         tokens=said.tokens,

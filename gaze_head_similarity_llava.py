@@ -14,7 +14,7 @@ as flags of gaze_generation_llava.py, too. similarity.npz has the values of ever
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -32,63 +32,63 @@ from analysis.gaze_heads import (
     sentence,
     study,
 )
-from analysis.runs import RunFolder, default_out_dir, measure_each, refuse_existing
+from analysis.runs import Output, RunFolder, flat_flags, measure_each
+from data.errors import check_at_least
 from data.folders import following_links
-from data.gaze_samples import GazeFlags, GazeSample, gather, left_out, locate, shuffled
+from data.gaze_samples import GazeSample, ScanpathSettings, gather, left_out, locate, shuffled
 from data.images import read_image
-from data.samples import SampleFlags
+from data.samples import Samples
 from models.gaze import SalientHead, check_scanpath, parse_mask_type
 from models.generation import answer
-from models.loading import LoadFlags, describe
+from models.loading import Load, describe
 
 
 @dataclass(frozen=True)
-class Config(LoadFlags, GazeFlags, SampleFlags):
-    model: str = "tiny-llava"
-    """Embedded model, folder, or hub id; of LLaVA-1.5, Qwen2-VL, Qwen2.5-VL, Qwen3-VL or Fuyu."""
+class Config:
+    load: Load = Load(model="tiny-llava")
+    """Any of LLaVA-1.5, Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Fuyu."""
+    samples: Samples = Samples(prompt="where is the {first} ?", limit=100)
+    """Images and the question; {first} and {second} in it are the shapes of a two-shapes set."""
+    reading: ScanpathSettings = ScanpathSettings(margin=1)
+    output: Output = Output()
     scanpaths: str | None = None
     """Fixations: a .json, .jsonl or .csv file (default: scanpaths-first.jsonl of --data-root; without it, simulated
     ones)."""
-    prompt: str | None = "where is the {first} ?"
-    """What to ask; {first} and {second} are the shapes of a two-shapes set. None: the set's own questions."""
-    limit: int = 100
-    """Use at most so many samples of --data-root; 0 uses all."""
     sigma: float = 1.5
     """Fall-off of the mask around the gaze, in cells of a 24 x 24 grid (other grids in proportion)."""
     max_new_tokens: int = 16
     """Longest answer, in tokens."""
-    seed: int = 0
-    """Seed of generated pictures, of the shuffled scanpaths, of the halves and of the rank correlation's bootstrap."""
-    out_dir: str | None = None
-    """New or empty folder for the results (default: results/<script>/<model>-<date>)."""
 
-    def check(self) -> SalientHead:
-        """The mask that these flags describe. Raises ValueError for flags that cannot work."""
-        if self.max_new_tokens < 1:
-            raise ValueError(f"--max-new-tokens {self.max_new_tokens} must be at least 1")
-        return SalientHead((0,), margin=self.margin, sigma=self.sigma)
+    def __post_init__(self) -> None:
+        check_at_least(self, max_new_tokens=1)
+        self.mask()
+
+    def mask(self) -> SalientHead:
+        """Mask with which the heads are compared. Raises ValueError as `SalientHead` does."""
+        return SalientHead((0,), margin=self.reading.margin, sigma=self.sigma)
 
 
 def main(config: Config) -> int:
-    with command.setting_up(), following_links(config.follow_links):
-        masks = config.check()
+    with command.setting_up(), following_links(config.samples.follow_links):
         files = (config.scanpaths,) if config.scanpaths else ()
-        samples, unusable, paths, source, fixations = gather(config, files, targets=("first",))
+        found = gather(config.samples, config.reading, files, targets=("first",))
+        samples, unusable, paths, source, fixations = found
         print(source, fixations, sep="\n")
-        out_dir = refuse_existing(config.out_dir or default_out_dir(__file__, config.model))
-        model, processor = models.load(config.model, **config.loading)
-        gazed, without = locate(samples, paths, partial(model.image_grid, processor), **config.mapping)
+        out_dir = config.output.folder(config, config.load.model)
+        model, processor = models.load(config.load.model, **config.load.options)
+        gazed, without = locate(samples, paths, partial(model.image_grid, processor), **config.reading.mapping)
     origins = {"data": source.facts(), "fixations": fixations.facts()}
-    run = RunFolder.create(out_dir, {"flags": asdict(config), "model": describe(model), **origins}, COLUMNS)
-    others = dict(zip((s.name for s in gazed), shuffled(gazed, np.random.default_rng(config.seed)), strict=True))
-    found = []
+    run = RunFolder.create(out_dir, {"flags": flat_flags(config), "model": describe(model), **origins}, COLUMNS)
+    rng = np.random.default_rng(config.samples.seed)
+    others = dict(zip((sample.name for sample in gazed), shuffled(gazed, rng), strict=True))
+    found, mask = [], config.mask()
 
     def measure(sample: GazeSample) -> dict:
         picture, (rows, cols) = read_image(sample.sample.path), (sample.grid.rows, sample.grid.cols)
         answering = {"max_new_tokens": config.max_new_tokens, "rows": [-1]}  # of the prompt, the last row alone
         said = answer(model, processor, [picture], sample.sample.prompt, **answering)
         gazes = [points for points in (sample.points, others[sample.name]) if points]
-        drawn = [masks.draw(check_scanpath(points, rows, cols), rows, cols) for points in gazes]
+        drawn = [mask.draw(check_scanpath(points, rows, cols), rows, cols) for points in gazes]
         inside = attention_inside(said.trace, said.layout, drawn, tokens=len(said.tokens))
         row = sample_row(sample, said, drawn[0], inside)
         found.append((sample.name, inside))
@@ -105,8 +105,8 @@ def report(run: RunFolder, found: list[tuple[str, Inside]], config: Config) -> d
     """The files about all images together; returns the summary's figures."""
     measured = Measured(found)
     published = parse_mask_type({"type": "salient-head"}, *measured.own.shape[1:])
-    proposal, summary = study(measured, Settings(published.layers, published.tau, published.heads), config.seed)
-    save_heads(run, measured, proposal, config.seed)
+    proposal, summary = study(measured, Settings(published.layers, published.tau, published.heads), config.samples.seed)
+    save_heads(run, measured, proposal, config.samples.seed)
     print(sentence(proposal))
     if proposal.settings:
         print(f"as flags of gaze_generation_llava.py: {' '.join(flags(proposal.settings, config))}")
@@ -117,7 +117,7 @@ def flags(settings: Settings, config: Config) -> list[str]:
     """What makes gaze_generation_llava.py steer by these settings, under the mask that they were measured with."""
     chosen = ["--mask-types", "salient-head", "--target-layer", *map(str, settings.layers)]
     chosen += ["--tau", f"{settings.tau:g}", "--salient-heads", str(settings.heads)]
-    for name, value in (("margin", config.margin), ("sigma", config.sigma)):
+    for name, value in (("margin", config.reading.margin), ("sigma", config.sigma)):
         if value != getattr(SalientHead, name):
             chosen += [f"--{name}", f"{value:g}"]
     return chosen

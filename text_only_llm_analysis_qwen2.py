@@ -16,50 +16,24 @@ synthetic. The embedded model takes 20 seconds for 300.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from analysis import command
-from analysis.runs import RunFolder, default_out_dir, measure_each, refuse_existing
-from analysis.text_symmetry import COLUMNS, Study, SymmetryFlags, relation_attention, save_study
-from analysis.words import select_layers
-from data.folders import following_links
-from data.spatial_samples import Caption, CaptionFlags, gather_captions
-from models.generation import read_text
-from models.loading import LoadFlags, describe
-from models.text import load
+from analysis.runs import Output
+from analysis.text_symmetry import SymmetrySettings
+from data.spatial_samples import Captions
+from models.loading import Load
+from text_only_llm_analysis_llava import main
 
 
 @dataclass(frozen=True)
-class Config(LoadFlags, SymmetryFlags, CaptionFlags):
-    model: str = "tiny-qwen2-vl"
-    """Embedded model, folder or hub id, such as Qwen/Qwen2-VL-7B-Instruct: its language model reads; or a plain
-    causal language model, such as a Qwen2.5 folder or a .gguf file."""
-
-
-def main(config: Config) -> int:
-    with command.setting_up(), following_links(config.follow_links):
-        config.check_symmetry()
-        captions, unusable, source = gather_captions(config)
-        print(source)
-        out_dir = refuse_existing(config.out_dir or default_out_dir(__file__, config.model))
-        model, processor = load(config.model, **config.loading)
-        layers = select_layers(config.layers, model.config.get_text_config().num_hidden_layers)
-    settings = {"flags": asdict(config), "model": describe(model), "layers": layers, "data": source.facts()}
-    run = RunFolder.create(out_dir, settings, COLUMNS)
-    study = Study(layers)
-
-    def measure(caption: Caption) -> dict:
-        attention = {}
-        for name, sentence in caption.sentences.items():
-            trace, layout = read_text(model, processor, sentence.text, config.offload)
-            words = [layout.word(word, occurrence) for word, occurrence in sentence.words]
-            relation = layout.word(sentence.relation, -1)
-            attention[name] = relation_attention(trace, layout.sample, relation, words)
-        return study.add(caption, attention)
-
-    measure_each(run, captions, measure, unusable)
-    run.finish(save_study(run, study, config.examples, config.seed) if run.done else {})
-    return command.conclude(run)
+class Config:
+    load: Load = Load(model="tiny-qwen2-vl")
+    """The language model of a vision-language model, or a plain causal language model, such as a Qwen2.5 folder
+    or a .gguf file."""
+    captions: Captions = Captions(limit=0)
+    symmetry: SymmetrySettings = SymmetrySettings(layers="all", examples=4)
+    output: Output = Output()
 
 
 if __name__ == "__main__":

@@ -15,18 +15,20 @@ A prompt passes the model twice; the embedded model takes a second per ten pictu
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
 from analysis import command
 from analysis.plots import Panel, precision_and_recall
-from analysis.runs import RunFolder, default_out_dir, measure_each, refuse_existing
+from analysis.runs import Output, RunFolder, flat_flags, measure_each
 from analysis.sinks import (
     Agreement,
+    ProbeSettings,
+    RandomControl,
+    SinkDimensions,
     Spikes,
     attention_received,
-    check_top_percent,
     edited_layers,
     random_sets,
     spike,
@@ -34,82 +36,50 @@ from analysis.sinks import (
 )
 from data.folders import following_links
 from data.images import read_image
-from data.samples import Prompt, PromptFlags, gather_prompts
+from data.samples import Prompt, Prompts, gather_prompts
 from models.attention import prefill, residual_stream
-from models.loading import LoadFlags, describe
+from models.loading import Load, describe
 from models.text import load
 from models.trace import AttentionTrace
-from models.var import VAR, read_findings
+from models.var import VAR
 
 COLUMNS = ("tokens", "candidates", "detected", "precision", "recall")
 SWEEP = 12  # values of tau, evenly spaced up to the largest that is possible
 
 
 @dataclass(frozen=True)
-class Config(LoadFlags, PromptFlags):
-    model: str = "tiny-llava"
-    """Embedded model, folder or hub id, of images and text or of text alone; or a .gguf file."""
-    dimensions: tuple[int, ...] = ()
-    """Hidden dimensions, counted from 0."""
-    file: str | None = None
-    """Instead of --dimensions: what find_sink_dimensions_simple.py wrote."""
-    tau: float | None = None
-    """A token is a sink where |RMSNorm(x)| is above tau in one of the dimensions (default: the file's, else 20, which
-    belongs to a model 4096 wide)."""
-    top_percent: float = 0.1
-    """Fraction of the tokens that counts as most attended."""
-    random_sets: int = 20
-    """How many sets of random dimensions stand beside the given ones."""
-    seed: int = 0
-    """Seed of the random dimensions."""
-    offload: bool = False
-    """Keep recorded queries and keys on the CPU, for long prompts on a small GPU."""
-    out_dir: str | None = None
-    """New or empty folder for the results (default: results/<script>/<model>-<date>)."""
-
-    def check(self) -> None:
-        """Raises ValueError for flags that cannot work with any model, FileNotFoundError for a missing file."""
-        check_top_percent(self.top_percent)
-        if self.random_sets < 1:
-            raise ValueError(f"--random-sets {self.random_sets} must be at least 1")
-        if self.seed < 0:
-            raise ValueError(f"--seed {self.seed} is negative; give 0 or more")
-        if self.dimensions and self.file:
-            raise ValueError("--dimensions and --file were both given; choose one")
-        found = read_findings(self.file).dimensions if self.file else self.dimensions
-        VAR(found or (0,), **self.threshold)
-
-    @property
-    def threshold(self) -> dict[str, float]:
-        return {} if self.tau is None else {"tau": self.tau}
-
-    def settings(self, model) -> VAR:
-        """What is validated on this model. Raises as `VAR.for_model` does."""
-        return VAR.for_model(model, self.dimensions or None, self.file, **self.threshold)
+class Config:
+    load: Load = Load(model="tiny-llava")
+    """A model of images and text, or of text alone; or a .gguf file."""
+    prompts: Prompts = Prompts(num_samples=20)
+    sinks: SinkDimensions = SinkDimensions(dimensions=(), tau=None)
+    probe: ProbeSettings = ProbeSettings(top_percent=0.1)
+    control: RandomControl = RandomControl(random_sets=20)
+    output: Output = Output()
 
 
 def main(config: Config) -> int:
-    with command.setting_up(), following_links(config.follow_links):
-        config.check()
-        prompts, unusable, source = gather_prompts(config)
+    with command.setting_up(), following_links(config.prompts.follow_links):
+        config.sinks.check_file()
+        prompts, unusable, source = gather_prompts(config.prompts)
         print(source)
-        out_dir = refuse_existing(config.out_dir or default_out_dir(__file__, config.model))
-        model, processor = load(config.model, **config.loading)
-        settings = config.settings(model)
+        out_dir = config.output.folder(config, config.load.model)
+        model, processor = load(config.load.model, **config.load.options)
+        settings = config.sinks.for_model(model)
         decoder = model.get_decoder().config
         edited = edited_layers(decoder.num_hidden_layers)
-        rng = np.random.default_rng(config.seed)
-        sets = random_sets(decoder.hidden_size, settings.dimensions, config.random_sets, rng)
-    about = {"flags": asdict(config), "model": describe(model), "data": source.facts()}
+        rng = np.random.default_rng(config.control.seed)
+        sets = random_sets(decoder.hidden_size, settings.dimensions, config.control.random_sets, rng)
+    about = {"flags": flat_flags(config), "model": describe(model), "data": source.facts()}
     run = RunFolder.create(out_dir, about, COLUMNS)
     sweep = [math.sqrt(decoder.hidden_size) * step / (SWEEP + 1) for step in range(1, SWEEP + 1)]
-    agreement = Agreement(settings.tau, tuple(sweep), config.top_percent)
+    agreement = Agreement(settings.tau, tuple(sweep), config.probe.top_percent)
 
     def probe(prompt: Prompt) -> dict:
         pictures = [read_image(prompt.path)] if prompt.path else []
         inputs, layout = model.prepare(processor, pictures, prompt.text)
         watched = watch(layout)
-        with AttentionTrace(model, offload=config.offload) as trace:
+        with AttentionTrace(model, offload=config.probe.offload) as trace:
             prefill(model, inputs)
         received = attention_received(trace, watched).numpy()
         del trace

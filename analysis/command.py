@@ -6,10 +6,11 @@ import errno
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import tyro
+from tyro._errors import InstantiationFailure, on_parse_error
 
 from analysis.report import write_report
 from analysis.runs import OutputError, RunFolder
@@ -18,12 +19,12 @@ NOTHING_USABLE, WRONG_USE, INTERRUPTED = 1, 2, 130
 
 
 def run(main: Callable, config: type, description: str) -> None:
-    """Reads the flags of a script's `Config`, calls `main(config)`, and exits with the status that it returns.
+    """Parse the flags of a script's `Config`, call `main(config)`, and exit with the status that it returns.
 
     A result that cannot be written (disk full) and Ctrl-C end with one sentence; rows already written stay. A warning
     is one line.
     """
-    settings = tyro.cli(config, description=description)
+    settings = parse(config, description)
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *where, **more: print(f"warning: {message}", file=sys.stderr)
         try:
@@ -34,10 +35,23 @@ def run(main: Callable, config: type, description: str) -> None:
             sys.exit(stop("interrupted; what was written so far is whole", INTERRUPTED))
 
 
+def parse(config: type, description: str = "", args: Sequence[str] | None = None):
+    """A `Config` from flags (default: those of the command line). The fields of its groups are flags without a prefix.
+
+    A ValueError of `__post_init__` is a usage error, printed as one sentence instead of in tyro's box.
+    """
+
+    def refuse(event) -> None:
+        if isinstance(event, InstantiationFailure) and event.argument is None:
+            raise ValueError(event.message)
+
+    with setting_up(), on_parse_error(refuse):
+        return tyro.cli(config, args=args, description=description, config=(tyro.conf.OmitArgPrefixes,))
+
+
 @contextmanager
 def setting_up() -> Iterator[None]:
-    """Around flags, data and model: what goes wrong here is a bad setting, told in one sentence with exit status 2; but
-    a disk that is full is none."""
+    """Errors raised in this block are usage errors (exit status 2), except a full disk (1)."""
     try:
         yield
     except OutputError:

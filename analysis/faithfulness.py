@@ -29,12 +29,27 @@ from analysis.plots import BLUE, GREEN, ORANGE, Figure, for_lines
 from analysis.runs import RunFolder, save_arrays, write_table
 from analysis.spatial import WORDS
 from analysis.statistics import DIFFERENCE, REAL, Bounds, correct_family, known_mean, mean_interval, paired_difference
+from data.errors import check_at_least
 
 STEPS = 10
 RANDOM = "random"
 BASELINES = ("shifted", RANDOM)
 DIRECTIONS = ("insertion", "deletion")
 LOG_PROBABILITY: Bounds = (None, 0.0)
+
+
+@dataclass(frozen=True)
+class FaithfulnessSettings:
+    """Test of whether the answer rests on the cells that words and boxes rank highest."""
+
+    faithfulness: int = 50
+    """Samples whose cells are also hidden and shown one tenth after the other, to see whether the answer, whatever the
+    model says to the prompt, rests on them; 0 leaves it out. This is most of the run's time."""
+    batch_size: int = 24
+    """Pictures with hidden cells that the model sees together."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, faithfulness=0, batch_size=1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,8 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from analysis.gallery import Look, draw
-from analysis.overlay import axes_height, overlay, show_image
+from analysis.overlay import LONGER_SIDE, OverlayStyle, axes_height, overlay, show_image
 from analysis.plots import BLUE, GREEN, ORANGE, Figure, for_bars, visible
 from analysis.report_views import view
 from analysis.runs import RunFolder, save_arrays, save_maps
@@ -162,6 +161,7 @@ def _moved(rows: Sequence[dict], way: str) -> list[float]:
     return [(found["first"] - found["second"]) / 2 for found in pairs]
 
 
+OF_MASKS = OverlayStyle(alpha=0.6, power=1, blur=0)
 LINE, LINES = 26, 5  # characters of an answer under a picture
 COLOURS = (BLUE, ORANGE, GREEN)
 CRIMSON = "#d4004b"  # seen on skin, sky, paper and black
@@ -169,7 +169,7 @@ WHISKER = {"linewidth": 0.9, "capsize": 2}
 
 
 def save_sample(
-    run: RunFolder, sample, picture: Image.Image, outcomes: dict[str, Outcome], rows: str, look: Look
+    run: RunFolder, sample, picture: Image.Image, outcomes: dict[str, Outcome], rows: str, style: OverlayStyle
 ) -> str:
     """Writes comparison.png, masks.npz and maps-<way>.npz of one picture under one scanpath; returns the folder's name.
 
@@ -186,11 +186,11 @@ def save_sample(
     run.views.append(view(sample.name, sample.sample.prompt, picture, sample.grid, ways))
     masks = {way: np.asarray(outcome.mask, np.float32) for way, outcome in outcomes.items() if outcome.mask is not None}
     save_arrays(folder / "masks.npz", points=np.array(sample.points, np.float32), **masks)
-    run.save(comparison(sample, picture, outcomes, look), folder.name, "comparison.png")
+    run.save(comparison(sample, picture, outcomes, style), folder.name, "comparison.png")
     return folder.name
 
 
-def comparison(sample, picture: Image.Image, outcomes: dict[str, Outcome], look: Look) -> Figure:
+def comparison(sample, picture: Image.Image, outcomes: dict[str, Outcome], style: OverlayStyle) -> Figure:
     """A column per way: above the scanpath or the mask over the picture, below the rollout of the answer, its tokens
     with their probabilities, and the share of its image attention that is on the gaze."""
     width = 1.9  # inches of a picture
@@ -205,13 +205,12 @@ def comparison(sample, picture: Image.Image, outcomes: dict[str, Outcome], look:
     above, below = figure.subplots(2, len(outcomes), squeeze=False)
     for axes, other, (way, outcome) in zip(above, below, outcomes.items(), strict=True):
         if outcome.mask is None:
-            _scanpath(axes, sample, picture, look)
+            _scanpath(axes, sample, picture)
         else:
-            mask = overlay(picture, outcome.mask, sample.grid, alpha=0.6, power=1, blur=0, at_least=look.at_least)
-            show_image(axes, mask)
+            show_image(axes, overlay(picture, outcome.mask, sample.grid, OF_MASKS, at_least=LONGER_SIDE))
         axes.set_title(fixations if outcome.mask is None else f"mask: {way}", fontsize=8)
         other.set_title("no gaze" if way == PLAIN else way, fontsize=8)
-        show_image(other, draw(picture, outcome.maps.mean, sample.grid, look, at_least=look.at_least))
+        show_image(other, overlay(picture, outcome.maps.mean, sample.grid, style, at_least=LONGER_SIDE))
         other.set_xlabel(texts[way], fontsize=7, parse_math=False)
     below[0].set_ylabel("rollout", fontsize=8)
     for axes in figure.axes:
@@ -220,9 +219,9 @@ def comparison(sample, picture: Image.Image, outcomes: dict[str, Outcome], look:
     return figure
 
 
-def _scanpath(axes, sample, picture: Image.Image, look: Look) -> None:
+def _scanpath(axes, sample, picture: Image.Image) -> None:
     """The picture with its gaze points, in the middle of their cells and joined in their order."""
-    shown = overlay(picture, np.zeros((sample.grid.rows, sample.grid.cols)), sample.grid, at_least=look.at_least)
+    shown = overlay(picture, np.zeros((sample.grid.rows, sample.grid.cols)), sample.grid, at_least=LONGER_SIDE)
     scale = shown.width / picture.width
     rects = np.array([sample.grid.rect(int(y), int(x)) for x, y, *_ in sample.points]) * scale
     across, down = rects[:, 0::2].mean(1), rects[:, 1::2].mean(1)

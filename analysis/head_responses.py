@@ -40,6 +40,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb, prod
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -60,7 +61,50 @@ from analysis.statistics import (
     paired_difference,
     rate_interval,
 )
-from data.errors import SampleError
+from analysis.words import check_layers
+from data.counterfactual_pairs import CORNERS
+from data.errors import SampleError, check_at_least
+
+
+@dataclass(frozen=True)
+class ResponseSettings:
+    """Attention of each head whose change is the response."""
+
+    layers: str = "all"
+    """all | first_third | mid_third | last_third | last_K | 3,7,12 (0-based)."""
+    max_new_tokens: int = 1
+    """Longest answer, in tokens; attention is averaged over them. The second token follows another first one where the
+    answers to full and control differ, "yes" and "no", so that with 2 and more a response mixes text with picture."""
+    topk: int = 3
+    """Heads of a layer that count for a pair: those whose attention changes most."""
+    corner: Literal["topleft", "topright", "bottomleft", "bottomright"] | None = None
+    """Sum attention over the cells of this corner only (default: over the whole image)."""
+    patch_size: int | None = None
+    """Cells on each side of that corner (default: a third of the grid)."""
+
+    def __post_init__(self) -> None:
+        check_layers(self.layers)
+        check_at_least(self, max_new_tokens=1, topk=1)
+        if self.corner is not None and self.corner not in CORNERS:
+            raise ValueError(f"--corner {self.corner!r} is unknown; choose {', '.join(CORNERS)}")
+        if self.patch_size is not None and self.corner is None:
+            raise ValueError("--patch-size is the size of a --corner; give that, too")
+
+
+@dataclass(frozen=True)
+class AblationSettings:
+    """Ablation of the heads that respond most, and its control."""
+
+    ablate: int = 0
+    """Take the image attention from so many of the heads that respond most, at most half of a layer's; 0: from none."""
+    draws: int = 19
+    """Different random sets of heads to compare the ablated ones with, or all there are; with 19, the fewest that can
+    do so, the first of all sets stands out at p = 0.05."""
+    seed: int = 0
+    """Seed of the halves and of the random heads."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, ablate=0, draws=1, seed=0)
 
 
 @dataclass(frozen=True, eq=False)

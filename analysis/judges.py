@@ -8,13 +8,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import dropwhile, pairwise
 from string import ascii_uppercase
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from analysis.answer_text import COLOURS, FOREIGN, NUMBERS, UNITS, boxed, final, is_number, keys, name
 from analysis.choices import Options, meant, options_of, settled
 from analysis.statistics import rate_interval
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """Rule that judges the answers."""
+
+    judge: Literal["choice", "exact", "string_match", "vlmevalkit"] = "choice"
+    """choice: the option that the answer settles on, by letter or text, else unparsed; open answers against the gold;
+    exact: the same text, always parsed; string_match: as published; vlmevalkit: VLMEvalKit's rule, without its LLM."""
+    circular: bool = False
+    """Ask each multiple-choice question once per rotation of its options; right only if all are. One whose options name
+    others ("both A and B") is asked once."""
+
 
 PUNCTUATION = re.compile(r"""[.?!,;:'"()\[\]{}<>/\\|=+\-_*&^%$#@`~ ]""")
 YES_NO = (("yes", "no"), ("true", "false"), ("是", "否"), ("はい", "いいえ"), ("예", "아니요"))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import matplotlib
 import numpy as np
@@ -29,10 +30,31 @@ all three, where inferno, plasma and viridis fade into skin, dark cloth or paper
 TOP = {"turbo": 0.84, "jet": 0.88}
 """How far up a colour map is used: these two end in a dark red that would make a peak look weaker than its rim."""
 
+LONGER_SIDE = 480  # pixels of a saved image, at least
 COLUMNS = 8  # images in a row of a strip
 FLATTEST, TALLEST = 0.1, 3.0
 """Least and largest height of the axes of an image, in widths; 10 x 4000 pixels would otherwise make a strip of 120,000
 pixels."""
+
+
+@dataclass(frozen=True)
+class OverlayStyle:
+    """Drawing of a map over its image; see `overlay`."""
+
+    alpha: float = 0.7
+    """Opacity of the overlay where attention is highest."""
+    power: float = 1.5
+    """Exponent on the map before it is coloured; higher shows only the peaks."""
+    blur: float = 0.5
+    """Standard deviation of the overlay's blur, in cells."""
+    colourmap: str = COLOURMAP
+    """Any colour map of matplotlib, such as jet for comparison with papers."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1 or not self.power > 0 or not self.blur >= 0:
+            raise ValueError("give --alpha within 0..1, --power above 0 and --blur of at least 0")
+        if self.colourmap not in matplotlib.colormaps:
+            raise ValueError(f"--colourmap {self.colourmap!r} is unknown to matplotlib; try turbo, viridis or jet")
 
 
 def to_pixels(cell_map: np.ndarray, grid, blur: float = 0.0, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -62,18 +84,15 @@ def overlay(
     image: Image.Image,
     cell_map: np.ndarray,
     grid,
-    alpha: float = 0.7,
-    power: float = 1.5,
-    blur: float = 0.5,
-    colourmap: str = COLOURMAP,
+    style: OverlayStyle = OverlayStyle(),
     unseen: float = 0.35,
     at_least: int = 0,
     at_most: int | None = None,
 ) -> Image.Image:
     """The picture with the map laid over it: PIL RGB, at the picture's own size unless a bound below asks for another.
 
-    The map [row, col] is divided by its maximum and raised to `power`, which gives the colour; `alpha` times the square
-    root of that is how much of the picture it covers. Where there is no attention the picture stays as it is.
+    The map [row, col] is divided by its maximum and raised to `style.power`, which gives the colour; `style.alpha`
+    times the square root of that is the opacity. Where there is no attention the picture stays as it is.
     unseen: brightness left to the margins that the model never sees (1 leaves them as they are).
     at_least: enlarge the picture by a whole number until its longer side has this many pixels.
     at_most: shrink the picture until its longer side has this many pixels (for strips of large photographs).
@@ -87,10 +106,10 @@ def overlay(
     image = enlarge(image.convert("RGB"), at_least)
     if at_most is not None:
         image.thumbnail((at_most, at_most), Image.Resampling.BOX)
-    heat = to_pixels(cell_map, grid, blur, image.size)
-    heat = (heat / (heat.max() or 1.0)) ** power
-    colours = matplotlib.colormaps[colourmap](heat * TOP.get(colourmap, 1.0), bytes=True)
-    cover = alpha * np.sqrt(heat)
+    heat = to_pixels(cell_map, grid, style.blur, image.size)
+    heat = (heat / (heat.max() or 1.0)) ** style.power
+    colours = matplotlib.colormaps[style.colourmap](heat * TOP.get(style.colourmap, 1.0), bytes=True)
+    cover = style.alpha * np.sqrt(heat)
     kept = (1 - cover) * np.where(seen(grid, image.size), np.float32(1), np.float32(unseen))
     pixels = np.array(image)
     for channel in range(3):  # one at a time: photographs are large

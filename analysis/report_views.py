@@ -18,9 +18,21 @@ import numpy as np
 from PIL import Image
 
 from analysis.rollout import Rollout, answer_rows
+from data.errors import check_at_least
 
 LONGEST = 640  # pixels of an embedded picture
 MEGABYTE = 2**20
+
+
+@dataclass(frozen=True)
+class Page:
+    """Size of the report page."""
+
+    page_mb: float = 5.0
+    """How large report.html may grow for the sake of single heads; where that is not enough, some layers have none."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, page_mb=0)
 
 
 def pack(values: np.ndarray, axes: int = 1, top: float | None = None) -> dict:

@@ -23,6 +23,7 @@ The trace is duck-typed: `layers`, `images` (each with `length` and `cells` [row
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -40,6 +41,27 @@ class Maps:
     per_token: np.ndarray
     mean: np.ndarray
     max: np.ndarray
+
+
+@dataclass(frozen=True)
+class RolloutSettings:
+    """Composition of the layers of a decoder."""
+
+    rows: Literal["predicting", "query"] = "predicting"
+    """Map of a token: the row that predicted it, or the row in which it is read as the query."""
+    residual: float = 0.5
+    """Weight w of the identity in each layer's (1 - w) A + w I."""
+    drop_first: bool = False
+    """Exclude attention to the first token, a common attention sink."""
+    lowest: float = 0.0
+    """Where the product of layers ends, as a share of the depth: 0 composes all, 0.5 the upper half. In a causal
+    decoder the lower layers carry every map towards the first positions."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.residual < 1:
+            raise ValueError(f"--residual {self.residual} is out of range; give 0 <= w < 1")
+        if not 0 <= self.lowest < 1:
+            raise ValueError(f"--lowest {self.lowest} is out of range; give a share of the depth, 0 <= share < 1")
 
 
 @dataclass(frozen=True)
@@ -99,30 +121,17 @@ def check_layout(trace, layout) -> None:
 
 @torch.no_grad()
 def rollout(
-    trace,
-    layout,
-    *,
-    tokens: int | None = None,
-    rows: str = "predicting",
-    residual: float = 0.5,
-    drop_first: bool = False,
-    lowest: float = 0.0,
+    trace, layout, settings: RolloutSettings = RolloutSettings(), *, tokens: int | None = None
 ) -> Rollout:
     """Rolls the generated tokens of one sample out to every position of its sequence.
 
-    `tokens` limits the map to the first so many generated tokens (default all); `residual` is the weight w of the
-    identity, in [0, 1). `drop_first` takes the first token's column, where many models park attention, out of every
-    A_l before the rows are renormalised; a row that looks at nothing else keeps it. `lowest` is where the product
-    ends, as a share of the depth in [0, 1): 0 composes all layers, 0.5 the upper half, which then says where the states
-    at half depth were read from. Without `tokens`, a sample of a batch that ended early also gets maps of its end and
-    padding tokens. Raises SampleError where no token has a row.
+    `tokens` limits the map to the first so many generated tokens (default all). `drop_first` takes the first token's
+    column out of every A_l before the rows are renormalised; a row without any other attention keeps it. Where `lowest`
+    is 0.5, the maps say from which positions the states at half depth were read. Without `tokens`, a sample of a batch
+    that ended early also gets maps of its end and padding tokens. Raises SampleError where no token has a row.
     """
     check_layout(trace, layout)
-    if not 0 <= residual < 1:
-        raise ValueError(f"residual weight {residual} is out of range; give 0 <= w < 1")
-    if not 0 <= lowest < 1:
-        raise ValueError(f"lowest layer {lowest} is out of range; give a share of the depth, 0 <= share < 1")
-    start = layout.start
+    start, rows = layout.start, settings.rows
     positions = answer_rows(trace, rows, tokens)
     if not positions:
         raise SampleError(
@@ -132,11 +141,11 @@ def rollout(
         )
     vectors = torch.zeros(len(positions), positions[-1] + 1 - start)
     vectors[torch.arange(len(positions)), torch.tensor(positions) - start] = 1
-    for layer in reversed(range(int(lowest * trace.layers), trace.layers)):
-        vectors = through(trace, layer, layout.sample, vectors, start, residual, drop_first)
+    for layer in reversed(range(int(settings.lowest * trace.layers), trace.layers)):
+        vectors = through(trace, layer, layout.sample, vectors, start, settings.residual, settings.drop_first)
     relevance = torch.zeros(len(positions), trace.length)
     relevance[:, start : start + vectors.shape[1]] = vectors.cpu()
-    composed = {"residual": residual, "drop_first": drop_first, "lowest": lowest}
+    composed = {name: value for name, value in vars(settings).items() if name != "rows"}
     return Rollout(relevance, rows, layout, composed)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import inspect
 import io
 import json
 import math
@@ -74,6 +75,28 @@ def refuse_existing(out_dir: str | Path) -> Path:
         )
     check_place(out_dir, "the output folder")
     return out_dir
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """Place of the results."""
+
+    out_dir: str | None = None
+    """New or empty folder for the results (default: results/<script>/<model>-<date>)."""
+
+    def folder(self, config, about: str) -> Path:
+        """The folder, checked as `refuse_existing` does. By default it is named after the script that defines the class
+        of `config`, and after `about`, a model."""
+        return refuse_existing(self.out_dir or default_out_dir(inspect.getfile(type(config)), about))
+
+
+def flat_flags(config) -> dict:
+    """Every flag of a config with its value, by its name with underscores; a group of flags adds its own."""
+    flags = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        flags |= flat_flags(value) if dataclasses.is_dataclass(value) else {field.name: value}
+    return flags
 
 
 def check_place(path: Path, called: str) -> None:

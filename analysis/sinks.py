@@ -30,17 +30,98 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from analysis.runs import check_place
 from analysis.statistics import SHARE, mean_interval
-from data.errors import SampleError
+from data.errors import SampleError, check_at_least
+from models.var import VAR, read_findings
 
 ABOVE = 0.9  # share of the other tokens that a spike must be above
 FIRST_LAYER = 2  # sinks form in the first layers, which are shown and not counted
 FEWEST = 10  # candidates, so that a tenth of them is a token
 EPSILON = 1e-6  # of the RMS normalisation
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """Recording of the attention that each token receives."""
+
+    top_percent: float = 0.1
+    """Fraction of the tokens that counts as most attended."""
+    offload: bool = False
+    """Keep recorded queries and keys on the CPU, for long prompts on a small GPU."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.top_percent <= 0.5:
+            raise ValueError(
+                f"--top-percent {self.top_percent} is out of range; give a fraction such as 0.1, at most 0.5"
+            )
+
+
+@dataclass(frozen=True)
+class FindingsFile:
+    """Place of the findings."""
+
+    output: str | None = None
+    """Where to write the JSON (default: sink_dimensions.json in the results folder)."""
+
+    def path(self, out_dir: Path) -> Path:
+        """Path of the JSON file. Raises FileExistsError or ValueError where it cannot be written."""
+        if self.output is None:
+            return out_dir / "sink_dimensions.json"
+        output = Path(self.output)
+        if output.exists() or out_dir.absolute().is_relative_to(output.absolute()):
+            raise FileExistsError(f"{output} exists, and nothing is ever overwritten: pass another --output")
+        check_place(output, "--output")
+        return output
+
+
+@dataclass(frozen=True)
+class SinkDimensions:
+    """Dimensions and threshold to validate (default: those that are known of the language model)."""
+
+    dimensions: tuple[int, ...] = ()
+    """Hidden dimensions, counted from 0."""
+    file: str | None = None
+    """Instead of --dimensions: what find_sink_dimensions_simple.py wrote."""
+    tau: float | None = None
+    """A token is a sink where |RMSNorm(x)| is above tau in one of the dimensions (default: the file's, else 20, which
+    belongs to a model 4096 wide)."""
+
+    def __post_init__(self) -> None:
+        if self.dimensions and self.file:
+            raise ValueError("--dimensions and --file were both given; choose one")
+        VAR(self.dimensions or (0,), **self._threshold)
+
+    @property
+    def _threshold(self) -> dict[str, float]:
+        return {} if self.tau is None else {"tau": self.tau}
+
+    def check_file(self) -> None:
+        """Raises FileNotFoundError or ValueError for a --file that cannot be read."""
+        if self.file:
+            read_findings(self.file)
+
+    def for_model(self, model) -> VAR:
+        """Settings of VAR to validate on this model. Raises as `VAR.for_model` does."""
+        return VAR.for_model(model, self.dimensions or None, self.file, **self._threshold)
+
+
+@dataclass(frozen=True)
+class RandomControl:
+    """Random dimensions to compare with."""
+
+    random_sets: int = 20
+    """How many sets of random dimensions stand beside the given ones."""
+    seed: int = 0
+    """Seed of the random dimensions."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, random_sets=1, seed=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,12 +174,6 @@ def magnitudes(rows: torch.Tensor) -> torch.Tensor:
     """m = |x| / RMS(x) of residual rows [row, width], float32 of the same shape; squares may be beyond float16."""
     square = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=torch.float32) ** 2 / rows.shape[-1]
     return rows.float().abs() * torch.rsqrt(square + EPSILON)
-
-
-def check_top_percent(top_percent: float) -> None:
-    """Raises ValueError for what is no fraction that leaves anything over."""
-    if not 0 < top_percent <= 0.5:
-        raise ValueError(f"--top-percent {top_percent} is out of range; give a fraction such as 0.1, at most 0.5")
 
 
 def top_count(candidates: int, top_percent: float) -> int:

@@ -19,8 +19,6 @@ cells in random order, while the boxes stay where they were: a difference says t
 that it finds the shape; `other`, the same map against the other shape's box; `centre`, a Gaussian about the middle of
 the picture in place of the map; `uniform`, an even map.
 
-The flags that say how the attention of words and cells is measured, shared by the scripts that do it.
-
 What many samples say together of where words and cells look: tables, and the summary's figures.
 """
 
@@ -33,7 +31,6 @@ from typing import Literal
 import numpy as np
 import torch
 
-from analysis.gallery import check_penalty
 from analysis.metrics import CONTROLS, METRICS, Target, cell_weights, relation_distribution
 from analysis.runs import RunFolder, write_table
 from analysis.statistics import (
@@ -197,8 +194,8 @@ def all_maps(
 
 
 @dataclass(frozen=True)
-class SpatialAttentionFlags:
-    """A script's Config inherits these, calls `check_measures` before it loads a model, and `queried_layers` after."""
+class SpatialSettings:
+    """Layers and rows of the attention that is measured."""
 
     layers: str = "mid_third"
     """Decoder layers to average: all | first_third | mid_third | last_third | last_4 | 3,7,12 (0-based)."""
@@ -211,39 +208,10 @@ class SpatialAttentionFlags:
     """A word of the answer: the row that predicted it, or the row in which it is read."""
     words_in: Literal["prompt", "answer"] = "prompt"
     """Which counts where a word stands both in the prompt and in the answer."""
-    faithfulness: int = 50
-    """Samples whose cells are also hidden and shown one tenth after the other, to see whether the answer, whatever the
-    model says to the prompt, rests on them; 0 leaves it out. This is most of the run's time."""
-    batch_size: int = 24
-    """Pictures with hidden cells that the model sees together."""
-    pictures: int = 4
-    """Samples that get a picture of what looks where, and their raw maps."""
-    figures: bool = True
-    """Draw controls-*.png and heads/ (a quarter of a minute)."""
-    max_new_tokens: int = 16
-    """Longest answer, in tokens."""
-    repetition_penalty: float = 1.0
-    """Penalty on tokens that the prompt or the answer holds already; 1 is none, whatever the checkpoint asks for."""
-    offload: bool = False
-    """Keep recorded queries and keys on the CPU, for long prompts on a small GPU."""
-    out_dir: str | None = None
-    """New or empty folder for the results (default: results/<script>/<model>-<date>)."""
 
-    @property
-    def answering(self) -> dict:
-        """Options of `models.generation.answers`."""
-        names = ("max_new_tokens", "repetition_penalty", "offload")
-        return {name: getattr(self, name) for name in names}
-
-    def check_measures(self) -> None:
-        """Raises ValueError for flags that cannot work with any model."""
+    def __post_init__(self) -> None:
         check_layers(self.layers)
         check_layers(self.tower_layers)
-        if self.max_new_tokens < 1 or self.batch_size < 1:
-            raise ValueError("give --max-new-tokens and --batch-size of at least 1")
-        check_penalty(self.repetition_penalty)
-        if self.faithfulness < 0 or self.pictures < 0:
-            raise ValueError("give --faithfulness and --pictures of at least 0")
 
     def queried_layers(self, decoder: int, tower: int | None) -> dict[str, tuple[int, ...]]:
         """The layers that are averaged for each query, of so many; `tower` None: seeds are those of the decoder.

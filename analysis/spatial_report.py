@@ -6,6 +6,7 @@ Figures of where words and cells look: over the picture, per head, and every met
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.lines import Line2D
@@ -13,8 +14,8 @@ from matplotlib.patches import Patch, Rectangle
 from PIL import Image
 
 from analysis.faithfulness import Used, save_faithfulness
-from analysis.gallery import Look, draw
 from analysis.metrics import METRICS
+from analysis.overlay import LONGER_SIDE, overlay
 from analysis.plots import BLUE, GREEN, ORANGE, Figure, for_bars, head_heatmap, visible
 from analysis.runs import RunFolder, cell_rects, save_arrays
 from analysis.spatial import (
@@ -34,6 +35,20 @@ from analysis.spatial import (
     summarise_heads,
 )
 from analysis.statistics import LEVEL, SHARE, mean_interval, too_few
+from data.errors import check_at_least
+
+
+@dataclass(frozen=True)
+class FigureSettings:
+    """Figures that a run draws."""
+
+    pictures: int = 4
+    """Samples that get a picture of what looks where, and their raw maps."""
+    figures: bool = True
+    """Draw controls-*.png and heads/ (a quarter of a minute)."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, pictures=0)
 
 
 def draw_sample(
@@ -43,7 +58,7 @@ def draw_sample(
     `first` and `second`, `cells` as in every maps.npz); returns its folder's name."""
     folder = run.sample_folder(sample.name)
     grids = [layout.grids[0] for layout in layouts]
-    run.save(looks(pictures, grids, scene, sample, looked, Look()), folder.name, "looks.png")
+    run.save(looks(pictures, grids, scene, sample, looked), folder.name, "looks.png")
     own, shuffled = np.stack([looked.maps[query] for query in looked.maps]).astype(np.float32).swapaxes(0, 1)
     save_arrays(
         folder / "maps.npz", queries=np.array(list(looked.maps)), own=own, shuffled=shuffled, first=scene.first,
@@ -126,7 +141,7 @@ BOXES = {"first": "-", "second": (0, (3, 2))}
 REACTIONS = {"other": "dot: differs from other shape's box", "shuffled": "dot: reacts to cells shuffled"}
 
 
-def looks(pictures: Sequence[Image.Image], grids: Sequence, scene: Scene, sample, looked: Looked, look: Look) -> Figure:
+def looks(pictures: Sequence[Image.Image], grids: Sequence, scene: Scene, sample, looked: Looked) -> Figure:
     """A column per query: its map over the picture above, over the shuffled one below, with the share of its image
     attention that is in the box. Solid: the first shape's box, dashed: the second's; a cross marks a seed.
 
@@ -143,7 +158,7 @@ def looks(pictures: Sequence[Image.Image], grids: Sequence, scene: Scene, sample
             seen = np.nan_to_num(cells)
             if query in SEEDS:
                 seen[scene.seeds[query]] = 0  # as in the figures: a seed does not count as a place to look at
-            _picture(shown, picture, grid, seen, look)
+            _picture(shown, picture, grid, seen)
             _boxes(shown, picture, sample.pair, grids[0], grid)
             if query in SEEDS:
                 _seed(shown, picture, grid, scene.seeds[query])
@@ -173,8 +188,8 @@ def _title(query: str, words: dict[str, str]) -> str:
     return f"cell on\n{visible(shape, 22)}" if shape else "background cell"
 
 
-def _picture(axes, picture, grid, cells, look: Look) -> None:
-    axes.imshow(draw(picture, cells, grid, look, at_least=look.at_least))
+def _picture(axes, picture, grid, cells) -> None:
+    axes.imshow(overlay(picture, cells, grid, at_least=LONGER_SIDE))
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
 

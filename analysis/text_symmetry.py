@@ -57,7 +57,7 @@ from analysis.statistics import (
     too_few,
 )
 from analysis.words import check_layers
-from data.errors import SampleError
+from data.errors import SampleError, check_at_least
 
 IDEAL = {"swapped": -1, "flipped": 1, "both": -1}
 """Counterfactual -> sign of the line of ideal symmetry."""
@@ -207,23 +207,19 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class SymmetryFlags:
-    """A script's Config inherits these and calls `check_symmetry` before it loads a model."""
+class SymmetrySettings:
+    """Layers to average and captions to draw."""
 
     layers: str = "all"
     """all | first_third | mid_third | last_third | last_K, such as last_4 | 3,7,12 (0-based)."""
     examples: int = 4
-    """Captions drawn as bars, from the most to the least symmetric."""
+    """Captions drawn as bars, from the most to the least symmetric; 0 draws none."""
     offload: bool = False
     """Keep recorded queries and keys on the CPU."""
-    out_dir: str | None = None
-    """New or empty folder for the results (default: results/<script>/<model>-<date>)."""
 
-    def check_symmetry(self) -> None:
-        """Raises ValueError for flags that cannot work."""
+    def __post_init__(self) -> None:
         check_layers(self.layers)
-        if self.examples < 0:
-            raise ValueError(f"--examples {self.examples} is negative; give 0 to draw none")
+        check_at_least(self, examples=0)
 
 
 class Study:

@@ -33,7 +33,7 @@ from analysis import command
 from analysis.evaluation import Part
 from analysis.runs import default_out_dir, refuse_existing, write_table
 from data import spatial_qa, twoshapes_qa
-from models.answering import Generation, ModelAsked
+from models.answering import Decoding, ModelAsked
 from models.loading import locate, read_config
 
 PROCESSES = 2
@@ -79,7 +79,7 @@ class Worker:
         gpu = f"cuda:{number % max(torch.cuda.device_count(), 1)}"
         device = gpu if config.device == "cuda" else config.device
         model, processor = models.load(config.model, device=device, dtype=config.dtype)
-        self.asker = ModelAsked(model, processor, Generation(config.max_new_tokens))
+        self.asker = ModelAsked(model, processor, Decoding(config.max_new_tokens))
         self.questions, _ = spatial_qa.read("blink", data_root, config.records)
         self.folder = Path(data_root)
         self.number = number

@@ -26,8 +26,8 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from data.errors import SampleError, Skip
-from data.folders import DATA, GENERATED, Source, is_synthetic, made_whole, mark, published, root_fault, written
+from data.errors import SampleError, Skip, check_at_least
+from data.folders import DATA, GENERATED, Links, Source, is_synthetic, made_whole, mark, published, root_fault, written
 from data.images import read_image
 from data.shapes import COLOURS, SHAPES, Shape, draw, sample_shape, to_pixels
 
@@ -163,6 +163,24 @@ def question(corner: str) -> str:
 def named(corner: str) -> str:
     """A corner in words, such as "top left"."""
     return corner.replace("left", " left").replace("right", " right")
+
+
+@dataclass(frozen=True)
+class Pairs(Links):
+    """Pairs of images, and the question about both images of each."""
+
+    dataset: str | None = None
+    """Folder of pairs, as data.counterfactual_pairs makes it (default: data/dataset_sample where it lies, else pairs
+    made here, once, in data/generated)."""
+    prompt: str | None = None
+    """What to ask (default: is there anything in the ... corner ?, of the corner in which the object lies)."""
+    max_pairs: int = 0
+    """Use at most so many pairs; 0 uses all."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, max_pairs=0)
+        if self.prompt is not None and not self.prompt.strip():
+            raise ValueError("--prompt is empty; write a question")
 
 
 def gather(dataset: str | None, limit: int, flag: str = "--max-pairs") -> tuple[list[Pair], list[Skip], Source]:

@@ -1,4 +1,4 @@
-"""A sample that cannot be used, as opposed to a setting or a model that cannot work."""
+"""Errors: a sample that cannot be used, and a setting below its least value."""
 
 from __future__ import annotations
 
@@ -14,6 +14,14 @@ class SampleError(ValueError):
     def __init__(self, reason: str, message: str = ""):
         super().__init__(message or reason)
         self.reason = reason
+
+
+def check_at_least(settings, **least: float) -> None:
+    """Raise ValueError for a field of `settings` below its least value; the message names the flag."""
+    for name, bound in least.items():
+        value = getattr(settings, name)
+        if not value >= bound:  # NaN is below, too
+            raise ValueError(f"--{name.replace('_', '-')} {value} must be at least {bound}")
 
 
 class Skip(NamedTuple):

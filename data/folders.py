@@ -115,8 +115,8 @@ _followed: ContextVar[bool] = ContextVar("followed", default=False)
 
 
 @dataclass(frozen=True)
-class LinkFlags:
-    """Flag that a script's Config inherits; the script reads its data inside `following_links`."""
+class Links:
+    """Base of the settings that name a data root; a script reads its data inside `following_links`."""
 
     follow_links: bool = False
     """Follow symbolic links that lead out of the data root; without it, what they name is left out."""

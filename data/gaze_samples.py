@@ -18,11 +18,11 @@ import numpy as np
 from tqdm import tqdm
 
 from data import scanpaths, twoshapes
-from data.errors import SampleError, Skip
+from data.errors import SampleError, Skip, check_at_least
 from data.folders import GENERATED, Source, made_whole, published
 from data.geometry import ImageGrid
 from data.images import read_image
-from data.samples import DEFAULT_COUNT, Sample, collect
+from data.samples import DEFAULT_COUNT, Sample, Samples, collect
 from data.scanpaths import Scanpath, Scanpaths, to_cells
 from data.spatial_qa import Question
 from data.twoshapes import LAYOUT, shards_of
@@ -30,8 +30,8 @@ from data.twoshapes_scanpaths import TARGETS
 
 
 @dataclass(frozen=True)
-class GazeFlags:
-    """How scanpaths are read; `reading` goes to `data.scanpaths.read`, `mapping` to `data.gaze_samples.locate`."""
+class ScanpathSettings:
+    """Reading of scanpath files, and the cells that their fixations open."""
 
     units: Literal["pixels", "fractions", "patches"] | None = None
     """Units of scanpath files that do not state their own."""
@@ -51,8 +51,11 @@ class GazeFlags:
     margin: int = 1
     """Cells that a fixation opens on each side of its own: 1 opens 3 x 3."""
 
+    def __post_init__(self) -> None:
+        check_at_least(self, margin=0)
+
     @property
-    def reading(self) -> dict:
+    def selection(self) -> dict:
         """Keyword arguments of `data.scanpaths.read`."""
         return {name: getattr(self, name) for name in ("units", "display", "viewer", "task", "condition")}
 
@@ -147,41 +150,34 @@ def simulate(root: Path, targets: Sequence[str], seed: int) -> list[Path]:
     return [folder / f"scanpaths-{target}.jsonl" for target in targets]
 
 
-def gather(flags, scanpath_files: Sequence[str], targets: Sequence[str]) -> Gathered:
-    """The samples and scanpaths that the flags ask for.
+def gather(
+    settings: Samples, reading: ScanpathSettings, scanpath_files: Sequence[str], targets: Sequence[str]
+) -> Gathered:
+    """Samples and scanpaths of a run.
 
-    flags: `data.samples.SampleFlags` and `GazeFlags`, and a `seed`. Without pictures they are those of
-    data/spatial_twoshapes where that lies, else generated ones; without `scanpath_files` they are those that
-    `data.scanpaths` writes into a data root for `targets`, simulated here for pictures that no flag names.
-    Raises ValueError and FileNotFoundError for flags that do not work, a scanpath file without any use among them.
+    Without images they are those of data/spatial_twoshapes where that lies, else generated ones; without
+    `scanpath_files` they are those that `data.scanpaths` writes into a data root for `targets`, simulated here for
+    images that no flag names. Raises ValueError and FileNotFoundError for data that cannot be read, and for a scanpath
+    file of which no scanpath can be used.
     """
-    check_flags(flags)
-    given = bool(flags.image) or flags.data_root is not None
+    given = bool(settings.image) or settings.data_root is not None
     folder = None if given else published(LAYOUT.parts[0])
-    data_root, made_here = flags.data_root, not given and folder is None
+    data_root, made_here = settings.data_root, not given and folder is None
     if not given:
-        data_root = str(folder.parent) if folder else example_set(flags.limit or DEFAULT_COUNT, flags.seed)
-    samples, unusable, source = collect(flags.image, None if folder else data_root, flags.prompt, flags.limit)
+        data_root = str(folder.parent) if folder else example_set(settings.limit or DEFAULT_COUNT, settings.seed)
+    samples, unusable, source = collect(replace(settings, data_root=None if folder else data_root))
     if scanpath_files or given:
         files, simulated = find_files(data_root, scanpath_files, targets), False
     elif files := present_files(data_root, targets):
         simulated = made_here
     else:
-        files, simulated = simulate(Path(data_root), targets, flags.seed), True
-    paths = read_all(files, data_root, **flags.reading)
+        files, simulated = simulate(Path(data_root), targets, settings.seed), True
+    paths = read_all(files, data_root, **reading.selection)
     check_pictures(samples, paths)
     tell_unread(paths)
     paths = {name: without_missing(known) for name, known in paths.items()}
     fixations = GazeSource.of(files, paths, simulated)
     return Gathered(samples, unusable, paths, replace(source, made_here=made_here), fixations)
-
-
-def check_flags(flags) -> None:
-    """Raises ValueError for flags that are wrong for any pictures, before any is made or read."""
-    if flags.limit < 0:
-        raise ValueError(f"--limit {flags.limit} is negative; give 0 for all samples")
-    if flags.seed < 0:
-        raise ValueError(f"--seed {flags.seed} is negative; give 0 or more")
 
 
 def find_files(data_root: str | None, given: Sequence[str], targets: Sequence[str] = TARGETS) -> list[Path]:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from data import spatial_qa
-from data.errors import Skip
-from data.folders import LinkFlags, Source, is_synthetic
+from data.errors import Skip, check_at_least
+from data.folders import Links, Source, is_synthetic
 from data.images import list_images
 from data.spatial_qa_files import PUBLISHED
 from data.twoshapes import LAYOUT, Root, TwoShapes, find_root, read
@@ -36,8 +36,8 @@ class Sample(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SampleFlags(LinkFlags):
-    """Flags that a script's Config inherits; `data.samples.collect` checks them."""
+class Samples(Links):
+    """Images and the question about each."""
 
     image: tuple[str, ...] = ()
     """One picture or several."""
@@ -49,29 +49,29 @@ class SampleFlags(LinkFlags):
     limit: int = 8
     """Use at most so many samples of --data-root; 0 uses all."""
     seed: int = 0
-    """Seed of images made here."""
+    """Seed of images made here and of everything that the script draws at random."""
+
+    def __post_init__(self) -> None:
+        if self.image and self.data_root is not None:
+            raise ValueError("give either --image (with --prompt) or --data-root, not both")
+        if self.prompt is not None and not self.prompt.strip():
+            raise ValueError("--prompt is empty; write a question or an instruction")
+        check_at_least(self, limit=0, seed=0)
 
 
-def collect(
-    images: tuple[str, ...], data_root: str | None, prompt: str | None, limit: int, seed: int = 0, flag: str = "--limit"
-) -> tuple[list[Sample], list[Skip], Source]:
+def collect(settings: Samples, flag: str = "--limit") -> tuple[list[Sample], list[Skip], Source]:
     """The samples of a run, the unusable ones with their reasons, and their source.
 
-    Either `images` (paths) or `data_root`: a folder of images, or one that holds spatial_twoshapes/, whose own
-    questions are asked unless `prompt` is given; there, {first} and {second} in it stand for the caption's shapes,
-    such as "red circle". Without both, the two-shapes set of `data.twoshapes.find_root`. `limit`, set by `flag`, counts
-    samples of the folder; 0 takes all.
-    Raises ValueError for flags that exclude each other, FileNotFoundError where no sample exists.
+    A two-shapes set asks its own questions unless a prompt is given; there, {first} and {second} in it stand for the
+    caption's shapes, such as "red circle". Without --image and --data-root, the set of `data.twoshapes.find_root`.
+    `flag` names the limit in the source. Raises ValueError for images without a prompt, FileNotFoundError where no
+    sample exists.
     """
-    if images and data_root is not None:
-        raise ValueError("give either --image (with --prompt) or --data-root, not both")
-    if prompt is not None and not prompt.strip():
-        raise ValueError("--prompt is empty; write a question or an instruction")
-    if limit < 0:
-        raise ValueError(f"{flag} {limit} is negative; give 0 for all samples")
-    if images:
-        return _pictures([Path(path) for path in images], prompt), [], Source("--image", None, len(images))
-    root = find_root(data_root, limit or DEFAULT_COUNT, seed)
+    prompt, limit = settings.prompt, settings.limit
+    if settings.image:
+        paths = [Path(path) for path in settings.image]
+        return _pictures(paths, prompt), [], Source("--image", None, len(paths))
+    root = find_root(settings.data_root, limit or DEFAULT_COUNT, settings.seed)
     if (root.path / LAYOUT).is_dir() or not root.path.is_dir():
         return of_twoshapes(root, prompt, limit, flag)
     paths = list_images(root.path)
@@ -132,8 +132,8 @@ class Prompt(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PromptFlags(LinkFlags):
-    """A script's Config inherits these and hands itself to `gather_prompts`, which says what is wrong with them."""
+class Prompts(Links):
+    """Prompts to probe a language model with: questions about images, or texts."""
 
     data_root: str | None = None
     """A folder of pictures (with --prompt), or one that holds spatial_twoshapes/ or spatial_reasoning/, whose own
@@ -147,55 +147,51 @@ class PromptFlags(LinkFlags):
     num_samples: int = 20
     """Use at most so many samples; 0 uses all."""
 
+    def __post_init__(self) -> None:
+        if self.data_root is not None and self.text is not None:
+            raise ValueError("give either --data-root (pictures) or --text (words alone)")
+        check_at_least(self, num_samples=0)
+        if self.text is not None and (self.prompt is not None or self.dataset != "auto"):
+            raise ValueError("--prompt and --dataset belong to --data-root; a text brings its own prompts")
+        if self.prompt is not None and not self.prompt.strip():
+            raise ValueError("--prompt is empty; write a question or an instruction")
+        if self.dataset == "pictures" and self.data_root is None:
+            raise ValueError("--dataset pictures needs --data-root, the folder of pictures")
 
-def gather_prompts(flags: PromptFlags) -> tuple[list[Prompt], list[Skip], Source]:
+
+def gather_prompts(settings: Prompts) -> tuple[list[Prompt], list[Skip], Source]:
     """Prompts to probe with, unusable samples with their reasons, and the source.
 
-    Raises ValueError for flags that exclude each other, FileNotFoundError where no sample exists.
+    Raises ValueError for images without a prompt, FileNotFoundError where no sample exists.
     """
-    if flags.data_root is not None and flags.text is not None:
-        raise ValueError("give either --data-root (pictures) or --text (words alone)")
-    if flags.num_samples < 0:
-        raise ValueError(f"--num-samples {flags.num_samples} is negative; give 0 for all samples")
-    if flags.text is not None:
-        if flags.prompt is not None or flags.dataset != "auto":
-            raise ValueError("--prompt and --dataset belong to --data-root; a text brings its own prompts")
-        found = paragraphs(Path(flags.text))
-        prompts = found[: flags.num_samples or None]
-        return prompts, [], Source(flags.text, len(found), len(prompts), 0, flags.num_samples, LIMIT)
-    if flags.dataset in PUBLISHED:
-        return questions(flags.dataset, flags.data_root, flags.prompt, flags.num_samples)
-    if flags.dataset == "pictures":
-        return _prompted_pictures(flags)
-    if flags.dataset == "twoshapes" and flags.data_root is not None and not Path(flags.data_root, LAYOUT).is_dir():
-        raise FileNotFoundError(f"{flags.data_root} holds no {LAYOUT}, which --dataset twoshapes reads")
-    samples, skipped, source = collect((), flags.data_root, flags.prompt, flags.num_samples, flag=LIMIT)
+    root, prompt, limit = settings.data_root, settings.prompt, settings.num_samples
+    if settings.text is not None:
+        found = paragraphs(Path(settings.text))
+        prompts = found[: limit or None]
+        return prompts, [], Source(settings.text, len(found), len(prompts), 0, limit, LIMIT)
+    if settings.dataset in PUBLISHED:
+        return _questions(settings)
+    if settings.dataset == "twoshapes" and root is not None and not Path(root, LAYOUT).is_dir():
+        raise FileNotFoundError(f"{root} holds no {LAYOUT}, which --dataset twoshapes reads")
+    if settings.dataset == "pictures":  # whatever else the folder holds
+        paths = list_images(Path(root))
+        samples, skipped, _ = collect(Samples(image=tuple(map(str, paths[: limit or None])), prompt=prompt, limit=0))
+        source = Source(root, len(paths), len(samples), 0, limit, LIMIT)
+    else:
+        samples, skipped, source = collect(Samples(data_root=root, prompt=prompt, limit=limit), LIMIT)
     return [Prompt(sample.name, sample.prompt, sample.path) for sample in samples], skipped, source
 
 
-def _prompted_pictures(flags: PromptFlags) -> tuple[list[Prompt], list[Skip], Source]:
-    """`gather_prompts` for a folder whose pictures are asked about by --prompt, whatever else it holds."""
-    if flags.data_root is None:
-        raise ValueError("--dataset pictures needs --data-root, the folder of pictures")
-    paths = list_images(Path(flags.data_root))
-    samples, skipped, _ = collect(tuple(map(str, paths[: flags.num_samples or None])), None, flags.prompt, 0)
-    source = Source(flags.data_root, len(paths), len(samples), 0, flags.num_samples, LIMIT)
-    return [Prompt(sample.name, sample.prompt, sample.path) for sample in samples], skipped, source
+def _questions(settings: Prompts) -> tuple[list[Prompt], list[Skip], Source]:
+    """The questions of a published set, each with its first picture; --prompt, where given, replaces them.
 
-
-def questions(
-    dataset: str, root: str | None, prompt: str | None, limit: int
-) -> tuple[list[Prompt], list[Skip], Source]:
-    """The questions of a published set, each with its first picture; `prompt` is asked instead where it is given.
-
-    Raises ValueError for an empty prompt, and as `data.spatial_qa.read` does.
+    Raises as `data.spatial_qa.read` does.
     """
-    if prompt is not None and not prompt.strip():
-        raise ValueError("--prompt is empty; write a question or an instruction")
-    root = spatial_qa.find_root(dataset, root)
+    dataset, limit = settings.dataset, settings.num_samples
+    root = spatial_qa.find_root(dataset, settings.data_root)
     found, skipped = spatial_qa.read(dataset, root, limit)
-    source = spatial_qa.source_of(dataset, root, len(found), len(skipped), limit, LIMIT)
-    return [Prompt(question.id, prompt or question.prompt, question.images[0]) for question in found], skipped, source
+    prompts = [Prompt(question.id, settings.prompt or question.prompt, question.images[0]) for question in found]
+    return prompts, skipped, spatial_qa.source_of(dataset, root, len(found), len(skipped), limit, LIMIT)
 
 
 def paragraphs(path: Path, limit: int = 0) -> list[Prompt]:

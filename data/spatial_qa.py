@@ -23,8 +23,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from data.errors import SampleError, Skip
-from data.folders import Source, is_synthetic, published
+from data.errors import SampleError, Skip, check_at_least
+from data.folders import Links, Source, is_synthetic, published
 from data.images import read_image
 from data.options import LETTERS, names_others, rewrite
 from data.spatial_qa_files import PUBLISHED, Record, find, read_file, read_hub
@@ -123,6 +123,24 @@ def _named(content: object) -> str:
 
 
 FOLDER = "spatial_reasoning"
+
+
+@dataclass(frozen=True)
+class Questions(Links):
+    """Data set of questions about images."""
+
+    dataset: str | None = None
+    """blink | sat2 | a .json, .jsonl, .parquet, .csv or .tsv file, or a folder of such | a hub id (default: blink, else
+    sat2, where data/spatial_reasoning holds it; else a generated set)."""
+    data_root: str | None = None
+    """Folder of the published files and their pictures (default for blink and sat2: data)."""
+    limit: int = 0
+    """Ask at most so many records, in the set's order; 0 asks all."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, limit=0)
+        if self.dataset is None and self.data_root is not None:
+            raise ValueError("--data-root needs --dataset: blink, sat2, or a file or folder of records")
 
 
 def find_root(dataset: str, data_root: str | None) -> str | None:

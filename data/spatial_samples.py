@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.errors import Skip
-from data.folders import LinkFlags, Source, published
+from data.errors import Skip, check_at_least
+from data.folders import Links, Source, published
 from data.samples import DEFAULT_COUNT
 from data.twoshapes import CAPTION, LAYOUT, OPPOSITE, QUESTION, TwoShapes, caption_of, find_root, read, sample_pair
 
@@ -39,8 +39,8 @@ class SpatialSample(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SpatialFlags(LinkFlags):
-    """A script's Config inherits these, calls `check_samples` first, and hands itself to `gather`."""
+class SpatialSamples(Links):
+    """Images of two shapes and the question about each."""
 
     data_root: str | None = None
     """A folder that holds spatial_twoshapes/ (default: data, where it holds that; else images made here, once, in
@@ -53,10 +53,8 @@ class SpatialFlags(LinkFlags):
     seed: int = 0
     """Seed of generated pictures, shuffled cells, background cells, random orders and intervals."""
 
-    def check_samples(self) -> None:
-        """Raises ValueError for flags that cannot work."""
-        if self.limit < 0 or self.seed < 0:
-            raise ValueError(f"--limit {self.limit} and --seed {self.seed} must be 0 or more")
+    def __post_init__(self) -> None:
+        check_at_least(self, limit=0, seed=0)
         if not self.prompt.strip():
             raise ValueError("--prompt is empty; write a question, such as '{question}'")
         try:
@@ -68,15 +66,16 @@ class SpatialFlags(LinkFlags):
             raise ValueError(f"--prompt holds {{{unknown[0]}}}, which stands for nothing; known are {known}")
 
 
-def gather(flags: SpatialFlags) -> tuple[list[SpatialSample], list[Skip], Source]:
+def gather(settings: SpatialSamples) -> tuple[list[SpatialSample], list[Skip], Source]:
     """The samples, the unusable ones with their reasons (`data.twoshapes.read`), and their source.
 
     Raises FileNotFoundError where --data-root holds none.
     """
-    root = find_root(flags.data_root, flags.limit or DEFAULT_COUNT, flags.seed)
-    pairs, skipped = read(root.path, limit=flags.limit or None)
-    samples = [_asked(number, pair, flags.prompt) for number, pair in enumerate(pairs)]
-    return samples, skipped, root.source(len(samples), len(skipped), flags.limit)
+    limit = settings.limit
+    root = find_root(settings.data_root, limit or DEFAULT_COUNT, settings.seed)
+    pairs, skipped = read(root.path, limit=limit or None)
+    samples = [_asked(number, pair, settings.prompt) for number, pair in enumerate(pairs)]
+    return samples, skipped, root.source(len(samples), len(skipped), limit)
 
 
 def _asked(number: int, pair: TwoShapes, prompt: str) -> SpatialSample:
@@ -109,8 +108,8 @@ class Caption(NamedTuple):
 
 
 @dataclass(frozen=True)
-class CaptionFlags(LinkFlags):
-    """A script's Config inherits these and hands itself to `gather_captions`, which says what is wrong with them."""
+class Captions(Links):
+    """Captions of two shapes."""
 
     data_root: str | None = None
     """A folder that holds spatial_twoshapes/ (default: data, where it holds that; else synthetic captions of random
@@ -120,22 +119,22 @@ class CaptionFlags(LinkFlags):
     seed: int = 0
     """Seed of synthetic captions, intervals and tests."""
 
+    def __post_init__(self) -> None:
+        check_at_least(self, limit=0, seed=0)
 
-def gather_captions(flags: CaptionFlags) -> tuple[list[Caption], list[Skip], Source]:
+
+def gather_captions(settings: Captions) -> tuple[list[Caption], list[Skip], Source]:
     """Captions with their counterfactuals, unusable samples with their reasons, and the source.
 
-    Raises ValueError for a negative limit or seed, FileNotFoundError where the data are missing.
+    Raises FileNotFoundError where the data are missing.
     """
-    if flags.limit < 0:
-        raise ValueError(f"--limit {flags.limit} is negative; give 0 for all captions")
-    if flags.seed < 0:
-        raise ValueError(f"--seed {flags.seed} is negative; give 0 or more")
-    if flags.data_root is None and published(LAYOUT.parts[0]) is None:
-        return _synthetic(flags.limit or DEFAULT_COUNT, flags.seed)
-    root = find_root(flags.data_root, DEFAULT_COUNT, flags.seed)
-    samples, skipped = read(root.path, limit=flags.limit or None)
+    limit, seed = settings.limit, settings.seed
+    if settings.data_root is None and published(LAYOUT.parts[0]) is None:
+        return _synthetic(limit or DEFAULT_COUNT, seed)
+    root = find_root(settings.data_root, DEFAULT_COUNT, seed)
+    samples, skipped = read(root.path, limit=limit or None)
     captions = [Caption(sample.id, counterfactuals(sample.caption)) for sample in samples]
-    return captions, skipped, root.source(len(samples), len(skipped), flags.limit)
+    return captions, skipped, root.source(len(samples), len(skipped), limit)
 
 
 def _synthetic(count: int, seed: int) -> tuple[list[Caption], list[Skip], Source]:

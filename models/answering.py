@@ -32,10 +32,10 @@ from typing import NamedTuple
 import torch
 from transformers import LogitsProcessorList
 
-from data.errors import SampleError
+from data.errors import SampleError, check_at_least
 from models import folders
 from models.generation import answer_length
-from models.generation_settings import penalised, sampling
+from models.generation_settings import check_penalty, penalised, sampling
 from models.interventions import Intervention, InterventionReport
 from models.memory import check_fits
 from models.vlm import in_words, marked_order
@@ -52,15 +52,30 @@ class Reply(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Generation:
-    """How answers are generated; temperature 0 is greedy."""
+class Decoding:
+    """Decoding of answers."""
 
     max_new_tokens: int = 512
+    """Max new tokens; an answer without an end token by then is judged as it stands and marked `cut`. Models end
+    short answers by themselves, whatever the limit; a reasoning model may need 1024 and more."""
     temperature: float = 0.0
+    """Sampling temperature; 0 is greedy. Each record has random numbers of its own."""
     top_p: float = 1.0
+    """Nucleus sampling (top-p) threshold."""
     seed: int = 0
-    system: str | None = None
+    """Seed of the sampling."""
+    system_prompt: str | None = None
+    """Put before each prompt through the model's chat template."""
     repetition_penalty: float = 1.0
+    """Penalty on tokens that the prompt or the answer holds already; 1 is none, whatever the checkpoint asks for."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, max_new_tokens=1, seed=0)
+        if not 0 <= self.temperature < float("inf") or not 0 < self.top_p <= 1:
+            raise ValueError("give --temperature of 0 or more, and --top-p above 0 and at most 1")
+        if self.system_prompt is not None and not self.system_prompt.strip():
+            raise ValueError("--system-prompt is empty; leave it out")
+        check_penalty(self.repetition_penalty)
 
 
 BatchSteering = Callable[[Sequence, dict, list], tuple[Intervention | None, list[dict[str, int]]]]
@@ -77,7 +92,7 @@ class ModelAsked:
 
     model: torch.nn.Module
     processor: object
-    generation: Generation
+    decoding: Decoding
     steer: BatchSteering = no_steering
 
     @torch.no_grad()
@@ -87,8 +102,8 @@ class ModelAsked:
 
         Raises SampleError for a prompt or an image that the model cannot read.
         """
-        chosen, model = self.generation, self.model
-        inputs, layouts = model.prepare(self.processor, images, prompts, chosen.system)
+        chosen, model = self.decoding, self.model
+        inputs, layouts = model.prepare(self.processor, images, prompts, chosen.system_prompt)
         length, report = inputs["input_ids"].shape[1], InterventionReport()
         check_fits(model, len(keys), length + chosen.max_new_tokens, recorded=False)
         intervention, counts = self.steer(keys, inputs, layouts)
@@ -130,14 +145,14 @@ class RunnerAsked:
     """A user's own model as the source of answers, one question at a time."""
 
     runner: object
-    generation: Generation
+    decoding: Decoding
 
     def ask(self, keys: Sequence, prompts: Sequence[str], images: Sequence[list]) -> list[Reply]:
         """Replies, as `ModelAsked.ask` gives them."""
         return [self._one(*each) for each in zip(keys, prompts, images, strict=True)]
 
     def _one(self, key, prompt: str, images: list) -> Reply:
-        chosen = self.generation
+        chosen = self.decoding
         marked_order(prompt, len(images))  # raises for a marker that names no image
         settings = {
             "max_new_tokens": chosen.max_new_tokens,
@@ -145,7 +160,7 @@ class RunnerAsked:
             "top_p": chosen.top_p,
             "repetition_penalty": chosen.repetition_penalty,
             "seed": own_seed(chosen.seed, key),
-            "system_prompt": chosen.system,
+            "system_prompt": chosen.system_prompt,
         }
         text, cut = ask(self.runner, in_words(prompt), images, **settings)
         return Reply(text.strip(), {}, cut)

@@ -31,7 +31,7 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 
@@ -39,6 +39,7 @@ from models.interventions import KeyBias, LayerEdit, PromptBatch, RowEdit
 
 PUBLISHED_GRID = 24  # cells per side, LLaVA-1.5
 PUBLISHED_LAYERS = (19, 27, 32)  # salient heads: first, one past the last, of how many
+MaskType = Literal["gaussian", "non-gaussian", "salient-head"]
 KEYS = ("type", "margin", "target-layer")
 MIN_IMAGE_MASS = 1e-9  # of a head's row; below it, what share of the image is followed is a matter of rounding
 SIZES = (0.01, 1e6)  # of a sigma and of a grid, in cells; beyond them a mask's formula leaves what float64 can hold
@@ -380,7 +381,7 @@ def parse_mask_type(mask_type: Mapping | GazeMask, layers: int, heads: int) -> G
     if unknown := [key for key in mask_type if key not in KEYS]:
         raise ValueError(f"mask_type holds {unknown[0]!r}, which is unknown; its keys are {', '.join(KEYS)}")
     kind, margin, target = mask_type.get("type"), mask_type.get("margin", 1), mask_type.get("target-layer")
-    if kind not in ("gaussian", "non-gaussian", "salient-head"):
+    if kind not in get_args(MaskType):
         raise ValueError(f"mask type {kind!r} is unknown; choose gaussian, non-gaussian or salient-head")
     _check_margin(margin)
     chosen = tuple(range(layers)) if target is None else check_layers(target, layers)
@@ -389,6 +390,41 @@ def parse_mask_type(mask_type: Mapping | GazeMask, layers: int, heads: int) -> G
     if kind == "non-gaussian":
         return NonGaussian(chosen, margin)
     return SalientHead(published_layers(layers) if target is None else chosen, max(1, heads // 4), margin=margin)
+
+
+@dataclass(frozen=True)
+class MaskSettings:
+    """Mask types to compare, and the settings of each."""
+
+    mask_types: tuple[MaskType, ...] = get_args(MaskType)
+    """How gaze becomes attention; one answer for each."""
+    target_layer: tuple[int, ...] = ()
+    """Layers to steer, 0-based (default: all; for salient-head the published 19..26 of 32 in proportion)."""
+    tau: float = 0.5232
+    """salient-head: similarity with the gaze, over the layer's largest, that a head must exceed."""
+    salient_heads: int | None = None
+    """salient-head: at most so many heads of a layer (default: a quarter of them)."""
+    sigma: float = 1.5
+    """salient-head: fall-off of the mask around the gaze, in cells of a 24 x 24 grid (other grids in proportion)."""
+
+    def __post_init__(self) -> None:
+        if not self.mask_types:
+            raise ValueError("--mask-types is empty; give gaussian, non-gaussian or salient-head")
+        if lowest := [layer for layer in self.target_layer if layer < 0]:
+            raise ValueError(f"--target-layer {lowest[0]} does not exist; layers count from 0")
+        self.masks(margin=1, layers=1 + max(self.target_layer, default=0), heads=1)
+
+    def masks(self, margin: int, layers: int, heads: int) -> dict[str, GazeMask]:
+        """Mask of each type for a model of that size; `margin` as in `parse_mask_type`."""
+        target = list(self.target_layer) or None
+        found = {
+            kind: parse_mask_type({"type": kind, "margin": margin, "target-layer": target}, layers, heads)
+            for kind in self.mask_types
+        }
+        if isinstance(salient := found.get("salient-head"), SalientHead):
+            at_most = salient.heads if self.salient_heads is None else self.salient_heads
+            found["salient-head"] = replace(salient, tau=self.tau, heads=at_most, sigma=self.sigma)
+        return found
 
 
 def published_layers(layers: int) -> tuple[int, ...]:

@@ -20,16 +20,32 @@ from typing import NamedTuple
 import torch
 from transformers import LogitsProcessorList
 
-from data.errors import SampleError
+from data.errors import SampleError, check_at_least
 from models import PATCHED
 from models.attention import not_finite, prefill
-from models.generation_settings import penalised
+from models.generation_settings import check_penalty, penalised
 from models.layout import TokenLayout
 from models.memory import check_fits
 from models.tower import TowerTrace, check_tower
 from models.trace import AttentionTrace
 
 ALTERNATIVES = 5
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Greedy answers; the fields are options of `answers`."""
+
+    max_new_tokens: int = 16
+    """Longest answer, in tokens."""
+    repetition_penalty: float = 1.0
+    """Penalty on tokens that the prompt or the answer holds already; 1 is none, whatever the checkpoint asks for."""
+    offload: bool = False
+    """Keep recorded queries and keys on the CPU, for long prompts on a small GPU."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, max_new_tokens=1)
+        check_penalty(self.repetition_penalty)
 
 
 @dataclass(frozen=True, eq=False)

@@ -133,6 +133,12 @@ class RepetitionPenalty(LogitsProcessor):
         return scores
 
 
+def check_penalty(repetition_penalty: float) -> None:
+    """Raise ValueError for a repetition penalty that is not a finite number above 0."""
+    if not 0 < repetition_penalty < float("inf"):
+        raise ValueError(f"--repetition-penalty {repetition_penalty} is no penalty; give a number above 0 (1: none)")
+
+
 def penalised(repetition_penalty: float, attention_mask: torch.Tensor) -> list[LogitsProcessor]:
     """Logits processors of a repetition penalty, for prompts padded on the left; 1 needs none."""
     if repetition_penalty == 1:

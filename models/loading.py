@@ -1,7 +1,4 @@
-"""Load a model and its processor by name; any failure is a one-line ValueError or FileNotFoundError.
-
-The flags that say how a model is loaded, shared by every script.
-"""
+"""Load a model and its processor by name; any failure is a one-line ValueError or FileNotFoundError."""
 
 from __future__ import annotations
 
@@ -362,9 +359,11 @@ def describe(model) -> dict:
 
 
 @dataclass(frozen=True)
-class LoadFlags:
-    """A script's Config inherits these and hands `loading` on: `models.load(config.model, **config.loading)`."""
+class Load:
+    """Model, and how it is loaded: `models.load(settings.model, **settings.options)`."""
 
+    model: str
+    """Embedded model, folder, or hub id such as llava-hf/llava-1.5-7b-hf or Qwen/Qwen2.5-VL-3B-Instruct."""
     device: str = "auto"
     """auto (all GPUs, else the CPU) | cpu | cuda | cuda:N."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
@@ -380,8 +379,11 @@ class LoadFlags:
     max_pixels: int | None = None
     """Qwen families: shrink larger pictures to so many pixels, and with them the prompt (default: as above)."""
 
+    def __post_init__(self) -> None:
+        if self.load_4bit and self.load_8bit:
+            raise ValueError("--load-4bit and --load-8bit were both given; choose one")
+
     @property
-    def loading(self) -> dict:
+    def options(self) -> dict:
         """Options of `models.load`."""
-        names = ("device", "dtype", "load_4bit", "load_8bit", "revision", "min_pixels", "max_pixels")
-        return {name: getattr(self, name) for name in names}
+        return {name: value for name, value in vars(self).items() if name != "model"}

@@ -22,7 +22,7 @@ from typing import Annotated, Literal
 import tyro
 from transformers import PreTrainedConfig
 
-from data.gaze_samples import GazeFlags
+from data.gaze_samples import ScanpathSettings
 from data.geometry import ImageGrid
 from models import answering
 from models.adapt_vis import AdaptVis, confidence
@@ -101,7 +101,7 @@ def var_settings(flags: VARFlags, checkpoint: PreTrainedConfig | None) -> VAR:
 
 
 @dataclass(frozen=True)
-class ScanpathFlags(GazeFlags):
+class ScanpathFlags(ScanpathSettings):
     scanpaths: str | None = None
     """gaussian, non-gaussian, salient-head: fixations, by record id or by image below --data-root."""
     target_layer: tuple[int, ...] = ()
@@ -145,7 +145,7 @@ class Method:
     """
 
     summary: str
-    settings: Callable[[MethodFlags, PreTrainedConfig | None], object]
+    settings: Callable[[MethodSettings, PreTrainedConfig | None], object]
     flags: type | None = None
     files: tuple[str, ...] = ()
     steering: Callable[[object, object, GazeOf | None], BatchSteering] = same_for_all
@@ -186,15 +186,14 @@ def find_method(name: str) -> Method:
 
 
 @dataclass(frozen=True)
-class MethodFlags(*dict.fromkeys(method.flags for method in reversed(METHODS.values()) if method.flags)):
+class MethodSettings(*dict.fromkeys(method.flags for method in reversed(METHODS.values()) if method.flags)):
     """--method and the flags of all methods."""
 
     method: Annotated[MethodName | str, tyro.conf.arg(help=HELP)] = "default"
 
-    def check_method(self) -> None:
-        """Raises ValueError for flags that cannot work with any model, or that the method does not read."""
+    def __post_init__(self) -> None:
         method = find_method(self.method)
-        for field in fields(MethodFlags):
+        for field in fields(self):
             owners = [name for name, each in METHODS.items() if each.reads(field.name)]
             if owners and not method.reads(field.name) and getattr(self, field.name) != field.default:
                 flag = field.name.replace("_", "-")

@@ -1,11 +1,11 @@
 """What the tests of evaluate.py share: a small set, a run over it, and how its files are read."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import evaluate
 from data import twoshapes_qa
+from tests.settings import changed, configure
 
 COUNT = 15  # questions, three of each sub-task
 
@@ -17,12 +17,12 @@ def generated(folder):
 
 
 def settings(data_root):
-    return evaluate.Config(dataset="blink", data_root=data_root, device="cpu", batch_size=5, max_new_tokens=6)
+    return configure(evaluate, dataset="blink", data_root=data_root, device="cpu", batch_size=5, max_new_tokens=6)
 
 
 def run(config, folder):
     """The rows of a run that ends well."""
-    assert evaluate.main(replace(config, out_dir=str(folder))) == 0
+    assert evaluate.main(changed(config, out_dir=str(folder))) == 0
     return rows(folder)
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import evaluate
 import models
 from analysis.evaluation import parse
+from tests.settings import configure
 
 
 def main(folder: Path, data_root: str, kills: int) -> None:
@@ -34,7 +35,7 @@ def main(folder: Path, data_root: str, kills: int) -> None:
             quiet = os.open(os.devnull, os.O_WRONLY)
             os.dup2(quiet, 1)
             os.dup2(quiet, 2)
-            config = evaluate.Config(dataset="blink", data_root=data_root, out_dir=str(out_dir), batch_size=2)
+            config = configure(evaluate, dataset="blink", data_root=data_root, out_dir=str(out_dir), batch_size=2)
             os._exit(evaluate.main(config))
         if moment is not None:
             moment()

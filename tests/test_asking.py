@@ -18,7 +18,7 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from data.errors import SampleError
 from models import answering as runners
-from models.answering import Generation, ModelAsked, Reply, RunnerAsked, own_seed
+from models.answering import Decoding, ModelAsked, Reply, RunnerAsked, own_seed
 from models.folders import SAMPLES, WHOLE, content_hash, contents, fingerprint
 from models.generation_settings import OwnNoise, sampling
 from models.interventions import InterventionReport
@@ -56,7 +56,7 @@ def test_a_cold_draw_is_greedy_and_top_p_keeps_the_likeliest():
     model, processor = llava(), llava_processor()
     images, keys = [[picture()]] * 3, "abc"
     said = {
-        settings: ModelAsked(model, processor, Generation(6, *settings)).ask(keys, PROMPTS, images)
+        settings: ModelAsked(model, processor, Decoding(6, *settings)).ask(keys, PROMPTS, images)
         for settings in ((0.0, 1.0), (1e-4, 1.0), (5.0, 1e-6), (5.0, 1.0))
     }
     assert said[0.0, 1.0] == said[1e-4, 1.0] == said[5.0, 1e-6] != said[5.0, 1.0]
@@ -81,7 +81,7 @@ def test_an_end_token_ends_what_is_counted():
     model, processor = llava(), llava_processor()
     images = [[picture(seed=seed)] for seed in range(3)]
     asker = ModelAsked(
-        model, processor, Generation(6), same_for_all(PLANTED.__class__((7, 40), tau=1.5, first_layer=0))
+        model, processor, Decoding(6), same_for_all(PLANTED.__class__((7, 40), tau=1.5, first_layer=0))
     )
     first = processor.tokenizer.convert_tokens_to_ids(asker.ask("a", PROMPTS[:1], images[:1])[0].text.split()[1])
     model.generation_config.eos_token_id = first
@@ -148,7 +148,7 @@ def test_runners_of_other_forms(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=f"--runner 'python:{runner}' could not be made: {error}"):
             runners.load(f"python:{runner}")
     with pytest.raises(SampleError, match="the runner failed: AttributeError"):
-        RunnerAsked(object(), Generation()).ask(["a"], ["what ?"], [[]])
+        RunnerAsked(object(), Decoding()).ask(["a"], ["what ?"], [[]])
     assert own_seed(0, "a") == own_seed(0, "a") != own_seed(0, "b") and own_seed(1, "a") != own_seed(0, "a")
 
 
@@ -166,7 +166,7 @@ class Says:
 
 def test_what_a_runner_may_return_and_raise():
     def reply(answer):
-        return RunnerAsked(Says(answer), Generation()).ask(["a"], ["what ?"], [[]])[0]
+        return RunnerAsked(Says(answer), Decoding()).ask(["a"], ["what ?"], [[]])[0]
 
     assert reply(" yes ") == Reply("yes", {}, None) and reply((" yes", True)) == Reply("yes", {}, True)
     assert reply(("yes", None)).cut is None
@@ -188,7 +188,7 @@ def test_a_cut_answer_has_no_end_token():
     images = [[picture(seed=seed)] for seed in range(3)]
 
     def replies(limit):
-        return ModelAsked(model, processor, Generation(limit)).ask("abc", PROMPTS, images)
+        return ModelAsked(model, processor, Decoding(limit)).ask("abc", PROMPTS, images)
 
     words = [reply.text.split() for reply in replies(6)]
     model.generation_config.eos_token_id = end = processor.tokenizer.convert_tokens_to_ids(words[0][2])

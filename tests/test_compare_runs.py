@@ -7,10 +7,12 @@ from math import comb
 import pytest
 from PIL import Image
 
+import compare_runs
 from analysis import run_comparison
 from analysis.run_comparison import COLUMNS, compare, pair, read_run, run_names, table_row
-from compare_runs import Config, main, sentence, warn_cut
+from compare_runs import main, sentence, warn_cut
 from tests import shell
+from tests.settings import configure
 
 
 def line(name, correct, task="relation", **other):
@@ -192,9 +194,13 @@ def runs(tmp_path_factory):
     return write_run(root / "plain", a, **where), write_run(root / "var", b, **where)
 
 
+def asked(a, b, **flags):
+    return configure(compare_runs, run_a=str(a), run_b=str(b), **flags)
+
+
 def test_script(runs, tmp_path, capsys):
     out = tmp_path / "out"
-    assert main(Config(*map(str, runs), out_dir=str(out), pictures=3)) == 0
+    assert main(asked(*runs, out_dir=str(out), pictures=3)) == 0
     printed = capsys.readouterr()
     assert "11 of 12 samples done" in printed.out and "4 gained, 1 lost" in printed.out
     assert "flags that differ: --method 'plain' in A, 'var' in B\n" in printed.out
@@ -221,16 +227,16 @@ def test_script_without_pictures_or_records(runs, tmp_path, capsys):
     other = write_run(tmp_path / "other", [line("1", True), line("2", True)])
     for a, b, reason in ((*runs, "the data do not hold this record"), (gone, other, "the data cannot be read: ")):
         out = tmp_path / f"out-{a.name}"
-        assert main(Config(str(a), str(b), out_dir=str(out), data_root=str(tmp_path / "elsewhere"))) == 0
+        assert main(asked(a, b, out_dir=str(out), data_root=str(tmp_path / "elsewhere"))) == 0
         missing = json.loads((out / "summary.json").read_text())["pictures"]["missing"]
         assert len(missing) == (1 if a == gone else 5) and all(each.startswith(reason) for each in missing.values())
         assert (out / "gained-1.png").is_file()
     a = write_run(tmp_path / "a", [line("1", True)])
     b = write_run(tmp_path / "b", [failed("1")])
-    assert main(Config(str(a), str(b), out_dir=str(tmp_path / "none"))) == 1
+    assert main(asked(a, b, out_dir=str(tmp_path / "none"))) == 1
     for flags in ({"pictures": -1}, {"out_dir": str(out)}):
         with pytest.raises(SystemExit) as stopped:
-            main(Config(str(a), str(b), **flags))
+            main(asked(a, b, **flags))
         assert stopped.value.code == 2
     assert "is not empty" in capsys.readouterr().err
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import compare_corner_heads
 from analysis import head_responses
 from analysis.corner_report import map_figure
 from analysis.corner_study import (
@@ -37,8 +38,9 @@ from analysis.corners import (
 )
 from analysis.runs import RunFolder
 from analysis.statistics import DIFFERENCE, benjamini_hochberg, halves, mean_interval
-from compare_corner_heads import Config, main
+from compare_corner_heads import main
 from tests.runs import table
+from tests.settings import configure
 
 LAYERS, HEADS, PAIRS = 5, 6, 24
 PLANTED_SHARED, PLANTED_LOSS = (2, 3), (3, 0)
@@ -89,7 +91,7 @@ def compared(folders, tmp_path_factory):
     """The results of the script on planted heads."""
     out = tmp_path_factory.mktemp("comparison") / "out"
     shuffled = (folders[2], folders[0], folders[3], folders[1])
-    assert main(Config(shuffled, out_dir=str(out), top=1)) == 0
+    assert main(configure(compare_corner_heads, folders=shuffled, out_dir=str(out), top=1)) == 0
     return out
 
 
@@ -361,7 +363,7 @@ def test_what_is_lost_is_said(tmp_path):
     for name, corner in zip(CORNERS, signed, strict=True):
         write_run(tmp_path / name, corner, layers=[7, 12])
     out = tmp_path / "out"
-    assert main(Config(tuple(str(tmp_path / name) for name in CORNERS), out_dir=str(out), top=1)) == 0
+    assert main(configure(compare_corner_heads, folders=of_corners(tmp_path), out_dir=str(out), top=1)) == 0
     report = (out / "report.md").read_text()
     assert "| unique to top right (less) | 1 | 12.2 |" in report
     assert report.count("score (in the chosen direction)") == 1
@@ -408,7 +410,7 @@ def test_two_pairs_of_silent_heads(tmp_path):
     """Too few to split or to call anything, in one layer, with nothing to see: still a result."""
     for name in CORNERS:
         write_run(tmp_path / name, np.zeros((1, 3, 2)))
-    assert main(Config(tuple(str(tmp_path / name) for name in CORNERS), out_dir=str(tmp_path / "out"))) == 0
+    assert main(configure(compare_corner_heads, folders=of_corners(tmp_path), out_dir=str(tmp_path / "out"))) == 0
     assert "too few pairs" in (tmp_path / "out" / "report.md").read_text()
     assert not (tmp_path / "out" / "chosen.csv").exists()
     assert all(not row["call"] for row in table(tmp_path / "out", "heads.csv"))
@@ -416,9 +418,13 @@ def test_two_pairs_of_silent_heads(tmp_path):
     assert summary["signed"]["sharing"]["p"] is None and summary["signed"]["specialisation"]["p"] == 1
 
 
+def of_corners(root):
+    return tuple(str(root / name) for name in CORNERS)
+
+
 def wrong(folders, capsys, **flags):
     with pytest.raises(SystemExit) as stopped:
-        main(Config(tuple(map(str, folders)), **flags))
+        main(configure(compare_corner_heads, folders=tuple(map(str, folders)), **flags))
     said = capsys.readouterr().err
     assert stopped.value.code == 2 and said.startswith("error: ") and said.count("\n") == 1
     return said
@@ -430,7 +436,7 @@ def test_wrong_folders(folders, tmp_path, capsys):
     assert "holds no summary.json, so it is no finished run" in wrong([*folders[:3], tmp_path], capsys)
     copy = write_run(tmp_path / "again" / "topleft", planted()[0])
     assert "are both of the corner topleft" in wrong([*folders[:3], copy], capsys)
-    assert "--top is 0" in wrong(folders, capsys, top=0) and "--level 1.5" in wrong(folders, capsys, level=1.5)
+    assert "--top 0 must be" in wrong(folders, capsys, top=0) and "--level 1.5" in wrong(folders, capsys, level=1.5)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "note.txt").write_text("mine")
     assert "is not empty" in wrong(folders, capsys, out_dir=str(tmp_path / "full"))

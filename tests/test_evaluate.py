@@ -14,6 +14,7 @@ import evaluate
 from benchmarks import evaluation
 from data import twoshapes_qa
 from tests.evaluation import COUNT, RUNNER, generated, lines_of_parts, predictions, rows, run, settings, summary
+from tests.settings import changed
 
 FEW = 10
 FIELDS = [
@@ -63,7 +64,7 @@ def test_what_a_run_leaves_behind(reference, config, capsys):
 def test_a_finished_run_does_nothing_again(reference, config, capsys, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in reference.rglob("*")}
     monkeypatch.setattr("models.load", None)  # not called
-    assert evaluate.main(replace(config, out_dir=str(reference), batch_size=2, limit=COUNT)) == 0
+    assert evaluate.main(changed(config, out_dir=str(reference), batch_size=2, limit=COUNT)) == 0
     assert {path: path.stat().st_mtime_ns for path in reference.rglob("*")} == before
     said = capsys.readouterr().out
     assert f"n = {COUNT}" in said and "relation: accuracy" in said and f"results in {reference}" in said
@@ -86,10 +87,10 @@ METHODS = {
 
 @pytest.mark.parametrize("method", METHODS)
 def test_no_batch_decides_an_answer(config, reference, tmp_path, method):
-    asked = replace(config, limit=FEW, **METHODS[method])
-    whole = run(replace(asked, batch_size=1), tmp_path / "1")
+    asked = changed(config, limit=FEW, **METHODS[method])
+    whole = run(changed(asked, batch_size=1), tmp_path / "1")
     for size in (3, 8) if method == "greedy" else (3,):
-        run(replace(asked, batch_size=size), tmp_path / f"{size}")
+        run(changed(asked, batch_size=size), tmp_path / f"{size}")
         assert predictions(tmp_path / f"{size}") == predictions(tmp_path / "1")
         assert summary(tmp_path / f"{size}") == summary(tmp_path / "1")
     assert (whole == rows(reference)[:FEW]) == (method == "greedy")
@@ -105,7 +106,7 @@ def test_no_batch_decides_an_answer(config, reference, tmp_path, method):
             assert row["pairs"] >= row["rows"] > 0 and row["heads"] > 0 and row["visual_sinks"] + row["text_sinks"] > 0
             assert 0 < row["samples"] <= FEW
     if method == "sampled":
-        run(replace(asked, seed=1), tmp_path / "seed")
+        run(changed(asked, seed=1), tmp_path / "seed")
         assert predictions(tmp_path / "seed") != predictions(tmp_path / "1")
 
 
@@ -129,7 +130,7 @@ def nothing():
 """
     (tmp_path / "own_model.py").write_text(RUNNER + code)
     monkeypatch.chdir(tmp_path)
-    asked = replace(config, runner="python:own_model:make", out_dir="run", batch_size=4)
+    asked = changed(config, runner="python:own_model:make", out_dir="run", batch_size=4)
     assert evaluate.main(asked) == 0
     found = rows("run")
     assert Path("asked.txt").read_text().splitlines() == [line for row in found for line in row["prompt"].splitlines()]
@@ -146,16 +147,16 @@ def nothing():
     before = predictions("run")
     Path("corners.txt").touch()
     assert evaluate.main(asked) == 0 and predictions("run") == before  # what failed stays, unless asked for again
-    assert evaluate.main(replace(asked, retry_failed=True)) == 0
+    assert evaluate.main(changed(asked, retry_failed=True)) == 0
     assert summary("run")["failed"] == {"runner returned no text": 3}
     assert len(lines_of_parts(Path("run"))) == COUNT + 6  # those that had failed, and no other
     assert {row["cut"] for row in rows("run")} == {None} and summary("run")["overall"]["cut"] is None
 
     for name, sentence in (("nothing", "made int, which has no method generate"), ("gone", "has no attribute 'gone'")):
-        assert sentence in refused(replace(asked, runner=f"python:own_model:{name}", out_dir="other"), capsys)
+        assert sentence in refused(changed(asked, runner=f"python:own_model:{name}", out_dir="other"), capsys)
     (tmp_path / "own_model.py").write_text(RUNNER + "def make():\n    return Runner(None)\n")
     sys.modules.pop("own_model")
-    assert evaluate.main(replace(asked, out_dir="all-failed")) == 1
+    assert evaluate.main(changed(asked, out_dir="all-failed")) == 1
 
 
 @pytest.fixture
@@ -170,7 +171,7 @@ def own(config, tmp_path, monkeypatch):
     Path("one_runner.py").write_text(RUNNER + "import one_word\nmake = lambda: Runner(lambda *asked: one_word.WORD)\n")
     Path("one_word.py").write_text('WORD = "yes"\n')
     where = {"dataset": "set.jsonl", "data_root": None, "runner": "python:one_runner:make", "out_dir": "run"}
-    yield replace(config, **where)
+    yield changed(config, **where)
     for name in ("one_runner", "one_word"):
         sys.modules.pop(name, None)
 
@@ -205,7 +206,7 @@ def test_a_failed_record_has_no_image_to_compare(own, capsys):
     Path("p.png").write_bytes(b"")
     assert evaluate.main(own) == 1 and summary("run")["failed"] == {"image empty": 3}
     Path("p.png").write_bytes(image)
-    assert evaluate.main(own) == 1 and evaluate.main(replace(own, retry_failed=True)) == 0
+    assert evaluate.main(own) == 1 and evaluate.main(changed(own, retry_failed=True)) == 0
     assert summary("run")["failed"] == {} and all(row["image_hashes"] for row in rows("run"))
 
 
@@ -221,7 +222,7 @@ def test_lines_that_are_no_answers_are_told_and_asked_again(own, capsys):
 
 
 def test_a_runner_that_exits_is_a_fault_of_its_own(own, capsys):
-    said = refused(replace(own, runner="python:sys:exit"), capsys)
+    said = refused(changed(own, runner="python:sys:exit"), capsys)
     assert said == "error: --runner 'python:sys:exit' could not be made: SystemExit\n" and not Path("run").exists()
     Path("one_word.py").write_text("import sys\ndef __getattr__(name): sys.exit(0)\n")
     Path("one_runner.py").write_text(RUNNER + "import one_word\nmake = lambda: Runner(lambda *asked: one_word.OTHER)\n")
@@ -232,7 +233,7 @@ def test_a_checkpoint_whose_template_changed_is_refused(config, tmp_path, capsys
     """Any file that transformers reads; before the model loads."""
     folder = tmp_path / "checkpoint"
     shutil.copytree("models/tiny/tiny-llava", folder)
-    asked = replace(config, model=str(folder), limit=1, out_dir=str(tmp_path / "run"))
+    asked = changed(config, model=str(folder), limit=1, out_dir=str(tmp_path / "run"))
     assert evaluate.main(asked) == 0
     monkeypatch.setattr("models.load", None)  # not called
     template = folder / "chat_template.jinja"
@@ -257,7 +258,7 @@ def test_a_model_on_the_hub_is_known_by_its_commit(config, tmp_path, capsys, mon
     for commit in commits:
         shutil.copytree("models/tiny/tiny-llava", cache / "snapshots" / commit)
     (cache / "refs").mkdir()
-    asked = replace(config, model="someone/model", limit=1, out_dir=str(tmp_path / "run"))
+    asked = changed(config, model="someone/model", limit=1, out_dir=str(tmp_path / "run"))
     (cache / "refs" / "main").write_text(commits[0])
     assert evaluate.main(asked) == 0 and evaluate.main(asked) == 0
     assert json.loads((tmp_path / "run" / "settings.json").read_text())["model"]["revision"] == commits[0]
@@ -268,7 +269,7 @@ def test_a_model_on_the_hub_is_known_by_its_commit(config, tmp_path, capsys, mon
 
 def test_an_answer_that_is_cut_says_so(config, tmp_path, capsys):
     """In its record, the summary, the page, and on stderr; at the default limit none is."""
-    found = run(replace(config, limit=5, max_new_tokens=1), tmp_path / "cut")
+    found = run(changed(config, limit=5, max_new_tokens=1), tmp_path / "cut")
     figures, told = summary(tmp_path / "cut"), capsys.readouterr()
     assert [row["cut"] for row in found] == [row["prediction"] != "" for row in found] == [True] * 4 + [False]
     assert figures["overall"]["cut"] == 4 and figures["tasks"]["corner"]["cut"] == 1
@@ -276,7 +277,7 @@ def test_an_answer_that_is_cut_says_so(config, tmp_path, capsys):
     assert "warning: 4 of 5 records have an answer that --max-new-tokens 1 cut" in told.err and ", 4 cut\n" in told.out
     page = (tmp_path / "cut" / "report.html").read_text()
     assert page.count(">cut</td>") == 4
-    found = run(replace(config, limit=5, max_new_tokens=evaluate.Config.max_new_tokens), tmp_path / "whole")
+    found = run(changed(config, limit=5, max_new_tokens=evaluate.Config.decoding.max_new_tokens), tmp_path / "whole")
     assert {row["cut"] for row in found} == {False} and summary(tmp_path / "whole")["overall"]["cut"] == 0
     told = capsys.readouterr()
     assert "warning" not in told.err and ">cut</td>" not in (tmp_path / "whole" / "report.html").read_text()
@@ -284,49 +285,49 @@ def test_an_answer_that_is_cut_says_so(config, tmp_path, capsys):
 
 def test_a_limit_may_grow_and_settings_may_not_change(reference, config, tmp_path, capsys):
     out = tmp_path / "run"
-    assert len(run(replace(config, limit=4), out)) == 4 and summary(out)["records"] == 4
+    assert len(run(changed(config, limit=4), out)) == 4 and summary(out)["records"] == 4
     begun = (out / "parts" / "part-00000.jsonl").read_bytes()
-    assert len(run(replace(config, limit=9, batch_size=2), out)) == 9
+    assert len(run(changed(config, limit=9, batch_size=2), out)) == 9
     assert (out / "parts" / "part-00000.jsonl").read_bytes().startswith(begun)
     run(config, out)
     assert predictions(out) == predictions(reference) and lines_of_parts(out) == lines_of_parts(reference)
-    again = replace(config, out_dir=str(out))
-    for flag, changed in (
+    again = changed(config, out_dir=str(out))
+    for flag, other in (
         ("--temperature was 0.0 and is 0.5", {"temperature": 0.5}),
         ("--max-new-tokens was 6 and is 7", {"max_new_tokens": 7}),
         ("--judge was 'choice' and is 'exact'", {"judge": "exact"}),
         ("--method was 'default' and is 'adapt-vis'", {"method": "adapt-vis"}),
         ("--model was 'tiny-qwen2.5-vl' and is 'tiny-llava'", {"model": "tiny-llava"}),
     ):
-        said = refused(replace(again, **changed), capsys)
+        said = refused(changed(again, **other), capsys)
         assert f"holds answers under other settings ({flag}" in said and "pass another --out-dir" in said
     assert "holds answers to records that are not asked now, such as 'blink-4'" in refused(
-        replace(again, limit=4), capsys
+        changed(again, limit=4), capsys
     )
     with pytest.raises(ValueError, match="record 'blink-0' of the set has changed since it was answered"):
         found = evaluate.Predictions(out, again.deciding())
-        questions, _ = evaluate.spatial_qa.read("blink", config.data_root)
+        questions, _ = evaluate.spatial_qa.read("blink", config.questions.data_root)
         asked = {(each.id, 0): replace(each, prompt="what ?") for each in questions}
         evaluate.check_same(asked, found.answered(), found)
 
 
 def test_another_dtype_is_refused(config, tmp_path, capsys):
     """Also where "auto" makes it another, as on another device."""
-    run(replace(config, limit=2), tmp_path / "run")
+    run(changed(config, limit=2), tmp_path / "run")
     settings = tmp_path / "run" / "settings.json"
     settings.write_text(settings.read_text().replace('"dtype": "float32"', '"dtype": "bfloat16"'))
-    again = replace(config, limit=3, out_dir=str(tmp_path / "run"))
+    again = changed(config, limit=3, out_dir=str(tmp_path / "run"))
     assert "whose dtype was 'bfloat16', and now it is 'float32'" in refused(again, capsys)
-    assert "(--dtype was 'auto' and is 'bfloat16' now)" in refused(replace(again, dtype="bfloat16"), capsys)
+    assert "(--dtype was 'auto' and is 'bfloat16' now)" in refused(changed(again, dtype="bfloat16"), capsys)
 
 
 def test_the_folder_is_known_by_its_settings(config, tmp_path, monkeypatch, capsys):
     """Without --out-dir the same command goes on, and other settings have another folder."""
     monkeypatch.chdir(tmp_path)
-    assert evaluate.main(replace(config, limit=2)) == evaluate.main(replace(config, limit=3, batch_size=1)) == 0
+    assert evaluate.main(changed(config, limit=2)) == evaluate.main(changed(config, limit=3, batch_size=1)) == 0
     [folder] = Path("results/evaluate").iterdir()
     assert folder.name.startswith("blink-default-tiny-qwen2.5-vl-") and len(rows(folder)) == 3
-    assert evaluate.main(replace(config, limit=2, max_new_tokens=5)) == 0
+    assert evaluate.main(changed(config, limit=2, max_new_tokens=5)) == 0
     assert len(list(Path("results/evaluate").iterdir())) == 2
 
 
@@ -335,7 +336,7 @@ def test_bad_records_are_counted_and_the_run_goes_on(config, tmp_path, capsys):
     from PIL import Image
 
     folder = tmp_path / "set"
-    shutil.copytree(config.data_root, folder)
+    shutil.copytree(config.questions.data_root, folder)
     images = folder / "spatial_reasoning" / "blink" / "images"
     names = sorted(path.name for path in images.iterdir())
     (images / names[1]).write_bytes(b"")
@@ -343,7 +344,7 @@ def test_bad_records_are_counted_and_the_run_goes_on(config, tmp_path, capsys):
     Image.new("RGB", (500, 1)).save(images / names[3])
     with open(folder / "spatial_reasoning" / "blink" / "blink_validation.jsonl", "a") as lines:
         lines.write('{"id": "broken\n{"id": "no question"}\n')
-    found = run(replace(config, data_root=str(folder)), tmp_path / "run")
+    found = run(changed(config, data_root=str(folder)), tmp_path / "run")
     figures = summary(tmp_path / "run")
     assert figures["failed"] == {"image empty": 1, "image too elongated": 1, "image truncated": 1}
     assert sum(figures["skipped"].values()) == 2 and figures["records"] == COUNT
@@ -358,7 +359,7 @@ def test_bad_records_are_counted_and_the_run_goes_on(config, tmp_path, capsys):
 
 def test_a_set_without_a_usable_record_is_status_1(config, tmp_path, capsys):
     (tmp_path / "set.jsonl").write_text('{"id": "a"}\n{"id": "b"}\n{"id": \n')
-    asked = replace(config, dataset=str(tmp_path / "set.jsonl"), data_root=None, out_dir=str(tmp_path / "run"))
+    asked = changed(config, dataset=str(tmp_path / "set.jsonl"), data_root=None, out_dir=str(tmp_path / "run"))
     with pytest.raises(SystemExit) as ended:
         evaluate.main(asked)
     said = capsys.readouterr().err
@@ -367,7 +368,7 @@ def test_a_set_without_a_usable_record_is_status_1(config, tmp_path, capsys):
 
 
 def test_each_rotation_of_the_options_is_asked(config, tmp_path):
-    found = run(replace(config, circular=True), tmp_path / "run")
+    found = run(changed(config, circular=True), tmp_path / "run")
     choices = [row for row in found if row["options"]]
     by_record = {}
     for row in choices:
@@ -393,7 +394,7 @@ def test_a_record_that_runs_out_of_memory_fails_alone(config, reference, tmp_pat
     monkeypatch.setattr(evaluate.ModelAsked, "ask", short_of_memory)
     for size in (1, 3):
         out = tmp_path / str(size)
-        found = run(replace(config, limit=4, batch_size=size), out)
+        found = run(changed(config, limit=4, batch_size=size), out)
         assert summary(out)["failed"] == {"out of memory": 1} and found[1]["failed"] == "out of memory"
         assert [found[0], *found[2:]] == [row for row in rows(reference)[:4] if row["id"] != "blink-1"]
         assert "failed blink-1: out of memory" in capsys.readouterr().err
@@ -411,7 +412,7 @@ def test_gaze_by_record_and_by_picture(config, reference, tmp_path, capsys):
     plain = rows(reference)
     for method in ("non-gaussian", "gaussian", "salient-head"):
         out = tmp_path / method
-        found = run(replace(config, method=method, scanpaths=str(path)), out)
+        found = run(changed(config, method=method, scanpaths=str(path)), out)
         touched = summary(out)["touched"]
         assert bool(summary(out)["layers"]) == (method == "salient-head")
         two = sum(row["task"] == "two_images" for row in plain)
@@ -422,17 +423,17 @@ def test_gaze_by_record_and_by_picture(config, reference, tmp_path, capsys):
         said = capsys.readouterr().out
         assert f"steered 2 of {COUNT} answers" in said and "left out of scanpaths: " in said
         assert found[2:] == plain[2:]
-    changed = rows(tmp_path / "non-gaussian")
-    assert [row["prediction"] for row in changed[:2]] != [row["prediction"] for row in plain[:2]]
+    steered = rows(tmp_path / "non-gaussian")
+    assert [row["prediction"] for row in steered[:2]] != [row["prediction"] for row in plain[:2]]
 
 
 def test_a_method_that_steers_nothing_is_told(config, reference, tmp_path, capsys, monkeypatch):
-    found = run(replace(config, limit=3, method="var", var_dimensions=(3,), var_threshold=11.0), tmp_path / "var")
+    found = run(changed(config, limit=3, method="var", var_dimensions=(3,), var_threshold=11.0), tmp_path / "var")
     told = capsys.readouterr()
     assert found == rows(reference)[:3] and "steered 0 of 3 answers" in told.out
     assert "warning: the method changed nothing" in told.err
     path = tmp_path / "gaze.jsonl"
-    asked = replace(config, method="gaussian", scanpaths=str(path), out_dir=str(tmp_path / "run"))
+    asked = changed(config, method="gaussian", scanpaths=str(path), out_dir=str(tmp_path / "run"))
     monkeypatch.setattr("models.load", None)  # not called
     for content, sentence in (
         ({"image": "blink-0"}, "holds no scanpath that can be used, 1 of 1 because: "),
@@ -444,16 +445,17 @@ def test_a_method_that_steers_nothing_is_told(config, reference, tmp_path, capsy
 
 
 def test_a_system_prompt_reaches_the_model_or_is_refused(config, reference, tmp_path, capsys):
-    asked = replace(config, system_prompt=" describe the image . ", limit=5)
+    asked = changed(config, system_prompt=" describe the image . ", limit=5)
     found = run(asked, tmp_path / "run")
     assert [row["prompt"] for row in found] == [row["prompt"] for row in rows(reference)[:5]]
-    said = refused(replace(asked, model="tiny-fuyu", out_dir=str(tmp_path / "fuyu")), capsys)
+    said = refused(changed(asked, model="tiny-fuyu", out_dir=str(tmp_path / "fuyu")), capsys)
     assert "error: Fuyu has no chat template and so no system prompt; put its text into the prompts" in said
     assert not (tmp_path / "fuyu").exists()
 
 
 def test_the_benchmark_answers_as_evaluate_does(reference, config):
-    worker = evaluation.Worker(1, evaluation.Config(records=6, max_new_tokens=6, device="cpu"), config.data_root)
+    data_root = config.questions.data_root
+    worker = evaluation.Worker(1, evaluation.Config(records=6, max_new_tokens=6, device="cpu"), data_root)
     seconds, said = worker.answer(slice(1, None, 2), 2)
     assert seconds > 0 and said == [row["prediction"] for row in rows(reference)[1:6:2]]
     with pytest.raises(ValueError, match="--batch-sizes, --records, --rounds, --threads and --max-new-tokens must be"):
@@ -463,8 +465,8 @@ def test_the_benchmark_answers_as_evaluate_does(reference, config):
 
 
 BAD = {
-    "--limit and --seed of at least 0": {"limit": -1},
-    "--batch-size and --max-new-tokens of at least 1": {"batch_size": 0},
+    "--limit -1 must be at least 0": {"limit": -1},
+    "--batch-size 0 must be at least 1": {"batch_size": 0},
     "--temperature of 0 or more, and --top-p above 0": {"top_p": 0.0},
     "--temperature of 0 or more": {"temperature": float("nan")},
     "--system-prompt is empty": {"system_prompt": " "},
@@ -495,7 +497,7 @@ BAD = {
 @pytest.mark.parametrize("sentence", BAD)
 def test_bad_settings_are_told_before_the_model_loads(config, sentence, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr("models.load", None) if "hub id" not in sentence else None
-    said = refused(replace(config, out_dir=str(tmp_path / "run"), **BAD[sentence]), capsys)
+    said = refused(changed(config, out_dir=str(tmp_path / "run"), **BAD[sentence]), capsys)
     assert sentence in said and said.startswith("error: ") and said.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
@@ -503,20 +505,20 @@ def test_bad_settings_are_told_before_the_model_loads(config, sentence, capsys, 
 def test_settings_that_this_model_cannot_take(config, tmp_path, capsys, monkeypatch):
     """Its config tells, before its weights are read."""
     monkeypatch.setattr("models.load", None)  # not called
-    asked = replace(config, method="var", out_dir=str(tmp_path / "run"))
+    asked = changed(config, method="var", out_dir=str(tmp_path / "run"))
     assert "no sink dimensions are known for" in refused(asked, capsys)
-    said = refused(replace(asked, var_dimensions=(3, 14)), capsys)
+    said = refused(changed(asked, var_dimensions=(3, 14)), capsys)
     assert "tau is 20, which no token can pass: |RMSNorm(x)| is at most 11.3 in a model 128 wide" in said
     assert "sink dimension 999 does not exist" in refused(
-        replace(asked, var_dimensions=(999,), var_threshold=5.0), capsys
+        changed(asked, var_dimensions=(999,), var_threshold=5.0), capsys
     )
     (tmp_path / "sinks.json").write_text("{}")
-    said = refused(replace(asked, sink_file=str(tmp_path / "sinks.json")), capsys)
+    said = refused(changed(asked, sink_file=str(tmp_path / "sinks.json")), capsys)
     assert "sinks.json is not a file of sink dimensions" in said
     gaze = {"image": "blink-0", "units": "fractions", "fixations": [[0.1, 0.1]]}
     (tmp_path / "gaze.jsonl").write_text(json.dumps(gaze))
-    asked = replace(asked, method="gaussian", scanpaths=str(tmp_path / "gaze.jsonl"))
+    asked = changed(asked, method="gaussian", scanpaths=str(tmp_path / "gaze.jsonl"))
     assert "target-layer 99 does not exist; the model has layers 0 to" in refused(
-        replace(asked, target_layer=(99,)), capsys
+        changed(asked, target_layer=(99,)), capsys
     )
     assert not (tmp_path / "run").exists()

@@ -6,7 +6,6 @@ import resource
 import socket
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from analysis.evaluation import lock
 from analysis.runs import OutputError
 from tests import shell
 from tests.evaluation import COUNT, RUNNER, generated, lines_of_parts, predictions, run, settings, summary
+from tests.settings import changed
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -44,7 +44,7 @@ def program(module, *arguments):
 def test_killed_and_still_the_same(config, tmp_path, kills, between):
     """Real processes and real SIGKILLs at random moments, at least `between` of them between the first and the last
     answer."""
-    done = program("tests.killed", tmp_path, config.data_root, kills)
+    done = program("tests.killed", tmp_path, config.questions.data_root, kills)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["kills"] >= kills, report
@@ -78,7 +78,7 @@ def started_together(*flags):
 def test_a_second_run_of_several_processes_is_refused_once(config, tmp_path):
     """By the leading process; the other one ends in silence."""
     with lock(tmp_path / "run"):
-        ends = started_together("--data-root", config.data_root, "--out-dir", tmp_path / "run")
+        ends = started_together("--data-root", config.questions.data_root, "--out-dir", tmp_path / "run")
         assert os.listdir(tmp_path / "run") == [".lock"]
     sentence = f"error: another run is writing to {tmp_path / 'run'}; wait until it ends, or pass another --out-dir\n"
     assert [end.returncode for end in ends] == [2, 2] and [end.stderr for end in ends] == [sentence, ""]
@@ -94,10 +94,10 @@ LAUNCHERS = {
 def test_two_processes_go_on_where_one_began(reference, config, tmp_path, launcher):
     """Flags with underscores; a limit that grew; another number of processes."""
     out = tmp_path / "run"
-    run(replace(config, limit=4), out)
+    run(changed(config, limit=4), out)
     command = [
         sys.executable, "-m", *LAUNCHERS[launcher], "evaluate.py", "--dataset", "blink",
-        "--data_root", config.data_root, "--device", "cpu", "--batch_size", "2",
+        "--data_root", config.questions.data_root, "--device", "cpu", "--batch_size", "2",
         "--max_new_tokens", "6", "--out_dir", out,
     ]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
@@ -125,14 +125,14 @@ def test_a_process_that_dies_takes_the_run_with_it(config, tmp_path, monkeypatch
     (tmp_path / "dying.py").write_text(RUNNER + DYING)
     monkeypatch.syspath_prepend(tmp_path)
     ends = started_together(
-        "--data-root", config.data_root, "--out-dir", tmp_path / "run", "--batch-size", "1",
+        "--data-root", config.questions.data_root, "--out-dir", tmp_path / "run", "--batch-size", "1",
         "--runner", "python:dying:make",
     )  # fmt: skip
     assert [end.returncode for end in ends] == [1, 9], [end.stderr for end in ends]
     sentence = "error: another process of this run ended before its part was done; what was written is whole"
     assert sentence in ends[0].stderr
     assert not (tmp_path / "run" / "summary.json").exists()
-    asked = replace(config, max_new_tokens=512, runner="python:dying:make")
+    asked = changed(config, max_new_tokens=512, runner="python:dying:make")
     assert [row["prediction"] for row in run(asked, tmp_path / "run")] == ["yes"] * COUNT
 
 
@@ -144,7 +144,7 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(reference, config, tmp_path)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
         with pytest.raises(OutputError, match="could not write .*part-00000.jsonl: file too large; free space or pass"):
-            evaluate.main(replace(config, out_dir=str(out), batch_size=2))
+            evaluate.main(changed(config, out_dir=str(out), batch_size=2))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert (out / "parts" / "part-00000.jsonl").stat().st_size == room and not (out / "summary.json").exists()
@@ -154,5 +154,5 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(reference, config, tmp_path)
 
 def test_several_processes_need_a_device_each(config, monkeypatch, capsys):
     with pytest.raises(SystemExit):
-        evaluate.evaluate(replace(config, device="auto"), evaluate.Team(0, 2, 0))
+        evaluate.evaluate(changed(config, device="auto"), evaluate.Team(0, 2, 0))
     assert "--device auto makes no sense with 2 processes" in capsys.readouterr().err

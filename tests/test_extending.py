@@ -9,10 +9,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-import tyro
 
 import evaluate
 import models
+from analysis.command import parse
 from analysis.metrics import METRICS
 from models import methods
 from models.trace import AttentionTrace
@@ -20,6 +20,7 @@ from tests import tolerance
 from tests.evaluation import generated, rows, run, settings, summary
 from tests.models import picture
 from tests.runs import table
+from tests.settings import configure
 from tests.test_docs import FENCE
 from tests.test_tree import ROOT
 
@@ -100,21 +101,21 @@ def test_a_method_is_one_entry(extended, config, tmp_path, capsys):
     changed, own = extended
     assert set(changed.METHODS) == {*methods.METHODS, "image-boost"}
     given = dataclasses.asdict(config)
-    asked = own.Config(**given | {"method": "image-boost", "boost_factor": 3.0, "out_dir": "own"})
+    asked = configure(own, **given | {"method": "image-boost", "boost_factor": 3.0, "out_dir": "own"})
     assert own.main(asked) == 0 and summary("own")["touched"] == {"steered": FEW}
     about = json.loads((tmp_path / "own" / "settings.json").read_text())["flags"]
     assert about["method"] == "image-boost" and about["boost_factor"] == 3.0
-    assert own.main(own.Config(**given | {"out_dir": "plain"})) == 0
+    assert own.main(configure(own, **given | {"out_dir": "plain"})) == 0
     assert [row["prompt"] for row in rows("own")] == [row["prompt"] for row in rows("plain")]
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
-        own.main(own.Config(**given | {"boost_factor": 3.0, "out_dir": "refused"}))
+        own.main(configure(own, **given | {"boost_factor": 3.0, "out_dir": "refused"}))
     refusal = capsys.readouterr().err
     assert ended.value.code == 2 and "--boost-factor belongs to --method image-boost" in refusal
-    read = tyro.cli(own.Config, args=["--method", "image-boost", "--boost-factor", "3"])
-    assert read.method == "image-boost" and read.boost_factor == 3
+    read = parse(own.Config, args=["--method", "image-boost", "--boost-factor", "3"])
+    assert read.steering.method == "image-boost" and read.steering.boost_factor == 3
     with pytest.raises(SystemExit):
-        tyro.cli(own.Config, args=["--help"])
+        parse(own.Config, args=["--help"])
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert all(each in text for each in ("image-boost: weights of image tokens multiplied;", "image-boost: factor on"))
 
@@ -124,7 +125,7 @@ def test_a_metric_is_in_every_table(tmp_path, monkeypatch):
     monkeypatch.setitem(METRICS, "top_left", None)
     exec(compile(METRIC, "corner_metric.py", "exec"), scope := {"__name__": "corner_metric"})
     script, out = scope["script"], tmp_path / "out"
-    config = script.Config(limit=2, faithfulness=0, pictures=1, out_dir=str(out))
+    config = configure(script, limit=2, faithfulness=0, pictures=1, out_dir=str(out))
     assert script.main(config) == 0
     found = json.loads((out / "summary.json").read_text())
     assert found["metrics"]["top_left"]["label"] == "mass in the top left quarter"

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from data.errors import SampleError
-from models.answering import Generation, ModelAsked
+from models.answering import Decoding, ModelAsked
 from models.generation import answer, answers, log_probabilities, read_text, spelt
 from tests.models import llava, llava_processor, picture
 from tests.runs import table
@@ -73,7 +73,7 @@ def test_single_precision_holds_the_same_numbers():
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_sampling_from_nan_is_refused(half, temperature):
     model, processor = half
-    asked = ModelAsked(model, processor, Generation(max_new_tokens=2, temperature=temperature))
+    asked = ModelAsked(model, processor, Decoding(max_new_tokens=2, temperature=temperature))
     assert len(asked.ask(["a"], [FINE], [[picture()]])) == 1
     assert str(error_of(lambda: asked.ask(["a"], [OVERFLOWS], [[picture()]]))) == SENTENCE
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from analysis.gallery import COLUMNS, Look, report_answer, save_answer
+from analysis.gallery import COLUMNS, report_answer, save_answer
+from analysis.overlay import OverlayStyle
 from analysis.rollout import Rollout, rollout
 from analysis.runs import RunFolder, attempt, measure_batches, measure_each
 from data.errors import SampleError
@@ -28,7 +29,7 @@ def test_without_a_grid_there_are_maps_and_shares_but_no_overlays(tmp_path):
     layout = SimpleNamespace(images=(torch.tensor([0, 1, 2]),), grids=(None,))
     run = RunFolder.create(tmp_path / "run", {}, ())
     folder = save_answer(
-        run, "a", [picture()], ["red", "circle"], Rollout(relevance, "predicting", layout), [0.6, 0.9], Look()
+        run, "a", [picture()], ["red", "circle"], Rollout(relevance, "predicting", layout), [0.6, 0.9], OverlayStyle()
     )
     assert sorted(path.name for path in folder.iterdir()) == ["image_share.png", "maps.npz"]
     with np.load(folder / "maps.npz") as maps:
@@ -45,7 +46,7 @@ def test_a_known_and_an_unknown_grid_in_one_prompt(tmp_path):
     layout = SimpleNamespace(images=(torch.tensor([0, 1]), torch.tensor([2, 3, 4])), grids=(grid, None))
     rolled = Rollout(torch.full((1, 5), 0.2), "query", layout)
     run = RunFolder.create(tmp_path / "run", {}, ())
-    folder = save_answer(run, "a", [picture(20, 10), picture(8, 8)], ["red"], rolled, [1.0], Look())
+    folder = save_answer(run, "a", [picture(20, 10), picture(8, 8)], ["red"], rolled, [1.0], OverlayStyle())
     assert sorted(path.name for path in folder.iterdir()) == ["image_share.png", "maps-1.npz", "maps.npz", *OVERLAYS]
 
 
@@ -57,7 +58,7 @@ def test_two_pictures_in_one_prompt_of_qwen(tmp_path):
     rolled = rollout(said.trace, said.layout, tokens=3)
     run = RunFolder.create(tmp_path / "run", {}, COLUMNS)
     sample = SimpleNamespace(name="a", path="a.png", prompt="what is left ?", gold="")
-    row = report_answer(run, sample, pictures, said, rolled, Look())
+    row = report_answer(run, sample, pictures, said, rolled, OverlayStyle())
     assert set(row) == set(COLUMNS) and row["tokens"] == 3 and 0 < row["image_share"] < 1
     for suffix, shape, size in (("", (2, 5), (560, 224)), ("-1", (6, 2), (168, 504))):
         with np.load(run.folder / "a" / f"maps{suffix}.npz") as maps:

@@ -22,7 +22,7 @@ from data.gaze_samples import (
     shuffled,
 )
 from data.geometry import ImageGrid
-from data.samples import Sample, collect
+from data.samples import Sample, Samples, collect
 
 
 def grid_of(width, height):
@@ -47,12 +47,13 @@ def write(path, **fixations):
 def test_shapes_take_their_places_in_the_question(tmp_path):
     twoshapes.generate(tmp_path / "set", 3, seed=0)
     worlds, _ = twoshapes.read(tmp_path / "set")
-    samples, *_ = collect((), str(tmp_path / "set"), "is the {first} left of the {second} or of the {first} ?", 0)
+    prompt = "is the {first} left of the {second} or of the {first} ?"
+    samples, *_ = collect(Samples(data_root=str(tmp_path / "set"), prompt=prompt, limit=0))
     for sample, world in zip(samples, worlds, strict=True):
         first, second = (f"{shape.colour} {shape.shape}" for shape in (world.first, world.second))
         assert sample.prompt == f"is the {first} left of the {second} or of the {first} ?" and sample.gold == ""
         assert sample.shapes == tuple((shape.colour, shape.shape) for shape in (world.first, world.second))
-    own, *_ = collect((), str(tmp_path / "set"), None, 0)
+    own, *_ = collect(Samples(data_root=str(tmp_path / "set"), prompt=None, limit=0))
     assert [(s.prompt, s.gold) for s in own] == [(w.question, w.relation) for w in worlds]
 
 
@@ -124,7 +125,7 @@ def test_example_set_is_made_once_with_two_colours_each(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     root = example_set(5, seed=1)
     assert [path.name for path in find_files(root, ())] == [f"scanpaths-{t}.jsonl" for t in gaze_samples.TARGETS]
-    samples, *_ = collect((), root, "?", 0)
+    samples, *_ = collect(Samples(data_root=root, prompt="?", limit=0))
     assert len(samples) == 5 and all(len({colour for colour, _ in sample.shapes}) == 2 for sample in samples)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / root).rglob("*")}
     assert example_set(5, seed=1) == root

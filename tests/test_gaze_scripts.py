@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import tyro
 from PIL import Image
 from scipy import stats
 
 import gaze_generation_llava as generation
 import gaze_head_similarity_llava as similarity
+from analysis.command import parse
 from analysis.gaze import names, summarise_colours
 from analysis.gaze_heads import Settings
 from analysis.statistics import SHARE, mean_interval
@@ -22,6 +22,7 @@ from tests import tolerance
 from tests.families import FAMILIES
 from tests.models import word_tokenizer
 from tests.runs import table
+from tests.settings import configure
 from tests.shell import run
 
 ROOT = Path(__file__).parent.parent
@@ -135,7 +136,7 @@ def test_pictures_and_maps_of_the_first_sample(generated):
 
 
 def test_batches_do_not_change_the_answers(generated, data_root, tmp_path):
-    config = generation.Config(data_root=str(data_root), batch_size=1, pictures=0, out_dir=str(tmp_path / "out"))
+    config = configure(generation, data_root=str(data_root), batch_size=1, pictures=0, out_dir=str(tmp_path / "out"))
     assert generation.main(config) == 0
     rounding = tolerance.two_runs(tolerance.EMBEDDED)
     for one, three in zip(table(tmp_path / "out"), table(generated), strict=True):
@@ -156,7 +157,7 @@ def test_scanpaths_on_one_picture_share_its_plain_answer(data_root, tmp_path, mo
 
     monkeypatch.setattr(generation, "answers", counting)
     flags = {"data_root": str(data_root), "limit": 2, "pictures": 0, "mask_types": ("gaussian",), "batch_size": 3}
-    assert generation.main(generation.Config(**flags, out_dir=str(tmp_path / "out"))) == 0
+    assert generation.main(configure(generation, **flags, out_dir=str(tmp_path / "out"))) == 0
     assert asked == [(True, 2), (False, 3), (True, 1), (False, 1)]
     rows = table(tmp_path / "out")
     assert [row["gaze"] for row in rows] == ["first", "second"] * 2
@@ -170,7 +171,7 @@ def test_settings_of_the_masks_reach_the_model(data_root, tmp_path):
     flags = {"data_root": str(data_root), "pictures": 0, "limit": 2, "mask_types": ("salient-head", "gaussian")}
 
     def inside(name, **more):
-        assert generation.main(generation.Config(**flags, **more, out_dir=str(tmp_path / name))) == 0
+        assert generation.main(configure(generation, **flags, **more, out_dir=str(tmp_path / name))) == 0
         rows = table(tmp_path / name)
         return {way: column(rows, f"inside_{way}") for way in ("plain", "salient-head", "gaussian")}
 
@@ -179,8 +180,8 @@ def test_settings_of_the_masks_reach_the_model(data_root, tmp_path):
     many = inside("many", tau=0.0, salient_heads=4, target_layer=(0, 1, 2, 3))
     assert many["salient-head"].mean() > many["plain"].mean() + 0.1
     assert not np.allclose(many["gaussian"], plain["gaussian"], atol=1e-3)
-    assert generation.Config(sigma=0.5).masks(4, 4)["salient-head"].sigma == 0.5
-    assert generation.Config().masks(4, 4)["salient-head"].sigma == SalientHead.sigma
+    assert configure(generation, sigma=0.5).masks.masks(1, 4, 4)["salient-head"].sigma == 0.5
+    assert configure(generation).masks.masks(1, 4, 4)["salient-head"].sigma == SalientHead.sigma
     wide = inside("wide", margin=3)
     assert (wide["plain"] > plain["plain"]).all()
 
@@ -224,7 +225,7 @@ def test_any_family_on_photographs_with_gaze_in_fractions(family, tmp_path):
     assert summary["skipped"] == {"image empty": 1, "no fixation that the model can see": 1}
     assert summary["gaze"]["gaze"]["non-gaussian"]["inside"]["mean"] == pytest.approx(1, abs=1e-5)
     assert {row["folder"] for row in table(tmp_path / "out") if row["folder"]} == {"a", "b", "c"}
-    heads = similarity.Config(
+    heads = configure(similarity,
         model=str(tmp_path / "model"), data_root=str(folder), scanpaths=str(folder / "gaze.csv"), units="fractions",
         prompt="what is left ?", max_new_tokens=2, out_dir=str(tmp_path / "heads"),
     )  # fmt: skip
@@ -266,33 +267,34 @@ def test_heads_of_the_table_are_those_of_every_image(data_root, tmp_path):
 def test_heads_of_the_embedded_model_follow_the_shape_that_is_asked_for(tmp_path, monkeypatch, capsys):
     """Without data: on made pictures, settings chosen on one half hold on the other; a single image has no control."""
     monkeypatch.chdir(tmp_path)
-    assert similarity.main(similarity.Config(limit=40, out_dir="out")) == 0
+    assert similarity.main(configure(similarity, limit=40, out_dir="out")) == 0
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     settings, other = summary["proposal"]["settings"], summary["other_half"]
     assert set(settings["layers"]) <= {1, 2, 3} and 0 < settings["tau"] < 1 and 1 <= settings["heads"] <= 4
     [printed] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("as flags of gaze_gen")]
-    read = tyro.cli(generation.Config, args=printed.split(": ")[1].split())
-    expected = SalientHead(tuple(settings["layers"]), settings["heads"], read.tau)
-    assert read.masks(4, 4) == {"plain": None, "salient-head": expected} and read.tau == pytest.approx(settings["tau"])
+    read = parse(generation.Config, args=printed.split(": ")[1].split())
+    expected = SalientHead(tuple(settings["layers"]), settings["heads"], read.masks.tau)
+    assert read.masks.masks(1, 4, 4) == {"salient-head": expected} and read.masks.tau == pytest.approx(settings["tau"])
     assert other["gaze"]["lift"]["low"] > 0.1 and other["gaze"]["lift"]["n"] == 20
     assert other["followers"]["both"] >= 0.5 * other["followers"]["first_half"]
     assert other["rank_correlation"]["low"] > 0.3 and summary["published"]["settings"]["layers"] == [2]
-    assert similarity.main(similarity.Config(limit=1, out_dir="one")) == 0
+    assert similarity.main(configure(similarity, limit=1, out_dir="one")) == 0
     assert table(tmp_path / "one")[0]["best_shuffled"] == ""
     assert {row["shuffled"] for row in table(tmp_path / "one", "heads.csv")} == {"nan"}
 
 
 def test_flags_of_a_proposal_keep_the_mask_that_it_was_measured_with():
-    found = similarity.flags(Settings((1, 3), 0.25, 2), similarity.Config(margin=2, sigma=0.75))
+    found = similarity.flags(Settings((1, 3), 0.25, 2), configure(similarity, margin=2, sigma=0.75))
     assert found[-4:] == ["--margin", "2", "--sigma", "0.75"]
+    read = parse(generation.Config, args=found)
     expected = SalientHead((1, 3), heads=2, tau=0.25, margin=2, sigma=0.75)
-    assert tyro.cli(generation.Config, args=found).masks(4, 4)["salient-head"] == expected
+    assert read.masks.masks(read.reading.margin, 4, 4)["salient-head"] == expected
 
 
 def test_gaze_moves_the_answers_of_the_embedded_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = {"mask_types": ("gaussian", "non-gaussian"), "limit": 40, "pictures": 0, "batch_size": 20}
-    assert generation.main(generation.Config(**flags, out_dir="out")) == 0
+    assert generation.main(configure(generation, **flags, out_dir="out")) == 0
     found = json.loads((tmp_path / "out" / "summary.json").read_text())["colours"]
     for way in flags["mask_types"]:
         assert found[way]["first_against_second"]["low"] > 0
@@ -328,10 +330,10 @@ def test_probability_of_a_word_is_that_of_all_its_spellings():
 
 
 MISTAKES = {
-    "margin": ({"margin": -1}, "margin is -1; give a whole number of cells"),
-    "limit": ({"limit": -1}, "--limit -1 is negative"),
+    "margin": ({"margin": -1}, "--margin -1 must be at least 0"),
+    "limit": ({"limit": -1}, "--limit -1 must be at least 0"),
     "tokens": ({"max_new_tokens": 0}, "--max-new-tokens 0 must be at least 1"),
-    "seed": ({"seed": -1}, "--seed -1 is negative"),
+    "seed": ({"seed": -1}, "--seed -1 must be at least 0"),
     "both inputs": ({"image": ("a.png",), "data_root": "x"}, "give either --image"),
     "empty prompt": ({"prompt": " ", "data_root": "nowhere"}, "--prompt is empty"),
     "data": ({"data_root": "nowhere"}, "looked for spatial_twoshapes"),
@@ -353,7 +355,7 @@ OF_GENERATION = {
     "tau": ({"tau": -0.5}, "tau is -0.5"),
     "heads": ({"salient_heads": -1}, "heads is -1"),
     "sigma": ({"sigma": 0.0}, "sigma is 0.0"),
-    "batch": ({"batch_size": 0}, "give --batch-size of at least 1"),
+    "batch": ({"batch_size": 0}, "--batch-size 0 must be at least 1"),
     "layer": ({"target_layer": (2, -1)}, "--target-layer -1 does not exist"),
     "no mask": ({"mask_types": ()}, "--mask-types is empty"),
     "residual": ({"residual": 1.5}, "--residual 1.5 is out of range"),
@@ -387,7 +389,7 @@ def test_wrong_use_is_one_sentence_and_status_2(script, name, tmp_path, monkeypa
     if script is generation and isinstance(flags.get("scanpaths"), str):
         flags = flags | {"scanpaths": (flags["scanpaths"],)}
     with pytest.raises(SystemExit) as stopped:
-        script.main(script.Config(**{"model": "x", "out_dir": "out", **flags}))
+        script.main(configure(script, **{"model": "x", "out_dir": "out", **flags}))
     said = capsys.readouterr().err
     assert stopped.value.code == 2 and sentence in said and said.startswith("error: ") and said.count("\n") == 1
     assert not Path("out").exists() and not Path("data").exists()
@@ -398,8 +400,8 @@ def test_nothing_usable_is_status_1(tmp_path, monkeypatch, capsys):
     Image.new("RGB", (30, 30)).save("kept.png")
     Path("gaze.csv").write_text("image,x,y\nkept.png,99,3\n")
     flags = {"image": ("kept.png",), "units": "pixels", "prompt": "what ?"}
-    assert similarity.main(similarity.Config(**flags, scanpaths="gaze.csv", out_dir="heads")) == 1
-    assert generation.main(generation.Config(**flags, scanpaths=("gaze.csv",), out_dir="answers")) == 1
+    assert similarity.main(configure(similarity, **flags, scanpaths="gaze.csv", out_dir="heads")) == 1
+    assert generation.main(configure(generation, **flags, scanpaths=("gaze.csv",), out_dir="answers")) == 1
     said = capsys.readouterr().out
     assert said.count("0 of 1 samples done") == said.count("skipped: no fixation that the model can see (1)") == 2
     for out in ("heads", "answers"):

@@ -10,12 +10,13 @@ from transformers import RepetitionPenaltyLogitsProcessor
 
 import evaluate
 import models
-from models.answering import Generation, ModelAsked
+from models.answering import Decoding, ModelAsked
 from models.generation import answer, answers
 from models.generation_settings import UNRECORDABLE, RepetitionPenalty
 from models.loading import describe
 from models.trace import AttentionTrace
 from tests.models import llava, llava_processor, picture
+from tests.settings import configure
 from tests.shell import run
 
 NAME, PROMPT = "tiny-qwen2.5-vl", "what colour is the shape ?"
@@ -93,7 +94,7 @@ def test_scripts_run_with_a_checkpoint_that_asks_for_everything(tmp_path):
     (tmp_path / "set.jsonl").write_text(json.dumps(record) + "\n")
     options = {"dataset": str(tmp_path / "set.jsonl"), "device": "cpu", "max_new_tokens": 8}
     for model, name in ((str(folder), "asks"), (NAME, "plain")):
-        config = evaluate.Config(**options, model=model, out_dir=str(tmp_path / name))
+        config = configure(evaluate, **options, model=model, out_dir=str(tmp_path / name))
         assert evaluate.main(config) == 0
     asked, plain = ((tmp_path / name / "predictions.jsonl").read_bytes() for name in ("asks", "plain"))
     assert asked == plain
@@ -140,8 +141,8 @@ def test_repetition_penalty_by_hand():
 def test_repetition_penalty_is_the_same_alone_and_in_a_batch():
     model, processor = llava(), llava_processor()
     prompts, images = ["what ?", "what is in the red circle ?", "describe"], [[picture(seed=seed)] for seed in range(3)]
-    plain = ModelAsked(model, processor, Generation(8)).ask("abc", prompts, images)
-    asker = ModelAsked(model, processor, Generation(8, repetition_penalty=3.0))
+    plain = ModelAsked(model, processor, Decoding(8)).ask("abc", prompts, images)
+    asker = ModelAsked(model, processor, Decoding(8, repetition_penalty=3.0))
     together = asker.ask("abc", prompts, images)
     assert together != plain
     alone = [asker.ask([key], [prompt], [image])[0] for key, prompt, image in zip("abc", prompts, images, strict=True)]

@@ -17,6 +17,7 @@ from models.generation import answer
 from models.loading import locate
 from tests import shell, tolerance
 from tests.runs import summary_of, table
+from tests.settings import configure
 
 COUNT = 10
 PLANTED = (2, 1)
@@ -31,7 +32,7 @@ def pairs(tmp_path_factory):
 
 def run(out, **flags):
     """Status of a run, in this process."""
-    return script.main(script.Config(**{"out_dir": str(out), **flags}))
+    return script.main(configure(script, **{"out_dir": str(out), **flags}))
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def test_responses_are_those_of_each_picture_asked_alone(finished, pairs):
 
 def test_text_that_differs_does_not_count():
     """The row after "yes" and that after "no" differ by the word: by default attention is that of the first token."""
-    assert script.Config().max_new_tokens == 1 and script.Config().draws == 19
+    assert configure(script).responses.max_new_tokens == 1 and configure(script).ablation.draws == 19
 
 
 def test_files_of_a_run(finished):

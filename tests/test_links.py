@@ -8,9 +8,10 @@ from PIL import Image
 
 import attention_rollout_llava as script
 from data import scanpaths
-from data.folders import LINKED, OUTSIDE, LinkFlags, following_links, root_fault
-from data.samples import collect
+from data.folders import LINKED, OUTSIDE, Links, following_links, root_fault
+from data.samples import Samples, collect
 from tests.runs import table
+from tests.settings import configure
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def test_what_leads_out_of_a_root(root, name, fault, followed):
     assert root_fault(root / name, root) == fault
     with following_links():
         assert root_fault(root / name, root) == followed
-        with following_links(LinkFlags().follow_links):
+        with following_links(Links().follow_links):
             assert root_fault(root / name, root) == fault
     assert root_fault(root / name, root) == fault
 
@@ -68,7 +69,7 @@ def test_a_scanpath_of_a_linked_image_is_known_by_it(root):
 def test_a_script_follows_links_when_asked(root, tmp_path, capsys):
     def run(**flags):
         out = tmp_path / f"out{len(flags)}"
-        config = script.Config(
+        config = configure(script,
             model="tiny-llava", data_root=str(root), prompt="what ?", max_new_tokens=1, out_dir=str(out), **flags
         )
         assert script.main(config) == 0
@@ -82,7 +83,7 @@ def test_a_script_follows_links_when_asked(root, tmp_path, capsys):
 
 def test_images_of_one_name_in_several_folders_stay_apart(root):
     with following_links():
-        samples = collect((), str(root), "what ?", 0)[0]
+        samples = collect(Samples(data_root=str(root), prompt="what ?", limit=0))[0]
     assert [sample.name for sample in samples] == ["inner", "link", "a", "linked/sub/own", "own"]
     assert len({sample.path for sample in samples}) == 5
 
@@ -91,4 +92,4 @@ def test_a_folder_with_nothing_but_links_names_the_flag(root):
     (root / "own.png").unlink()
     (root / "inner.png").unlink()
     with pytest.raises(FileNotFoundError, match="it holds 2 links that lead out of the folder .--follow-links"):
-        collect((), str(root), "what ?", 0)
+        collect(Samples(data_root=str(root), prompt="what ?", limit=0))

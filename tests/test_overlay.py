@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from analysis.gallery import Look
 from analysis.gaze import PLAIN, comparison
-from analysis.overlay import enlarge, overlay, seen, strip, to_pixels
+from analysis.overlay import OverlayStyle, enlarge, overlay, seen, strip, to_pixels
 from analysis.plots import share_plot, visible
 from analysis.run_comparison import side_by_side
 from data.geometry import ImageGrid
@@ -131,7 +130,7 @@ def test_no_attention_leaves_the_picture_and_full_attention_gives_the_colour():
     grid = ImageGrid(rows=1, cols=2, width=4, height=2, cell=2, resized=(4, 2))
     picture = Image.new("RGB", (4, 2), (10, 200, 30))
     assert overlay(picture, np.zeros((1, 2)), grid).tobytes() == picture.tobytes()
-    drawn = np.asarray(overlay(picture, [[0, 3]], grid, alpha=1, blur=0, colourmap="inferno"))
+    drawn = np.asarray(overlay(picture, [[0, 3]], grid, OverlayStyle(alpha=1, blur=0, colourmap="inferno")))
     assert (drawn[:, :2] == (10, 200, 30)).all()
     assert (drawn[:, 2:] == (252, 254, 164)).all()  # the top of inferno
 
@@ -139,7 +138,7 @@ def test_no_attention_leaves_the_picture_and_full_attention_gives_the_colour():
 def test_cover_and_colour_by_hand():
     # half the maximum to the power 2 is 1/4: colour at a quarter of the map, covering alpha * sqrt(1/4) of the picture
     grid = ImageGrid(rows=1, cols=2, width=2, height=1, cell=1, resized=(2, 1))
-    drawn = overlay(Image.new("RGB", (2, 1)), [[1, 2]], grid, alpha=0.8, power=2, blur=0, colourmap="gray")
+    drawn = overlay(Image.new("RGB", (2, 1)), [[1, 2]], grid, OverlayStyle(0.8, 2, 0, "gray"))
     assert drawn.getpixel((0, 0)) == (26, 26, 26)  # 0.4 * 64
     assert drawn.getpixel((1, 0)) == (204, 204, 204)  # 0.8 * 255
 
@@ -164,7 +163,7 @@ def test_small_pictures_are_enlarged_by_whole_numbers():
 def test_large_pictures_can_be_shrunk_with_the_map_in_place():
     grid = llava(800, 600)
     picture = Image.new("RGB", (800, 600), (40, 40, 40))
-    small = overlay(picture, one_hot(grid, (1, 2)), grid, blur=0, at_most=80)
+    small = overlay(picture, one_hot(grid, (1, 2)), grid, OverlayStyle(blur=0), at_most=80)
     assert small.size == (80, 60) and picture.size == (800, 600)
     coloured = np.argwhere(np.ptp(np.asarray(small), axis=2) > 0)
     left, top, right, bottom = np.array(grid.rect(1, 2)) / 10
@@ -233,7 +232,7 @@ def test_other_figures_of_any_shape_are_bounded(size, tmp_path):
         way: SimpleNamespace(mask=mask, maps=SimpleNamespace(mean=cells), tokens=["a"], probabilities=[0.5], inside=0.3)
         for way, mask in ((PLAIN, None), ("gaussian", cells))
     }
-    comparison(sample, picture, outcomes, Look()).savefig(tmp_path / "comparison.png")
+    comparison(sample, picture, outcomes, OverlayStyle()).savefig(tmp_path / "comparison.png")
     height, width = matplotlib.image.imread(tmp_path / "comparison.png").shape[:2]
     assert width == 820 and height < 3000
     assert max(side_by_side([picture, picture]).size) <= 6012  # two images and the gap between them

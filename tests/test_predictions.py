@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -30,7 +29,8 @@ from analysis.evaluation import (
     summarise_run,
 )
 from analysis.processes import Team, own_device, team
-from analysis.runs import OutputError
+from analysis.runs import OutputError, flat_flags
+from tests.settings import changed, configure
 
 SETTINGS_A = {"--temperature": 0.0, "--model": "a", "--layers": (1, 2)}
 MODEL = {"name": "a", "revision": None, "dtype": "float32", "family": "llava", "devices": ["cpu"]}
@@ -194,8 +194,11 @@ def test_other_settings_are_refused(tmp_path):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.json*")} == before
 
 
-def test_every_deciding_flag_decides(tmp_path):
-    config = evaluate.Config()
+def test_every_deciding_flag_decides(tmp_path, monkeypatch):
+    config = configure(evaluate)
+    for settings in (config, *vars(config).values()):  # flags are changed one at a time, also those that need another
+        if hasattr(settings, "__post_init__"):
+            monkeypatch.setattr(type(settings), "__post_init__", lambda self: None)
     files = {name: str(tmp_path / name) for name in ("scanpaths", "sink_file")}
     for path in files.values():
         Path(path).write_text("{}")
@@ -203,16 +206,22 @@ def test_every_deciding_flag_decides(tmp_path):
     others |= {"target_layer": (3,), "var_dimensions": (3,), "var_threshold": 3.0, "runner": "python:sys:exit"}
     deciding = Predictions(tmp_path / "run", config.deciding())
     deciding.start({}, {})
-    same = {name: getattr(config, name) for name in evaluate.DECIDE_NOTHING}
+    flags = flat_flags(config)
+    same = {name: flags[name] for name in evaluate.DECIDE_NOTHING}
     same |= {"device": "cuda", "limit": 3, "batch_size": 2, "retry_failed": True, "out_dir": "elsewhere"}
-    Predictions(tmp_path / "run", replace(config, **same).deciding())
-    for field in fields(config):
-        if field.name not in same:
-            value = getattr(config, field.name)
+    Predictions(tmp_path / "run", changed(config, **same).deciding())
+    for name, value in flags.items():
+        if name not in same:
             other = not value if isinstance(value, bool) else value + 1 if isinstance(value, int | float) else "other"
-            changed = replace(config, **{field.name: others.get(field.name, other)})
-            with pytest.raises(ValueError, match=f"settings .*--{field.name.replace('_', '-')} was"):
-                Predictions(tmp_path / "run", changed.deciding())
+            with pytest.raises(ValueError, match=f"settings .*--{name.replace('_', '-')} was"):
+                Predictions(tmp_path / "run", changed(config, **{name: others.get(name, other)}).deciding())
+
+
+def test_flags_of_earlier_runs_decide_the_same(tmp_path):
+    """The hash of the default flags, of a model without files, since folders of earlier runs must go on."""
+    config = configure(evaluate, dataset="blink")
+    flags = {name: value for name, value in config.deciding().items() if not name.startswith("content")}
+    assert digest(flags) == "1abb4e21c3b617ba"
 
 
 def test_folders_of_something_else_are_refused(tmp_path):

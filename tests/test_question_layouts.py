@@ -15,6 +15,7 @@ from data.options import locate, names_others, parse
 from data.spatial_qa import Question, read
 from data.spatial_qa_records import understand
 from tests.evaluation import RUNNER, rows, summary
+from tests.settings import configure
 from tests.test_spatial_qa import blink, encoded, picture, plain_json
 
 PROMPTS = {
@@ -393,7 +394,7 @@ def make():
     def run(records, **flags):
         (tmp_path / "set.json").write_text(json.dumps(plain_json(records)))
         sys.modules.pop("runner_of_letters", None)
-        config = evaluate.Config(dataset="set.json", runner="python:runner_of_letters:make", out_dir="run", **flags)
+        config = configure(evaluate, dataset="set.json", runner="python:runner_of_letters:make", out_dir="run", **flags)
         assert evaluate.main(config) == 0
         return rows("run"), summary("run"), sys.modules["runner_of_letters"].asked
 
@@ -457,7 +458,7 @@ def test_the_embedded_model_takes_images_in_place(tmp_path):
         "answer": "x",
     }
     (tmp_path / "set.json").write_text(json.dumps([record]))
-    config = evaluate.Config(
+    config = configure(evaluate,
         dataset=str(tmp_path / "set.json"), device="cpu", max_new_tokens=2, out_dir=str(tmp_path / "r")
     )
     assert evaluate.main(config) == 0

@@ -15,6 +15,7 @@ import gaze_generation_llava
 import gaze_head_similarity_llava
 from analysis.report import write_report
 from data.twoshapes import generate
+from tests.settings import configure
 from tests.test_report import HOSTILE, finished
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -32,15 +33,15 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     generate(folder / "data", count=SAMPLES, seed=0)
     about = {"data_root": str(folder / "data"), "limit": SAMPLES}
-    rollout = attention_rollout_llava.Config(
+    rollout = configure(attention_rollout_llava,
         **about, prompt="describe the image .", through_tower=True, out_dir=str(folder / "rollout")
     )
     assert attention_rollout_llava.main(rollout) == 0
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder / "data")  # which holds no data/ of its own, whatever lies in the checkout's
-        gaze = gaze_generation_llava.Config(limit=SAMPLES, pictures=SAMPLES, out_dir=str(folder / "gaze"))
+        gaze = configure(gaze_generation_llava, limit=SAMPLES, pictures=SAMPLES, out_dir=str(folder / "gaze"))
         assert gaze_generation_llava.main(gaze) == 0
-        heads = gaze_head_similarity_llava.Config(limit=4, out_dir=str(folder / "heads"))
+        heads = configure(gaze_head_similarity_llava, limit=4, out_dir=str(folder / "heads"))
         assert gaze_head_similarity_llava.main(heads) == 0
     return folder
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from analysis.rollout import image_share, rollout
+from analysis.rollout import RolloutSettings, image_share, rollout
 from data.errors import SampleError
 from data.geometry import ImageGrid
 from models.trace import AttentionTrace
@@ -73,7 +73,7 @@ def test_image_tokens_without_a_grid_are_one_row():
     attention[0, 0, 2] = torch.tensor([0.25, 0.5, 0.25])
     layout = planted_layout(3, [0, 1])
     layout.grids = (None,)
-    result = rollout(PlantedTrace(attention, prompt_length=3), layout, residual=0)
+    result = rollout(PlantedTrace(attention, prompt_length=3), layout, RolloutSettings(residual=0))
     assert result.per_token.tolist() == [[[0.25, 0.5]]] and result.mean.shape == result.max.shape == (1, 2)
 
 
@@ -83,10 +83,10 @@ def test_random_matrices(residual):
     scores = 3 * torch.randn(5, 3, 20, 20, generator=generator)
     attention = scores.masked_fill(torch.ones(20, 20).triu(1).bool(), -torch.inf).softmax(-1)
     trace = PlantedTrace(attention, prompt_length=16)
-    result = rollout(trace, planted_layout(16, [1, 2, 3]), residual=residual)
+    result = rollout(trace, planted_layout(16, [1, 2, 3]), RolloutSettings(residual=residual))
     assert (result.relevance - literal(attention, range(15, 20), residual)).abs().max() <= rounding(attention)
     assert (result.relevance.sum(-1) - 1).abs().max() <= rounding(attention)
-    query = rollout(trace, planted_layout(16, [1, 2, 3]), residual=residual, rows="query")
+    query = rollout(trace, planted_layout(16, [1, 2, 3]), RolloutSettings(residual=residual, rows="query"))
     torch.testing.assert_close(query.relevance, result.relevance[1:])
     maps = result.maps()
     torch.testing.assert_close(torch.from_numpy(maps.mean), result.relevance[:, 1:4].mean(0)[None])
@@ -102,7 +102,7 @@ def test_first_token_can_be_dropped():
     expected[..., 0] = 0
     expected /= expected.sum(-1, keepdim=True)
     expected[:, :, 0] = averaged[:, :, 0]
-    result = rollout(PlantedTrace(attention, 6), planted_layout(6, [1, 2]), drop_first=True)
+    result = rollout(PlantedTrace(attention, 6), planted_layout(6, [1, 2]), RolloutSettings(drop_first=True))
     assert (result.relevance - literal(expected, range(5, 8))).abs().max() <= rounding(attention)
     assert result.relevance[:, 0].max() == 0
 
@@ -112,7 +112,7 @@ def test_the_product_may_end_above_the_lowest_layers(lowest, first):
     generator = torch.Generator().manual_seed(2)
     scores = 3 * torch.randn(5, 2, 8, 8, generator=generator)
     attention = scores.masked_fill(torch.ones(8, 8).triu(1).bool(), -torch.inf).softmax(-1)
-    result = rollout(PlantedTrace(attention, 6), planted_layout(6, [1, 2]), lowest=lowest)
+    result = rollout(PlantedTrace(attention, 6), planted_layout(6, [1, 2]), RolloutSettings(lowest=lowest))
     assert (result.relevance - literal(attention[first:], range(5, 8))).abs().max() <= rounding(attention)
 
 
@@ -147,7 +147,7 @@ def test_rows_that_see_only_the_first_token_stay():
     """[1, 0, 0] has nothing left when its first entry is dropped; the row is kept, and no NaN appears."""
     attention = torch.zeros(1, 1, 3, 3)
     attention[0, 0] = torch.tensor([[1.0, 0, 0], [0.5, 0.5, 0], [1, 0, 0]])
-    result = rollout(PlantedTrace(attention, 3), planted_layout(3, [1]), drop_first=True)
+    result = rollout(PlantedTrace(attention, 3), planted_layout(3, [1]), RolloutSettings(drop_first=True))
     assert result.relevance.tolist() == [[0.5, 0, 0.5]]
 
 
@@ -160,11 +160,11 @@ def test_layout_of_another_prompt_is_refused():
 def test_bad_settings_are_explained():
     trace, layout = PlantedTrace(torch.eye(3).expand(1, 1, 3, 3), 3), planted_layout(3, [0])
     with pytest.raises(ValueError, match="rows 'both' is unknown; choose 'predicting' or 'query'"):
-        rollout(trace, layout, rows="both")
-    with pytest.raises(ValueError, match="residual weight 1.0 is out of range"):
-        rollout(trace, layout, residual=1.0)
-    with pytest.raises(ValueError, match="lowest layer 1.0 is out of range"):
-        rollout(trace, layout, lowest=1.0)
+        rollout(trace, layout, RolloutSettings(rows="both"))
+    with pytest.raises(ValueError, match="--residual 1.0 is out of range"):
+        RolloutSettings(residual=1.0)
+    with pytest.raises(ValueError, match="--lowest 1.0 is out of range"):
+        RolloutSettings(lowest=1.0)
     with pytest.raises(SampleError, match="no generated token has a row under the convention 'query': 1 token") as met:
-        rollout(trace, layout, rows="query")
+        rollout(trace, layout, RolloutSettings(rows="query"))
     assert met.value.reason == "no query row"

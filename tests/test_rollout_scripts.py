@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 
 import models
+from analysis.runs import flat_flags
 from tests.families import FAMILIES
 from tests.runs import table
+from tests.settings import configure
 from tests.shell import run
 from tests.unpatched import UNPATCHED, save
 
@@ -114,7 +116,7 @@ def test_any_family_through_any_script_and_bad_samples_are_counted(script, famil
     (folder / "empty.png").touch()
     module = importlib.import_module(script)
     out = tmp_path / "out"
-    config = module.Config(
+    config = configure(module,
         model=str(checkpoints / family), data_root=str(folder), prompt="what ?", max_new_tokens=2, out_dir=str(out)
     )
     assert module.main(config) == 0
@@ -150,17 +152,25 @@ def test_wrong_use_of_the_other_scripts(script, photographs, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_flags_are_the_same_but_for_what_the_family_decides():
-    configs = {script: importlib.import_module(script).Config() for script in SCRIPTS.values()}
-    family = ("model", "blur", "lowest")
-    decided = {script: tuple(vars(config).pop(name) for name in family) for script, config in configs.items()}
+def test_twins_share_main_and_differ_in_what_the_family_decides():
+    scripts = {name: importlib.import_module(name) for name in SCRIPTS.values()}
+    assert len({script.main for script in scripts.values()}) == 1
+    flags = {name: flat_flags(configure(script)) for name, script in scripts.items()}
+    decided = {name: tuple(each.pop(flag) for flag in ("model", "blur", "lowest")) for name, each in flags.items()}
     assert decided == {
         "attention_rollout_llava": ("tiny-llava", 0.5, 0.0),
         "attention_rollout_qwen2": ("tiny-qwen2.5-vl", 0.5, 0.0),
         "attention_rollout_fuyu": ("tiny-fuyu", 0.3, 0.5),
     }
-    shared = vars(configs["attention_rollout_fuyu"]).items()
-    assert all(shared <= vars(config).items() for config in configs.values())
+    assert flags["attention_rollout_llava"] == flags["attention_rollout_qwen2"]
+    assert flags["attention_rollout_llava"] == flags["attention_rollout_fuyu"] | {"through_tower": False}
+
+
+def test_results_lie_under_the_name_of_the_script_that_runs(photographs, tmp_path):
+    asked = ("--image", photographs[2], "--prompt", "?", "--max-new-tokens", 1)
+    done = run("attention_rollout_fuyu.py", *asked, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "results" / "attention_rollout_fuyu").glob("tiny-fuyu-*/samples.csv"))) == 1
 
 
 @pytest.mark.parametrize(
@@ -175,7 +185,7 @@ def test_flags_are_the_same_but_for_what_the_family_decides():
 def test_embedded_models_on_photographs(script, name, photographs, tmp_path):
     if name not in models.embedded():
         pytest.skip(f"{name} is not embedded")
-    default = importlib.import_module(script).Config().model == name
+    default = configure(importlib.import_module(script)).load.model == name
     out = tmp_path / "out"
     named = [] if default else ["--model", name]
     done = run(f"{script}.py", *named, "--image", *photographs, "--prompt", "describe the image .", "--out-dir", out)

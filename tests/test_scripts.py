@@ -17,6 +17,7 @@ from data.twoshapes import LAYOUT, generate
 from tests import shell
 from tests.models import llava, llava_processor
 from tests.runs import table
+from tests.settings import configure
 
 ROOT = Path(__file__).parent.parent
 
@@ -86,7 +87,7 @@ def test_bad_samples_are_counted_and_the_run_goes_on(random_model, tmp_path):
     exif[0x0112] = 6
     Image.new("RGB", (30, 20)).save(folder / "turned.jpg", exif=exif)
     out = tmp_path / "out"
-    config = script.Config(
+    config = configure(script,
         model=random_model, data_root=str(folder), prompt="what is red ?", max_new_tokens=3, out_dir=str(out), limit=0
     )
     assert script.main(config) == 0
@@ -107,7 +108,7 @@ def test_files_of_one_stem_keep_their_own_folders(random_model, tmp_path):
         Image.new("RGB", size, "red").save(tmp_path / name)
     out = tmp_path / "out"
     images = tuple(str(tmp_path / name) for name in ("a/x.png", "b/x.png", "b/x.jpg", "b/y.png"))
-    config = script.Config(model=random_model, image=images, prompt="what ?", max_new_tokens=2, out_dir=str(out))
+    config = configure(script, model=random_model, image=images, prompt="what ?", max_new_tokens=2, out_dir=str(out))
     assert script.main(config) == 0
     sizes = {}
     for row in table(out):
@@ -122,7 +123,7 @@ def test_flags_reach_what_they_are_for(random_model, tmp_path):
 
     def results(**flags):
         out = tmp_path / "_".join(["out", *flags])
-        config = script.Config(
+        config = configure(script,
             model=random_model, image=(str(tmp_path / "p.png"),), prompt="what ?", max_new_tokens=2, out_dir=str(out),
             **flags,
         )  # fmt: skip
@@ -143,7 +144,7 @@ def test_flags_reach_what_they_are_for(random_model, tmp_path):
 
 def test_nothing_usable_is_status_1(random_model, tmp_path, capsys):
     (tmp_path / "empty.png").touch()
-    config = script.Config(
+    config = configure(script,
         model=random_model, image=(str(tmp_path / "empty.png"), str(tmp_path / "none.png")), prompt="what ?",
         out_dir=str(tmp_path / "out"),
     )  # fmt: skip
@@ -156,7 +157,7 @@ def test_query_rows_have_one_map_less(random_model, data_root, tmp_path):
     shapes = []
     for rows in ("predicting", "query"):
         out = tmp_path / rows
-        config = script.Config(
+        config = configure(script,
             model=random_model, data_root=str(data_root), limit=1, max_new_tokens=4, rows=rows, out_dir=str(out),
             prompt="describe the image .",
         )  # fmt: skip
@@ -174,7 +175,7 @@ MISTAKES = {
     "no prompt": ({"image": KEPT}, "pictures need a --prompt"),
     "no prompt for a folder": ({"data_root": "."}, "holds no picture"),
     "no such picture": ({"image": ("a.png",), "prompt": "?"}, "none of the pictures exists: a.png"),
-    "limit": ({"data_root": "x", "limit": -1}, "--limit -1 is negative"),
+    "limit": ({"data_root": "x", "limit": -1}, "--limit -1 must be at least 0"),
     "empty prompt": ({"image": ("a.png",), "prompt": " "}, "--prompt is empty"),
     "residual": ({"data_root": "x", "residual": 1.5}, "--residual 1.5 is out of range"),
     "colours": ({"data_root": "x", "colourmap": "rainbows"}, "--colourmap 'rainbows' is unknown"),
@@ -197,7 +198,7 @@ def test_wrong_use_is_one_sentence_and_status_2(name, capsys, monkeypatch, tmp_p
     (tmp_path / "tests" / "kept.txt").touch()
     flags, sentence = MISTAKES[name]
     with pytest.raises(SystemExit) as stopped:
-        script.main(script.Config(**flags))
+        script.main(configure(script, **flags))
     said = capsys.readouterr().err
     assert stopped.value.code == 2 and sentence in said and said.startswith("error: ")
     assert said.count("\n") == 1 and "Traceback" not in said
@@ -217,7 +218,7 @@ def test_models_that_cannot_be_used_are_status_2(random_model, tmp_path, capsys,
     Image.new("RGB", (20, 20)).save(tmp_path / "p.png")
     flags = {"model": str(tmp_path), "image": (str(tmp_path / "p.png"),), "prompt": "?", "out_dir": str(tmp_path / "o")}
     with pytest.raises(SystemExit) as stopped:
-        script.main(script.Config(**flags))
+        script.main(configure(script, **flags))
     said = capsys.readouterr().err
     assert stopped.value.code == 2 and sentence in said and said.count("\n") == 1
     assert not (tmp_path / "o").exists()

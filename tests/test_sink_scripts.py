@@ -17,6 +17,7 @@ from data.twoshapes import generate
 from models.var import VAR
 from tests.models import IDS, TEXT, WORDS, word_tokenizer
 from tests.runs import table
+from tests.settings import configure
 from tests.shell import run
 
 ROOT = Path(__file__).parent.parent
@@ -134,7 +135,7 @@ def test_figures_name_their_settings_their_n_and_the_control():
 
 
 def test_other_dimensions_are_not_good(planted, text, tmp_path, capsys):
-    config = validator.Config(
+    config = configure(validator,
         model=planted, text=text, dimensions=(3, 5), tau=4.0, out_dir=str(tmp_path / "v"), num_samples=4
     )
     assert validator.main(config) == 1
@@ -150,12 +151,12 @@ def test_the_embedded_model_has_no_sinks(data_root, tmp_path):
     assert found["recommended_dimensions"] == [] and found["tau"] is None and "wide" in found["reason"]
     assert {row["candidates"] for row in table(tmp_path / "f")} == {"144"}
     with pytest.raises(SystemExit, match="2"):
-        validator.main(validator.Config(data_root=data_root, file=str(tmp_path / "f" / "sink_dimensions.json")))
+        validator.main(configure(validator, data_root=data_root, file=str(tmp_path / "f" / "sink_dimensions.json")))
 
 
 def test_a_low_tau_is_told(data_root, tmp_path, capsys):
     """Content can agree with attention, too: what passes a tau far below a spike is no sink for that."""
-    config = validator.Config(data_root=data_root, dimensions=(42, 16), tau=1.5, out_dir=str(tmp_path / "v"))
+    config = configure(validator, data_root=data_root, dimensions=(42, 16), tau=1.5, out_dir=str(tmp_path / "v"))
     validator.main(config)
     assert "tau 1.5 is below 3.5, where a spike begins in a model 128 wide" in capsys.readouterr().out
 
@@ -164,7 +165,7 @@ def test_nothing_usable_is_status_1(planted, tmp_path, capsys):
     (tmp_path / "short.txt").write_text("red\n\nblue circle")
     for script, flags in ((finder, {}), (validator, {"dimensions": (1,), "tau": 4.0})):
         out = tmp_path / script.__name__
-        config = script.Config(model=planted, text=str(tmp_path / "short.txt"), out_dir=str(out), **flags)
+        config = configure(script, model=planted, text=str(tmp_path / "short.txt"), out_dir=str(out), **flags)
         assert script.main(config) == 1
         assert read(out / "summary.json")["skipped"] == {"prompt too short": 2}
         assert not (out / "sink_dimensions.json").exists()
@@ -173,7 +174,7 @@ def test_nothing_usable_is_status_1(planted, tmp_path, capsys):
 def test_every_kind_of_bad_sample_is_counted(planted, text, tmp_path):
     mixed = tmp_path / "mixed.txt"
     mixed.write_text(Path(text).read_text() + "\n\nred\n\nblue </s> circle")
-    config = finder.Config(model=planted, text=str(mixed), out_dir=str(tmp_path / "out"), num_samples=0)
+    config = configure(finder, model=planted, text=str(mixed), out_dir=str(tmp_path / "out"), num_samples=0)
     assert finder.main(config) == 0
     summary = read(tmp_path / "out" / "summary.json")
     assert summary["n"] == 12 and summary["skipped"] == {"prompt too short": 1, "special token in the prompt": 1}
@@ -183,7 +184,7 @@ def test_offloading_changes_nothing(planted, text, tmp_path):
     found = []
     for offload in (False, True):
         out = tmp_path / str(offload)
-        config = finder.Config(model=planted, text=text, num_samples=3, offload=offload, out_dir=str(out))
+        config = configure(finder, model=planted, text=text, num_samples=3, offload=offload, out_dir=str(out))
         assert finder.main(config) == 0
         found.append((out / "sink_dimensions.json").read_text())
     assert found[0] == found[1]
@@ -210,7 +211,7 @@ def test_offloading_changes_nothing(planted, text, tmp_path):
         (validator, {"tau": math.nan, "model": "gone"}, "tau is nan"),
         (validator, {"file": str(ROOT / "README.md"), "model": "gone"}, "README.md is not a file of sink dimensions"),
         (validator, {"dimensions": (-1,), "model": "gone"}, "sink dimensions are [-1]; give one or more"),
-        (validator, {"seed": -1, "model": "gone"}, "--seed -1 is negative"),
+        (validator, {"seed": -1, "model": "gone"}, "--seed -1 must be at least 0"),
         (validator, {"dimensions": (1,), "file": "x.json", "model": "gone"}, "choose one"),
         (
             validator,
@@ -224,7 +225,7 @@ def test_offloading_changes_nothing(planted, text, tmp_path):
 def test_wrong_use_is_status_2(script, flags, sentence, planted, text, tmp_path, capsys):
     out = tmp_path / "out"
     with pytest.raises(SystemExit, match="2"):
-        script.main(script.Config(**{"model": planted, "text": text, "out_dir": str(out), **flags}))
+        script.main(configure(script, **{"model": planted, "text": text, "out_dir": str(out), **flags}))
     error = capsys.readouterr().err
     assert error.startswith("error: ") and sentence in error and not out.exists()
 

@@ -14,6 +14,7 @@ from data.folders import MARKER, Source, is_synthetic, published
 from data.spatial_qa import published_set
 from tests import shell
 from tests.runs import summary_of, table
+from tests.settings import configure
 
 ROOT = Path(__file__).parent.parent
 REAL = ROOT.parent / "shared" / "data" / "spatial_twoshapes"
@@ -76,7 +77,7 @@ def printed(script, capsys, **flags):
     """Lines that a script prints before it refuses its model; the run ends there."""
     module = importlib.import_module(script)
     with pytest.raises(SystemExit) as stopped:
-        module.main(module.Config(model="no-such-model", out_dir="out", **flags))
+        module.main(configure(module, model="no-such-model", out_dir="out", **flags))
     said = capsys.readouterr()
     assert stopped.value.code == 2 and "no-such-model" in said.err.splitlines()[-1], said.err
     return said.out.splitlines()
@@ -143,7 +144,7 @@ def test_broken_published_data_are_an_error(here, capsys):
     (here / "data" / "spatial_twoshapes").mkdir(parents=True)
     module = importlib.import_module("text_only_llm_analysis_llava")
     with pytest.raises(SystemExit) as stopped:
-        module.main(module.Config())
+        module.main(configure(module))
     said = capsys.readouterr()
     assert stopped.value.code == 2 and said.err.startswith("error: no data in data: looked for") and not said.out
 
@@ -222,7 +223,7 @@ def test_missing_pictures_and_unread_fields_are_stated(here, capsys):
     Path("gaze.jsonl").write_text("\n".join(lines))
     Path("set/spatial_twoshapes/agreement/relational/shard0/world-1.png").unlink()
     module = importlib.import_module("gaze_head_similarity_llava")
-    assert module.main(module.Config(data_root="set", scanpaths="gaze.jsonl", out_dir="out")) == 0
+    assert module.main(configure(module, data_root="set", scanpaths="gaze.jsonl", out_dir="out")) == 0
     said = capsys.readouterr()
     assert "left out of records: picture missing (2)" in said.out
     assert said.err.count("note: fields of gaze that are not read: pupil\n") == 1

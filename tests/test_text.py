@@ -6,7 +6,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 import models
 from data.errors import SampleError
-from data.samples import PromptFlags, gather_prompts
+from data.samples import Prompts, gather_prompts
 from models.text import is_causal, load
 from models.trace import AttentionTrace
 from tests import tolerance
@@ -105,19 +105,19 @@ def test_gguf_files(tmp_path, monkeypatch):
 
 def test_paragraphs(tmp_path):
     (tmp_path / "a.txt").write_text("\n one\ntwo \n\n\n  \nthree\n")
-    prompts, unusable, _ = gather_prompts(PromptFlags(text=str(tmp_path / "a.txt")))
+    prompts, unusable, _ = gather_prompts(Prompts(text=str(tmp_path / "a.txt")))
     assert [(prompt.name, prompt.text, prompt.path) for prompt in prompts] == [
         ("paragraph-0", "one\ntwo", None),
         ("paragraph-1", "three", None),
     ]
-    assert unusable == [] and len(gather_prompts(PromptFlags(text=str(tmp_path / "a.txt"), num_samples=1))[0]) == 1
+    assert unusable == [] and len(gather_prompts(Prompts(text=str(tmp_path / "a.txt"), num_samples=1))[0]) == 1
 
 
 def test_pictures(tmp_path):
     for name in "abc":
         picture().save(tmp_path / f"{name}.png")
     for dataset in ("auto", "pictures"):
-        flags = PromptFlags(data_root=str(tmp_path), dataset=dataset, prompt="what ?", num_samples=2)
+        flags = Prompts(data_root=str(tmp_path), dataset=dataset, prompt="what ?", num_samples=2)
         prompts, *_ = gather_prompts(flags)
         assert [(prompt.name, prompt.text, prompt.path.name) for prompt in prompts] == [
             ("a", "what ?", "a.png"),
@@ -136,7 +136,7 @@ def test_pictures(tmp_path):
         ({"text": "{binary}"}, ValueError, "is not UTF-8 text"),
         ({"text": "{empty}", "prompt": "x"}, ValueError, "belong to --data-root"),
         ({"data_root": "{folder}", "dataset": "twoshapes"}, FileNotFoundError, "which --dataset twoshapes reads"),
-        ({"data_root": "{folder}", "num_samples": -1}, ValueError, "--num-samples -1 is negative"),
+        ({"data_root": "{folder}", "num_samples": -1}, ValueError, "--num-samples -1 must be at least 0"),
     ],
 )
 def test_wrong_flags(flags, error, sentence, tmp_path):
@@ -145,4 +145,4 @@ def test_wrong_flags(flags, error, sentence, tmp_path):
     places = {"empty": tmp_path / "empty", "binary": tmp_path / "binary", "folder": tmp_path}
     flags = {name: value.format(**places) if isinstance(value, str) else value for name, value in flags.items()}
     with pytest.raises(error, match=sentence):
-        gather_prompts(PromptFlags(**flags))
+        gather_prompts(Prompts(**flags))

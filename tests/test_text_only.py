@@ -31,10 +31,11 @@ from analysis.text_symmetry import (
 )
 from data import twoshapes
 from data.errors import SampleError
-from data.spatial_samples import OPPOSITE, CaptionFlags, counterfactuals, gather_captions
+from data.spatial_samples import OPPOSITE, Captions, counterfactuals, gather_captions
 from models.text import load
 from tests import tolerance
 from tests.runs import table
+from tests.settings import configure
 from tests.test_text import causal, save
 
 REAL = Path(__file__).resolve().parents[2] / "shared/data"
@@ -54,7 +55,7 @@ def elsewhere(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def captions(elsewhere):
-    return gather_captions(CaptionFlags(limit=40))[0]
+    return gather_captions(Captions(limit=40))[0]
 
 
 def test_counterfactuals_by_hand():
@@ -79,18 +80,18 @@ def test_counterfactuals_of_counterfactuals(captions):
 
 
 def test_flags():
-    synthetic = gather_captions(CaptionFlags())[0]
-    assert len(synthetic) == 100 and gather_captions(CaptionFlags(limit=3))[0] == synthetic[:3]
-    assert gather_captions(CaptionFlags(limit=3, seed=1))[0] != synthetic[:3]
-    with pytest.raises(ValueError, match="--limit -1 is negative"):
-        gather_captions(CaptionFlags(limit=-1))
+    synthetic = gather_captions(Captions())[0]
+    assert len(synthetic) == 100 and gather_captions(Captions(limit=3))[0] == synthetic[:3]
+    assert gather_captions(Captions(limit=3, seed=1))[0] != synthetic[:3]
+    with pytest.raises(ValueError, match="--limit -1 must be at least 0"):
+        Captions(limit=-1)
     with pytest.raises(FileNotFoundError, match="no data in nowhere"):
-        gather_captions(CaptionFlags(data_root="nowhere"))
+        gather_captions(Captions(data_root="nowhere"))
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the published samples are not beside the repository (../shared/data)")
 def test_all_published_captions_yield_pairs():
-    found, skipped, _ = gather_captions(CaptionFlags(data_root=str(REAL)))
+    found, skipped, _ = gather_captions(Captions(data_root=str(REAL)))
     assert len(found) == 300 and not skipped
     for caption in found:
         caption, swapped, flipped, both = (caption.sentences[name] for name in SENTENCES)
@@ -267,7 +268,7 @@ def test_every_panel_of_heads_has_its_own_dots(captions):
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory, elsewhere):
     out = tmp_path_factory.mktemp("text") / "out"
-    assert llava_script.main(llava_script.Config(limit=6, layers="last_2", examples=2, out_dir=str(out))) == 0
+    assert llava_script.main(configure(llava_script, limit=6, layers="last_2", examples=2, out_dir=str(out))) == 0
     return out
 
 
@@ -276,7 +277,7 @@ def test_script_reads_what_the_model_attends(ran):
     """The first row again from full attention matrices under the eager implementation, words found by their tokens."""
     model, processor = load("tiny-llava")
     model.set_attn_implementation("eager")
-    sentences = gather_captions(CaptionFlags(limit=1))[0][0].sentences
+    sentences = gather_captions(Captions(limit=1))[0][0].sentences
     found = []
     for name in ("caption", "swapped"):
         sentence = sentences[name]
@@ -333,10 +334,10 @@ def test_other_language_models(tmp_path):
     twoshapes.generate(root, 2, seed=3)
     (root / twoshapes.LAYOUT / "shard0/world-1.png").write_bytes(b"")
     out = tmp_path / "qwen"
-    assert qwen_script.main(qwen_script.Config(data_root=str(root), examples=0, out_dir=str(out))) == 0
+    assert qwen_script.main(configure(qwen_script, data_root=str(root), examples=0, out_dir=str(out))) == 0
     assert [row["skipped"] for row in table(out)] == ["image cannot be decoded", ""]
     folder = save(tmp_path / "unknown", causal())
-    assert llava_script.main(llava_script.Config(model=folder, limit=2, out_dir=str(tmp_path / "none"))) == 1
+    assert llava_script.main(configure(llava_script, model=folder, limit=2, out_dir=str(tmp_path / "none"))) == 1
     assert json.loads((tmp_path / "none/summary.json").read_text())["skipped"] == {"word unknown to the tokenizer": 2}
 
 
@@ -348,7 +349,7 @@ def test_a_plain_causal_model_is_read_alike(ran, tmp_path):
     alone.model.load_state_dict(model.model.language_model.state_dict())
     processor.tokenizer.chat_template = "{{ bos_token }}" + processor.chat_template  # it writes special tokens itself
     folder, out = save(tmp_path / "model", alone, processor.tokenizer), tmp_path / "out"
-    config = qwen_script.Config(model=folder, limit=2, layers="last_2", examples=0, out_dir=str(out))
+    config = configure(qwen_script, model=folder, limit=2, layers="last_2", examples=0, out_dir=str(out))
     assert qwen_script.main(config) == 0
     rounding = tolerance.two_runs(tolerance.EMBEDDED)
     for ours, theirs in zip(table(out), table(ran), strict=False):
@@ -361,13 +362,13 @@ def test_bad_settings_stop_the_run(script, tmp_path, capsys):
     for flags, sentence in (
         ({"layers": "middle"}, "layers 'middle' is unknown"),
         ({"layers": "99"}, "layer 99 does not exist; the model has"),
-        ({"examples": -1}, "--examples -1 is negative"),
-        ({"limit": -2}, "--limit -2 is negative"),
-        ({"seed": -1}, "--seed -1 is negative"),
-        ({"seed": -1, "data_root": "nowhere"}, "--seed -1 is negative"),
+        ({"examples": -1}, "--examples -1 must be at least 0"),
+        ({"limit": -2}, "--limit -2 must be at least 0"),
+        ({"seed": -1}, "--seed -1 must be at least 0"),
+        ({"seed": -1, "data_root": "nowhere"}, "--seed -1 must be at least 0"),
         ({"model": "tiny-nothing"}, "tiny-nothing"),
     ):
         with pytest.raises(SystemExit) as stopped:
-            script.main(script.Config(out_dir=str(tmp_path / "out"), **flags))
+            script.main(configure(script, out_dir=str(tmp_path / "out"), **flags))
         assert stopped.value.code == 2 and sentence in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -12,6 +12,7 @@ from models.tower import TowerTrace
 from models.trace import AttentionTrace
 from tests.families import FAMILIES, fuyu, fuyu_processor
 from tests.models import picture
+from tests.settings import configure
 from tests.test_tower import PROMPTS, TOWERS, build
 
 pytestmark = pytest.mark.numerical
@@ -55,8 +56,8 @@ def test_script_draws_both_maps(family, script, tmp_path):
         "model": str(tmp_path / "model"), "image": (str(tmp_path / "photo.png"),), "prompt": "what is red ?",
         "max_new_tokens": 2,
     }  # fmt: skip
-    assert script.main(script.Config(**settings, through_tower=True, out_dir=str(tmp_path / "both"))) == 0
-    assert script.main(script.Config(**settings, out_dir=str(tmp_path / "one"))) == 0
+    assert script.main(configure(script, **settings, through_tower=True, out_dir=str(tmp_path / "both"))) == 0
+    assert script.main(configure(script, **settings, out_dir=str(tmp_path / "one"))) == 0
     names = {path.name for path in (tmp_path / "one" / "photo").iterdir()}
     added = {"tower.npz", "overlay_tower.png", "maps-tower.npz"}
     added |= {f"overlay_{name}-tower.png" for name in ("mean", "max", "tokens")}
@@ -76,7 +77,7 @@ def test_script_refuses_a_model_without_a_tower(tmp_path, capsys):
     fuyu().save_pretrained(tmp_path / "model")
     fuyu_processor().save_pretrained(tmp_path / "model")
     picture().save(tmp_path / "photo.png")
-    config = rollout_llava.Config(
+    config = configure(rollout_llava,
         model=str(tmp_path / "model"), image=(str(tmp_path / "photo.png"),), prompt="what ?", through_tower=True,
         out_dir=str(tmp_path / "out"),
     )  # fmt: skip

@@ -14,12 +14,25 @@ SCRIPTS = {path.stem for path in ROOT.glob("*.py")}
 
 
 def imported(path):
-    """Top names of everything that a file imports, relative imports resolved to their own package."""
+    """Top names of everything that a file imports, relative imports resolved to their own package; a script's `main`,
+    which a script of the same experiment imports, is left out."""
     for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and is_twin(path, node):
+            continue
         if isinstance(node, ast.Import):
             yield from (alias.name.split(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield path.parent.relative_to(ROOT).parts[0] if node.level else node.module.split(".")[0]
+
+
+def is_twin(path, node):
+    """Whether a script imports nothing but `main` from a script of the same experiment, for another model family."""
+    names = [alias.name for alias in node.names]
+    return path.stem in SCRIPTS and names == ["main"] and experiment(path.stem) == experiment(node.module)
+
+
+def experiment(script):
+    return re.sub(r"_(llava|qwen2|fuyu)$", "", script)
 
 
 def forbidden(path):
@@ -40,6 +53,20 @@ def test_the_rule_can_fail(tmp_path, monkeypatch):
     planted.write_text("import numpy\ndef late():\n    from analysis.words import find_word\n")
     monkeypatch.setattr("tests.test_tree.ROOT", tmp_path)
     assert set(imported(planted)) & forbidden(planted) == {"analysis"}
+
+
+def test_a_script_imports_a_twin_only_and_its_main_only(tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.test_tree.ROOT", tmp_path)
+    twin = tmp_path / "attention_rollout_fuyu.py"
+    for line, allowed in {
+        "from attention_rollout_llava import main": True,
+        "from attention_rollout_llava import Config": False,
+        "from attention_rollout_llava import Config, main": False,
+        "from vlm_atten_analysis_llava import main": False,
+        "import attention_rollout_llava": False,
+    }.items():
+        twin.write_text(line)
+        assert (not set(imported(twin)) & forbidden(twin)) == allowed, line
 
 
 def test_requirements_are_pinned():

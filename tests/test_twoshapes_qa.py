@@ -15,12 +15,13 @@ import find_sink_dimensions_simple as finder
 import models
 from analysis.judges import JUDGES
 from data import twoshapes_qa
-from data.samples import PromptFlags, gather_prompts
+from data.samples import Prompts, gather_prompts
 from data.shapes import COLOURS
 from data.spatial_qa import read
 from data.twoshapes_qa import LAYOUTS, TASKS, generate
 from models.generation import answers
 from models.tiny.questions import KINDS
+from tests.settings import configure
 
 TINY = Path(models.__file__).parent / "tiny"
 
@@ -168,18 +169,18 @@ def test_the_embedded_model_answers(made):
 
 def test_prompts_of_the_finder(made):
     for name in LAYOUTS:
-        prompts, skipped, _ = gather_prompts(PromptFlags(data_root=str(made), dataset=name, num_samples=6))
+        prompts, skipped, _ = gather_prompts(Prompts(data_root=str(made), dataset=name, num_samples=6))
         questions, _ = read(name, made, 6)
         assert not skipped and [prompt.text for prompt in prompts] == [question.prompt for question in questions]
         assert [prompt.path for prompt in prompts] == [question.images[0] for question in questions]
-    replaced, *_ = gather_prompts(PromptFlags(data_root=str(made), dataset="blink", prompt="what ?", num_samples=1))
+    replaced, *_ = gather_prompts(Prompts(data_root=str(made), dataset="blink", prompt="what ?", num_samples=1))
     assert replaced[0].text == "what ?"
     with pytest.raises(ValueError, match="--prompt is empty"):
-        gather_prompts(PromptFlags(data_root=str(made), dataset="blink", prompt=" "))
+        gather_prompts(Prompts(data_root=str(made), dataset="blink", prompt=" "))
 
 
 def test_the_finder_reads_blink(made, tmp_path):
-    config = finder.Config(data_root=str(made), dataset="blink", num_samples=3, out_dir=str(tmp_path / "found"))
+    config = configure(finder, data_root=str(made), dataset="blink", num_samples=3, out_dir=str(tmp_path / "found"))
     assert finder.main(config) == 0
     found = json.loads((tmp_path / "found" / "sink_dimensions.json").read_text())
     assert found["dataset"] == str(made / "spatial_reasoning/blink/blink_validation.jsonl")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlavaConfig
 
-from models.methods import MethodFlags
+from models.methods import MethodSettings
 from models.var import KNOWN, VAR, detect_sinks, read_findings, redistribute, select_heads, spikes
 from tests import tolerance
 from tests.models import llava
@@ -167,7 +167,7 @@ def test_published_settings():
 
 
 def test_flags_reach_the_settings_of_published_code():
-    flags = MethodFlags(method="var", var_dimensions=(3,), var_threshold=2.0)
+    flags = MethodSettings(method="var", var_dimensions=(3,), var_threshold=2.0)
     config = llava().config
     paper = flags.method_settings(config)
     assert not paper.skip_without_visual_sinks and paper.prompt_rows == "after-image"

@@ -16,25 +16,26 @@ import sys
 import time
 import traceback
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import evaluate
 from tests.evaluation import generated, predictions
+from tests.settings import changed, configure
 
 OFFSETS = (0, 0.2, 0.5, 1, 3)
 
 
 def main(folder: Path, tries: int, offsets: tuple[float, ...]) -> int:
-    config = evaluate.Config(dataset="blink", data_root=generated(folder), batch_size=2, max_new_tokens=6)
-    configs = [config, replace(config, method="adapt-vis", adapt_threshold=0.95)]
+    config = configure(evaluate, dataset="blink", data_root=generated(folder), batch_size=2, max_new_tokens=6)
+    configs = [config, changed(config, method="adapt-vis", adapt_threshold=0.95)]
     alone = {}
     for each in configs:
-        wait, errors = start(each, folder / each.method)
+        method = each.steering.method
+        wait, errors = start(each, folder / method)
         status = wait()
         if status != 0:
-            raise SystemExit(f"the run alone with --method {each.method} ended with {status}: {errors.read_text()}")
-        alone[each.method] = predictions(folder / each.method)
+            raise SystemExit(f"the run alone with --method {method} ended with {status}: {errors.read_text()}")
+        alone[method] = predictions(folder / method)
     assert len(set(alone.values())) == len(configs), "the methods answer alike, so a mixture would not show"
     counts = Counter()
     for offset in offsets:
@@ -56,7 +57,7 @@ def pair(configs, alone: dict[str, bytes], out_dir: Path, offset: float) -> tupl
     statuses = [status for status, _ in ends]
     if sorted(statuses) != [0, 2]:
         return f"statuses {statuses}: {ends}", ""
-    refusal, method = ends[statuses.index(2)][1], configs[statuses.index(0)].method
+    refusal, method = ends[statuses.index(2)][1], configs[statuses.index(0)].steering.method
     if not (refusal.startswith("error: ") and refusal.count("\n") == 1):
         return f"the refusal is not one sentence: {refusal!r}", method
     if json.loads((out_dir / "settings.json").read_text())["flags"]["method"] != method:
@@ -68,13 +69,13 @@ def pair(configs, alone: dict[str, bytes], out_dir: Path, offset: float) -> tupl
 
 def start(config: evaluate.Config, out_dir: Path):
     """(function that waits for its exit status, file of its stderr) of a run in a child process."""
-    errors = out_dir.with_name(f"{out_dir.name}-{config.method}.txt")
+    errors = out_dir.with_name(f"{out_dir.name}-{config.steering.method}.txt")
     child = os.fork()
     if child == 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
         try:
-            status = evaluate.main(replace(config, out_dir=str(out_dir)))
+            status = evaluate.main(changed(config, out_dir=str(out_dir)))
         except SystemExit as end:
             status = end.code
         except BaseException:  # a child must never go on in the parent's code
