@@ -23,7 +23,7 @@ from analysis.runs import Output, RunFolder, flat_flags, measure_each, write_jso
 from analysis.sinks import Contrast, FindingsFile, ProbeSettings, Profile, SinkSearch, attention_received, watch
 from data.folders import following_links
 from data.images import read_image
-from data.samples import Prompt, Prompts, gather_prompts
+from data.prompts import Prompt, Prompts, gather_prompts
 from models.attention import prefill, residual_stream
 from models.loading import Load, describe
 from models.text import load

@@ -36,7 +36,7 @@ from analysis.sinks import (
 )
 from data.folders import following_links
 from data.images import read_image
-from data.samples import Prompt, Prompts, gather_prompts
+from data.prompts import Prompt, Prompts, gather_prompts
 from models.attention import prefill, residual_stream
 from models.loading import Load, describe
 from models.text import load

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import shlex
 import sys
@@ -32,13 +33,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from analysis.overlay import TOP
-from analysis.report_views import MEGABYTE, embedded
 from analysis.runs import ORIGINS, read_table, write_whole
 
 NAME = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
 COLOURS = ("viridis", "inferno", "turbo", "jet")  # the first is the page's own: even steps in it look even
 LIMIT_MB = 5.0
+MEGABYTE = 2**20
 MOST_ROWS, MOST_FILES = 1000, 200
 THUMBNAIL, SMALL_THUMBNAIL, MANY_ROWS = 240, 64, 200  # pixels of pictures in a table; rows from which on small ones
 THUMBNAILED = ("PNG", "JPEG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF", "JPEG2000")  # none that runs other programs
@@ -277,6 +278,16 @@ def _embed(path: str | Path | None, longest: int) -> str | None:
 
 def _read_json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def embedded(picture: Image.Image, longest: int) -> str:
+    """A picture as a data URI: whole and lossless where it is small, else shrunk to `longest` pixels, as JPEG."""
+    shown = picture.convert("RGB")
+    shown.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    small = max(picture.size) <= longest and picture.width * picture.height <= 2**16
+    held = io.BytesIO()
+    shown.save(held, "PNG" if small else "JPEG", **({"optimize": True} if small else {"quality": 85}))
+    return f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(held.getvalue()).decode()}"
 
 
 if __name__ == "__main__":

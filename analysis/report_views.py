@@ -9,7 +9,6 @@ budget, those of every second layer are kept, every fourth, and so on; the means
 from __future__ import annotations
 
 import base64
-import io
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,11 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from analysis.report import MEGABYTE, embedded
 from analysis.rollout import Rollout, answer_rows
 from data.errors import check_at_least
 
 LONGEST = 640  # pixels of an embedded picture
-MEGABYTE = 2**20
 
 
 @dataclass(frozen=True)
@@ -156,16 +155,6 @@ def view(name: str, prompt: str, picture: Image.Image, grid, ways: dict[str, Way
         },
         "ways": {name: way.data for name, way in ways.items()},
     }
-
-
-def embedded(picture: Image.Image, longest: int) -> str:
-    """A picture as a data URI: whole and lossless where it is small, else shrunk to `longest` pixels, as JPEG."""
-    shown = picture.convert("RGB")
-    shown.thumbnail((longest, longest), Image.Resampling.LANCZOS)
-    small = max(picture.size) <= longest and picture.width * picture.height <= 2**16
-    held = io.BytesIO()
-    shown.save(held, "PNG" if small else "JPEG", **({"optimize": True} if small else {"quality": 85}))
-    return f"data:image/{'png' if small else 'jpeg'};base64,{_text(held.getvalue())}"
 
 
 def _text(data: bytes) -> str:

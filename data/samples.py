@@ -1,22 +1,16 @@
-"""Samples of a run: images from a flag, a folder of images, or a two-shapes set.
-
-Prompts that a language model is probed with: questions about images, or texts without any.
-"""
+"""Samples of a run: images from a flag, a folder of images, or a two-shapes set."""
 
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from data import spatial_qa
 from data.errors import Skip, check_at_least
 from data.folders import Links, Source, is_synthetic
 from data.images import list_images
-from data.spatial_qa_files import PUBLISHED
 from data.twoshapes import LAYOUT, Root, TwoShapes, find_root, read
 
 DEFAULT_COUNT = 100  # generated samples where no limit is set
@@ -118,94 +112,3 @@ def names(paths: list[Path]) -> list[str]:
         unique = (name for name, use in zip(form, uses, strict=True) if use[name] == 1 and name not in taken)
         taken[next(unique, f"{form[-1]}-{seen[form[-1]]}")] = None
     return list(taken)
-
-
-LIMIT = "--num-samples"
-
-
-class Prompt(NamedTuple):
-    """A prompt and its picture, a file or what would stand in one; None for a text alone."""
-
-    name: str
-    text: str
-    path: Path | bytes | None = None
-
-
-@dataclass(frozen=True)
-class Prompts(Links):
-    """Prompts to probe a language model with: questions about images, or texts."""
-
-    data_root: str | None = None
-    """A folder of pictures (with --prompt), or one that holds spatial_twoshapes/ or spatial_reasoning/, whose own
-    questions are asked (default: data, where it holds that set; else two-shapes images made here)."""
-    dataset: Literal["auto", "twoshapes", "pictures", "blink", "sat2"] = "auto"
-    """Content of --data-root; auto is one of the first two. A question about several pictures gets the first."""
-    prompt: str | None = None
-    """What to ask about each picture."""
-    text: str | None = None
-    """Instead of --data-root: a text file; each of its paragraphs is a prompt without a picture."""
-    num_samples: int = 20
-    """Use at most so many samples; 0 uses all."""
-
-    def __post_init__(self) -> None:
-        if self.data_root is not None and self.text is not None:
-            raise ValueError("give either --data-root (pictures) or --text (words alone)")
-        check_at_least(self, num_samples=0)
-        if self.text is not None and (self.prompt is not None or self.dataset != "auto"):
-            raise ValueError("--prompt and --dataset belong to --data-root; a text brings its own prompts")
-        if self.prompt is not None and not self.prompt.strip():
-            raise ValueError("--prompt is empty; write a question or an instruction")
-        if self.dataset == "pictures" and self.data_root is None:
-            raise ValueError("--dataset pictures needs --data-root, the folder of pictures")
-
-
-def gather_prompts(settings: Prompts) -> tuple[list[Prompt], list[Skip], Source]:
-    """Prompts to probe with, unusable samples with their reasons, and the source.
-
-    Raises ValueError for images without a prompt, FileNotFoundError where no sample exists.
-    """
-    root, prompt, limit = settings.data_root, settings.prompt, settings.num_samples
-    if settings.text is not None:
-        found = paragraphs(Path(settings.text))
-        prompts = found[: limit or None]
-        return prompts, [], Source(settings.text, len(found), len(prompts), 0, limit, LIMIT)
-    if settings.dataset in PUBLISHED:
-        return _questions(settings)
-    if settings.dataset == "twoshapes" and root is not None and not Path(root, LAYOUT).is_dir():
-        raise FileNotFoundError(f"{root} holds no {LAYOUT}, which --dataset twoshapes reads")
-    if settings.dataset == "pictures":  # whatever else the folder holds
-        paths = list_images(Path(root))
-        samples, skipped, _ = collect(Samples(image=tuple(map(str, paths[: limit or None])), prompt=prompt, limit=0))
-        source = Source(root, len(paths), len(samples), 0, limit, LIMIT)
-    else:
-        samples, skipped, source = collect(Samples(data_root=root, prompt=prompt, limit=limit), LIMIT)
-    return [Prompt(sample.name, sample.prompt, sample.path) for sample in samples], skipped, source
-
-
-def _questions(settings: Prompts) -> tuple[list[Prompt], list[Skip], Source]:
-    """The questions of a published set, each with its first picture; --prompt, where given, replaces them.
-
-    Raises as `data.spatial_qa.read` does.
-    """
-    dataset, limit = settings.dataset, settings.num_samples
-    root = spatial_qa.find_root(dataset, settings.data_root)
-    found, skipped = spatial_qa.read(dataset, root, limit)
-    prompts = [Prompt(question.id, settings.prompt or question.prompt, question.images[0]) for question in found]
-    return prompts, skipped, spatial_qa.source_of(dataset, root, len(found), len(skipped), limit, LIMIT)
-
-
-def paragraphs(path: Path, limit: int = 0) -> list[Prompt]:
-    """The paragraphs of a UTF-8 text file, which empty lines separate; at most `limit` of them, 0 for all.
-
-    Raises FileNotFoundError for a file that is not there, ValueError for one that cannot be read or holds no text.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"the text file {path} does not exist")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
-    found = [paragraph.strip() for paragraph in re.split(r"\n\s*\n", text) if paragraph.strip()]
-    if not found:
-        raise ValueError(f"{path} holds no text")
-    return [Prompt(f"paragraph-{index}", paragraph) for index, paragraph in enumerate(found)][: limit or None]

@@ -6,7 +6,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 import models
 from data.errors import SampleError
-from data.samples import Prompts, gather_prompts
+from data.prompts import Prompts, gather_prompts
 from models.text import is_causal, load
 from models.trace import AttentionTrace
 from tests import tolerance

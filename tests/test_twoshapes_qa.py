@@ -15,7 +15,7 @@ import find_sink_dimensions_simple as finder
 import models
 from analysis.judges import JUDGES
 from data import twoshapes_qa
-from data.samples import Prompts, gather_prompts
+from data.prompts import Prompts, gather_prompts
 from data.shapes import COLOURS
 from data.spatial_qa import read
 from data.twoshapes_qa import LAYOUTS, TASKS, generate
