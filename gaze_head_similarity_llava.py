@@ -71,8 +71,7 @@ class Config:
 def main(config: Config) -> int:
     with command.setting_up(), following_links(config.samples.follow_links):
         files = (config.scanpaths,) if config.scanpaths else ()
-        found = gather(config.samples, config.reading, files, targets=("first",))
-        samples, unusable, paths, source, fixations = found
+        samples, unusable, paths, source, fixations = gather(config.samples, config.reading, files, targets=("first",))
         print(source, fixations, sep="\n")
         out_dir = config.output.folder(config, config.load.model)
         model, processor = models.load(config.load.model, **config.load.options)

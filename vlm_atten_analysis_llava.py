@@ -55,7 +55,7 @@ class Config:
 
 
 def main(config: Config) -> int:
-    attention, generation, seed = config.attention, config.generation, config.samples.seed
+    attention, generation, faithfulness = config.attention, config.generation, config.faithfulness
     with command.setting_up(), following_links(config.samples.follow_links):
         samples, unusable, source = gather(config.samples)
         print(source)
@@ -70,7 +70,7 @@ def main(config: Config) -> int:
     found, used = [], []
 
     def measure(sample: SpatialSample) -> dict:
-        picture, rng = read_image(sample.pair.image_path), np.random.default_rng([seed, sample.number])
+        picture, rng = read_image(sample.pair.image_path), np.random.default_rng([config.samples.seed, sample.number])
         grid = model.image_grid(processor, *picture.size)
         scene = place(sample.pair, grid, rng)
         limits = generation.max_new_tokens, generation.repetition_penalty
@@ -81,28 +81,33 @@ def main(config: Config) -> int:
         layouts, maps = reading.layouts, all_maps(reading.trace, reading.layouts, rows, scene.seeds, reading.tower)
         del reading  # what it recorded is large, and has been read
         looked, scored = look(sample.name, scene, maps, layers, causal=tower is None), []
-        if len(used) < config.faithfulness.faithfulness:
+        if len(used) < faithfulness.faithfulness:
             seen, colour = as_seen(picture, grid), median_colour(picture)
 
             def score(hidden: np.ndarray) -> np.ndarray:
                 shown = [hide_cells(seen, cells, colour) for cells in hidden]
-                size = config.faithfulness.batch_size
+                size = faithfulness.batch_size
                 return log_probabilities(model, processor, shown, sample.prompt, spoken, size).numpy()
 
             scored = [use(sample.name, *hidden_by(scene, looked), score, rng)]
         folder = ""
         if len(found) < config.drawing.pictures:
             folder = draw_sample(run, sample, pictures, layouts, scene, looked)
-            said = answer(model, processor, [picture], sample.prompt, **vars(generation))
-            rolled = rollout(said.trace, said.layout, RolloutSettings(rows=attention.rows), tokens=len(said.tokens))
-            add_view(run, sample.name, sample.prompt, picture, said, rolled, LIMIT_MB / config.drawing.pictures)
+            add_answer(run, model, processor, sample, picture, config)
         found.append(looked)
         used.extend(scored)
         return sample_row(sample, spoken.text, looked, folder)
 
     measure_each(run, samples, measure, unusable)
-    run.finish({**about, **report(run, found, used, seed, config.drawing.figures)})
+    run.finish({**about, **report(run, found, used, config.samples.seed, config.drawing.figures)})
     return command.conclude(run)
+
+
+def add_answer(run: RunFolder, model, processor, sample: SpatialSample, picture, config: Config) -> None:
+    """Add the rollout of the answer to one sample's prompt to the page."""
+    said = answer(model, processor, [picture], sample.prompt, **vars(config.generation))
+    rolled = rollout(said.trace, said.layout, RolloutSettings(rows=config.attention.rows), tokens=len(said.tokens))
+    add_view(run, sample.name, sample.prompt, picture, said, rolled, LIMIT_MB / config.drawing.pictures)
 
 
 if __name__ == "__main__":
