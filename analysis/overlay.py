@@ -145,8 +145,8 @@ def strip(
 ) -> Figure:
     """One figure of per-token pictures in reading order, each with its token underneath; rows of COLUMNS pictures.
 
-    shares: per token, the share of its attention that is on the image (0..1), printed below the token. Raises
-    ValueError for no picture, or another number of tokens or shares than of pictures.
+    shares: per token, the attention mass on the image (0..1), printed below the token as "attention on image". Raises
+    ValueError for an empty strip, or if the numbers of overlays, tokens and shares differ.
     """
     if not overlays or len(overlays) != len(tokens):
         raise ValueError(
@@ -157,7 +157,7 @@ def strip(
     columns = min(COLUMNS, len(tokens))
     rows = math.ceil(len(tokens) / columns)
     width = 1.5  # inches per picture
-    height = axes_height(overlays[0], width) + (0.27 if shares is None else 0.42)
+    height = axes_height(overlays[0], width) + (0.27 if shares is None else 0.57)
     head = 0.35 if title else 0.05
     figure = Figure(figsize=(max(width * columns, 2.0), height * rows + head), dpi=200, layout="compressed")
     figure.get_layout_engine().set(w_pad=0.04, h_pad=0.04)
@@ -170,7 +170,7 @@ def strip(
         show_image(axes, picture)
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
-        label = visible(token) if shares is None else f"{visible(token)}\n{shares[index]:.0%} on image"
+        label = visible(token) if shares is None else f"{visible(token)}\nattention on image\n{shares[index]:.0%}"
         axes.set_xlabel(label, fontsize=9, labelpad=3, parse_math=False)
     return figure
 

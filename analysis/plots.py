@@ -28,7 +28,7 @@ RANDOM = "precision of random dimensions, as many tokens"
 
 
 def share_plot(tokens: Sequence[str], shares: Sequence[float]) -> Figure:
-    """Bars: the share of each generated token's attention that is on the image, 0..1, with the token as its label.
+    """Bars of the attention mass on the image, 0..1, one per generated token, with the token as its label.
 
     Raises ValueError for no token, or another number of shares than of tokens.
     """
@@ -42,7 +42,7 @@ def share_plot(tokens: Sequence[str], shares: Sequence[float]) -> Figure:
     figure = Figure(figsize=(width, 2.4 if upright else 2.9), dpi=200, layout="constrained")
     axes = figure.subplots()
     axes.bar(range(len(labels)), shares, width=0.7, color=BLUE)
-    axes.set(xlim=(-0.6, len(labels) - 0.4), ylim=(0, 1), ylabel="attention on the image")
+    axes.set(xlim=(-0.6, len(labels) - 0.4), ylim=(0, 1), ylabel="attention on image")
     axes.set_xticks(range(len(labels)), labels=labels, fontsize=8, parse_math=False)
     if not upright:
         axes.tick_params(axis="x", labelrotation=90, labelsize=8 if len(labels) <= 60 else 5)

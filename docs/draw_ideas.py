@@ -300,7 +300,7 @@ def draw_rollout(model, processor, image: Image.Image) -> Figure:
         wide.set_title(f"{what}{product}", fontsize=8.5, loc="left")
         for axes, vector, token in zip(small, vectors, tokens, strict=True):
             draw_map(axes, image, said, vector)
-            axes.set_xlabel(f"{vector[said.layout.images[0]].sum():.0%} on image", fontsize=7, labelpad=2)
+            axes.set_xlabel(f"rollout mass on image {vector[said.layout.images[0]].sum():.0%}", fontsize=7, labelpad=2)
             if place == 0:
                 axes.set_title(f"“{said.tokens[token]}”", fontsize=8.5)
     bar = figure.colorbar(

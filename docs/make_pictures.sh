@@ -1,16 +1,19 @@
 #!/usr/bin/env bash
-# Makes the pictures of README and docs again, by the commands that these name.
-#   bash docs/make_pictures.sh            WITH_COST=1 bash docs/make_pictures.sh    (also the benchmark's plot: an hour)
-# The picture of a page needs chromium.
+# Draws the figures of README and docs by the commands that these name.
+#   bash docs/make_pictures.sh            WITH_COST=1 bash docs/make_pictures.sh    (also the plot of cost.md: an hour)
+# The figure of a report page needs chromium.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash env_setup_llava.bash
+project=$PWD
 python=.venv/bin/python
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 $python -m data.twoshapes --out-dir "$work/data" --count 8 --seed 7
-$python attention_rollout_llava.py --data-root "$work/data" --prompt "describe the image ." --out-dir "$work/describe"
+# From the folder of the data, since the figure states the path of its data.
+(cd "$work" && "$project/$python" "$project/attention_rollout_llava.py" --data-root data \
+    --prompt "describe the image ." --out-dir describe)
 cp "$work/describe/shard0-0/overlay_tokens.png" docs/pictures/describe.png
 
 for model in tiny-llava tiny-qwen2-vl tiny-qwen2.5-vl tiny-fuyu; do
@@ -19,9 +22,9 @@ for model in tiny-llava tiny-qwen2-vl tiny-qwen2.5-vl tiny-fuyu; do
 done
 $python -m docs.side_by_side "$work/families" docs/pictures/families.png
 
-# From a folder without published data, so that it makes the synthetic images that the pages speak of.
-project=$PWD
-(cd "$work" && "$project/$python" "$project/gaze_generation_llava.py" --limit 200 --out-dir "$work/gaze")
+# From an empty folder, without published data, so that the script generates synthetic images.
+mkdir "$work/empty"
+(cd "$work/empty" && "$project/$python" "$project/gaze_generation_llava.py" --limit 200 --out-dir "$work/gaze")
 cp "$work/gaze/shard0-1-second/comparison.png" docs/pictures/gaze.png
 cp "$work/gaze/colours.png" docs/pictures/colours.png
 $python -m docs.page_picture "$work/gaze/report.html" docs/pictures/report.png

@@ -1,4 +1,4 @@
-"""A picture of a run's page, as a browser shows its viewer.
+"""Screenshot of the viewer of a run's report page.
 
     python -m docs.page_picture RUN/report.html OUT.png
 """
@@ -24,7 +24,7 @@ def main(page: Path, out: Path) -> None:
         tab.goto(page.resolve().as_uri())
         tab.locator("#viewer").wait_for(state="visible")
         tab.locator("#sample").select_option("shard0/1 second")
-        tab.locator("img[alt='The picture of shard0/1 second']").first.wait_for()
+        tab.locator("img[alt='Image of shard0/1 second']").first.wait_for()
         tab.locator("#way-b").select_option("non-gaussian")
         tab.locator("#colours").select_option("turbo")
         tab.locator('#matrix button[data-layer="2"]:not([data-head])').click()

@@ -216,8 +216,8 @@ def test_samples_sort_and_open(visit, folder):
         assert header.get_attribute("aria-sort") == direction
         shares = [float(row.locator("td").nth(column).inner_text()) for row in page.locator("#table tbody tr").all()]
         assert shares == sorted(shares, reverse=direction == "descending") and len(shares) == SAMPLES
-    page.get_by_role("button", name="Look at shard0/1").click()
-    page.locator("#viewer img[alt='The picture of shard0/1']").wait_for()
+    page.get_by_role("button", name="View shard0/1").click()
+    page.locator("#viewer img[alt='Image of shard0/1']").wait_for()
     with np.load(folder / "rollout" / "shard0-1" / "maps.npz") as maps:
         assert page.locator("button.word").count() == len(maps["tokens"])
 

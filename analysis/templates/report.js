@@ -1,6 +1,6 @@
 "use strict";
-// The page of a run: a viewer of the samples' maps, and a table that sorts. All data stand in the page; text from them
-// is only ever set as text.
+// Report page of a run: a viewer of the samples' maps and a sortable table. The page holds all data; text from data is
+// set as text content only.
 
 const byId = (id) => document.getElementById(id);
 
@@ -10,7 +10,7 @@ function make(tag, properties = {}, ...children) {
   return element;
 }
 
-// ---- Packed maps: bytes of 1/255 of each map's scale --------------------------------------------------------------
+// ---- Packed maps: bytes of 1/255 of each map's scale ---------------------------------------------------------------
 
 const bytesOf = (text) => Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
 
@@ -38,13 +38,13 @@ async function unpackAll(node) {
   return Object.fromEntries(await Promise.all(entries));
 }
 
-// ---- What is chosen -----------------------------------------------------------------------------------------------
+// ---- Selection -----------------------------------------------------------------------------------------------------
 
-const SOURCES = { rollout: "rollout", mean: "layer's mean", head: "single head", tower: "vision tower", mask: "gaze mask" };
+const SOURCES = { rollout: "rollout", mean: "mean of a layer", head: "single head", tower: "vision encoder", mask: "gaze mask" };
 const data = JSON.parse(byId("data").textContent);
 const chosen = { view: null, ways: [], token: 0, source: "rollout", layer: 0, head: 0, cell: null, pinned: null };
 
-// The map of a token of a way under what is chosen: {cells, text, shares}; text and shares are null where unknown.
+// Selected map of a token of one condition: {cells, text, shares}; text and shares are null where unknown.
 function look(way, token) {
   const { source, layer, head } = chosen;
   if (source === "mask") return way.mask && { cells: mapAt(way.mask.cells, 0), text: null, shares: null };
@@ -54,6 +54,9 @@ function look(way, token) {
   const held = way.head[layer];
   return held ? parts(held, mapAt(way.shares, layer, head, token), head, token) : null;
 }
+
+// The quantity of the selected map: sums of rollout rows are no attention of a layer.
+const quantity = () => (chosen.source === "rollout" ? "rollout mass" : "attention");
 
 const parts = (held, shares, ...indices) => ({
   cells: mapAt(held.cells, ...indices),
@@ -65,7 +68,7 @@ const tokenOf = (way) => Math.min(chosen.token, way.tokens.length - 1);
 const waysShown = () => chosen.ways.map((name) => [name, chosen.view.ways[name]]);
 const firstWay = () => chosen.view.ways[chosen.ways[0]];
 
-// ---- Drawing ------------------------------------------------------------------------------------------------------
+// ---- Drawing -------------------------------------------------------------------------------------------------------
 
 const colourTables = Object.fromEntries(Object.entries(data.colours).map(([name, text]) => [name, bytesOf(text)]));
 
@@ -74,7 +77,7 @@ function colourOf(share) {
   return colourTables[byId("colours").value].subarray(place, place + 3);
 }
 
-// Colour says how large a cell is beside the largest; the root of that, times the opacity, how much it covers.
+// A cell's colour is its share of the largest value; its opacity is the square root of that share times the slider.
 function paint(canvas, cells) {
   const { rows, cols, left, top, right, bottom } = chosen.view.grid;
   const [width, height] = [canvas.width, canvas.height];
@@ -119,7 +122,7 @@ function drawPanels() {
     const tint = (place) => `rgba(var(--mark), ${(0.75 * Math.sqrt((text[place] || 0) / largest)).toFixed(3)})`;
     panel.querySelectorAll(".asked .word").forEach((word, place) => {
       word.style.background = text.length ? tint(place) : "";
-      word.title = text.length ? `${percent(text[place])} of the attention` : "";
+      word.title = text.length ? `${quantity()} ${percent(text[place])}` : "";
     });
     const onCell = way.tokens.map((_, token) => {
       const map = chosen.pinned === null ? null : look(way, token);
@@ -162,7 +165,7 @@ function drawMatrix() {
     if (isMean) continue;
     const value = share(layer, head);
     button.style.background = `rgb(${colourOf(value / most).join(",")})`;
-    button.title = `layer ${layer}, head ${head}: ${percent(value)} on the image`;
+    button.title = `layer ${layer}, head ${head}: attention on image ${percent(value)}`;
     button.setAttribute("aria-label", button.title);
   }
 }
@@ -175,8 +178,8 @@ function drawToken() {
     const shown = look(way, token);
     rows.push(make("p", {}, `${name}: "${text}", probability ${probability.toFixed(3)}`));
     if (shown && shown.shares)
-      ["image", "prompt", "answer so far"].forEach((group, place) => rows.push(bar(`on ${group}`, shown.shares[place])));
-    rows.push(make("p", { className: "small" }, "likeliest at this place"));
+      ["image", "prompt", "answer so far"].forEach((group, place) => rows.push(bar(`${quantity()} on ${group}`, shown.shares[place])));
+    rows.push(make("p", { className: "small" }, `top-${alternatives.length} next tokens`));
     alternatives.forEach(([other, chance]) => rows.push(bar(other, chance)));
   }
   byId("token").replaceChildren(...rows);
@@ -192,7 +195,8 @@ function bar(label, share) {
 function read() {
   const cell = chosen.cell ?? chosen.pinned;
   const { cols } = chosen.view.grid;
-  const kind = { mean: `mean of layer ${chosen.layer}`, head: `layer ${chosen.layer}, head ${chosen.head}` }[chosen.source] || SOURCES[chosen.source];
+  const kind = { rollout: "rollout mass", mean: `attention, mean of layer ${chosen.layer}`,
+    head: `attention, layer ${chosen.layer}, head ${chosen.head}` }[chosen.source] || SOURCES[chosen.source];
   const sentences = waysShown().map(([name, way]) => {
     const shown = look(way, tokenOf(way));
     const token = way.tokens[tokenOf(way)].text.trim();
@@ -212,11 +216,11 @@ function draw() {
   read();
 }
 
-// ---- The parts of the viewer, made anew for each sample ------------------------------------------------------------
+// ---- Parts of the viewer, built for each sample --------------------------------------------------------------------
 
 function panelOf(name, way) {
   const { view } = chosen;
-  const image = make("img", { src: view.picture, alt: `The picture of ${view.name}` });
+  const image = make("img", { src: view.picture, alt: `Image of ${view.name}` });
   const side = Math.max(...view.size);
   const frame = make("div", { className: side < 200 ? "frame small-picture" : "frame", tabIndex: 0 }, image, make("canvas"));
   frame.setAttribute("role", "img");
@@ -259,7 +263,7 @@ function matrixOf(way) {
   for (let each = 0; each < way.heads; each++) head.append(make("th", {}, way.heads > 16 && each % 4 ? "" : String(each)));
   table.replaceChildren(head);
   for (let layer = way.layers - 1; layer >= 0; layer--) {
-    const label = make("button", { type: "button", title: `the mean of layer ${layer}` }, String(layer));
+    const label = make("button", { type: "button", title: `mean of layer ${layer}` }, String(layer));
     label.dataset.layer = layer;
     const row = make("tr", {}, make("th", { scope: "row" }, label));
     for (let each = 0; each < way.heads; each++) {
@@ -270,7 +274,7 @@ function matrixOf(way) {
     table.append(row);
   }
   const kept = Object.keys(way.head).length;
-  byId("kept").textContent = kept === way.layers ? "" : `To keep this page small, single heads are here of ${kept} of ${way.layers} layers.`;
+  byId("kept").textContent = kept === way.layers ? "" : `To limit its size, this page holds the single heads of ${kept} of ${way.layers} layers.`;
 }
 
 function sourcesOf(view) {
@@ -290,7 +294,7 @@ function build() {
   draw();
 }
 
-// ---- Choosing -----------------------------------------------------------------------------------------------------
+// ---- Events --------------------------------------------------------------------------------------------------------
 
 function choose(change) {
   if (Object.entries(change).every(([key, value]) => chosen[key] === value)) return;
@@ -305,7 +309,7 @@ function choose(change) {
   }
 }
 
-// Hovering shows a token while the pointer is on it; the one that was clicked comes back.
+// Hovering previews a token; leaving it restores the clicked one.
 let kept = null;
 function hover(token) {
   if (token !== null) {
@@ -367,7 +371,7 @@ async function open(index) {
   const view = data.views[index];
   byId("loading").hidden = false;
   const ways = await unpackAll(view.ways);
-  if (Number(byId("sample").value) !== index) return; // another one was chosen meanwhile
+  if (Number(byId("sample").value) !== index) return; // another sample was selected meanwhile
   byId("loading").hidden = true;
   const names = Object.keys(ways);
   chosen.ways = [names[0], ...(names.length > 1 ? [names[1]] : [])];
@@ -377,7 +381,7 @@ async function open(index) {
   const several = names.length > 1;
   byId("way-a-label").hidden = byId("way-b-label").hidden = !several;
   byId("way-a").replaceChildren(...names.map((name) => new Option(name, name)));
-  byId("way-b").replaceChildren(new Option("nothing", ""), ...names.map((name) => new Option(name, name)));
+  byId("way-b").replaceChildren(new Option("none", ""), ...names.map((name) => new Option(name, name)));
   byId("way-a").value = names[0];
   byId("way-b").value = several ? names[1] : "";
   byId("viewer").hidden = false;
@@ -411,7 +415,7 @@ function startViewer() {
   open(0);
 }
 
-// ---- The table ----------------------------------------------------------------------------------------------------
+// ---- Table ---------------------------------------------------------------------------------------------------------
 
 function sortBy(header) {
   const table = byId("table");
