@@ -1,54 +1,69 @@
 """The option that a written answer settles on, if it settles on one.
 
-A small grammar over the tokens of `analysis/answer_text.py`, with the vocabulary of `analysis/answer_text.py`. A
-*mention* names an option by its letter or by its text. A mention is *denied* ("not left, above or below"; "A and B are
-wrong"; "rather than A"; "if A"), *hedged* ("could be A") or *stated* ("the answer is B"; "B." first, or alone on a
-line; "\\boxed{B}"; "therefore ... left"). Mentions joined by "or", "and" or a comma form a group.
+The stages, in the order of this file, with the answer "Not A. So it is on the right." to the options left and right:
 
-One rule decides: the last statement after the last correction ("wait", "actually"); without a statement the one
-option that is named and not denied; else none. An answer between two options means none, and so does one that breaks
-off before it states any. Reading a wrong option is worse than reading none. The work is linear in the length of the
-answer.
+1. Tokens (`analysis/answer_text.py`), with the boundaries between them: not, a | so, it, is, on, the, right.
+2. Mentions: the words that name an option by its letter or its text: "A" (left), "right" (right). Mentions joined by
+   "or", "and" or a comma form a group.
+3. Denials: a mention is denied ("not left, above or below"; "A and B are wrong"; "rather than A"; "if A") or hedged
+   ("could be A"). Here "A" is denied.
+4. Statements: a mention that is not denied is stated outright ("the answer is B"; "B." first, or alone on a line;
+   "\\boxed{B}") or in a clause that concludes ("therefore ... left"). Here "so" concludes "right".
+5. Decision: the last statement after the last correction ("wait", "actually"); without a statement the one option that
+   is named and not denied; else none. Here: right.
+
+An answer between two options means none, and so does one that breaks off before it states any: reading a wrong option
+is worse than reading none. The work is linear in the length of the answer.
 """
 
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import pairwise
 from string import ascii_uppercase
 from typing import NamedTuple
 
-from analysis import answer_text as words
+from analysis import answer_text as vocabulary
 from analysis.answer_text import (
     BOX,
     CJK,
     COLOURS,
     ORDINALS,
-    UNITS,
+    POSTURES,
     Token,
+    back,
     final,
+    in_sense,
+    is_at,
+    is_capital,
     is_number,
     keys,
     name,
     name_of,
-    roles,
-    stands,
+    other_senses,
+    relation_at,
+    roles_of,
     tokenise,
+    verb_of,
+    words,
 )  # fmt: skip
 
 NO_OPTION = -1  # a letter beyond the last option
-REACHES = ("aside", "condition", "attention", "denial", "hedge", "contrast")
-START = Token("", "", "", ".")
+SENTENCE = (".", "\n")  # the boundaries of sentences
 IDEOGRAPH = re.compile(f"[{CJK}]")
 OPENED, CLOSED = re.compile(r"[(\[{\"'<_]$"), re.compile(r"[)\]}\"'>_]")
 LABEL_END = re.compile(r"[)\].:\u3001]")
+CLAIMED = (("true", "false"), ("correct", "incorrect"), ("right", "wrong"), ("yes", "no"))
+AGENT = re.compile(r"(?:man|woman|person|er|or|ist|ista|ian|boy|girl)$")  # "barista": a person
+REACHES = ("aside", "condition", "attention", "denial", "hedge", "contrast")  # roles that act on later mentions
 
 
 class Place(NamedTuple):
-    """The option `index` says that `subject` ("" for a pronoun or none, which `person` tells apart) does `verb` in a
+    """The option `index` says that `subject` ("" for a pronoun or none; `person`: "he" or "she") does `verb` in a
     relation to the `thing`. `strict`: another option has the same relation to it, and another verb."""
 
     index: int
@@ -60,9 +75,9 @@ class Place(NamedTuple):
 
 
 class Options(NamedTuple):
-    """Options to look for. `forms`: by first key the (keys, index, whether they are a part of the option's text) that
-    name an option; `texts`: the keys of each option's text; `letters`: whether letters name options; `places`: by
-    relation the options that say where something is; `claims`: the options for a true and a false claim, or ()."""
+    """Options to look for. `forms`: by first key the (keys, index, True for a part of the option's text) that name an
+    option; `texts`: the keys of each option's text; `letters`: True if letters name options; `places`: by relation the
+    options that say where something is; `claims`: the options for a true and a false claim, or ()."""
 
     forms: dict[str, list[tuple[tuple[str, ...], int, bool]]]
     texts: tuple[tuple[str, ...], ...]
@@ -106,7 +121,7 @@ class Passage:
     hedged: set[int] = field(default_factory=set)
 
     def __post_init__(self):
-        """Set what follows from the tokens and mentions; returns nothing."""
+        """Index the mentions."""
         self.at = {mention.start: mention for mention in self.mentions}
         self.covered = {i for mention in self.mentions for i in range(mention.start, mention.end)}
         letters = [mention.start for mention in self.mentions if mention.by == "letter"]
@@ -114,12 +129,18 @@ class Passage:
         self.labels = {self.tokens[i].key for i in letters if self.tokens[i + 1].edge == ":"}  # "A: .. B: .."
 
     def size(self, position: int, role: str) -> int:
-        """How many tokens the longest phrase of a role takes that stands at a position; 0 for none."""
+        """Number of tokens of the longest phrase of a role that stands at a position; 0 for none."""
         return self.roles[position].get(role, 0)
 
     def named(self, mentions: Iterable[Mention]) -> list[Mention]:
         """The mentions that are not denied."""
         return [mention for mention in mentions if mention.start not in self.denied]
+
+    def refute(self, mentions: Iterable[Mention]) -> None:
+        """Mark mentions as denied and refuted."""
+        starts = {mention.start for mention in mentions}
+        self.denied |= starts
+        self.refuted |= starts
 
 
 def meant(answer: str, options: Sequence[str]) -> int | None:
@@ -130,123 +151,12 @@ def meant(answer: str, options: Sequence[str]) -> int | None:
     return indices.pop() if len(indices) == 1 else None
 
 
-@lru_cache(256)
-def _listed(options: tuple[str, ...]) -> Options:
-    """`options_of`, kept for the next answers to the same options."""
-    return options_of(options)
-
-
-def options_of(texts: Sequence[str], letters: bool = True, ways: Sequence[Sequence[str]] = ()) -> Options:
-    """Options by their texts; `ways`: other ways to write each of them. A part of a text names its option, too, where
-    the options differ in that part alone: "left" for "on the left", "red" for "the red car", "2" for "2 m"."""
-    whole = tuple(tuple(name(text)) for text in texts)
-    forms = defaultdict(list)
-    for index, text in enumerate(whole):
-        if text and not (letters and re.fullmatch("[a-z]", "".join(text))):
-            forms[text[0]].append((text, index, False))
-    for index, others in enumerate(ways or [words.SYNONYMS.get(text.casefold(), ()) for text in texts]):
-        for text in map(keys, others):
-            forms[text[0]].append((tuple(text), index, False))
-    for text, index in _prepositions(whole):
-        forms[text[0]].append((text, index, False))
-    shorts = (_directions(whole), _differences(whole), _predicates(whole), _answers(whole))
-    for short in (*shorts, _finite(whole, "s"), _finite(whole, "es")):
-        for index, text in enumerate(short):
-            if short.count(text) == 1 and text not in whole:
-                forms[text[0]].append((text, index, True))
-    pairs = [tuple(whole.index((key,)) for key in pair if (key,) in whole) for pair in words.CLAIMED]
-    claims = [pair for pair in pairs if len(pair) == 2]
-    return Options(dict(forms), whole, letters, _places(texts), claims[0] if len(claims) == 1 else ())
-
-
-def _directions(texts: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Each text without the words around its direction, where it consists of these: "left" of "on the left side"."""
-    cores = [tuple(key for key in text if key not in words.AROUND) for text in texts]
-    return [core if core and set(core) <= words.DIRECTIONS else text for core, text in zip(cores, texts, strict=True)]
-
-
-def _prepositions(texts: Sequence[tuple[str, ...]]) -> list[tuple[tuple[str, ...], int]]:
-    """(other way to write it, index) of each text that is a relation and nothing else, if no other text means it:
-    "underneath" for "under", "on top of" for "on"."""
-    if ("left",) in texts or ("right",) in texts:
-        return []  # there "the cup under the lamp" tells which cup
-    ways = [relation for relation in words.WAYS if sum(text in relation for text in texts) == 1]
-    pairs = [(way, texts.index(text)) for relation in ways for text in texts if text in relation for way in relation]
-    return [(way, index) for way, index in pairs if way not in texts and not (set(way) <= words.UNSPECIFIC)]
-
-
-def _answers(texts: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """The "yes" or "no" that each text begins with, where all do; else the texts."""
-    firsts = [text[:1] for text in texts]
-    return firsts if all(first and first[0] in ("yes", "no") for first in firsts) else list(texts)
-
-
-def _predicates(texts: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Each text without the "it" or "they" before them."""
-    return [text[1:] if len(text) > 2 and text[0] in ("it", "they", "he", "she") else text for text in texts]
-
-
-def _finite(texts: Sequence[tuple[str, ...]], ending: str) -> list[tuple[str, ...]]:
-    """Each text with the verb before its object in the present tense: "rides a bike" for "[is] riding a bike"."""
-    finite = []
-    for text in texts:
-        verb = next((i for i, key in enumerate(text[:-1]) if key.endswith("ing") and words.action(key)), None)
-        if verb == 0 or (verb and text[verb - 1] == "is"):
-            text = (*text[: max(verb - 1, 0)], words.action(text[verb]) + ending, *text[verb + 1 :])
-        finite.append(text)
-    return finite
-
-
-def _places(texts: Sequence[str]) -> dict[str, list[Place]]:
-    """By relation: the options that say where something is; {} where two of them say the same."""
-    places = [(named, place) for index, text in enumerate(texts) for named, place in _place(index, tokenise(text))]
-    if len({(named, *place[1:]) for named, place in places}) < len(places):
-        return {}
-    table = defaultdict(list)
-    for named, place in places:
-        same = [
-            other
-            for relation, other in places
-            if (relation, *other[1:3], other.thing) == (named, *place[1:3], place.thing)
-        ]
-        table[named].append(place._replace(strict=len(same) > 1))
-    return dict(table)
-
-
-def _place(index: int, tokens: Sequence[Token]) -> Iterator[tuple[str, Place]]:
-    """The relation and the place that an option's text names, if it names one: "[He is sitting] behind the counter"."""
-    start = next((i for i in range(len(tokens) - 1) if words.relation(tokens, i)[1]), len(tokens) - 1)
-    named, size = words.relation(tokens, start)
-    thing = tuple(token.key for token in tokens[start + size : -1] if token.key not in words.ARTICLES)
-    before = [token.key for token in tokens[:start]]
-    if not thing or set(thing) & (words.DIRECTIONS | words.CONJUNCTIONS | {"not"}) or "not" in before or start > 8:
-        return
-    if any(token.edge for token in tokens[1:-1]):
-        return
-    verb = next((words.action(key) for key in before[-1:] if key in words.POSTURES or key.endswith("ing")), "")
-    end = next((i for i, key in enumerate(before) if key in words.COPULAS), len(before) - bool(verb))
-    subjects = [key for key in before[:end] if key not in words.ARTICLES]
-    subject = "" if not subjects or subjects[-1] in words.SUBJECTS else subjects[-1]
-    yield named, Place(index, subject, subjects[-1:] in (["he"], ["she"]), verb, thing, False)
-
-
-def _differences(texts: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """The direction, colour or number in which texts of one length differ; [] where they differ in more."""
-    if len({len(text) for text in texts}) != 1:
-        return []
-    columns = [column for column in zip(*texts, strict=True) if len(set(column)) > 1]
-    if len(columns) != 1:
-        return []
-    kinds = (words.DIRECTIONS, COLOURS, {key for key in columns[0] if is_number(key)})
-    return [(key,) for key in columns[0]] if any(set(columns[0]) <= kind for kind in kinds) else []
-
-
 def settled(text: str, options: Options) -> int | None:
-    """Index of the option that one part of an answer settles on, or None."""
+    """Index of the option that one part of an answer settles on, or None: the five stages."""
     tokens = tokenise(text)
     if whole := _whole(tokens, options):
         return _single(whole)
-    phrases = roles(tokens)
+    phrases = roles_of(tokens)
     passage = Passage(tokens, _mentions(tokens, phrases, options), phrases)
     groups = _groups(passage)
     _deny_ahead(passage)
@@ -258,39 +168,10 @@ def settled(text: str, options: Options) -> int | None:
     return None if index is None or _says_more(tokens, index, options) else index
 
 
-def _says_more(tokens: Sequence[Token], index: int, options: Options) -> bool:
-    """Whether the answer also holds the further words, at least two, of an option that contains this option's text:
-    "turn left, then walk straight ahead" means "turn left and walk straight" rather than "turn left"."""
-    shorter, spoken = set(options.texts[index]), {token.key for token in tokens}
-    longer = [set(text) - shorter - words.ARTICLES - words.LINKS for text in options.texts if shorter < set(text)]
-    return bool(shorter) and any(len(further) > 1 and further <= spoken for further in longer)
-
-
 def _single(indices: Iterable[int]) -> int | None:
     """The one index among indices; None for several, none or NO_OPTION."""
     different = set(indices)
     return different.pop() if len(different) == 1 and NO_OPTION not in different else None
-
-
-def _index(letter: str, options: Options) -> int:
-    """The index of the option that a letter names, or NO_OPTION."""
-    index = ascii_uppercase.index(letter.upper())
-    return index if index < len(options.texts) else NO_OPTION
-
-
-def _is_letter(token: Token) -> bool:
-    """True for one ASCII letter."""
-    return len(token.text) == 1 and token.text.isascii() and token.text.isalpha()
-
-
-def _is_capital(token: Token) -> bool:
-    """True for one ASCII capital."""
-    return _is_letter(token) and token.text.isupper()
-
-
-def _called_so(key: str, options: Options) -> set[int]:
-    """Options whose whole text is one letter."""
-    return {index for index, text in enumerate(options.texts) if text == (key,)}
 
 
 def _whole(tokens: list[Token], options: Options) -> set[int]:
@@ -303,12 +184,108 @@ def _whole(tokens: list[Token], options: Options) -> set[int]:
     return {index for index, option in enumerate(options.texts) if answer and option == answer}
 
 
+def _says_more(tokens: Sequence[Token], index: int, options: Options) -> bool:
+    """True if the answer also holds the further words, at least two, of an option that contains this option's text:
+    "turn left, then walk straight ahead" means "turn left and walk straight" rather than "turn left"."""
+    shorter, spoken = set(options.texts[index]), {token.key for token in tokens}
+    longer = [set(text) - shorter - words.articles - words.links for text in options.texts if shorter < set(text)]
+    return bool(shorter) and any(len(further) > 1 and further <= spoken for further in longer)
+
+
+# Options, and the words that name them
+
+
+@lru_cache(256)
+def _listed(options: tuple[str, ...]) -> Options:
+    """`options_of`, kept for the next answers to the same options."""
+    return options_of(options)
+
+
+def options_of(texts: Sequence[str], letters: bool = True, ways: Sequence[Sequence[str]] = ()) -> Options:
+    """Options by their texts; `ways`: other ways to write each of them. A part of a text names its option, too, where
+    the options differ in that part alone: "left" for "on the left", "red" for "the red car", "2" for "2 m"."""
+    whole = tuple(tuple(name(text)) for text in texts)
+    named = [(text, index, False) for index, text in enumerate(whole) if text]
+    named = [entry for entry in named if not (letters and re.fullmatch("[a-z]", "".join(entry[0])))]
+    for index, others in enumerate(ways or [vocabulary.SYNONYMS.get(text.casefold(), ()) for text in texts]):
+        named += [(tuple(keys(text)), index, False) for text in others]
+    named += [(text, index, False) for text, index in _prepositions(whole)]
+    for short in _shortened(whole):
+        unique = [text if short.count(text) == 1 and text not in whole else () for text in short]
+        named += [(text, index, True) for index, text in enumerate(unique) if text]
+    forms = defaultdict(list)
+    for entry in named:
+        forms[entry[0][0]].append(entry)
+    claims = [tuple(whole.index((key,)) for key in pair if (key,) in whole) for pair in CLAIMED]
+    claims = [pair for pair in claims if len(pair) == 2]
+    return Options(dict(forms), whole, letters, _places(texts), claims[0] if len(claims) == 1 else ())
+
+
+def _prepositions(texts: Sequence[tuple[str, ...]]) -> list[tuple[tuple[str, ...], int]]:
+    """(other way to write it, index) of each text that is a relation and nothing else, if no other text means it:
+    "underneath" for "under", "on top of" for "on"."""
+    if ("left",) in texts or ("right",) in texts:
+        return []  # there "the cup under the lamp" tells which cup
+    ways = [relation for relation in vocabulary.WAYS if sum(text in relation for text in texts) == 1]
+    pairs = [(way, texts.index(text)) for relation in ways for text in texts if text in relation for way in relation]
+    return [(way, index) for way, index in pairs if way not in texts and not (set(way) <= words.unspecific)]
+
+
+def _shortened(texts: Sequence[tuple[str, ...]]) -> Iterator[list[tuple[str, ...]]]:
+    """Shorter forms of all texts: by their direction, by the word in which they differ, without a pronoun, by the "yes"
+    or "no" before them, and with the verb in the present tense."""
+    cores = [tuple(key for key in text if key not in words.around) for text in texts]
+    yield [core if core and set(core) <= words.directions else text for core, text in zip(cores, texts, strict=True)]
+    columns = [column for column in zip(*texts, strict=False) if len(set(column)) > 1]
+    if len({len(text) for text in texts}) == 1 and len(columns) == 1:
+        kinds = (words.directions, COLOURS, {key for key in columns[0] if is_number(key)})
+        yield [(key,) for key in columns[0] if any(set(columns[0]) <= kind for kind in kinds)]
+    yield [text[1:] if len(text) > 2 and text[0] in words.subjects else text for text in texts]
+    if all(text[:1] in (("yes",), ("no",)) for text in texts):
+        yield [text[:1] for text in texts]
+    yield from ([_present(text, ending) for text in texts] for ending in ("s", "es"))
+
+
+def _present(text: tuple[str, ...], ending: str) -> tuple[str, ...]:
+    """A text with the verb before its object in the present tense: "rides a bike" for "[is] riding a bike"."""
+    verb = next((i for i, key in enumerate(text[:-1]) if key.endswith("ing") and verb_of(key)), None)
+    if verb == 0 or (verb and text[verb - 1] == "is"):
+        return (*text[: max(verb - 1, 0)], verb_of(text[verb]) + ending, *text[verb + 1 :])
+    return text
+
+
+def _places(texts: Sequence[str]) -> dict[str, list[Place]]:
+    """By relation: the options that say where something is."""
+    places = [pair for index, text in enumerate(texts) for pair in _place(index, tokenise(text))]
+    counts = Counter((relation, *place[1:3], place.thing) for relation, place in places)
+    table = defaultdict(list)
+    for relation, place in places:
+        strict = counts[(relation, *place[1:3], place.thing)] > 1
+        table[relation].append(place._replace(strict=strict))
+    return dict(table)
+
+
+def _place(index: int, tokens: Sequence[Token]) -> Iterator[tuple[str, Place]]:
+    """The relation and the place that an option's text names, if it names one: "[He is sitting] behind the counter"."""
+    start = next((i for i in range(len(tokens) - 1) if relation_at(tokens, i)[1]), len(tokens) - 1)
+    relation, size = relation_at(tokens, start)
+    thing = tuple(token.key for token in tokens[start + size : -1] if token.key not in words.articles)
+    before = [token.key for token in tokens[:start]]
+    if not thing or set(thing) & words.directions or "not" in before:
+        return
+    verb = next((verb_of(key) for key in before[-1:] if key in POSTURES or key.endswith("ing")), "")
+    end = next((i for i, key in enumerate(before) if key in words.copulas), len(before) - bool(verb))
+    subjects = [key for key in before[:end] if key not in words.articles]
+    subject = "" if not subjects or subjects[-1] in words.subjects else subjects[-1]
+    yield relation, Place(index, subject, subjects[-1:] in (["he"], ["she"]), verb, thing, False)
+
+
 # Mentions
 
 
 def _mentions(tokens: Sequence[Token], phrases: Sequence[dict[str, int]], options: Options) -> list[Mention]:
     """Every place that names an option, in order; a name inside a longer one ("left" in "top left") is no name."""
-    every = [*_by_text(tokens, phrases, options), *_by_place_named(tokens, options), *_by_claim(tokens, options)]
+    every = [*_by_text(tokens, phrases, options), *_by_place(tokens, options), *_by_claim(tokens, options)]
     every += _by_letter(tokens, options) if options.letters else ()
     kept: list[Mention] = []
     end = -1
@@ -318,22 +295,20 @@ def _mentions(tokens: Sequence[Token], phrases: Sequence[dict[str, int]], option
         elif mention.end > end:
             kept.append(mention)
             end = mention.end
-    count = len(options.texts)
-    kept = _without_lists(tokens, kept, [(index, by) for index in range(count) for by in ("letter", "text")])
-    return _without_lists(tokens, kept, [(index, "text") for index in range(count)]) if count > 2 else kept
+    return _without_lists(tokens, kept, len(options.texts))
 
 
-def _without_lists(tokens: Sequence[Token], mentions: list[Mention], order: list[tuple[int, str]]) -> list[Mention]:
-    """The mentions without repetitions of the whole list of options, which name all in order and choose none."""
+def _without_lists(tokens: Sequence[Token], mentions: list[Mention], count: int) -> list[Mention]:
+    """The mentions without repetitions of the whole list of options, "(A) left (B) right", which choose none."""
     kept, start = [], 0
-    pattern = [({index}, by) for index, by in order]
+    orders = [[({i}, by) for i in range(count) for by in ("letter", "text")], [({i}, "text") for i in range(count)]]
     while start < len(mentions):
-        run = mentions[start : start + len(pattern)]
-        listed = (mentions[start].indices, mentions[start].by) == pattern[0]
-        listed = listed and [(mention.indices, mention.by) for mention in run] == pattern
-        between = (tokens[one.end : other.start] for one, other in zip(run, run[1:], strict=False))
-        if listed and all(token.key in words.LINKS for gap in between for token in gap):
-            start += len(run)
+        for order in orders[: 1 + (count > 2)]:
+            run = mentions[start : start + len(order)]
+            gaps = (tokens[one.end : other.start] for one, other in pairwise(run))
+            if [one[2:] for one in run] == order and all(token.key in words.links for gap in gaps for token in gap):
+                start += len(run)
+                break
         else:
             kept.append(mentions[start])
             start += 1
@@ -342,33 +317,39 @@ def _without_lists(tokens: Sequence[Token], mentions: list[Mention], order: list
 
 def _by_text(tokens: Sequence[Token], phrases: Sequence[dict[str, int]], options: Options) -> Iterator[Mention]:
     """The mentions of options by their text, part of it, or another way to write it."""
-    blocked = _other_senses(tokens)
+    blocked = other_senses(tokens)
     zero = next((index for text, index, _ in options.forms.get("0", ()) if len(text) == 1), None)
     for start, token in enumerate(tokens[:-1]):
         for text, index, part in options.forms.get(token.key, ()):
             end = start + len(text)
-            alone = text in words.ALONE or (text in words.ALONE_FORMS and text not in options.texts)
-            if not stands(text, tokens, start) or (alone and not _alone(tokens, start, end)):
+            alone = text in vocabulary.ALONE or (text in vocabulary.ALONE_FORMS and text not in options.texts)
+            if not is_at(text, tokens, start) or (alone and not _alone(tokens, start, end)):
                 continue
             if text[1:2] == ("is",) and len(text) > 3 and _follows_preposition(tokens, start):
                 continue  # "the dog next to the car is behind the tree" says nothing of the car
-            if len(text) > 1 or (start not in blocked and _in_sense(tokens, start, part)):
+            if len(text) > 1 or (start not in blocked and in_sense(tokens, start, part)):
                 yield Mention(start, end, frozenset((index,)), "text")
-        if zero is not None and (size := phrases[start].get("zero")) and tokens[start + size].key not in words.NOT_ZERO:
+        if zero is not None and (size := phrases[start].get("zero")) and tokens[start + size].key not in words.not_zero:
             yield Mention(start, start + size, frozenset((zero,)), "text")
 
 
-def _by_place_named(tokens: Sequence[Token], options: Options) -> Iterator[Mention]:
+def _alone(tokens: Sequence[Token], start: int, end: int) -> bool:
+    """True if tokens answer by themselves, as the 是 of "是的，..." does and that of "它是" does not."""
+    starts = start == 0 or tokens[start].edge not in ("", "/", "(")
+    return starts and bool(tokens[end].edge or tokens[end].key in words.alone_endings)
+
+
+def _by_place(tokens: Sequence[Token], options: Options) -> Iterator[Mention]:
     """The options that say where something is, in other words: "stands behind the old counter", "beside it"."""
     end = 0
     for start in range(len(tokens) - 1 if options.places else 0):
-        named, size = words.relation(tokens, start)
+        relation, size = relation_at(tokens, start)
         if start < end or not size:
             continue
         end = start + size
-        places = options.places.get(named, ())
+        places = options.places.get(relation, ())
         ends = [_thing_end(tokens, end, place.thing) for place in places]
-        if not any(ends) and tokens[end].key in words.THEMSELVES and not tokens[end].edge:
+        if not any(ends) and tokens[end].key in words.themselves and not tokens[end].edge:
             ends = _pronoun_ends(tokens, end, places)
         for place, stop in zip(places, ends, strict=True):
             if stop and _does(tokens, start, place) and not _is_inverted(tokens, start, stop):
@@ -376,15 +357,12 @@ def _by_place_named(tokens: Sequence[Token], options: Options) -> Iterator[Menti
 
 
 def _thing_end(tokens: Sequence[Token], start: int, thing: tuple[str, ...]) -> int:
-    """The position after a thing that is named at a position, up to three words before it aside; 0 where it is not."""
+    """The position after a thing that is named at a position, up to four words before it aside; 0 where it is not."""
     for position in range(start, min(start + 5, len(tokens) - 1)):
-        token = tokens[position]
-        if token.edge or token.key in words.CONJUNCTIONS or token.key in words.COPULAS:
+        if tokens[position].edge or tokens[position].key in words.conjunctions | words.copulas:
             return 0
-        if token.key == thing[0] and stands(thing, tokens, position):
+        if is_at(thing, tokens, position):
             return position + len(thing)
-        if token.key in words.PREPOSITIONS:
-            return 0
     return 0
 
 
@@ -400,34 +378,32 @@ def _is_inverted(tokens: Sequence[Token], start: int, end: int) -> bool:
     """True if a place begins a clause about another thing: "in front of it there is ..", "behind it stands .."."""
     begins = start == 0 or tokens[start].edge or tokens[start - 1].key in ("and", "but", "while", "with")
     behind = tokens[end]
-    other = behind.key in ("there", "is", "are", "was", "were") or words.POSTURES.get(behind.key) is not None
-    return bool(begins) and (other or behind.edge == ",") and (not behind.edge or tokens[end + 1].key in words.ARTICLES)
+    other = behind.key in ("there", "is", "are", "was", "were") or behind.key in POSTURES
+    return bool(begins) and (other or behind.edge == ",") and (not behind.edge or tokens[end + 1].key in words.articles)
 
 
 def _does(tokens: Sequence[Token], start: int, place: Place) -> bool:
     """True if the clause before a position is about a place's subject, and its verb is none but the place's."""
     near = [token.key for token in tokens[max(0, start - 4) : start]]
-    verbs, postures = {words.action(key) for key in near}, {words.POSTURES.get(key) for key in near} - {None}
-    known = place.verb in words.POSTURES.values()
+    verbs, postures = {verb_of(key) for key in near}, {POSTURES[key] for key in near if key in POSTURES}
+    known = place.verb in POSTURES.values()
     if place.verb and (postures - {place.verb} or ((place.strict or not known) and place.verb not in verbs)):
-        return False
-    if not place.verb and place.strict and postures:
         return False
     clause = _clause_before(tokens, start)
     if place.person:
-        return any(tokens[i].key in words.PERSONS or words.AGENT.search(tokens[i].key) for i in clause)
+        return any(tokens[i].key in words.persons or AGENT.search(tokens[i].key) for i in clause)
     if place.subject and _modifies(tokens, start, place.subject):
         return False
-    named = [i for i in clause if tokens[i].key == place.subject or tokens[i].key in words.SUBJECTS]
+    named = [i for i in clause if tokens[i].key == place.subject or tokens[i].key in words.subjects]
     return not place.subject or any(not _follows_preposition(tokens, i) for i in named)
 
 
 def _modifies(tokens: Sequence[Token], start: int, subject: str) -> bool:
     """True if a place belongs to another noun than the subject: "the dog looks at the cat on the sofa"."""
     for i in range(start - 1, max(0, start - 4), -1):
-        if tokens[i].key in words.ARTICLES:
-            return tokens[start - 1].key != subject and i < start - 1 and tokens[i - 1].key not in words.PLACING
-        if tokens[i].edge or tokens[i].key in words.COPULAS or words.action(tokens[i].key):
+        if tokens[i].key in words.articles:
+            return tokens[start - 1].key != subject and i < start - 1 and tokens[i - 1].key not in words.placing
+        if tokens[i].edge or tokens[i].key in words.copulas or verb_of(tokens[i].key):
             return False
     return False
 
@@ -435,11 +411,11 @@ def _modifies(tokens: Sequence[Token], start: int, subject: str) -> bool:
 def _clause_before(tokens: Sequence[Token], start: int) -> list[int]:
     """The positions before a position in its clause, as far back as a noun phrase after a comma or "and" begins it."""
     clause, position = [], start
-    while position > max(0, start - 30) and tokens[position].edge not in (".", "\n"):
-        if position < start and tokens[position].key in words.RELATIVES:
-            return [position - 1] if position and tokens[position + 1].key not in words.ARTICLES else clause
-        boundary = tokens[position].edge or tokens[position].key in (*words.CONJUNCTIONS, *words.EXPLAINS, "but")
-        if boundary and any(tokens[i].key in words.ARTICLES | words.SUBJECTS for i in clause):
+    while position > max(0, start - 30) and tokens[position].edge not in SENTENCE:
+        if position < start and tokens[position].key in words.relatives:
+            return [position - 1] if position and tokens[position + 1].key not in words.articles else clause
+        boundary = tokens[position].edge or tokens[position].key in words.conjunctions | words.explains | {"but"}
+        if boundary and any(tokens[i].key in words.articles | words.subjects for i in clause):
             break
         position -= 1
         clause.append(position)
@@ -449,9 +425,9 @@ def _clause_before(tokens: Sequence[Token], start: int) -> list[int]:
 def _follows_preposition(tokens: Sequence[Token], position: int) -> bool:
     """True if a noun belongs to a preposition before it, as the car does in "next to the red car"."""
     for i in range(position, max(0, position - 3), -1):
-        if tokens[i].edge or tokens[i].key in words.ARTICLES or tokens[i - 1].key in words.COPULAS:
-            return not tokens[i].edge and tokens[i - 1].key in words.PREPOSITIONS
-        if tokens[i - 1].key in words.PREPOSITIONS:
+        if tokens[i].edge or tokens[i].key in words.articles or tokens[i - 1].key in words.copulas:
+            return not tokens[i].edge and tokens[i - 1].key in words.prepositions
+        if tokens[i - 1].key in words.prepositions:
             return True
     return False
 
@@ -459,14 +435,12 @@ def _follows_preposition(tokens: Sequence[Token], position: int) -> bool:
 def _by_claim(tokens: Sequence[Token], options: Options) -> Iterator[Mention]:
     """The option that a verdict on a claim names: "The statement '..' is not correct" is "False", or "No"."""
     for position, token in enumerate(tokens[:-1] if options.claims else ()):
-        if token.key not in words.TRUE | words.FALSE or token.edge:
+        if token.key not in words.true | words.false or token.edge:
             continue
-        start, truth = position, token.key in words.TRUE
-        while start > 1 and not tokens[start].edge and tokens[start - 1].key in words.ADVERBS | {"not"}:
-            start -= 1
-            truth ^= tokens[start].key == "not"
-        behind = tokens[position + 1]
-        ends = behind.edge or behind.key in words.EXPLAINS or behind.key in ("as", "for", "given", "based", "according")
+        start, behind = back(tokens, position, words.adverbs | {"not"}), tokens[position + 1]
+        denials = sum(token.key == "not" for token in tokens[start:position])
+        truth = (token.key in words.true) ^ (denials % 2)
+        ends = behind.edge or behind.key in words.explains or behind.key in ("as", "for", "given", "based", "according")
         if start > 1 and ends and not tokens[start].edge and _is_claim(tokens, start - 1, options):
             yield Mention(start, position + 1, frozenset((options.claims[not truth],)), "text")
 
@@ -476,97 +450,28 @@ def _is_claim(tokens: Sequence[Token], copula: int, options: Options) -> bool:
     if tokens[copula].key not in ("is", "was", "are", "seems", "appears"):
         return False
     before, quoted = tokens[copula - 1].key, '"' in tokens[copula].gap or "'" in tokens[copula].gap
-    if before in words.CLAIMS or (before in ("that", "this", "it") and options.texts[options.claims[0]] != ("yes",)):
+    if before in words.claims or (before in ("that", "this", "it") and options.texts[options.claims[0]] != ("yes",)):
         return True
     for position in range(copula - 2, max(-1, copula - 40), -1):
-        if tokens[position].key in words.CLAIMS:
+        if tokens[position].key in words.claims:
             return quoted or tokens[position + 1].key in ("that", "about")
     return False
 
 
-def _other_senses(tokens: Sequence[Token]) -> set[int]:
-    """Positions of words that mean no direction where they stand: "the right answer", "mentioned above", "right?"."""
-    blocked = set()
-    for start, token in enumerate(tokens[:-1]):
-        behind = tokens[start + 1]
-        for phrase, target, restored in words.OTHER_SENSES.get(token.key, ()):
-            if not stands(phrase, tokens, start):
-                continue
-            follower = tokens[start + len(phrase)]
-            backed = target == 0 and start and not token.edge and tokens[start - 1].key in words.BACKED
-            if not backed and not (restored and not follower.edge and follower.key in words.NOUN_AHEAD):
-                blocked.add(start + target)
-        if token.key == "left" and _remains(tokens, start):
-            blocked.add(start)
-        if token.key == "right":
-            tag = token.edge == "," and "?" in behind.gap
-            opening = start == 0 and behind.edge == "," and behind.key in words.AFTER_RIGHT
-            if tag or opening or (behind.key not in ("of", "side") and _calls_right(tokens, start)):
-                blocked.add(start)
-        elif token.key in ORDINALS and behind.edge == "," and (start == 0 or token.edge in (".", "\n")):
-            blocked.add(start)
-    return blocked
+def _is_letter(token: Token) -> bool:
+    """True for one ASCII letter."""
+    return re.fullmatch("[A-Za-z]", token.text) is not None
 
 
-def _remains(tokens: Sequence[Token], position: int) -> bool:
-    """True if the "left" at a position says that things remain or went away: "3 red apples left", "has left"."""
-    behind, before = tokens[position + 1], tokens[position - 1] if position else START
-    if position == 0 or tokens[position].edge or behind.key in ("of", "and", "or", "side", "hand", "to"):
-        return False
-    if before.key in ("has", "have", "had"):
-        return True
-    if before.key in ("are", "were") and tokens[position - 2].key in ("that", "which"):
-        return True
-    near = range(max(1, position - 4), position)
-    counted = [i for i in near if tokens[i].key == "only" or _counts(tokens, i)]
-    if not counted or before.key in words.BACKED | words.STEPS | words.PREPOSITIONS:
-        return False
-    between = {token.key for token in tokens[counted[-1] + 1 : position]}
-    return bool(between) and between.isdisjoint(words.PREPOSITIONS | words.STEPS | {"move", "moves", "moved", "turn"})
+def _index(letter: str, options: Options) -> int:
+    """The index of the option that a letter names, or NO_OPTION."""
+    index = ascii_uppercase.index(letter.upper())
+    return index if index < len(options.texts) else NO_OPTION
 
 
-def _counts(tokens: Sequence[Token], position: int) -> bool:
-    """True for a number other than the "one" of "the one left"; "only one" and "there is one" count."""
-    token, before = tokens[position], tokens[position - 1]
-    return is_number(token.key) and (token.text != "one" or before.key in ("only", "just", "is"))
-
-
-def _calls_right(tokens: Sequence[Token], position: int) -> bool:
-    """Whether the "right" at a position calls a letter correct: "B is right", "A must be right"."""
-    start = position
-    while start > max(0, position - 4) and not tokens[start].edge and tokens[start - 1].key in words.CALLING:
-        start -= 1
-    return 0 < start < position and not tokens[start].edge and _is_capital(tokens[start - 1])
-
-
-def _in_sense(tokens: Sequence[Token], position: int, part: bool) -> bool:
-    """Whether one word at a position can answer, unlike the "no" of "no car" or a number that labels or computes."""
-    token, behind = tokens[position], tokens[position + 1]
-    before = tokens[position - 1] if position else START
-    if token.key == "no":
-        starts = position == 0 or token.edge in (".", "\n", ":")
-        return bool(behind.edge) or behind.key in (words.FOLLOWS_NO if starts else ("or", "and"))
-    if not is_number(token.key):
-        return True
-    apart = (position == 0 or token.edge not in ("", ",")) and behind.edge
-    counted = before.key in words.ONE_BEFORE and behind.key != "of"
-    if token.text.casefold() in ("one", "一") and not (apart or counted or behind.key == "or"):
-        return False
-    if before.key in ("than", "least") or behind.key == "x" or (behind.gap == "-" and not is_number(behind.key)):
-        return False
-    if (token.edge in ("", "(") and before.key in words.NUMBERED) or (part and not behind.edge and behind.key in UNITS):
-        return False
-    for neighbour, gap in ((before, token.gap), (behind, behind.gap)):
-        joined = (gap == ":" or gap.strip() in ("/", "-", "\u2013", ",", "x")) and is_number(neighbour.key)
-        if joined or re.search(r"[+\u00d7\u00f7<>]", gap):
-            return False
-    return "=" not in behind.gap
-
-
-def _alone(tokens: Sequence[Token], start: int, end: int) -> bool:
-    """Whether tokens answer by themselves, as the 是 of "是的，..." does and that of "它是" does not."""
-    starts = start == 0 or tokens[start].edge not in ("", "/", "(")
-    return starts and bool(tokens[end].edge or tokens[end].key in words.ALONE_ENDINGS)
+def _called_so(key: str, options: Options) -> set[int]:
+    """Options whose whole text is one letter."""
+    return {index for index, text in enumerate(options.texts) if text == (key,)}
 
 
 def _by_letter(tokens: Sequence[Token], options: Options) -> Iterator[Mention]:
@@ -579,15 +484,12 @@ def _by_letter(tokens: Sequence[Token], options: Options) -> Iterator[Mention]:
         index, behind = _index(token.text, options), tokens[position + 1]
         marked = OPENED.search(token.gap[-1:]) is not None and CLOSED.match(behind.gap) is not None
         own = options.texts[index] if index != NO_OPTION else ()
-        named = own and behind.key == own[0] and stands(own, tokens, position + 1)
+        named = own and is_at(own, tokens, position + 1)
         leading = (position == 0 or "\n" in token.gap or named) and LABEL_END.match(behind.gap) is not None
         if marked or leading:
             if index == NO_OPTION and not token.text.isupper():  # the s of "shape(s)"
                 continue
-        elif token.text.islower():
-            if not _called(tokens, position):
-                continue
-        elif not _is_name_of_option(tokens, position, things, options):
+        elif not (_is_called if token.text.islower() else _is_name)(tokens, position, things, options):
             continue
         if not (leading or (marked and token.gap[-1] in "([{")):
             yield Mention(position, position + 1, frozenset({index} | _called_so(token.key, options)), "letter")
@@ -596,35 +498,33 @@ def _by_letter(tokens: Sequence[Token], options: Options) -> Iterator[Mention]:
             yield Mention(position, position + 1 + same, frozenset((index,)), "letter")
 
 
-def _called(tokens: Sequence[Token], position: int) -> bool:
-    """Whether a small letter is called one, "option b" or "the answer is b", where a clause ends, or fills a line."""
+def _is_called(tokens: Sequence[Token], position: int, *_) -> bool:
+    """True if a small letter is called one, "option b" or "the answer is b", where a clause ends, or fills a line."""
     start, behind = position - 1, tokens[position + 1]
     if (position == 0 or tokens[position].edge == "\n") and (behind.edge == "\n" or not behind.key):
         return True
-    if start >= 0 and tokens[start].key == "is" and not tokens[position].edge:
-        start -= 1
-    return start >= 0 and tokens[start].key in words.CALLED and bool(behind.edge)
+    start -= tokens[start].key == "is"
+    return start >= 0 and tokens[start].key in words.called and bool(behind.edge)
 
 
-def _is_name_of_option(tokens: Sequence[Token], position: int, things: set[int], options: Options) -> bool:
-    """Whether a capital without brackets names an option: no article, no "I", no name of a thing ("car B"), which is
+def _is_name(tokens: Sequence[Token], position: int, things: set[int], options: Options) -> bool:
+    """True if a capital without brackets names an option: no article, no "I", no name of a thing ("car B"), which is
     added to `things`."""
-    token, behind = tokens[position], tokens[position + 1]
-    before = tokens[position - 1] if position else START
+    token, before, behind = tokens[position], tokens[position - 1], tokens[position + 1]
     hyphened = token.gap == "-" or re.match(r"-\S?$|\+", behind.gap) is not None
     no_option = _index(token.text, options) == NO_OPTION and not behind.edge
-    if hyphened or no_option or (token.text == "I" and len(options.texts) < 9) or before.key in words.THINGS:
+    if hyphened or no_option or (token.text == "I" and len(options.texts) < 9) or before.key in words.things:
         return False
-    named = behind.edge or _is_capital(behind) or IDEOGRAPH.match(behind.text) or behind.key in words.LETTER_BEHIND
+    named = behind.edge or is_capital(behind) or IDEOGRAPH.match(behind.text) or behind.key in words.letter_behind
     if token.text in "AI" and behind.gap.isspace() and not named:
         return False
     names = any(len(key) == 1 and key.isalpha() for text in options.texts for key in text)  # "A is closer"
-    if names and not behind.edge and behind.key in words.COPULAS and tokens[position + 2].key not in words.CALLS:
+    if names and not behind.edge and behind.key in words.copulas and tokens[position + 2].key not in words.calls:
         return False
-    chained = position - 1 if token.edge in (",", "/") else position - 2 if before.key in words.CONJUNCTIONS else -1
-    labelled = before.key in words.LABELLED or (not behind.edge and behind.key in words.LABELLED)
-    free = token.edge or not position or _is_capital(before) or IDEOGRAPH.match(before.text[-1:])
-    free = free or before.key in words.LETTER_BEFORE or before.key.endswith("ly")
+    chained = position - 1 if token.edge in (",", "/") else position - 2 if before.key in words.conjunctions else -1
+    labelled = before.key in words.labelled or (not behind.edge and behind.key in words.labelled)
+    free = token.edge or not position or is_capital(before) or IDEOGRAPH.match(before.text[-1:])
+    free = free or before.key in words.letter_before or before.key.endswith("ly")
     free = free or (before.key == "than" and tokens[position - 2].key in ("rather", "other"))
     if chained in things or labelled or not free:
         things.add(position)
@@ -662,14 +562,14 @@ def _joined(tokens: Sequence[Token], one: Mention, other: Mention) -> bool:
         return False
     between = {token.key for token in tokens[one.end : other.start]}
     edges = {token.edge for token in tokens[one.end : other.start + 1]} - {""}
-    conjunction = bool(between & words.CONJUNCTIONS)
+    conjunction = bool(between & words.conjunctions)
     if not conjunction and one.by == "letter" and other.by == "text":
-        if between <= words.FILLERS and edges <= {".", ":", "-", "(", ",", "/"}:
+        if between <= words.fillers and edges <= {".", ":", "-", "(", ",", "/"}:
             return one.indices == other.indices or edges != {"."} or not between or tokens[one.start].item
-        says = tokens[one.end].edge == ":" and tokens[other.end].edge in (".", "\n")  # "A: it is on the right."
-        return says and edges == {":"} and not between & words.EXPLAINS
+        says = tokens[one.end].edge == ":" and tokens[other.end].edge in SENTENCE  # "A: it is on the right."
+        return says and edges == {":"} and not between & words.explains
     counted = is_number(tokens[one.start].key) and is_number(tokens[other.start].key)
-    if not between <= words.LINKS | {"not"} or (counted and edges == {"("} and one.indices != other.indices):
+    if not between <= words.links | {"not"} or (counted and edges == {"("} and one.indices != other.indices):
         return False
     if not conjunction and one.by == "text" and other.by == "letter":
         return edges <= {"(", "-", "/"} or (edges == {","} and one.indices == other.indices)
@@ -690,8 +590,8 @@ def _deny_ahead(passage: Passage) -> None:
     while position < len(tokens) - 1:
         token = tokens[position]
         reach.cross(passage, position)
-        if latest and token.edge and (size := passage.size(position, "that is wrong")):
-            _refute(passage, [latest, item or latest])
+        if latest and token.edge and (size := passage.size(position, "that_is_wrong")):
+            passage.refute([latest, item or latest])
             position += size
             continue
         item = None if "\n" in token.gap else item
@@ -732,7 +632,7 @@ class Reach:
     def cross(self, passage: Passage, position: int) -> None:
         """Pass the boundary before a position."""
         edge = passage.tokens[position].edge
-        if edge in (".", "\n"):
+        if edge in SENTENCE:
             self.__init__()
         elif edge in (":", "-", ","):
             self.hedge = ""
@@ -745,7 +645,7 @@ class Reach:
     def enter(self, role: str, key: str, position: int) -> None:
         """Pass a phrase of a role, or the word `key` without one, that ends before a position."""
         if role == "contrast":
-            self.__init__(hedge="reason" if key in words.REASONS else "")
+            self.__init__(hedge="reason" if key in words.reasons else "")
         elif role == "denial" and self.kind and key in ("anything", "everything"):
             self.kind = ""  # "cannot be anything but left"
         elif role == "hedge":
@@ -755,7 +655,7 @@ class Reach:
             self.condition = self.condition or role == "condition"
         elif self.condition and key in ("would", "could", "might"):
             self.kind = "condition"
-        elif self.kind == "attention" and key in words.COPULAS:
+        elif self.kind == "attention" and key in words.copulas:
             self.kind = ""
 
 
@@ -763,7 +663,7 @@ def _role(passage: Passage, position: int) -> tuple[str, int]:
     """What the words at a position do to the mentions after them, and how many words they are."""
     token, behind = passage.tokens[position], passage.tokens[position + 1]
     starts = position == 0 or bool(token.edge)
-    if token.key == "no" and not behind.edge and not (token.edge in (".", "\n") and behind.key in words.FOLLOWS_NO):
+    if token.key == "no" and not behind.edge and not (token.edge in SENTENCE and behind.key in words.follows_no):
         return "denial", 1
     if starts and token.key in ("wrong", "incorrect", "false") and behind.edge in ("", ":", "("):
         return "denial", 1
@@ -776,9 +676,9 @@ def _questions(tokens: Sequence[Token]) -> dict[int, str]:
     asked, question = {}, ""
     for position in range(len(tokens) - 2, -1, -1):
         closing = tokens[position + 1]
-        if closing.edge in (".", "\n"):
+        if closing.edge in SENTENCE:
             last, before = tokens[position].key, tokens[position - 1].key
-            tag = (last in words.TAGGED and before == "not") or (last == "right" and tokens[position].edge == ",")
+            tag = (last in words.tagged and before == "not") or (last == "right" and tokens[position].edge == ",")
             question = "" if "?" not in closing.gap or tag else "answered" if closing.key else "open"
         if question:
             asked[position] = question
@@ -791,14 +691,14 @@ def _list_goes_on(passage: Passage, position: int, kind: str) -> bool:
     tokens, conjunction, nor, count = passage.tokens, False, False, 0
     for _ in range(26):
         start = position
-        while tokens[start].key in words.LINKS and start not in passage.at:
-            conjunction = conjunction or tokens[start].key in words.CONJUNCTIONS
+        while tokens[start].key in words.links and start not in passage.at:
+            conjunction = conjunction or tokens[start].key in words.conjunctions
             nor = nor or tokens[start].key == "nor"
             start += 1
         if start not in passage.at:
             break
         position, count = passage.at[start].end, count + 1
-    verb = not (nor or tokens[position].edge) and tokens[position].key in words.VERBS
+    verb = not (nor or tokens[position].edge) and tokens[position].key in words.verbs
     return not verb and (conjunction and count > 0 or kind != "aside" and count > 1)
 
 
@@ -808,28 +708,21 @@ def _deny_behind(passage: Passage, group: list[Mention], before: list[Mention]) 
     last = group[-2:] if len(group) > 1 and group[-2].indices == group[-1].indices else group[-1:]
     likewise = group[0].start > 1 and passage.size(group[0].start - 2, "likewise")
     if likewise and before and before[-1].start in passage.refuted:
-        _refute(passage, group)
+        passage.refute(group)
     elif _verdict(passage, "no", end) or (not tokens[end].edge and passage.size(end, "refuted")):
-        _refute(passage, last)
+        passage.refute(last)
     elif tokens[end].key in ("if", "otherwise") and not tokens[end].edge and not passage.size(end, "neutral"):
         passage.denied.update(mention.start for mention in last)
     else:
         start = end
-        while tokens[start].key in words.PREDICATE and tokens[start].edge in ("", "," if start == end else ""):
+        while tokens[start].key in words.predicate and tokens[start].edge in ("", "," if start == end else ""):
             start += 1
-        verb = next((token.key for token in tokens[end:start] if token.key in words.COPULAS), "")
+        verb = next((token.key for token in tokens[end:start] if token.key in words.copulas), "")
         refuting = not tokens[start].edge and passage.size(start, "refuting")
         if verb and not tokens[start].edge and passage.size(start, "hedging"):
             passage.hedged.update(mention.start for mention in last)
         if verb and refuting and not passage.size(start, "neutral") and not passage.size(end, "neutral"):
-            _refute(passage, last if verb in words.SINGULAR else group)
-
-
-def _refute(passage: Passage, mentions: Iterable[Mention]) -> None:
-    """Mark mentions as denied and refuted; returns nothing."""
-    for mention in mentions:
-        passage.denied.add(mention.start)
-        passage.refuted.add(mention.start)
+            passage.refute(last if verb in words.singular else group)
 
 
 def _verdict(passage: Passage, role: str, end: int) -> bool:
@@ -856,7 +749,7 @@ def _statements(passage: Passage, groups: list[list[Mention]]) -> list[Statement
         clause, concluding = clauses.get(start, (-1, False))
         outright, last = _cue_before(passage, cues, start) or (_confirmed(passage, end), False)
         if not outright:
-            outright, last = _by_place(passage, group) or (None, False)
+            outright, last = _by_position(passage, group) or (None, False)
         if outright is None and clause < 0:
             continue
         indices = frozenset(index for mention in named for index in mention.indices)
@@ -874,7 +767,7 @@ def _conclusions(passage: Passage) -> dict[int, tuple[int, bool]]:
     while position < len(tokens) - 1:
         token = tokens[position]
         starts = position == 0 or bool(token.edge) or tokens[position - 1].key in ("and", "but")
-        if token.edge in (".", "\n"):
+        if token.edge in SENTENCE:
             clause = None
         elif token.edge == ":" and is_number(tokens[position - 1].key):
             clause = None  # "altogether 16: 10 adults and 6 children"
@@ -901,7 +794,7 @@ def _apposition(passage: Passage, position: int) -> int:
         return 0
     behind = tokens[position + size]
     if tokens[position].key in ("that", "which"):
-        counted = position == 0 or tokens[position].edge in (".", "\n")
+        counted = position == 0 or tokens[position].edge in SENTENCE
         return size if size > 2 or behind.edge == "," or (counted and is_number(behind.key)) else 0
     apart = tokens[position].edge or tokens[position].key == "i.e."
     return size if apart and _repeats(passage, position) else 0
@@ -911,7 +804,7 @@ def _repeats(passage: Passage, position: int) -> bool:
     """Whether the option named after a position has the numbers of those named before it in its sentence: "in front and
     to the right, i.e. front-right", unlike "-30 degrees, i.e. 30 degrees clockwise"."""
     tokens = passage.tokens
-    begin = next((i for i in range(position, 0, -1) if tokens[i].edge in (".", "\n")), 0)
+    begin = next((i for i in range(position, 0, -1) if tokens[i].edge in SENTENCE), 0)
     before = [mention for mention in passage.mentions if begin <= mention.start < position]
     behind = next((mention for mention in passage.mentions if mention.start >= position), None)
     if behind is None:
@@ -929,7 +822,7 @@ def _cues(passage: Passage) -> dict[int, tuple[str, bool]]:
             continue
         if token.key == BOX:
             cues[position + 1] = ("box", True)
-        for role in ("strict noun", "noun", "verb"):
+        for role in ("strict_noun", "noun", "verb"):
             if size := passage.size(position, role):
                 cues[position + size] = (role, position > 0 and passage.size(position - 1, "final") > 0)
     return cues
@@ -945,15 +838,15 @@ def _cue_before(passage: Passage, cues: dict[int, tuple[str, bool]], start: int)
         if cue := cues.get(position):
             role, last = cue
             direct = weight == 0 and edge != "." and edge != ","
-            if (direct and role in ("box", "verb", "noun")) or (linked and role in ("noun", "strict noun")):
+            if (direct and role in ("box", "verb", "noun")) or (linked and role in ("noun", "strict_noun")):
                 return True, last
             if role == "verb" and weight <= 8 and edge != "\n" and before.key in ("conclude", "say", "guess"):
                 return True, last
-        explains = before.key in words.EXPLAINS or passage.size(position - 1, "no object")
+        explains = before.key in words.explains or passage.size(position - 1, "no_object")
         if edge in (".", "\n", ",") or position - 1 in passage.covered or explains:
             return None
-        linked = linked or before.key in words.COPULAS
-        weight += before.key not in words.WEIGHTLESS
+        linked = linked or before.key in words.copulas
+        weight += before.key not in words.weightless
         position -= 1
     return None
 
@@ -963,14 +856,14 @@ def _confirmed(passage: Passage, end: int) -> bool | None:
     tokens, start = passage.tokens, end
     if _verdict(passage, "yes", end) or _totals(passage, end):
         return True
-    while tokens[start].key in words.PREDICATE and not tokens[start].edge:
+    while tokens[start].key in words.predicate and not tokens[start].edge:
         start += 1
     size = 0 if tokens[start].edge else passage.size(start, "confirming")
     ideograph = IDEOGRAPH.match(tokens[start].text) is not None
     if not size or start in passage.at or (start == end and not ideograph):
         return None
     follower = tokens[start + size]
-    ends = follower.edge or follower.key in words.CONFIRMED or passage.size(start + size, "subordinate")
+    ends = follower.edge or follower.key in words.confirmed or passage.size(start + size, "subordinate")
     return True if ends or ideograph else None
 
 
@@ -982,9 +875,9 @@ def _totals(passage: Passage, end: int) -> bool:
     if _parts_end(tokens, end):
         return True
     for position in range(end, min(end + 4, len(tokens) - 1)):
-        if tokens[position].edge or position in passage.covered or tokens[position].key in words.CONJUNCTIONS:
+        if tokens[position].edge or position in passage.covered or tokens[position].key in words.conjunctions:
             return False
-        if any(stands(total, tokens, position) for total in words.TOTALS if tokens[position].key == total[0]):
+        if any(is_at(total, tokens, position) for total in vocabulary.TOTALS):
             return True
     return False
 
@@ -996,7 +889,7 @@ def _parts_end(tokens: Sequence[Token], end: int) -> int:
     if not is_number(tokens[end - 1].key):
         return 0
     for position, token in enumerate(tokens[end : end + 50], end):
-        if token.edge in (".", "\n") or (token.edge == "," and not listed) or (listed == "(" and ")" in token.gap):
+        if token.edge in SENTENCE or (token.edge == "," and not listed) or (listed == "(" and ")" in token.gap):
             break
         listed = listed or token.edge * (token.edge in (":", "(", "-"))
         if is_number(token.key):
@@ -1007,18 +900,18 @@ def _parts_end(tokens: Sequence[Token], end: int) -> int:
     return last if len(parts) > 1 and sum(parts) == float(tokens[end - 1].key) else 0
 
 
-def _by_place(passage: Passage, group: list[Mention]) -> tuple[bool, bool] | None:
+def _by_position(passage: Passage, group: list[Mention]) -> tuple[bool, bool] | None:
     """(outright, last) if a group is stated by its place: alone on a line, or first in the answer; else None."""
     tokens, start, end = passage.tokens, group[0].start, group[-1].end
     begin, trail = start, end
-    while begin > 0 and tokens[begin].edge not in (".", "\n") and tokens[begin - 1].key in words.LIGHT:
+    while begin > 0 and tokens[begin].edge not in (".", "\n") and tokens[begin - 1].key in words.light:
         begin -= 1
     if (begin > 0 and "\n" not in tokens[begin].gap) or tokens[begin].key == "#":
         return None
     letters = tokens[start].key.isalpha() and tokens[start].item
     if letters and any(token.item and token.key.isalpha() for token in tokens[end : end + 200]):
         return None  # the first entries of a list that goes through the options
-    while tokens[trail].key in words.TRAIL and not tokens[trail].edge:
+    while tokens[trail].key in words.trail and not tokens[trail].edge:
         trail += 1
     if "\n" in tokens[trail].gap or not tokens[trail].key:
         return True, False
@@ -1032,7 +925,7 @@ def _by_place(passage: Passage, group: list[Mention]) -> tuple[bool, bool] | Non
     different = {index for mention in group for index in mention.indices}
     if any(mention.by == "letter" for mention in group) and (edge or len(different) < len(group)):
         return True, False
-    answers = group[0].by == "text" and tokens[start].key in words.ANSWERS
+    answers = group[0].by == "text" and tokens[start].key in words.answers
     return (False, False) if edge == "." or (answers and edge in (",", "(", "-", ":")) else None
 
 
@@ -1051,7 +944,7 @@ def _decide(passage: Passage, groups: list[list[Mention]], statements: list[Stat
     if outright:
         return _last_of(passage, outright, [one for one in others if one.start > outright[-1].start and one.last])
     if others:
-        answered = passage.tokens[others[-1].start].key in words.ANSWERS  # "no. ... yes"
+        answered = passage.tokens[others[-1].start].key in words.answers  # "no. ... yes"
         behind = [one for one in passage.named(passage.mentions) if answered and one.start >= others[-1].end]
         agrees = all(one.indices == others[-1].indices for one in behind)
         return _last_of(passage, others, []) if agrees else None
@@ -1069,20 +962,20 @@ def _decide(passage: Passage, groups: list[list[Mention]], statements: list[Stat
     revised = {index for statement in statements if statement.outright for index in statement.indices}
     if revised and index is not None and index not in revised and plain[0].by == "text":
         between = passage.tokens[tail : plain[0].start]  # what follows a statement and a "wait" may only explain
-        return index if all(token.key in words.CORRECTING for token in between) else None
+        return index if all(token.key in words.correcting for token in between) else None
     return index
 
 
 def _ranked_first(passage: Passage, mentions: list[Mention]) -> int | None:
     """The option that superlatives of one kind name, if any: "the object nearest to the sofa is the table"."""
     tokens, indices = passage.tokens, set()
-    if len({token.key for token in tokens} & words.SUPERLATIVES) != 1:
+    if len({token.key for token in tokens} & words.superlatives) != 1:
         return None
     for mention in mentions:
         before, behind, key = mention.start - 1, mention.end, tokens[mention.start].key
-        if mention.end - mention.start == 1 and (key in COLOURS | words.DIRECTIONS or is_number(key)):
+        if mention.end - mention.start == 1 and (key in COLOURS | words.directions or is_number(key)):
             continue  # says how something is, not what is ranked
-        while before > 0 and tokens[before + 1].edge == "" and tokens[before].key in words.FILLERS:
+        while before > 0 and tokens[before + 1].edge == "" and tokens[before].key in words.fillers:
             before -= 1
         ranks = []
         if before >= 0 and tokens[before].key in ("is", "are", "was") and not tokens[before + 1].edge:
@@ -1097,18 +990,18 @@ def _compared(passage: Passage) -> int | None:
     """The subject of an answer that is one comparison of the two options, "the chair is closer than the table [since
     ..]", as the adjective of such an answer is the question's; else None."""
     tokens, mentions = passage.tokens, passage.mentions
-    if len(mentions) < 2 or any(token.edge in (".", "\n") for token in tokens[1:-1]):
+    if len(mentions) < 2 or any(token.edge in SENTENCE for token in tokens[1:-1]):
         return None
     subject, object_ = mentions[:2]
-    leads = all(token.key in words.FILLERS for token in tokens[: subject.start])
-    between = [token.key for token in tokens[subject.end : object_.start] if token.key not in words.ARTICLES]
-    if not leads or between[-1:] != ["than"] or not words.COMPARED & set(between) or subject.indices == object_.indices:
+    leads = all(token.key in words.fillers for token in tokens[: subject.start])
+    between = [token.key for token in tokens[subject.end : object_.start] if token.key not in words.articles]
+    if not leads or between[-1:] != ["than"] or not words.compared & set(between) or subject.indices == object_.indices:
         return None
     if any(token.edge for token in tokens[subject.start + 1 : object_.end]) or set(between) & {"not", "no", "or", "if"}:
         return None
     behind = object_.end
-    behind += tokens[behind].key in words.COPULAS and not tokens[behind].edge  # "than the table is"
-    reason = passage.size(behind, "subordinate") or tokens[behind].key in words.EXPLAINS or tokens[behind].key == "as"
+    behind += tokens[behind].key in words.copulas and not tokens[behind].edge  # "than the table is"
+    reason = passage.size(behind, "subordinate") or tokens[behind].key in words.explains or tokens[behind].key == "as"
     ends = behind == len(tokens) - 1 or (reason and tokens[behind].key not in ("if", "whether", "although", "though"))
     return _single(subject.indices) if ends and subject.by == object_.by == "text" else None
 
@@ -1120,10 +1013,10 @@ def _other(passage: Passage) -> int | None:
     if refuted is None or any(mention.start not in passage.refuted for mention in mentions):
         return None
     for start in range(mentions[-1].end, len(tokens) - 1):
-        for phrase in words.OTHER if tokens[start].key == "the" else ():
-            if stands(phrase, tokens, start) and tokens[start + len(phrase)].edge in (".", "\n"):
+        for phrase in vocabulary.OTHER_OPTION if tokens[start].key == "the" else ():
+            if is_at(phrase, tokens, start) and tokens[start + len(phrase)].edge in SENTENCE:
                 begin = start
-                while not tokens[begin].edge and tokens[begin - 1].key in words.WEIGHTLESS | {"answer"}:
+                while not tokens[begin].edge and tokens[begin - 1].key in words.weightless | {"answer"}:
                     begin -= 1
                 return 1 - refuted if tokens[begin].edge else None
     return None
@@ -1133,9 +1026,9 @@ def _superlatives(tokens: Sequence[Token], positions: Iterable[int], passage: Pa
     """The first superlative at positions of one clause, none of which names an option or denies, or []."""
     for position in positions:
         key = tokens[position].key
-        if position in passage.covered or tokens[position].edge or key in words.CONJUNCTIONS | {"not"}:
-            return [key] if key in words.SUPERLATIVES and position not in passage.covered else []
-        if key in words.SUPERLATIVES:
+        if position in passage.covered or tokens[position].edge or key in words.conjunctions | {"not"}:
+            return [key] if key in words.superlatives and position not in passage.covered else []
+        if key in words.superlatives:
             return [key]
     return []
 
@@ -1148,7 +1041,7 @@ def _without_disjunctions(passage: Passage, groups: list[list[Mention]]) -> list
     for group in groups:
         between = {token.key for token in passage.tokens[group[0].end : group[-1].start]}
         offered = frozenset(index for mention in group for index in mention.indices)
-        if not (between & words.DISJUNCTIONS and chosen < offered):
+        if not (between & words.disjunctions and chosen < offered):
             kept += group
     return kept
 
@@ -1158,7 +1051,7 @@ def _tail(passage: Passage) -> int | None:
     so, and names no option instead."""
     tokens, tail = passage.tokens, 0
     last = max((mention.start for mention in passage.named(passage.mentions)), default=-1)
-    affirmed = max((i for i, token in enumerate(tokens) if token.key in words.AFFIRMED), default=-1)
+    affirmed = max((i for i, token in enumerate(tokens) if token.key in words.affirmed), default=-1)
     for position, token in enumerate(tokens[:-1]):
         retracts = passage.size(position, "retraction")
         size = retracts or passage.size(position, "correction")
@@ -1180,7 +1073,7 @@ def _last_of(passage: Passage, statements: list[Statement], later: list[Statemen
     others = [one for one in statements if not last.indices <= one.indices]
     if others and not last.last:
         between = passage.tokens[others[-1].end : last.start]
-        if sum(token.edge in (".", "\n") for token in between) < 2:
+        if sum(token.edge in SENTENCE for token in between) < 2:
             return None
     if any(one.indices != last.indices and len(one.indices) == 1 for one in later):
         return None
@@ -1196,5 +1089,5 @@ def _is_cut(passage: Passage) -> bool:
     if len(tokens) < 6 or len(tokens) - 2 in passage.covered:
         return False
     end = tokens[-1].gap.strip(" \"')*_")
-    open_ended = tokens[-2].text in words.OPEN_ENDED and tokens[-3].key not in words.TAGGED  # unlike "yes, it is"
+    open_ended = tokens[-2].text in words.open_ended and tokens[-3].key not in words.tagged  # unlike "yes, it is"
     return (not end and open_ended) or end.endswith((",", ":", "(", "-"))

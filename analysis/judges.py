@@ -13,7 +13,7 @@ from itertools import dropwhile, pairwise
 from string import ascii_uppercase
 from typing import Literal, NamedTuple
 
-from analysis.answer_text import COLOURS, FOREIGN, NUMBERS, UNITS, boxed, final, is_number, keys, name
+from analysis.answer_text import COLOURS, FOREIGN, NUMBERS, TABLES, UNITS, boxed, final, is_number, keys, name, phrases
 from analysis.choices import Options, meant, options_of, settled
 from analysis.statistics import rate_interval
 
@@ -32,28 +32,7 @@ class JudgeSettings:
 
 PUNCTUATION = re.compile(r"""[.?!,;:'"()\[\]{}<>/\\|=+\-_*&^%$#@`~ ]""")
 YES_NO = (("yes", "no"), ("true", "false"), ("是", "否"), ("はい", "いいえ"), ("예", "아니요"))
-RELATIONS = (  # the ways to write each spatial relation; the first is its name
-    ("left", "左", "左边", "左側", "左侧", "gauche", "izquierda", "links", "linken", "sinistra", "esquerda", "왼쪽",
-     "слева", "левее", "левой", "يسار", "اليسار", "kiri", "bên trái"),
-    ("right", "右", "右边", "右側", "右侧", "droite", "derecha", "rechts", "rechten", "destra", "direita", "오른쪽",
-     "справа", "правее", "правой", "يمين", "اليمين", "kanan", "bên phải"),
-    ("above", "on top of", "上面", "上方", "上边", "の上", "上に", "上です", "上", "au-dessus", "encima", "oberhalb",
-     "sopra", "acima", "위에", "위쪽", "над", "فوق"),
-    ("below", "under", "underneath", "beneath", "下面", "下方", "下边", "の下", "下に", "下です", "下", "en dessous",
-     "au-dessous", "debajo", "unterhalb", "sotto", "abaixo", "아래", "밑에", "под", "تحت"),
-    ("top",), ("bottom",),
-    ("behind", "in back of", "后面", "後面", "后方", "後ろ", "derrière", "detrás", "hinter", "dietro", "atrás", "뒤에",
-     "뒤쪽", "позади", "сзади", "خلف", "وراء"),
-    ("in front of", "in front", "front", "前面", "前方", "の前", "devant", "delante", "davanti", "앞에", "앞쪽",
-     "перед", "впереди", "спереди", "أمام"),
-    ("back",),
-    ("inside", "里面", "裡面", "の中", "안에", "안쪽", "внутри", "داخل"),
-    ("outside", "外面", "の外", "밖에", "снаружи", "خارج"),
-    ("between", "entre", "zwischen", "之间", "の間", "사이", "между", "بين"),
-    ("top left", "left top"), ("top right", "right top"), ("bottom left", "left bottom"),
-    ("bottom right", "right bottom"), ("middle", "center"), ("closer", "nearer"), ("farther", "further"), ("up",),
-    ("down",),
-)  # fmt: skip
+RELATIONS = [(relation, *phrases(ways)) for relation, ways in TABLES["positions"].items()]  # ways to write each
 SIDE_CLAUSE = re.compile(
     r"(?:^|(?<=[.!?]\s))(?:while|whereas)\s[^,.;\n]{1,200},|"
     r"(?:,\s?(?:while|whereas)|,?\s(?:and|but)\sthe\sother)\s(?:[^.;!?\n]|\.(?=\d)){1,300}",

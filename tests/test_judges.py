@@ -283,6 +283,11 @@ WRITTEN = {
          "**Compare**: "
          "the circle is to the left of the square.\n\nTherefore, the answer is **(A) left**.", SIDES, "A"),
         ("A. left: the circle is not there.\nB. right: correct, it is there.", SIDES, "B"),
+        ("(A) left\n(B) right\n(C) above\n(D) below\n", SIDES, ""),
+        ("Options:\nA. left\nB. right\nC. above\nD. below\n\nI cannot tell.", SIDES, ""),
+        ("(A) left\n(B) right\nThe circle is on the left.", LR, "A"),
+        ("(A) left (B) right (C) above (D) below\nAnswer: A", SIDES, "A"),
+        ("left\nright\nabove\nbelow", SIDES, ""),
         ("A. left \u274c\nB. right \u2705\nC. above \u274c\nD. below \u274c", SIDES, "B"),
     ],
     "numbers": [
@@ -1447,7 +1452,6 @@ MISREAD = [
     ("The arrow on the sign indicates left.", LR, "A"),
     ("The right-hand lane is closed, which implies that traffic must keep left.", LR, "A"),
 ]  # fmt: skip
-ALL_CHOICES = [*CHOICES, *(row for rows in WRITTEN.values() for row in rows), *FURTHER, *MISREAD]
 # Prepositions, appositions, eliminations, remainders, sums of parts and comparisons
 RELATIONAL = [
     ("The book is on top of the shelf.", PLACED, "A"),
@@ -1522,7 +1526,7 @@ RELATIONAL = [
     ("Of the two, the table is closer to the camera.", PAIR, "B"),
     ("There are three: 2 of them are large and 1 is small.", TALLIED, "B"),
 ]  # fmt: skip
-ALL_CHOICES = [*CHOICES, *(row for rows in WRITTEN.values() for row in rows), *FURTHER, *RELATIONAL]
+ALL_CHOICES = [*CHOICES, *(row for rows in WRITTEN.values() for row in rows), *FURTHER, *MISREAD, *RELATIONAL]
 
 
 @pytest.mark.parametrize(("answer", "options", "letter"), ALL_CHOICES)
