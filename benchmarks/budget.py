@@ -1,24 +1,35 @@
-"""Arithmetic of the GPU memory that a run needs, by model and length of the prompt, before anything is loaded.
+"""GPU memory of a run by model and prompt length: arithmetic before loading, and the measured peak of a call.
 
     python -m benchmarks.budget --model qwen2.5-vl-7b --tokens 16384 --card-gb 24
     python -m benchmarks.budget --model benchmark --tokens 4096 16384
 
-Prints the parts, and for each way to run whether the sum leaves room for the CUDA context; the eager way stands beside
-it. `benchmark` is the decoder of benchmarks.attention_cost, on a CPU. Nothing here is measured; docs/cost.md compares
-it with what was.
+Prints the parts and, for each condition, whether their sum and the CUDA context fit; the last condition is eager
+attention. `benchmark` is the decoder of benchmarks.attention_cost, on a CPU. The command measures nothing; docs/cost.md
+compares its figures with measured ones. `peak_memory` measures, for the other benchmarks.
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+import torch
+
 from analysis import command
-from models.memory import GB, Decoder, parts
+from analysis.runs import out_of_memory
+from models.memory import GB, Decoder, free_bytes, parts
 
+MEGABYTE = 2**20
 CONTEXT = 0.6 * GB  # CUDA context and library workspaces
-IN_4_BIT = 0.6  # bytes a parameter: half a byte, its scale, and the embeddings that stay in 16 bits
-
+IN_4_BIT = 0.6  # bytes per parameter: half a byte, its scale, and the embeddings in 16 bits
 
 DECODERS = {
     "llava-1.5-7b": Decoder(7.06e9, 32, 32, 32, 128, 4096, 11008),
@@ -32,27 +43,104 @@ DECODERS = {
 @dataclass(frozen=True)
 class Config:
     model: Literal["llava-1.5-7b", "qwen2-vl-7b", "qwen2.5-vl-7b", "fuyu-8b", "benchmark"] = "qwen2.5-vl-7b"
-    """Whose sizes: a published checkpoint's, or those of the decoder of benchmarks.attention_cost."""
+    """Sizes of a published checkpoint, or of the decoder of benchmarks.attention_cost."""
     tokens: tuple[int, ...] = (16384,)
-    """Positions: prompt and answer, pictures included."""
+    """Sequence lengths: prompt (with image tokens) and answer."""
     card_gb: float = 24.0
     """Memory of the GPU, in GB (10^9 bytes)."""
 
 
-def ways(part: dict[str, float], decoder: Decoder) -> dict[str, float]:
-    """Bytes that each way to run needs in all. Rollout begins when the prompt's activations are gone."""
+def condition_totals(part: dict[str, float], decoder: Decoder) -> dict[str, float]:
+    """Total bytes of each condition. Rollout starts after the prompt's activations are freed."""
     base = part["weights"] + part["keys and values"]
     plain = base + part["activations"]
     offloaded = base + max(part["activations"], part["rollout"])
-    rolled = offloaded + part["recorded queries"]
+    with_rollout = offloaded + part["recorded queries"]
     return {
         "plain": plain,
         "recording, the answer's rows only": plain,
-        "recording and rollout": rolled,
+        "recording and rollout": with_rollout,
         "the same with --offload": offloaded,
-        "the same with --load-4bit": rolled - part["weights"] + IN_4_BIT * decoder.parameters,
+        "the same with --load-4bit": with_rollout - part["weights"] + IN_4_BIT * decoder.parameters,
         "eager, matrices stored": plain + part["eager matrices"],
     }
+
+
+def peak_memory(prepare: Callable, run: Callable) -> tuple[float, float] | None:
+    """(peak, peak above the memory held before `run`) in MB of run(prepare()) in a fresh process; None if it ran out.
+
+    `prepare` returns a model after one warm-up call. On a GPU the figure is the allocator's count, on a CPU the
+    resident size; there the C library returns freed tensors at once, since its heap would retain a random part of them.
+    Both functions must be picklable.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    with environment(MALLOC_MMAP_THRESHOLD_=str(MEGABYTE)), ProcessPoolExecutor(1, mp_context=spawn) as executor:
+        return attempt(executor.submit(_measure, prepare, run).result)
+
+
+@contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """Set environment variables for processes that are started in the block."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _measure(prepare: Callable, run: Callable) -> tuple[float, float]:
+    model = prepare()
+    if model.device.type != "cpu":
+        held = torch.cuda.memory_allocated() / MEGABYTE
+        torch.cuda.reset_peak_memory_stats()
+        run(model)
+        peak = torch.cuda.max_memory_allocated() / MEGABYTE
+        return peak, peak - held
+    held = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak after `prepare`
+    run(model)
+    peak = resident("VmHWM")
+    return peak, peak - held
+
+
+def resident(field: str) -> float:
+    """Resident size of this process, current (VmRSS) or peak (VmHWM), in MB. Raises RuntimeError without /proc."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        raise RuntimeError("CPU peak memory is read from /proc, which this system lacks; use Linux or a GPU")
+    return int(re.search(rf"{field}:\s+(\d+)", status.read_text())[1]) / 1024
+
+
+def free_memory(device: str) -> float:
+    """`models.memory.free_bytes` in MB."""
+    return free_bytes(device) / MEGABYTE
+
+
+def matrix_memory(way: str, length: int, layers: int, heads: int, dtype: str) -> float | None:
+    """MB of the T x T matrices that an eager condition stores; None for the others. Peak memory is half as much again,
+    for the current layer's scores and softmax and for products of the matrices.
+
+    `eager` and `eager-rows` store the matrices of every layer in the model's data type; an eager intervention stores
+    scores, softmax and an edited copy of one layer in float32.
+    """
+    if not way.startswith("eager"):
+        return None
+    stored = layers * getattr(torch, dtype).itemsize if way in ("eager", "eager-rows") else 3 * 4
+    return stored * heads * length**2 / MEGABYTE
+
+
+def attempt(call, *arguments):
+    """Return the result of a call, or None if it ran out of memory (or its process was killed for it)."""
+    try:
+        return call(*arguments)
+    except BrokenProcessPool:
+        return None
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        return None
 
 
 def main(config: Config) -> int:
@@ -65,7 +153,7 @@ def main(config: Config) -> int:
         print(f"{config.model}, {tokens} tokens, GB (arithmetic)")
         for name, size in part.items():
             print(f"  {name:36}{size / GB:9.2f}")
-        for name, size in ways(part, decoder).items():
+        for name, size in condition_totals(part, decoder).items():
             verdict = "fits" if size + CONTEXT <= config.card_gb * GB else "does not fit"
             print(f"  = {name:34}{size / GB:9.2f}   {verdict} in {config.card_gb:g} GB")
     return 0

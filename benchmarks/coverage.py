@@ -1,11 +1,11 @@
-"""Coverage of the 95 % intervals: how often each holds the true mean, over simulated samples of known mean.
+"""Coverage of the 95 % intervals: share of simulated samples whose interval contains the true mean.
 
     python -m benchmarks.coverage
     python -m benchmarks.coverage --runs 20000 --sizes 5 10
 
-Every row is one distribution, every column one number of samples. `analysis.statistics.mean_interval` gets the range
-that the quantity has; "(Student's t)" is the plain t interval of the same samples, for comparison. A sample without an
-interval (equal values of unknown range) counts as a miss. The last row is exact, over all counts. Prints the table and
+One row per distribution, one column per sample size. `analysis.statistics.mean_interval` receives the range of the
+quantity; "(Student's t)" is the plain t interval of the same samples, for comparison. A sample without an interval
+(equal values of unknown range) counts as not covered. The last row is exact, over all counts. Prints the table and
 writes coverage.csv, with the median width of the intervals. Seeded; a few minutes.
 """
 
@@ -27,7 +27,7 @@ STUDENT = "Student's t"
 
 
 class Distribution(NamedTuple):
-    """`draw` of (generator, n) gives n independent values of mean `mean` and range `bounds`."""
+    """`draw(generator, n)` returns n independent values with mean `mean` and range `bounds`."""
 
     draw: Callable[[np.random.Generator, int], np.ndarray]
     mean: float
@@ -35,14 +35,14 @@ class Distribution(NamedTuple):
 
 
 def outcomes(rate: float) -> Distribution:
-    """0 and 1, given without a range."""
+    """Values 0 and 1 with P(1) = `rate`, without a stated range."""
     return Distribution(lambda rng, n: rng.binomial(1, rate, n), rate, None)
 
 
 def paired(before: float, after: float, correlation: float) -> Distribution:
-    """Differences after - before of two outcomes with these rates and Pearson correlation: -1, 0 and 1.
+    """Differences after - before (-1, 0, 1) of two binary outcomes with these rates and Pearson correlation.
 
-    Raises ValueError for a correlation that two such rates cannot have.
+    Raises ValueError for a correlation that is impossible with these rates.
     """
     both = before * after + correlation * np.sqrt(before * (1 - before) * after * (1 - after))
     lost, gained = before - both, after - both
@@ -52,12 +52,12 @@ def paired(before: float, after: float, correlation: float) -> Distribution:
 
 
 def on_points(points: tuple[float, ...], weights: tuple[float, ...], bounds: Bounds) -> Distribution:
-    """These points with these probabilities."""
+    """Discrete distribution: `points` with probabilities `weights`."""
     return Distribution(lambda rng, n: rng.choice(points, n, p=weights), float(np.dot(points, weights)), bounds)
 
 
 def mostly_zero(rate: float) -> Distribution:
-    """A share in 0..1 that is uniform with probability `rate` and 0 otherwise."""
+    """Share in 0..1: uniform with probability `rate`, else 0."""
     return Distribution(lambda rng, n: rng.random(n) * (rng.random(n) < rate), rate / 2, SHARE)
 
 
@@ -82,25 +82,25 @@ DISTRIBUTIONS = {
     "-1 .. 1 in halves, 0 0 .9 .05 .05": on_points((-1, -0.5, 0, 0.5, 1), (0, 0, 0.9, 0.05, 0.05), DIFFERENCE),
 }
 WORST = "0/1, worst of all rates (exact)"
-COMPARED = ("normal", "exponential", "0/1, rate .05")  # rows that Student's t gets, too
+COMPARED = ("normal", "exponential", "0/1, rate .05")  # distributions that are also measured with Student's t
 
 
 @dataclass(frozen=True)
 class Config:
     runs: int = 4000
-    """Simulated samples of every cell; of 4000, a coverage of .95 has a standard error of .0034."""
+    """Simulated samples per cell; with 4000, a coverage of .95 has a standard error of .0034."""
     sizes: tuple[int, ...] = (5, 8, 10, 20, 100)
-    """Values in a sample, one column each."""
+    """Sample sizes, one column each."""
     seed: int = 0
-    """Seed of the samples."""
+    """Random seed."""
     out_dir: str | None = None
     """New or empty folder for coverage.csv (default: results/coverage/<date>)."""
 
     def check(self) -> None:
-        """Raises ValueError for flags that cannot work."""
+        """Raise ValueError for invalid flags."""
         if self.runs < 1 or self.seed < 0 or min(self.sizes, default=0) < 2:
             raise ValueError(
-                f"--runs {self.runs}, --seed {self.seed} and --sizes {' '.join(map(str, self.sizes))} cannot work; "
+                f"--runs {self.runs}, --seed {self.seed} and --sizes {' '.join(map(str, self.sizes))} are invalid; "
                 "give at least 1 run, a seed of at least 0, and sizes of at least 2"
             )
 
@@ -113,46 +113,46 @@ def main(config: Config) -> int:
     rows = []
     for name, distribution in DISTRIBUTIONS.items():
         cells = [list(measure(name, distribution, n, config)) for n in config.sizes]
-        for of_method in zip(*cells, strict=True):
-            label = f"  ({STUDENT})" if of_method[0]["method"] == STUDENT else name
-            print(label.ljust(40) + "".join(f"{row['coverage']:9.3f}" for row in of_method), flush=True)
-            rows += of_method
+        for method_rows in zip(*cells, strict=True):
+            label = f"  ({STUDENT})" if method_rows[0]["method"] == STUDENT else name
+            print(label.ljust(40) + "".join(f"{row['coverage']:9.3f}" for row in method_rows), flush=True)
+            rows += method_rows
     worst = [worst_rate(n) for n in config.sizes]
     print(WORST.ljust(40) + "".join(f"{row['coverage']:9.3f}" for row in worst))
     rows += worst
     out_dir.mkdir(parents=True, exist_ok=True)
     write_table(out_dir / "coverage.csv", rows)
-    print(f"{config.runs} runs of each cell; results in {out_dir}")
+    print(f"{config.runs} runs per cell; results in {out_dir}")
     return 0
 
 
 def measure(name: str, distribution: Distribution, n: int, config: Config) -> Iterator[dict]:
-    """The rows of one cell: mean_interval's and, of COMPARED, Student's t. Every cell has a generator of its own."""
+    """Rows of one cell: mean_interval and, for COMPARED, Student's t. Every cell has its own random generator."""
     rng = np.random.default_rng([config.seed, n, *name.encode()])
     samples = np.stack([distribution.draw(rng, n) for _ in range(config.runs)])
 
     @cache
     def bounds_of(values: tuple[float, ...]) -> tuple[float, float]:
-        found = mean_interval(values, distribution.bounds)
-        return (np.nan, np.nan) if found["low"] is None else (found["low"], found["high"])
+        interval = mean_interval(values, distribution.bounds)
+        return (np.nan, np.nan) if interval["low"] is None else (interval["low"], interval["high"])
 
     methods = {"mean_interval": np.array([bounds_of(tuple(sample)) for sample in np.sort(samples, axis=1).tolist()])}
     if name in COMPARED:
         reach = special.stdtrit(n - 1, 0.975) * samples.std(1, ddof=1) / np.sqrt(n)
         methods[STUDENT] = samples.mean(1)[:, None] + reach[:, None] * [-1, 1]
     for method, (low, high) in ((method, ends.T) for method, ends in methods.items()):
-        held = (low <= distribution.mean) & (distribution.mean <= high)
+        covered = (low <= distribution.mean) & (distribution.mean <= high)
         width = float(np.nanmedian(high - low))
-        yield {"distribution": name, "method": method, "n": n, "coverage": float(held.mean()), "median_width": width}
+        yield {"distribution": name, "method": method, "n": n, "coverage": float(covered.mean()), "median_width": width}
 
 
 def worst_rate(n: int) -> dict:
-    """The row of WORST: the least coverage of `rate_interval` over rates from 0 to 1 in steps of 1 / 5,000."""
+    """Row of WORST: minimum coverage of `rate_interval` over rates from 0 to 1 in steps of 1 / 5,000."""
     counts, rates = np.arange(n + 1), np.linspace(0, 1, 5001)[1:-1, None]
     intervals = [rate_interval([True] * count + [False] * (n - count)) for count in counts.tolist()]
     low, high = (np.array([interval[end] for interval in intervals]) for end in ("low", "high"))
-    held = (stats.binom.pmf(counts, n, rates) * ((low <= rates) & (rates <= high))).sum(1)
-    row = {"distribution": WORST, "method": "rate_interval", "n": n, "coverage": float(held.min())}
+    coverage = (stats.binom.pmf(counts, n, rates) * ((low <= rates) & (rates <= high))).sum(1)
+    row = {"distribution": WORST, "method": "rate_interval", "n": n, "coverage": float(coverage.min())}
     return {**row, "median_width": float(np.median(high - low))}
 
 

@@ -1,14 +1,14 @@
-"""How many records a second does an evaluation answer: one by one, in batches, in two processes?
+"""Throughput of an evaluation in records per second: one at a time, in batches, in two processes.
 
     python -m benchmarks.evaluation                                   (2 CPU cores, the embedded model)
     python -m benchmarks.evaluation --model CHECKPOINT --device cuda --dtype bfloat16 --batch-sizes 1 8 32
 
-What evaluate.py does for a record is done here: its pictures are read, the question is answered, the line is written
-and on disk. Each way answers the same records in each of several rounds, in turn, so that a slow moment of the machine
-hits all alike; the medians are reported, and their ratio to one record at a time in the same run. The two processes
-have half of the records each, in the largest batch, and the slower one counts; loading is not counted. Prints a table
-and writes evaluation.csv. The run fails if the ways do not answer alike; in half precision, where a batch may round
-otherwise, it says how many answers differ.
+Each record goes through the steps of evaluate.py: images are read, the answer is generated, the line is written and
+flushed to disk. Every round runs all conditions on the same records, so that a slow phase of the machine affects all of
+them; the table has the medians and their ratios to the first condition. Two processes have half of the records
+each, in the largest batch, and the slower one counts; loading is excluded. Prints a table and writes evaluation.csv.
+The run fails if two conditions give different answers in float32; in half precision, where rounding depends on the
+batch, it prints the number of different answers.
 """
 
 from __future__ import annotations
@@ -44,35 +44,35 @@ class Config:
     model: str = "tiny-qwen2.5-vl"
     """Embedded model, folder, or hub id."""
     records: int = 80
-    """Records of the generated set that each way answers."""
+    """Records of the generated set per condition."""
     batch_sizes: tuple[int, ...] = (1, 8)
-    """Records answered together."""
+    """Batch sizes, one condition each."""
     rounds: int = 5
     """Timed rounds; the median is reported."""
     max_new_tokens: int = 32
-    """Longest answer, in tokens."""
+    """Max new tokens of an answer."""
     device: str = "cpu"
-    """cpu | cuda (the second process takes the second GPU where there is one)."""
+    """cpu | cuda (the second process uses the second GPU where there is one)."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Number type of the model."""
+    """Data type of the model."""
     threads: int = 1
-    """CPU threads of a process."""
+    """CPU threads per process."""
     out_dir: str | None = None
     """New or empty folder (default: results/evaluation/<model>-<date>)."""
 
 
 def check(config: Config) -> None:
-    """Raises ValueError for a run that measures nothing."""
+    """Raise ValueError for a run that measures nothing."""
     counts = (config.records, config.rounds, config.threads, config.max_new_tokens)
     if not config.batch_sizes or min(*config.batch_sizes, *counts) < 1:
         raise ValueError("--batch-sizes, --records, --rounds, --threads and --max-new-tokens must be at least 1")
     if config.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda was asked for, but torch sees no GPU; use cpu")
+        raise ValueError("--device cuda is set, but torch finds no GPU; use cpu")
     read_config(locate(config.model), config.model, None)
 
 
 class Worker:
-    """One process of an evaluation, with its model loaded."""
+    """One process of an evaluation with a loaded model."""
 
     def __init__(self, number: int, config: Config, data_root: str):
         torch.set_num_threads(config.threads)
@@ -85,48 +85,48 @@ class Worker:
         self.number = number
 
     def answer(self, share: slice, size: int) -> tuple[float, list[str]]:
-        """Seconds for a share of the records in batches, and the answers."""
-        questions, said = self.questions[share], []
+        """Answer a share of the records in batches of `size`: (seconds, answers)."""
+        questions, answers = self.questions[share], []
         part = Part(self.folder / f"part-{self.number}.jsonl")
         started = time.perf_counter()
         for first in range(0, len(questions), size):
             batch = questions[first : first + size]
-            ids, prompts = [each.id for each in batch], [each.prompt for each in batch]
-            replies = self.asker.ask(ids, prompts, [each.pictures() for each in batch])
+            ids, prompts = [question.id for question in batch], [question.prompt for question in batch]
+            replies = self.asker.ask(ids, prompts, [question.pictures() for question in batch])
             part.append({"id": name, "prediction": reply.text} for name, reply in zip(ids, replies, strict=True))
-            said += [reply.text for reply in replies]
+            answers += [reply.text for reply in replies]
         seconds = time.perf_counter() - started
         part.close()
-        return seconds, said
+        return seconds, answers
 
 
 def serve(number: int, config: Config, data_root: str, connection: Connection) -> None:
-    """A worker in a process of its own: answers each (share, batch size) that it is sent, until it is sent None."""
+    """Run a worker in its own process: answer each (share, batch size) received, until None is received."""
     worker = Worker(number, config, data_root)
     while (task := connection.recv()) is not None:
         connection.send(worker.answer(*task))
 
 
-def alone(workers: Sequence[Connection], size: int) -> tuple[float, list[str]]:
-    """Seconds and answers of all records in one process."""
+def run_one(workers: Sequence[Connection], size: int) -> tuple[float, list[str]]:
+    """Answer all records in one process: (seconds, answers)."""
     workers[0].send((slice(None), size))
     return workers[0].recv()
 
 
-def together(workers: Sequence[Connection], size: int) -> tuple[float, list[str]]:
-    """Seconds of the slower process, and the answers of both, as they were shared out."""
+def run_all(workers: Sequence[Connection], size: int) -> tuple[float, list[str]]:
+    """Share the records among all processes: (seconds of the slowest, answers in the order of the records)."""
     for rank, worker in enumerate(workers):
         worker.send((slice(rank, None, len(workers)), size))
-    found = [worker.recv() for worker in workers]
-    said = [""] * sum(len(answers) for _, answers in found)
-    for rank, (_, answers) in enumerate(found):
-        said[rank :: len(workers)] = answers
-    return max(seconds for seconds, _ in found), said
+    results = [worker.recv() for worker in workers]
+    merged = [""] * sum(len(answers) for _, answers in results)
+    for rank, (_, answers) in enumerate(results):
+        merged[rank :: len(workers)] = answers
+    return max(seconds for seconds, _ in results), merged
 
 
 @contextmanager
 def started(config: Config, data_root: str) -> Iterator[list[Connection]]:
-    """The processes, one connection to each; they end with the block."""
+    """Start the processes and yield one connection to each; they end with the block."""
     spawn, workers, processes = multiprocessing.get_context("spawn"), [], []
     try:
         for number in range(PROCESSES):
@@ -140,27 +140,27 @@ def started(config: Config, data_root: str) -> Iterator[list[Connection]]:
             worker.send(None)
     finally:
         for worker in workers:
-            worker.close()  # a worker that waits for its next task then ends, too
+            worker.close()  # a worker that waits for a task ends on the closed connection
         for process in processes:
             process.join(60)
 
 
 def measure(config: Config, data_root: str) -> dict[str, float]:
-    """Median records a second of each way. Raises RuntimeError where two ways do not answer alike in float32, EOFError
-    or ConnectionError where a process ends before its time."""
-    ways = {f"batch {size}": partial(alone, size=size) for size in config.batch_sizes}
+    """Median records per second of each condition. Raises RuntimeError if two conditions give different answers in
+    float32, EOFError or ConnectionError if a process ends early."""
+    ways = {f"batch {size}": partial(run_one, size=size) for size in config.batch_sizes}
     largest = max(config.batch_sizes)
-    ways[f"batch {largest}, {PROCESSES} processes"] = partial(together, size=largest)
-    seconds, answers = {way: [] for way in ways}, None
+    ways[f"batch {largest}, {PROCESSES} processes"] = partial(run_all, size=largest)
+    seconds, reference = {way: [] for way in ways}, None
     with started(config, data_root) as workers:
-        for turn in tqdm(range(1 + config.rounds), unit="round"):  # the first one loads and warms up
+        for number in tqdm(range(1 + config.rounds), unit="round"):  # round 0 loads and warms up
             for way, run in ways.items():
-                taken, said = run(workers)
-                answers = answers or said
-                if turn:
+                taken, answers = run(workers)
+                reference = reference or answers
+                if number:
                     seconds[way].append(taken)
-                if differing := sum(one != other for one, other in zip(answers, said, strict=True)):
-                    sentence = f"{way} answers {differing} of {len(said)} records otherwise"
+                if differing := sum(one != other for one, other in zip(reference, answers, strict=True)):
+                    sentence = f"{way}: {differing} of {len(answers)} answers differ from the first condition's"
                     if config.dtype == "float32":
                         raise RuntimeError(sentence)
                     tqdm.write(sentence)
@@ -177,10 +177,10 @@ def main(config: Config) -> int:
         try:
             rates = measure(config, data_root)
         except (EOFError, ConnectionError):
-            return command.stop("a process ended before it had answered; why stands above", command.NOTHING_USABLE)
+            return command.stop("a process ended early; its error is above", command.NOTHING_USABLE)
     first = next(iter(rates.values()))
     for way, rate in rates.items():
-        print(f"{way:24} {rate:8.1f} records a second, {rate / first:5.2f} x {next(iter(rates))}")
+        print(f"{way:24} {rate:8.1f} records per second, {rate / first:5.2f} x {next(iter(rates))}")
     counts = {"records": config.records, "rounds": config.rounds}
     rows = [
         {"way": way, "records_per_second": round(rate, 2), "ratio": round(rate / first, 3), **counts}

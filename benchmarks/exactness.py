@@ -1,15 +1,15 @@
-"""Difference between recomputed attention weights and those of the eager model, by model, number type and image.
+"""Difference between recomputed attention weights and those of the eager model, by model, data type and image.
 
     python -m benchmarks.exactness
     python -m benchmarks.exactness --models CHECKPOINT --dtypes bfloat16 --device cuda
 
-Each row of the table generates under SDPA with a trace, then under eager attention with the same tokens, and compares
-all softmax rows of all layers and heads. `eager` is the largest difference from the eager model's `output_attentions`,
-`recomputed` the largest one from softmax(scaling q k^T) in float64 of the queries and keys that the model used. The
-second is the error of recomputing. The first adds the difference between the states of the two runs, which heads with
-large scores amplify: `scores` is the largest scaling |q| |k|, to which the rounding error of a score is proportional.
-The images are a scene of two shapes and uniform noise. Prints a table and writes exactness.csv; the figures depend on
-the processor.
+Each row generates under SDPA with a trace, then under eager attention with the same tokens, and compares all softmax
+rows of all layers and heads. `eager` is the largest difference from the eager model's `output_attentions`; `recomputed`
+is the largest difference from softmax(scaling q k^T), computed in float64 from the model's own queries and keys, and
+measures the error of recomputation. `eager` also contains the difference between the states of the two runs, which
+heads with large scores amplify: `scores` is the largest scaling |q| |k|, to which the rounding error of a score is
+proportional. The images are a scene of two shapes and uniform noise. Prints a table and writes exactness.csv; the
+figures depend on the processor.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ class Config:
     models: tuple[str, ...] = tuple(models.embedded())
     """Embedded models, folders or hub ids."""
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
-    """Number types of the models."""
+    """Data types of the models."""
     seeds: int = 3
-    """Noise images."""
+    """Number of noise images."""
     prompt: str = "where is the red circle ?"
     """Prompt of every image."""
     new_tokens: int = 4
-    """Tokens that each row generates."""
+    """New tokens per row of the table."""
     device: str = "cpu"
     """cpu | cuda."""
     out_dir: str | None = None
-    """Where exactness.csv is written (default: results/exactness/<date>)."""
+    """Folder for exactness.csv (default: results/exactness/<date>)."""
 
     def __post_init__(self) -> None:
         if self.seeds < 1 or self.new_tokens < 2:
-            raise ValueError("give at least one seed and at least two new tokens, so that a decode row is compared")
+            raise ValueError("--seeds must be at least 1 and --new-tokens at least 2, so that a decode row is compared")
 
 
 def images(seeds: int) -> Iterator[tuple[str, Image.Image]]:
@@ -63,8 +63,8 @@ def images(seeds: int) -> Iterator[tuple[str, Image.Image]]:
         yield f"noise {seed}", Image.fromarray(pixels)
 
 
-class Recomputed:
-    """Softmax rows in float64 of the queries and keys of each attention call, for one prompt without padding."""
+class ReferenceRows:
+    """Softmax rows in float64 from the queries and keys of each attention call, for one prompt without padding."""
 
     def __init__(self) -> None:
         self.rows: list[torch.Tensor] = []  # [head, row, key] per call
@@ -80,10 +80,10 @@ class Recomputed:
 
 @torch.no_grad()
 def measure(model, inputs, new_tokens: int) -> tuple[float, float, float]:
-    """(scores, recomputed, eager) of one generation, see the module's docstring."""
+    """(scores, recomputed, eager) of one generation, as defined in the module docstring."""
     options = {"min_new_tokens": new_tokens, "max_new_tokens": new_tokens, "do_sample": False}
-    recomputed = Recomputed()
-    with AttentionTrace(model) as trace, listening(model, "decoder", recomputed):
+    reference = ReferenceRows()
+    with AttentionTrace(model) as trace, listening(model, "decoder", reference):
         sequences = model.generate(**inputs, **options)
     model.set_attn_implementation({"text_config": "eager"})
     try:
@@ -94,17 +94,17 @@ def measure(model, inputs, new_tokens: int) -> tuple[float, float, float]:
     finally:
         model.set_attn_implementation({"text_config": "sdpa"})
     from_states, from_eager = 0.0, 0.0
-    for call, expected in enumerate(recomputed.rows):
+    for call, expected in enumerate(reference.rows):
         step, layer = divmod(call, trace.layers)
         count, stop = expected.shape[1:]
         ours = trace.weights(layer, range(stop - count, stop))[0, :, :, :stop]
         from_states = max(from_states, float((ours - expected).abs().max()))
         from_eager = max(from_eager, float((ours - eager.attentions[step][layer][0].float()).abs().max()))
-    return recomputed.largest, from_states, from_eager
+    return reference.largest, from_states, from_eager
 
 
 def forced_tokens(tokens: torch.Tensor):
-    """A logits processor under which generation repeats these tokens, so that both runs read the same ones."""
+    """Logits processor that forces generation to repeat these tokens, so that both runs have the same inputs."""
     steps = iter(tokens.tolist())
 
     def force(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -116,7 +116,7 @@ def forced_tokens(tokens: torch.Tensor):
 
 
 def rows(config: Config) -> Iterator[dict]:
-    """One row per model, number type and image, as it is measured."""
+    """Measure one row per model, data type and image."""
     for name in config.models:
         for dtype in config.dtypes:
             model, processor = models.load(name, device=config.device, dtype=dtype)
@@ -136,7 +136,7 @@ def main(config: Config) -> int:
     with quiet():
         for row in rows(config):
             measured.append(row)
-            write_table(out_dir / "exactness.csv", measured)  # so far, so that a later failure loses nothing
+            write_table(out_dir / "exactness.csv", measured)  # after every row, so that a later failure loses nothing
             shown = (f"{value:.2g}" if isinstance(value, float) else str(value) for value in row.values())
             print(" ".join(f"{value:>15}" for value in shown), flush=True)
     print(f"results in {out_dir}")

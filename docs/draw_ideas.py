@@ -1,6 +1,6 @@
-"""The figures of docs/how-it-works.md, one for each idea, of numbers recorded from the embedded LLaVA.
+"""Draw the three figures of docs/how-it-works.md from attention recorded in the embedded LLaVA.
 
-python -m docs.draw_ideas DATA OUT      (DATA: data.twoshapes --count 8 --seed 7; writes OUT/idea-*.png)
+    python -m docs.draw_ideas DATA OUT      (DATA: data.twoshapes --count 8 --seed 7; writes OUT/idea-*.png)
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from models.generation import Answer, answer
 from models.interventions import LayerEdit, PromptBatch
 from models.trace import softmax_rows
 
-LAYER, HEAD = 2, 0  # of the first two figures: a head that is split between the two shapes
+LAYER, HEAD = 2, 0  # of the first two figures: a head that attends to both shapes
 QUESTION, DESCRIBE = "what colour is the shape ?", "describe the image ."
-GAZE = [[(9, 6)]]  # the cell on the circle's middle, (x, y)
+GAZE = [[(9, 6)]]  # cell (x, y) at the centre of the circle
 GREY, INK, MARK = "#6f6f6f", "#222222", "#b3460b"
 
-# Qwen2.5-VL-7B-Instruct, from its config.json; 2 bytes a number in bfloat16.
+# Qwen2.5-VL-7B-Instruct, from its config.json; 2 bytes per number in bfloat16.
 LAYERS, HEADS, KEY_HEADS, WIDTH, BYTES = 28, 28, 4, 128, 2
 GB = 1e9
 
 
 @dataclass(frozen=True)
-class InOneLayer:
-    """An intervention restricted to one layer, so that everything before that layer stays the same."""
+class SingleLayer:
+    """Restriction of an intervention to one layer, so that the states before that layer are unchanged."""
 
     intervention: object
     layer: int
@@ -49,17 +49,17 @@ class InOneLayer:
 
 
 def memory(tokens: np.ndarray) -> dict[str, np.ndarray]:
-    """Bytes that attention of a prompt takes: all matrices, the recorded queries, the KV cache that is there anyway."""
+    """Bytes of a prompt's attention: all matrices, the recorded queries, and the KV cache of any generation."""
     return {
         "all T × T matrices": LAYERS * HEADS * tokens**2 * BYTES,
         "queries, recorded": LAYERS * HEADS * WIDTH * tokens * BYTES,
-        "keys and values, cached anyway": 2 * LAYERS * KEY_HEADS * WIDTH * tokens * BYTES,
+        "KV cache of any generation": 2 * LAYERS * KEY_HEADS * WIDTH * tokens * BYTES,
     }
 
 
 def draw_memory(axes) -> None:
     tokens = np.geomspace(256, 32768, 60)
-    turned = {"rotation_mode": "anchor", "ha": "right", "fontsize": 7.5}
+    rotated = {"rotation_mode": "anchor", "ha": "right", "fontsize": 7.5}
     for (name, size), colour in zip(memory(tokens).items(), (ORANGE, BLUE, GREY), strict=True):
         axes.plot(tokens, size / GB, color=colour, linewidth=1.8)
         axes.annotate(
@@ -70,14 +70,14 @@ def draw_memory(axes) -> None:
             "offset points",
             color=colour,
             rotation=46 if "×" in name else 26,
-            **turned,
+            **rotated,
         )
-    at = np.array([4096.0])
+    marked = np.array([4096.0])
     places = ({"xytext": (-5, 4), "ha": "right"}, {"xytext": (-5, 4), "ha": "right"}, {"xytext": (3, -10)})
-    for size, colour, place in zip(memory(at).values(), (ORANGE, BLUE, GREY), places, strict=True):
-        axes.plot(at, size / GB, "o", color=colour, markersize=4)
+    for size, colour, place in zip(memory(marked).values(), (ORANGE, BLUE, GREY), places, strict=True):
+        axes.plot(marked, size / GB, "o", color=colour, markersize=4)
         axes.annotate(
-            f"{size[0] / GB:.2g} GB", (at[0], size[0] / GB), textcoords="offset points", fontsize=7.5, **place
+            f"{size[0] / GB:.2g} GB", (marked[0], size[0] / GB), textcoords="offset points", fontsize=7.5, **place
         )
     axes.set(xscale="log", yscale="log", ylim=(0.01, 3000))
     axes.set_xlabel("prompt length T (tokens)", fontsize=8)
@@ -89,26 +89,26 @@ def draw_memory(axes) -> None:
     axes.grid(True, linewidth=0.4, alpha=0.4)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(
-        "c   what it takes for Qwen2.5-VL-7B\n     (28 layers, 28 heads; arithmetic)", fontsize=8.5, loc="left"
+        "c   memory for Qwen2.5-VL-7B\n     (28 layers, 28 heads; arithmetic)", fontsize=8.5, loc="left"
     )
 
 
 def recorded_row(model, inputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Query [width] of the last prompt row and keys [key, width] as the model held them, and the row made of them."""
-    seen = {}
+    """Query [width] of the last prompt row, keys [key, width], and the attention row computed from them."""
+    states = {}
 
     def listen(layer, module, query, key, mask, scaling):
         if layer == LAYER:
-            seen.update(query=query[0, HEAD, -1:], key=key[0, HEAD], scaling=scaling)
+            states.update(query=query[0, HEAD, -1:], key=key[0, HEAD], scaling=scaling)
 
     with torch.no_grad(), listening(model, "decoder", listen):
         model(**inputs)
-    row = softmax_rows(seen["query"][None].float(), seen["key"][None].float(), seen["scaling"], None)
-    return seen["query"][0], seen["key"], row[0, 0]
+    row = softmax_rows(states["query"][None].float(), states["key"][None].float(), states["scaling"], None)
+    return states["query"][0], states["key"], row[0, 0]
 
 
 def eager_row(inputs) -> torch.Tensor:
-    """The same row as the eager model returns it."""
+    """The same row from the eager model's output_attentions."""
     model, _ = models.load("tiny-llava")
     model.set_attn_implementation({"text_config": "eager"})
     with torch.no_grad():
@@ -116,7 +116,7 @@ def eager_row(inputs) -> torch.Tensor:
 
 
 def draw_queries(model, processor, image: Image.Image) -> Figure:
-    """Idea 1: q of one row, K of the cache, their softmax against eager; and memory over prompt length."""
+    """Idea 1: q of one row, K of the cache, their softmax compared with eager; memory over prompt length."""
     inputs, layout = model.prepare(processor, images=[image], prompt=QUESTION)
     query, key, row = recorded_row(model, inputs)
     eager = eager_row(inputs)
@@ -133,7 +133,7 @@ def draw_queries(model, processor, image: Image.Image) -> Figure:
     wide.imshow(key.T.numpy(), **scale)
     wide.set(xticks=[], yticks=[])
     wide.set_title(
-        f"a   kept: q, {len(query)} numbers a row.   In the cache already: K, {len(key)} keys", fontsize=8.5, loc="left"
+        f"a   recorded: q, {len(query)} numbers per row.   Already cached: K, {len(key)} keys", fontsize=8.5, loc="left"
     )
     for axes in (small, wide):
         axes.tick_params(labelsize=7)
@@ -168,7 +168,7 @@ def draw_queries(model, processor, image: Image.Image) -> Figure:
 
 
 def mark_image(axes, layout, colour: str = INK, named: bool = True) -> None:
-    """Lines around the keys of the image, which are `named` on the x axis."""
+    """Draw lines around the image keys; `named` labels them on the x axis."""
     first, last = int(layout.images[0][0]), int(layout.images[0][-1])
     for border in (first - 0.5, last + 0.5):
         axes.axvline(border, color=colour, linewidth=0.8, linestyle=(0, (3, 2)))
@@ -181,7 +181,7 @@ def mark_image(axes, layout, colour: str = INK, named: bool = True) -> None:
 
 
 EDITS = (
-    ("a   as the model is", "softmax(z)", None, {}),
+    ("a   no edit", "softmax(z)", None, {}),
     (
         "b   key bias: all rows",
         "softmax(z + log g),  g a Gaussian around the gaze",
@@ -198,29 +198,31 @@ EDITS = (
         "d   scaled row: last prompt row",
         "softmax(a · z),  a = 0.5 on the image, else 1",
         (7,),
-        {"steering": InOneLayer(ImageScaling((0.5,)), LAYER)},
+        {"steering": SingleLayer(ImageScaling((0.5,)), LAYER)},
     ),
 )
 
 
-def text_rows(said: Answer) -> tuple[range, list[str]]:
-    """Positions of the prompt's rows behind the image and of the answer's, with their tokens."""
-    words = ["what", "colour", "is", "the", "shape", "?", "assistant", ":", *said.tokens]
-    return range(said.trace.length - len(words), said.trace.length), words
+def text_rows(result: Answer) -> tuple[range, list[str]]:
+    """Positions of the prompt rows after the image and of the answer rows, with their tokens."""
+    words = ["what", "colour", "is", "the", "shape", "?", "assistant", ":", *result.tokens]
+    return range(result.trace.length - len(words), result.trace.length), words
 
 
 def draw_edits(model, processor, image: Image.Image) -> Figure:
-    """Idea 2: softmax rows of one head, and what each kind of edit changes in them."""
-    said = [answer(model, processor, [image], QUESTION, **options) for *_, options in EDITS]
-    if len({tuple(one.tokens) for one in said}) > 1:
-        raise ValueError("an edit changed the answer, so that rows cannot be compared; draw another picture")
+    """Idea 2: softmax rows of one head, and the change of each kind of edit."""
+    results = [answer(model, processor, [image], QUESTION, **options) for *_, options in EDITS]
+    if len({tuple(result.tokens) for result in results}) > 1:
+        raise ValueError("an edit changed the answer, so the rows are not comparable; use another image")
     figure = Figure(figsize=(9, 6.4), dpi=150, layout="constrained")
     panels = figure.subplots(len(EDITS), 2, width_ratios=(6.2, 1))
-    rows, words = text_rows(said[0])
-    weights = [one.trace.weights(LAYER, rows, heads=[HEAD])[0, 0] for one in said]
+    rows, words = text_rows(results[0])
+    weights = [result.trace.weights(LAYER, rows, heads=[HEAD])[0, 0] for result in results]
     plain = LogNorm(1e-4, 1)
     change = SymLogNorm(1e-3, vmin=-1, vmax=1)
-    for (wide, small), (title, formula, edited, options), one, weight in zip(panels, EDITS, said, weights, strict=True):
+    for (wide, small), (title, formula, edited, options), result, weight in zip(
+        panels, EDITS, results, weights, strict=True
+    ):
         first = edited is None
         shown = weight.clamp_min(1e-4) if first else weight - weights[0]
         drawn = wide.imshow(
@@ -237,13 +239,13 @@ def draw_edits(model, processor, image: Image.Image) -> Figure:
         wide.set_title(f"{title}:  {formula}", fontsize=8.5, loc="left")
         labels = [f"{word} ▸" if index in (edited or ()) else word for index, word in enumerate(words)]
         wide.set_yticks(range(len(words)), labels=labels, fontsize=6.5)
-        mark_image(wide, one.layout, "white" if first else INK, named=wide is panels[-1, 0])
+        mark_image(wide, result.layout, "white" if first else INK, named=wide is panels[-1, 0])
         for index in edited or ():
             wide.get_yticklabels()[index].set(color=MARK, fontweight="bold")
-        draw_map(small, image, one, weight[7])
-        small.set_xlabel(f"row “:”, {weight[7, one.layout.images[0]].sum():.1%}", fontsize=7, labelpad=2)
+        draw_map(small, image, result, weight[7])
+        small.set_xlabel(f"row “:”, {weight[7, result.layout.images[0]].sum():.1%}", fontsize=7, labelpad=2)
         if "scanpaths" in options:
-            left, top, right, bottom = one.layout.grids[0].rect(GAZE[0][0][1], GAZE[0][0][0])
+            left, top, right, bottom = result.layout.grids[0].rect(GAZE[0][0][1], GAZE[0][0][0])
             small.plot(
                 (left + right) * 2,
                 (top + bottom) * 2,
@@ -256,18 +258,18 @@ def draw_edits(model, processor, image: Image.Image) -> Figure:
     return figure
 
 
-def draw_map(axes, image: Image.Image, said: Answer, row: torch.Tensor) -> None:
-    """The image's part of a row of attention over the picture."""
-    grid = said.layout.grids[0]
-    cells = row[said.layout.images[0]].reshape(grid.rows, grid.cols).numpy()
+def draw_map(axes, image: Image.Image, result: Answer, row: torch.Tensor) -> None:
+    """Draw the image part of an attention row over the image."""
+    grid = result.layout.grids[0]
+    cells = row[result.layout.images[0]].reshape(grid.rows, grid.cols).numpy()
     axes.imshow(overlay(image, cells, grid, at_least=400))
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
 
 
-def carried(said: Answer, tokens: tuple[int, ...]) -> list[torch.Tensor]:
-    """V [token, key] before the first step and after each layer, from the last to the first."""
-    trace, rows = said.trace, answer_rows(said.trace, "predicting")
+def rollout_states(result: Answer, tokens: tuple[int, ...]) -> list[torch.Tensor]:
+    """V [token, key] at the start and after each layer, from the last to the first."""
+    trace, rows = result.trace, answer_rows(result.trace, "predicting")
     vectors = torch.zeros(len(tokens), trace.length)
     vectors[range(len(tokens)), [rows[token] for token in tokens]] = 1
     states = [vectors]
@@ -277,15 +279,15 @@ def carried(said: Answer, tokens: tuple[int, ...]) -> list[torch.Tensor]:
 
 
 def draw_rollout(model, processor, image: Image.Image) -> Figure:
-    """Idea 3: the rows of two words, carried from the last layer to the first, and what lies on the image."""
-    said = answer(model, processor, [image], DESCRIBE)
-    tokens = tuple(said.tokens.index(word) for word in ("magenta", "cyan"))
-    states = carried(said, tokens)
+    """Idea 3: rollout rows of two tokens after each layer, from the last to the first, and their mass on the image."""
+    result = answer(model, processor, [image], DESCRIBE)
+    tokens = tuple(result.tokens.index(word) for word in ("magenta", "cyan"))
+    states = rollout_states(result, tokens)
     figure = Figure(figsize=(9, 6.7), dpi=150, layout="constrained")
     panels = figure.subplots(len(states), 3, width_ratios=(3.6, 1, 1))
     product = "V"
     for place, ((wide, *small), vectors) in enumerate(zip(panels, states, strict=True)):
-        layer = said.trace.layers - place
+        layer = result.trace.layers - place
         product += f" A{'₀₁₂₃₄'[layer]}" if place else ""
         drawn = wide.imshow(
             vectors.clamp_min(1e-4).numpy(),
@@ -294,15 +296,16 @@ def draw_rollout(model, processor, image: Image.Image) -> Figure:
             cmap="viridis",
             norm=LogNorm(1e-4, 1),
         )
-        wide.set_yticks([0, 1], labels=[said.tokens[token] for token in tokens], fontsize=7.5)
-        mark_image(wide, said.layout, "white", named=wide is panels[-1, 0])
-        what = f"through layer {layer}: " if place else "start: one row of the identity for each word, "
-        wide.set_title(f"{what}{product}", fontsize=8.5, loc="left")
+        wide.set_yticks([0, 1], labels=[result.tokens[token] for token in tokens], fontsize=7.5)
+        mark_image(wide, result.layout, "white", named=wide is panels[-1, 0])
+        step = f"through layer {layer}: " if place else "start: one row of the identity per token, "
+        wide.set_title(f"{step}{product}", fontsize=8.5, loc="left")
         for axes, vector, token in zip(small, vectors, tokens, strict=True):
-            draw_map(axes, image, said, vector)
-            axes.set_xlabel(f"rollout mass on image {vector[said.layout.images[0]].sum():.0%}", fontsize=7, labelpad=2)
+            draw_map(axes, image, result, vector)
+            label = f"rollout mass on image {vector[result.layout.images[0]].sum():.0%}"
+            axes.set_xlabel(label, fontsize=7, labelpad=2)
             if place == 0:
-                axes.set_title(f"“{said.tokens[token]}”", fontsize=8.5)
+                axes.set_title(f"“{result.tokens[token]}”", fontsize=8.5)
     bar = figure.colorbar(
         drawn, ax=panels[:, 0], orientation="horizontal", fraction=0.025, pad=0.01, aspect=60, extend="min"
     )

@@ -20,23 +20,23 @@ for model in tiny-llava tiny-qwen2-vl tiny-qwen2.5-vl tiny-fuyu; do
     $python attention_rollout_llava.py --model "$model" --prompt "describe the image ." --lowest 0.5 \
         --image "$work/data/spatial_twoshapes/agreement/relational/shard0/world-0.png" --out-dir "$work/families/$model"
 done
-$python -m docs.side_by_side "$work/families" docs/pictures/families.png
+$python -m docs.figures families "$work/families" docs/pictures/families.png
 
 # From an empty folder, without published data, so that the script generates synthetic images.
 mkdir "$work/empty"
 (cd "$work/empty" && "$project/$python" "$project/gaze_generation_llava.py" --limit 200 --out-dir "$work/gaze")
 cp "$work/gaze/shard0-1-second/comparison.png" docs/pictures/gaze.png
 cp "$work/gaze/colours.png" docs/pictures/colours.png
-$python -m docs.page_picture "$work/gaze/report.html" docs/pictures/report.png
+$python -m docs.figures page "$work/gaze/report.html" docs/pictures/report.png
 
 $python -m docs.draw_ideas "$work/data" docs/pictures
 
 if [[ -n ${WITH_COST:-} ]]; then
-    ours=(plain recording words rollout eager gaussian non-gaussian salient-head var)
+    ways=(plain recording words rollout eager gaussian non-gaussian salient-head var)
     cost() { $python -m benchmarks.attention_cost --out-dir "$work/cost/$1" "${@:2}"; }
-    cost 640 --lengths 640 --rounds 15 --ways "${ours[@]}"
-    cost 4096 --lengths 4096 --rounds 5 --ways "${ours[@]}"
-    cost 16384 --lengths 16384 --rounds 2 --ways "${ours[@]}"
-    cost 32768 --lengths 32768 --rounds 1 --ways "${ours[@]}"
-    $python -m benchmarks.cost_plot "$work"/cost/*/cost.csv docs/pictures/cost.png
+    cost 640 --lengths 640 --rounds 15 --ways "${ways[@]}"
+    cost 4096 --lengths 4096 --rounds 5 --ways "${ways[@]}"
+    cost 16384 --lengths 16384 --rounds 2 --ways "${ways[@]}"
+    cost 32768 --lengths 32768 --rounds 1 --ways "${ways[@]}"
+    $python -m docs.figures cost "$work"/cost/*/cost.csv docs/pictures/cost.png
 fi

@@ -1,14 +1,14 @@
-"""Runs every shell command that README.md and the pages of docs print, as printed, in a new clone of this repository.
+"""Run every shell command printed in README.md and docs, verbatim, in a new clone of this repository.
 
-    python -m docs.run_commands                                          # all of it: hours, for benchmarks and training
+    python -m docs.run_commands                             # all: hours, mostly benchmarks and training
     python -m docs.run_commands --without benchmarks models.tiny.train
     python -m docs.run_commands --pages README.md docs/steering.md --folder /tmp/clone
 
-The clone begins with nothing but what is committed, a picture `photo.jpg`, a folder `pictures` and scanpaths for it,
+The clone contains the committed files, an image `photo.jpg`, a folder of images `pictures` and its scanpaths
 `gaze.jsonl`; the first command of README.md sets it up. A Python block of a page whose first line is `# NAME.py` is
-saved under that name. A command that stands in two places is run once. Commands that
-cannot run here (a checkpoint of the hub, several GPUs, a name to fill in) are listed with the reason. Output goes to
-FOLDER/logs. Prints status and seconds of each; exits with 1 if a status is not 0.
+saved under that name. A command printed twice runs once. Commands that cannot run here (a checkpoint of the hub,
+several GPUs, a placeholder) are listed with the reason. Output goes to FOLDER/logs. Prints the status and seconds of
+each command; the exit status is 1 if any status is not 0.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ COMMAND = re.compile(
     r"(?:[A-Z_]+=\S+ )*(?:for .*; do )?(?:\.venv/bin/)?"
     r"(?:(?:python3?|torchrun|accelerate launch) .*?(?:\w\.py\b|-m \w)|bash \S+\.(?:sh|bash)\b|srun |pip install )"
 )
-VARIABLE = re.compile(r"[A-Z]+=(?:\$\(.*\)|\S+)")  # set for the commands of the page that follow
+VARIABLE = re.compile(r"[A-Z]+=(?:\$\(.*\)|\S+)")  # set for the later commands of the page
 REMARK = re.compile(r"\s+#\s.*|\s{3,}\(.*\)$")
 CANNOT = {
     "a checkpoint or data of the hub": re.compile(
@@ -52,23 +52,23 @@ CANNOT = {
 
 @dataclass(frozen=True)
 class Config:
-    """Run the commands that the pages print."""
+    """Run the commands printed in the documentation."""
 
     pages: tuple[str, ...] = PAGES
-    """Whose commands to run, in this order."""
+    """Pages to take commands from, in this order."""
     without: tuple[str, ...] = ()
-    """Leave out commands that contain one of these words."""
+    """Skip commands that contain one of these words."""
     folder: Path | None = None
-    """Where the clone goes: a folder that is not there yet (default: a temporary one, removed at the end)."""
+    """New folder for the clone (default: a temporary one, removed at the end)."""
 
 
 def printed(text: str) -> Iterator[str]:
-    """The shell commands of a page and the variables that they use, in its order; lines joined, remarks left out."""
-    for found in PRINTED.finditer(text):
-        language, fenced = found["language"], found["fenced"]
+    """Shell commands and variable assignments of a page, in order, with lines joined and remarks removed."""
+    for match in PRINTED.finditer(text):
+        language, fenced = match["language"], match["fenced"]
         if fenced is not None and language not in ("bash", ""):
             continue
-        lines = (fenced or found["indented"] or found["quoted"]).replace("\\\n", " ").splitlines()
+        lines = (fenced or match["indented"] or match["quoted"]).replace("\\\n", " ").splitlines()
         lines = (REMARK.sub("", line).strip() for line in lines)
         yield from (line for line in lines if COMMAND.match(line) or VARIABLE.fullmatch(line))
 
@@ -78,14 +78,14 @@ def files(text: str) -> dict[str, str]:
     return {code.split()[1]: code for code in re.findall(r"^```python\n(# \w+\.py\n.*?)^```", text, re.M | re.S)}
 
 
-def reason(command: str, without: tuple[str, ...]) -> str | None:
-    """Why a command is not run; None for one that is."""
-    told = (why for why, pattern in CANNOT.items() if pattern.search(command))
-    return next(told, "left out" if any(word in command for word in without) else None)
+def skip_reason(command: str, without: tuple[str, ...]) -> str | None:
+    """Reason for which a command is skipped; None for none."""
+    reasons = (reason for reason, pattern in CANNOT.items() if pattern.search(command))
+    return next(reasons, "left out" if any(word in command for word in without) else None)
 
 
 def prepare(folder: Path) -> None:
-    """A new clone with the files that commands take for the reader's own."""
+    """Clone the repository and add the input files that the commands name."""
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
     (folder / "pictures").mkdir()
     (folder / "logs").mkdir()
@@ -98,16 +98,16 @@ def prepare(folder: Path) -> None:
     (folder / "gaze.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def ended(script: str, folder: Path, log: Path) -> int:
-    """Exit status of a script of bash; `python` is the clone's own."""
+def run_script(script: str, folder: Path, log: Path) -> int:
+    """Run a bash script and return its exit status; `python` is that of the clone."""
     environment = os.environ | {"PATH": f"{folder / '.venv/bin'}:{os.environ['PATH']}"}
     with open(log, "w") as out:
         streams = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": out}
         return subprocess.run(["bash", "-c", script], cwd=folder, env=environment, **streams).returncode
 
 
-def run(folder: Path, config: Config) -> int:
-    """Number of commands that failed."""
+def run_pages(folder: Path, config: Config) -> int:
+    """Run the commands of all pages and return the number of failures."""
     done, failed = set(), 0
     for page in config.pages:
         variables = []
@@ -120,11 +120,11 @@ def run(folder: Path, config: Config) -> int:
             if (same := command.replace(".venv/bin/", "")) in done:
                 continue
             done.add(same)
-            if why := reason(command, config.without):
-                print(f"   -         -  {command}  [{why}]", flush=True)
+            if reason := skip_reason(command, config.without):
+                print(f"   -         -  {command}  [{reason}]", flush=True)
                 continue
             log, start = folder / "logs" / f"{len(done):03}.txt", time.monotonic()
-            status = ended("\n".join([*variables, command]), folder, log)
+            status = run_script("\n".join([*variables, command]), folder, log)
             failed += status != 0
             print(f"{status:4} {time.monotonic() - start:7.0f} s  {command}  [logs/{log.name}]", flush=True)
     return failed
@@ -132,15 +132,15 @@ def run(folder: Path, config: Config) -> int:
 
 def main(config: Config) -> int:
     if config.folder is not None and config.folder.exists():
-        print(f"error: {config.folder} exists; name a folder that is not there yet", file=sys.stderr)
+        print(f"error: {config.folder} exists; name a new folder", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as temporary:
         folder = (config.folder or Path(temporary, "clone")).resolve()
         prepare(folder)
         if config.pages[:1] != ("README.md",):
-            ended("bash env_setup_llava.bash", folder, folder / "logs" / "000.txt")
-        failed = run(folder, config)
-    print(f"{failed} commands failed" if failed else "every command that was run ended with status 0")
+            run_script("bash env_setup_llava.bash", folder, folder / "logs" / "000.txt")
+        failed = run_pages(folder, config)
+    print(f"{failed} commands failed" if failed else "every command ended with status 0")
     return int(failed > 0)
 
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import models.trace
-from benchmarks import attention_cost, budget, cost_plot, exactness, largest_prompt, ways
-from benchmarks.decoders import MEGABYTE, build, free_memory, matrices, peak_memory
-from benchmarks.ways import ROLLOUTS, WAYS, generate
+from benchmarks import attention_cost, budget, decoders, exactness, largest_prompt
+from benchmarks.budget import MEGABYTE, free_memory, matrix_memory, peak_memory
+from benchmarks.decoders import ROLLOUTS, WAYS, build, generate
+from docs import figures
 from models.trace import AttentionTrace
 from tests import tolerance
 
@@ -37,17 +38,17 @@ def test_measures_what_it_says(tmp_path, capsys):
         assert float(rows[way][f"time_to_{base}"]) == pytest.approx(ratio)
     assert float(rows["eager"]["matrices_MB"]) == 4 * 2 * 64**2 * 4 / 2**20 and rows["rollout"]["matrices_MB"] == ""
     assert (out / "cost.png").stat().st_size > 5000
-    again = cost_plot.read(out / "cost.csv")
+    again = attention_cost.read(out / "cost.csv")
     assert [(row["way"], row["T"], row["seconds"]) for row in again] == [
         (way, 64, float(rows[way]["seconds"])) for way in compared
     ]
-    cost_plot.main([out / "cost.csv", out / "cost.csv"], tmp_path / "again.png")
+    figures.cost([out / "cost.csv", out / "cost.csv"], tmp_path / "again.png")
     assert (tmp_path / "again.png").stat().st_size > 5000
 
 
 def test_figures_are_medians_of_what_is_complete():
-    assert attention_cost.middle([3.0, 1.0, 2.0]) == 2.0
-    assert attention_cost.middle([3.0, None]) is None and attention_cost.middle([]) is None
+    assert attention_cost.median([3.0, 1.0, 2.0]) == 2.0
+    assert attention_cost.median([3.0, None]) is None and attention_cost.median([]) is None
 
 
 @pytest.mark.slow
@@ -67,24 +68,25 @@ def test_ways_agree_on_every_shape(shape, capsys):
     """All four rollouts and both forms of every intervention; or the run refuses: without sinks VAR changes nothing."""
     config = attention_cost.Config(layers=5, width=256, new_tokens=3, threads=1)
     model = decoder(shape)
-    attention_cost.agree(model, list(WAYS), 100, config)
+    attention_cost.check_agreement(model, list(WAYS), 100, config)
     first, *lines = capsys.readouterr().out.splitlines()
     assert float(first.split("between 4 rollouts ")[1]) <= tolerance.two_runs()
-    assert len(lines) == 4 and all("; 2 ways differ by " in line for line in lines)
+    assert len(lines) == 4 and all("; 2 ways, gap " in line for line in lines)
     for line in lines:
-        moved, gap = (float(part.split()[0]) for part in line.split(" by ")[1:])
+        moved = float(line.split(" by ")[1].split()[0])
+        gap = float(line.split(", gap ")[1])
         assert moved > 1e-3 and gap <= tolerance.two_runs()
     assert generate(model, "plain", 100, 3)[0].shape == (1, 103)
     model.get_input_embeddings().weight.data[:, 3] = 0
-    with pytest.raises(RuntimeError, match="var is not the same in both ways, or it changes nothing"):
-        attention_cost.agree(model, ["plain", "var", "eager-var"], 100, config)
+    with pytest.raises(RuntimeError, match="implementations of var differ"):
+        attention_cost.check_agreement(model, ["plain", "var", "eager-var"], 100, config)
 
 
 def test_a_rollout_of_another_kind_is_refused(monkeypatch):
     config = attention_cost.Config(layers=4, width=128, new_tokens=2, threads=1)
-    monkeypatch.setattr(ways, "stored_rows", lambda steps, length: ways.full_product(steps, length) + 1e-4)
+    monkeypatch.setattr(decoders, "stored_rows", lambda steps, length: decoders.full_product(steps, length) + 1e-4)
     with pytest.raises(RuntimeError, match="the rollouts differ by 1.0e-04, more than 1e-05"):
-        attention_cost.agree(attention_cost.build(config, "llava"), ["plain", *ROLLOUTS], 50, config)
+        attention_cost.check_agreement(attention_cost.build(config, "llava"), ["plain", *ROLLOUTS], 50, config)
 
 
 @pytest.mark.numerical
@@ -105,9 +107,10 @@ def test_memory_of_a_call():
     assert 95 <= above <= 125 and peak > above + 50
     assert "MALLOC_MMAP_THRESHOLD_" not in os.environ
     assert free_memory("cpu") > 100
-    assert matrices("eager", 1024, 8, 8, "float32") == 8 * 8 * 1024**2 * 4 / MEGABYTE == 256
-    assert matrices("eager-rows", 1024, 8, 8, "bfloat16") == 128 and matrices("eager-var", 1024, 8, 8, "bfloat16") == 96
-    assert matrices("rollout", 1024, 8, 8, "float32") is None
+    assert matrix_memory("eager", 1024, 8, 8, "float32") == 8 * 8 * 1024**2 * 4 / MEGABYTE == 256
+    assert matrix_memory("eager-rows", 1024, 8, 8, "bfloat16") == 128
+    assert matrix_memory("eager-var", 1024, 8, 8, "bfloat16") == 96
+    assert matrix_memory("rollout", 1024, 8, 8, "float32") is None
 
 
 def small_model():

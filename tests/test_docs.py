@@ -18,7 +18,7 @@ from docs import draw_ideas, run_commands
 from tests.test_tree import ROOT
 
 PAGES = [ROOT / name for name in run_commands.PAGES]
-SCRIPTS = sorted([*ROOT.glob("*.py"), ROOT / "docs" / "draw_ideas.py", ROOT / "docs" / "side_by_side.py"])
+SCRIPTS = sorted([*ROOT.glob("*.py"), ROOT / "docs" / "draw_ideas.py", ROOT / "docs" / "figures.py"])
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 QUOTED = re.compile(r"`([^`\n]+)`")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
@@ -151,7 +151,7 @@ python say.py long
 ```
 """
     (tmp_path / "page.md").write_text(page)
-    assert run_commands.run(tmp_path, run_commands.Config(pages=("page.md",), without=("long",))) == 1
+    assert run_commands.run_pages(tmp_path, run_commands.Config(pages=("page.md",), without=("long",))) == 1
     assert (tmp_path / "said").read_text() == "a b c "
     told = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in told] == ["0", "0", "1", "-", "-"]

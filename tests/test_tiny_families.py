@@ -13,21 +13,21 @@ from PIL import Image
 
 import models
 from data.shapes import Shape, draw
-from models.tiny import build_fuyu, build_qwen2_5_vl, build_qwen2_vl, fast_attention
-from models.tiny.learning import Learner, Pupil
+from models.tiny import build_fuyu, build_qwen2_5_vl, build_qwen2_vl, packing
+from models.tiny.build_llava import feed_forward_states, load_teacher, teacher_prefix, teacher_tokens
+from models.tiny.learning import Learner, Student
 from models.tiny.packing import IGNORE, pack
 from models.tiny.questions import KINDS
 from models.tiny.scenes import Layout, render
 from models.tiny.score import accuracy, held_out_trials, real_trials, smallest_side
-from models.tiny.teacher import load_teacher, observe, say, teachers_frame
 from models.tiny.train import save
 from tests import shell
 
 ROOT = Path(__file__).resolve().parents[1]
-LEARNERS = {"llava": Learner, "qwen2_vl": Pupil, "qwen2_5_vl": Pupil, "fuyu": Pupil}
+LEARNERS = {"llava": Learner, "qwen2_vl": Student, "qwen2_5_vl": Student, "fuyu": Student}
 SHAPES = (Shape("red", "circle", 0.2, 0.3, 0.1, 0.1), Shape("blue", "square", 0.7, 0.6, 0.1, 0.1))
 PAIRS = [("what colour is the square ?", "blue"), ("where is the red circle ?", "top left")]
-PUPILS = {"tiny-qwen2-vl": "qwen2-vl", "tiny-qwen2.5-vl": "qwen2.5-vl", "tiny-fuyu": "fuyu"}
+STUDENTS = {"tiny-qwen2-vl": "qwen2-vl", "tiny-qwen2.5-vl": "qwen2.5-vl", "tiny-fuyu": "fuyu"}
 
 
 @pytest.fixture(scope="module", params=LEARNERS)
@@ -41,7 +41,7 @@ def learner(request):
 @pytest.fixture
 def exact(monkeypatch):
     """Training's attention in float32 throughout."""
-    monkeypatch.setattr(fast_attention, "LONG", 0)
+    monkeypatch.setattr(packing, "MIN_SDPA", 0)
 
 
 @torch.no_grad()
@@ -54,7 +54,7 @@ def test_packed_questions_are_read_as_if_asked_alone(learner, exact, tmp_path):
     packed = replace(packed, mask=packed.mask.float())
     hidden = learner.decode(learner.embed(learner.tokens(learner.pixels([scene])), packed), packed)
     for number, (question, answer) in enumerate(PAIRS, 1):
-        inputs, _ = loaded.prepare(processor, [Image.fromarray(scene.picture)], question)
+        inputs, _ = loaded.prepare(processor, [Image.fromarray(scene.image)], question)
         length = inputs["input_ids"].shape[1]
         here = ((packed.segment[0] == 0) | (packed.segment[0] == number)).nonzero().flatten()
         assert packed.ids[0, here[:length]].tolist() == inputs["input_ids"][0].tolist()
@@ -142,18 +142,18 @@ def test_fuyu_begins_with_the_teachers_attention():
 
 @pytest.mark.numerical
 def test_teacher_is_observed_as_it_works():
-    teacher, (prefix, vocabulary) = load_teacher(), teachers_frame()
+    teacher, (prefix, vocabulary) = load_teacher(), teacher_prefix()
     packed = pack(prefix, [PAIRS], vocabulary, 0)
     scene = render(Layout(SHAPES, 100), 96, 12)
-    pixels = torch.from_numpy(scene.picture.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
-    before, after = observe(teacher, say(teacher, pixels), packed)
+    pixels = torch.from_numpy(scene.image.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+    before, after = feed_forward_states(teacher, teacher_tokens(teacher, pixels), packed)
     layer = teacher.model.language_model.layers[2]
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         again = layer.mlp(layer.post_attention_layernorm(before[2]))
     assert len(before) == len(after) == 4 and torch.equal(after[2], again.float())
 
 
-@pytest.fixture(scope="module", params=PUPILS)
+@pytest.fixture(scope="module", params=STUDENTS)
 def embedded(request):
     return request.param, *models.load(request.param)
 
@@ -163,7 +163,7 @@ def test_checkpoint_is_small_and_its_record_is_whole(embedded):
     folder = ROOT / "models/tiny" / name
     record = json.loads((folder / "training.json").read_text())
     assert (folder / "model.safetensors").stat().st_size < 6e6
-    assert record["settings"]["family"] == PUPILS[name] and record["settings"]["scale"] == 1.0
+    assert record["settings"]["family"] == STUDENTS[name] and record["settings"]["scale"] == 1.0
     assert record["parameters"] == sum(parameter.numel() for parameter in model.parameters())
     assert set(record["accuracy"]["held_out"]) == set(KINDS)
     assert all(row["n"] == record["settings"]["held_out"] for row in record["accuracy"]["held_out"].values())

@@ -11,9 +11,9 @@ from safetensors import safe_open
 import models
 from data.shapes import Shape, draw
 from models.tiny import build_llava
+from models.tiny.learning import PatchLabels
 from models.tiny.packing import segment_mask
-from models.tiny.patches import PatchLabels
-from models.tiny.questions import KINDS, ask_amb, in_corner, place, relation, right
+from models.tiny.questions import KINDS, amb_question, in_corner, is_correct, place, relation
 from models.tiny.scenes import Layout, augment, mixed, permute_colours, render
 from models.tiny.score import accuracy, answers, held_out_trials, real_trials
 from tests import shell
@@ -58,8 +58,8 @@ def test_places_and_corners_leave_the_middle_out():
 def test_either_colour_answers_the_ambiguous_question():
     shapes = (circle(0.2, 0.2, "red"), circle(0.8, 0.8, "blue"))
     rng = np.random.default_rng(0)
-    assert {ask_amb(shapes, rng)[1] for _ in range(30)} == {"red", "blue"}
-    assert right("amb", shapes, "red", "blue") and not right("amb", shapes, "red", "green")
+    assert {amb_question(shapes, rng)[1] for _ in range(30)} == {"red", "blue"}
+    assert is_correct("amb", shapes, "red", "blue") and not is_correct("amb", shapes, "red", "green")
 
 
 def test_every_question_is_made_of_known_words():
@@ -89,7 +89,7 @@ def test_augmented_scenes_are_what_would_have_been_drawn():
     for _ in range(40):
         variant = augment(scene, rng)
         redrawn = render(Layout(variant.shapes, 100), 96, 12)
-        assert np.abs(variant.picture.astype(int) - redrawn.picture).max() <= 12  # elsewhere it would be 255
+        assert np.abs(variant.image.astype(int) - redrawn.image).max() <= 12  # elsewhere it would be 255
         assert np.allclose(variant.cover, redrawn.cover, atol=0.02)
 
 

@@ -1,1 +1,1 @@
-"""The embedded checkpoints: small genuine models of each family, and the script that trains them on a CPU."""
+"""Embedded checkpoints: a small model of each family, and the script that trains them on a CPU."""

@@ -1,4 +1,4 @@
-"""The embedded Qwen2.5-VL before training: as the embedded Qwen2-VL, with its own tower (gated, RMS norms, windows)."""
+"""Embedded Qwen2.5-VL before training: the embedded Qwen2-VL with a windowed vision encoder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from models.processors import Qwen2_5_VLImageTextProcessor
 from models.tiny import build_qwen2_vl as qwen2
-from models.tiny.build_qwen2_vl import (  # noqa: F401 - what both families share
+from models.tiny.build_qwen2_vl import (  # noqa: F401 - shared by both families
     AFTER_QUESTION,
     END,
     FIRST_LAYERS,
@@ -21,12 +21,12 @@ from models.tiny.build_qwen2_vl import (  # noqa: F401 - what both families shar
     prefix_positions,
 )
 
-WINDOW = 32  # px: 4 x 4 cells, nine windows to a square picture
+WINDOW = 32  # px: 4 x 4 cells, nine windows in a square image
 FULL_ATTENTION = [1, 3]
 
 
 def build_config(vocabulary: int) -> Qwen2_5_VLConfig:
-    """Of a model that knows so many words."""
+    """Configuration with this vocabulary size."""
     vision = {
         "depth": 4,
         "hidden_size": qwen2.TOWER_WIDTH,
@@ -49,8 +49,8 @@ def build_config(vocabulary: int) -> Qwen2_5_VLConfig:
 
 
 def build_model(vocabulary: dict[str, int]) -> Qwen2_5_VLForConditionalGeneration:
-    """An untrained model; the random part of its start comes from torch's global generator."""
-    return qwen2.start(Qwen2_5_VLForConditionalGeneration(build_config(len(vocabulary))), vocabulary)
+    """Untrained model; random initial weights come from torch's global generator."""
+    return qwen2.initialise(Qwen2_5_VLForConditionalGeneration(build_config(len(vocabulary))), vocabulary)
 
 
 build_processor = partial(qwen2.build_processor, Qwen2_5_VLImageTextProcessor)

@@ -1,8 +1,9 @@
-"""The embedded Qwen2-VL before training: configuration, tokenizer, processor, and a start that learns fast.
+"""Embedded Qwen2-VL before training: configuration, tokenizer, processor and initial weights.
 
-A genuine `Qwen2VLForConditionalGeneration`: pictures of about 96 x 96 px in patches of 4 px, merged 2 x 2 into cells of
-8 px; the tower starts as a small convolutional network. The decoder's first layer starts by telling every cell where
-it lies (the tower's rotary embedding knows distances only); the layers above it are the embedded LLaVA's.
+A stock `Qwen2VLForConditionalGeneration`: images of about 96 x 96 px in patches of 4 px, merged 2 x 2 into cells of
+8 px. The vision encoder is initialised as a small convolutional network. The first decoder layer is initialised to
+encode the row and column of each cell, since the vision encoder's rotary embedding encodes distances only; the later
+layers are those of the embedded LLaVA.
 """
 
 from __future__ import annotations
@@ -20,21 +21,20 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_
 from transformers.vision_utils import get_vision_position_ids
 
 from models.processors import Qwen2VLImageTextProcessor
-from models.tiny.build_llava import word_level
-from models.tiny.fast_attention import fast_attention
+from models.tiny.build_llava import copy_embeddings, copy_layers, word_level
 from models.tiny.initialise import neighbours_by_rotation, patch_filters, place_heads
-from models.tiny.teacher import copy_embeddings, copy_layers
+from models.tiny.packing import fast_attention
 
 SIDE, PATCH, MERGE = 96, 4, 2
 PATCHES = SIDE // (PATCH * MERGE)  # cells per side
 WIDTH, TOWER_WIDTH = 128, 64
-FIRST_LAYERS = 1  # layers of the decoder that are new; the others are the teacher's
+FIRST_LAYERS = 1  # new decoder layers; the others are copied from the teacher
 SPECIALS = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<unk>", "<|image_pad|>"),
     *("<|video_pad|>", "<|vision_start|>", "<|vision_end|>"),
 )  # ids 0..7
 PAD, START, EOS, UNK, IMAGE, VIDEO, VISION_START, VISION_END = range(8)
-TEACHERS_NAME = {"<|endoftext|>": "<pad>", "<|im_start|>": "<s>", "<|im_end|>": "</s>"}
+TEACHER_NAMES = {"<|endoftext|>": "<pad>", "<|im_start|>": "<s>", "<|im_end|>": "</s>"}
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }} : "
     "{% if message['content'] is string %}{{ message['content'] }} {% else %}"
@@ -54,7 +54,7 @@ TEXT = {
     "max_position_embeddings": 2048,
     "initializer_range": WIDTH**-0.5,
     "rms_norm_eps": 1e-6,
-    # time, height and width: twelve rows or columns turn every pair by less than one turn
+    # time, height, width: every pair rotates by less than one turn over twelve rows or columns
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 2, 12]},
     "tie_word_embeddings": True,
     "pad_token_id": PAD,
@@ -62,11 +62,11 @@ TEXT = {
     "eos_token_id": EOS,
 }
 TOWER_RANGE = 0.06
-TOWER_ROPE = {"rope_type": "axial", "rope_theta": 20.0}  # neighbours within a picture of 24 patches, not of hundreds
+TOWER_ROPE = {"rope_type": "axial", "rope_theta": 20.0}  # resolves neighbours in an image of 24 patches per side
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Word level; the chat template writes all special tokens."""
+    """Word-level tokenizer; the chat template writes all special tokens."""
     return PreTrainedTokenizerFast(
         tokenizer_object=word_level(SPECIALS),
         pad_token="<|endoftext|>",
@@ -79,7 +79,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_processor(kind: type = Qwen2VLImageTextProcessor):
-    """A processor of that kind: pictures resized to about SIDE x SIDE px, in patches of PATCH px."""
+    """Processor of class `kind`: images resized to about SIDE x SIDE px, in patches of PATCH px."""
     images = Qwen2VLImageProcessorPil(
         size={"shortest_edge": SIDE**2, "longest_edge": SIDE**2},
         patch_size=PATCH,
@@ -91,7 +91,7 @@ def build_processor(kind: type = Qwen2VLImageTextProcessor):
 
 
 def token_ids() -> dict[str, int]:
-    """Fields of the config that say which tokens stand for pictures."""
+    """Config fields with the ids of the vision tokens."""
     return {
         "image_token_id": IMAGE,
         "video_token_id": VIDEO,
@@ -101,7 +101,7 @@ def token_ids() -> dict[str, int]:
 
 
 def build_config(vocabulary: int) -> Qwen2VLConfig:
-    """Of a model that knows so many words."""
+    """Configuration with this vocabulary size."""
     vision = {
         "depth": 4,
         "embed_dim": TOWER_WIDTH,
@@ -120,15 +120,15 @@ def build_config(vocabulary: int) -> Qwen2VLConfig:
 
 
 def build_model(vocabulary: dict[str, int]) -> Qwen2VLForConditionalGeneration:
-    """An untrained model; the random part of its start comes from torch's global generator."""
-    return start(Qwen2VLForConditionalGeneration(build_config(len(vocabulary))), vocabulary)
+    """Untrained model; random initial weights come from torch's global generator."""
+    return initialise(Qwen2VLForConditionalGeneration(build_config(len(vocabulary))), vocabulary)
 
 
-def start(model, vocabulary: dict[str, int]):
-    """Puts a random model of either Qwen family into its starting state."""
-    start_tower(model.model.visual)
+def initialise(model, vocabulary: dict[str, int]):
+    """Initialise a random model of either Qwen family and return it."""
+    initialise_vision(model.model.visual)
     decoder = model.model.language_model
-    copy_embeddings(decoder, vocabulary, TEACHERS_NAME)
+    copy_embeddings(decoder, vocabulary, TEACHER_NAMES)
     copy_layers(decoder, FIRST_LAYERS)
     landmarks = decoder.embed_tokens.weight[[START, VISION_START]]
     place_heads(decoder.layers[0], landmarks, decoder.rotary_emb.inv_freq, PATCHES)
@@ -139,9 +139,9 @@ def start(model, vocabulary: dict[str, int]):
 
 
 @torch.no_grad()
-def start_tower(visual) -> None:
-    """Starts a Qwen tower as a small convolutional network."""
-    filters = patch_filters(TOWER_WIDTH, PATCH)[:, :, None]  # the same picture at both instants: half of it each
+def initialise_vision(visual) -> None:
+    """Initialise a Qwen vision encoder as a small convolutional network."""
+    filters = patch_filters(TOWER_WIDTH, PATCH)[:, :, None]  # half of the filter for each of the two identical frames
     visual.patch_embed.proj.weight.zero_()
     visual.patch_embed.proj.weight[: len(filters)] = filters / visual.config.temporal_patch_size
     for index, block in enumerate(visual.blocks):
@@ -149,7 +149,7 @@ def start_tower(visual) -> None:
 
 
 def parts(model) -> dict[str, list]:
-    """What learns together; see `models.tiny.learning`."""
+    """Groups of modules that share a learning rate; see `models.tiny.learning`."""
     inner = model.model
     layers = inner.language_model.layers
     return {
@@ -162,14 +162,14 @@ def parts(model) -> dict[str, list]:
 
 
 def prefix(vocabulary: dict[str, int]) -> tuple[list[int], list[int]]:
-    """Token ids before the question, and which of them are the picture's."""
+    """Token ids before the question and the indices of the image tokens among them."""
     before = [START, vocabulary["user"], vocabulary[":"], VISION_START]
     image = range(len(before), len(before) + PATCHES**2)
     return [*before, *[IMAGE] * PATCHES**2, VISION_END], list(image)
 
 
 def prefix_positions(ids: list[int]) -> torch.Tensor:
-    """[time | row | column, token]: words count on, cells share one instant and differ in row and column."""
+    """[time | row | column, token]: text positions increase; cells share one time and differ in row and column."""
     first = ids.index(IMAGE)
     cell = torch.arange(PATCHES**2)
     cells = first + torch.stack([torch.zeros_like(cell), cell // PATCHES, cell % PATCHES])
@@ -179,30 +179,30 @@ def prefix_positions(ids: list[int]) -> torch.Tensor:
 
 
 def features(model, pixels: torch.Tensor) -> torch.Tensor:
-    """What the tower hands to the decoder: [picture, cell, width] of pictures [picture, rgb, row, column].
+    """Outputs [image, cell, width] of the vision encoder for images [image, rgb, row, column].
 
-    Computes what the stock tower does, for pictures of one size at a time instead of one picture after the other.
+    Equals the stock vision encoder, batched over images of one size.
     """
     visual = model.model.visual
     side = PATCHES * MERGE
     blocks = pixels.reshape(len(pixels), 3, PATCHES, MERGE, PATCH, PATCHES, MERGE, PATCH)
-    blocks = blocks.permute(0, 2, 5, 3, 6, 1, 4, 7).flatten(5).flatten(1, 4)  # [picture, patch, rgb row column]
+    blocks = blocks.permute(0, 2, 5, 3, 6, 1, 4, 7).flatten(5).flatten(1, 4)  # [image, patch, rgb row column]
     states = F.linear(blocks, visual.patch_embed.proj.weight.sum(2).flatten(1))
     places = get_vision_position_ids(torch.tensor([[1, side, side]]), MERGE)
     rotation = visual.rotary_pos_emb(states, places)
     order, window = window_order(visual)
-    states = in_windows(states, order)
-    rotation = tuple(in_windows(angle[None], order)[0] for angle in rotation)
+    states = reorder_cells(states, order)
+    rotation = tuple(reorder_cells(angle[None], order)[0] for angle in rotation)
     full = getattr(visual, "fullatt_block_indexes", range(len(visual.blocks)))
     for index, block in enumerate(visual.blocks):
         size = side**2 if index in full else window
         states = states + attend(block.attn, block.norm1(states), rotation, size)
         states = states + block.mlp(block.norm2(states))
-    return visual.merger(in_windows(states, order.argsort())).view(len(pixels), PATCHES**2, -1)
+    return visual.merger(reorder_cells(states, order.argsort())).view(len(pixels), PATCHES**2, -1)
 
 
 def window_order(visual) -> tuple[torch.Tensor, int]:
-    """Order [cell] in which the tower reads the cells, and the number of patches to a window."""
+    """Order [cell] of the cells in the vision encoder, and the number of patches per window."""
     if not hasattr(visual, "window_size"):
         return torch.arange(PATCHES**2), (PATCHES * MERGE) ** 2
     cells = visual.window_size // (MERGE * PATCH)
@@ -211,16 +211,16 @@ def window_order(visual) -> tuple[torch.Tensor, int]:
     return grid.transpose(1, 2).flatten(), (cells * MERGE) ** 2
 
 
-def in_windows(states: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-    """[picture, patch, width] with the cells (groups of patches) in the given order."""
+def reorder_cells(states: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """Put the cells (groups of patches) of states [image, patch, width] into the given order."""
     return states.unflatten(1, (len(order), -1))[:, order].flatten(1, 2)
 
 
 def attend(attention, states: torch.Tensor, rotation, window: int) -> torch.Tensor:
-    """Attention within runs of `window` patches: [picture, patch, width] -> the same shape."""
-    pictures, patches, width = states.shape
-    query, key, value = attention.qkv(states).view(pictures, patches, 3, attention.num_heads, -1).unbind(2)
+    """Attention within windows of `window` consecutive patches: [image, patch, width] -> the same shape."""
+    images, patches, width = states.shape
+    query, key, value = attention.qkv(states).view(images, patches, 3, attention.num_heads, -1).unbind(2)
     query, key = apply_rotary_pos_emb_vision(query, key, *rotation)
-    split = (run.reshape(-1, window, *run.shape[2:]).transpose(1, 2) for run in (query, key, value))
-    mixed, _ = fast_attention(attention, *split, None, scaling=attention.scaling)
-    return attention.proj(mixed.reshape(pictures, patches, width))
+    windows = (part.reshape(-1, window, *part.shape[2:]).transpose(1, 2) for part in (query, key, value))
+    output, _ = fast_attention(attention, *windows, None, scaling=attention.scaling)
+    return attention.proj(output.reshape(images, patches, width))

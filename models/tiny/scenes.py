@@ -1,8 +1,8 @@
-"""Random scenes to train and score on: like ShapeWorld's two-shape pictures, like corner pairs, and freer ones.
+"""Random scenes for training and evaluation: ShapeWorld-like pairs, corner pairs, and freely placed shapes.
 
-A scene is what a question can be asked about (shapes, with their centres) plus its picture and how much of each patch
-every shape covers. `augment` turns one drawn scene into 48: mirrored, transposed, and with its RGB channels permuted
-together with the names of the colours, which costs far less than drawing.
+A scene has shapes with their centres, an image, and the share of each patch that each shape covers. `augment` yields 48
+variants of a drawn scene (mirrored, transposed, with permuted RGB channels and colour names), which is much faster than
+drawing.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from PIL import Image
 
 from data.shapes import COLOURS, SHAPES, Shape, convex_distance, coverage, draw, sample_shape
 
-EDGE = 0.01  # shapes keep this distance from the frame
-TRIES = 200
+EDGE = 0.01  # minimum distance of a shape from the image border
+TRIES = 200  # per shape
 
 
 @dataclass(frozen=True)
 class Scene:
     """A drawn scene.
 
-    `picture` is uint8 [pixel row, pixel column, 3] at the model's input side; `cover` is float32
+    `image` is uint8 [pixel row, pixel column, 3] at the model's input size; `cover` is float32
     [shape, patch row, patch column], the share of each patch's area that the shape covers.
     """
 
     shapes: tuple[Shape, ...]
-    picture: np.ndarray
+    image: np.ndarray
     cover: np.ndarray
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A scene before it is drawn: shapes, side of the picture in pixels, background rgb in 0..1."""
+    """Scene before drawing: shapes, side of the image in pixels, background rgb in 0..1."""
 
     shapes: tuple[Shape, ...]
     side: int
@@ -42,7 +42,7 @@ class Layout:
 
 
 def overlap(first: Shape, second: Shape) -> bool:
-    """Whether the outline of one shape runs through the other."""
+    """True if the outline of one shape intersects the other shape."""
     for shape, other in ((first, second), (second, first)):
         for piece in other.pieces():
             if not convex_distance(piece, shape.outline(), 0).all():
@@ -51,14 +51,14 @@ def overlap(first: Shape, second: Shape) -> bool:
 
 
 def fits(shape: Shape, others: list[Shape]) -> bool:
-    """Whether a shape keeps EDGE from the frame and overlaps none of the others."""
+    """True if a shape keeps EDGE from the border and overlaps no other shape."""
     left, top, right, bottom = shape.box()
     inside = min(left, top) >= EDGE and max(right, bottom) <= 1 - EDGE
     return inside and not any(overlap(shape, other) for other in others)
 
 
 def random_names(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
-    """`count` different (colour, shape) pairs; of two, a quarter share the colour and a twentieth the shape."""
+    """Draw `count` distinct (colour, shape) pairs; two pairs share the colour in 25 % and the shape in 5 % of draws."""
     colours, shapes = rng.choice(list(COLOURS), count), rng.choice(SHAPES, count)
     if count == 2:
         shared = rng.choice(["colour", "shape", "neither"], p=[0.25, 0.05, 0.7])
@@ -69,8 +69,8 @@ def random_names(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
 
 
 def place(rng: np.random.Generator, names: list[tuple[str, str]], at: Callable, **ranges) -> list[Shape] | None:
-    """Shapes of the given names, without overlap; `at(index, shapes so far)` proposes a centre. None if they do not
-    fit."""
+    """Place shapes of the given names without overlap; `at(index, shapes so far)` proposes a centre. None if one does
+    not fit."""
     shapes: list[Shape] = []
     for index, (colour, shape) in enumerate(names):
         for _ in range(TRIES):
@@ -84,8 +84,10 @@ def place(rng: np.random.Generator, names: list[tuple[str, str]], at: Callable, 
 
 
 def pair_centre(rng: np.random.Generator, first: Shape, far: bool) -> tuple[float, float]:
-    """A centre beside `first`, at ShapeWorld's distances: far along one axis, little or anything along the other.
-    `far` puts it into the other half of the picture, at least .3 away along the axis."""
+    """Draw a centre near `first` with ShapeWorld's distances: large along one axis, small or arbitrary along the other.
+
+    `far` places it in the other half of the image, at least .3 away along the axis.
+    """
     centre = np.array([first.x, first.y])
     axis, sign = rng.integers(2), rng.choice([-1, 1])
     distance = rng.uniform(0.3, 0.8) if far else min(0.09 + rng.exponential(0.25), 0.8)
@@ -100,7 +102,7 @@ def pair_centre(rng: np.random.Generator, first: Shape, far: bool) -> tuple[floa
 
 
 def world(rng: np.random.Generator, far: bool = False) -> Layout:
-    """Like ShapeWorld's two-shape pictures: 100 px, black, any rotation."""
+    """Layout like ShapeWorld's two-shape images: 100 px, black background, any rotation."""
     count = 2 if far else int(rng.choice([2, 1, 0], p=[0.92, 0.06, 0.02]))
 
     def at(index: int, shapes: list[Shape]) -> tuple[float, float]:
@@ -114,7 +116,7 @@ def world(rng: np.random.Generator, far: bool = False) -> Layout:
 
 
 def grid(rng: np.random.Generator) -> Layout:
-    """Like corner pairs: 64 px, light ground, shapes in the cells (mostly the corner cells) of a 3 x 3 grid."""
+    """Layout like corner pairs: 64 px, light background, shapes in cells (mostly corner cells) of a 3 x 3 grid."""
     side, count = 64, int(rng.choice([2, 1, 3, 0], p=[0.55, 0.3, 0.08, 0.07]))
     corners = [(0, 0), (0, 2), (2, 0), (2, 2)]
     cells = corners if rng.random() < 0.75 else [(row, col) for row in range(3) for col in range(3)]
@@ -132,7 +134,7 @@ def grid(rng: np.random.Generator) -> Layout:
 
 
 def anywhere(rng: np.random.Generator) -> Callable[[int, list[Shape]], tuple[float, float]]:
-    """Proposes centres all over the picture, for `place`."""
+    """Return a proposal of uniform centres for `place`."""
 
     def at(index: int, shapes: list[Shape]) -> tuple[float, float]:
         x, y = rng.uniform(0.05, 0.95, 2)
@@ -142,7 +144,7 @@ def anywhere(rng: np.random.Generator) -> Callable[[int, list[Shape]], tuple[flo
 
 
 def free(rng: np.random.Generator, count: int | None = None, size: tuple[float, float] = (0.06, 0.2)) -> Layout:
-    """Shapes anywhere, on a dark or a light ground."""
+    """Layout with shapes anywhere on a dark or a light background."""
     count = int(rng.choice([2, 1, 3, 0], p=[0.55, 0.3, 0.08, 0.07])) if count is None else count
     ground = rng.uniform(0, 35) / 255 if rng.random() < 0.4 else rng.uniform(200, 255) / 255
     shade = (-0.4, 0.4) if ground < 0.5 else (-0.4, 0.05)
@@ -151,7 +153,7 @@ def free(rng: np.random.Generator, count: int | None = None, size: tuple[float, 
 
 
 def crowd(rng: np.random.Generator) -> Layout:
-    """Many shapes in one picture, for the patch-wise stage: each drawn picture teaches more."""
+    """Layout with many shapes, for the stages that train on patch labels."""
     if rng.random() < 0.35:
         return free(rng, int(rng.integers(2, 6)), (0.06, 0.16))
     names = [(str(rng.choice(list(COLOURS))), str(rng.choice(SHAPES))) for _ in range(rng.integers(5, 11))]
@@ -160,56 +162,56 @@ def crowd(rng: np.random.Generator) -> Layout:
 
 
 def mixed(rng: np.random.Generator) -> Layout:
-    """The mixture that questions are asked about."""
+    """Layout from the mixture used for questions."""
     return (world, grid, free)[rng.choice(3, p=[0.6, 0.2, 0.2])](rng)
 
 
 def far_pairs(rng: np.random.Generator) -> Layout:
-    """The mixture with ShapeWorld's pairs in different halves of the picture."""
+    """Layout from the mixture, with ShapeWorld-like pairs in different halves of the image."""
     return world(rng, far=True) if rng.random() < 0.6 else (grid, free)[rng.choice(2)](rng)
 
 
 def render(layout: Layout, side: int, patches: int) -> Scene:
-    """Draw a layout at its own size and resize it (bicubic, as the image processor does) to `side` pixels."""
-    picture = draw(list(layout.shapes), layout.side, layout.background).resize((side, side), Image.Resampling.BICUBIC)
+    """Draw a layout at its own size and resize it to `side` pixels (bicubic, as in the image processor)."""
+    image = draw(list(layout.shapes), layout.side, layout.background).resize((side, side), Image.Resampling.BICUBIC)
     cover = np.zeros((len(layout.shapes), patches, patches), np.float32)
     for index, shape in enumerate(layout.shapes):
         opacity = np.zeros((layout.side, layout.side), np.float32)
         window, opacity[window] = coverage(shape, layout.side)
         cover[index] = Image.fromarray(opacity).resize((patches, patches), Image.Resampling.BOX)
-    return Scene(layout.shapes, np.asarray(picture), cover)
+    return Scene(layout.shapes, np.asarray(image), cover)
 
 
 def permute_colours(order: np.ndarray) -> dict[str, str]:
-    """Where each colour's name goes when channel `i` of the picture becomes the old channel `order[i]`."""
+    """New name of each colour when channel `i` of the image becomes the old channel `order[i]`."""
     names = {rgb: name for name, rgb in COLOURS.items()}
     return {name: names[tuple(rgb[channel] for channel in order)] for name, rgb in COLOURS.items()}
 
 
 def augment(scene: Scene, rng: np.random.Generator) -> Scene:
-    """One of the 48 variants: mirror left-right, mirror top-bottom, transpose, permute the colour channels.
+    """Return a random one of the 48 variants: mirror left-right, mirror top-bottom, transpose, permute the channels.
 
-    Sizes and rotations of the shapes are left as they were drawn: no question asks for them.
+    Sizes and rotations of the shapes are not updated: no question uses them.
     """
-    picture, cover, shapes = scene.picture, scene.cover, scene.shapes
+    image, cover, shapes = scene.image, scene.cover, scene.shapes
     order = rng.permutation(3)
     renamed = permute_colours(order)
     shapes = tuple(replace(shape, colour=renamed[shape.colour]) for shape in shapes)
-    picture = picture[..., order]
+    image = image[..., order]
     if rng.random() < 0.5:
-        picture, cover = picture[:, ::-1], cover[:, :, ::-1]
+        image, cover = image[:, ::-1], cover[:, :, ::-1]
         shapes = tuple(replace(shape, x=1 - shape.x) for shape in shapes)
     if rng.random() < 0.5:
-        picture, cover = picture[::-1], cover[:, ::-1]
+        image, cover = image[::-1], cover[:, ::-1]
         shapes = tuple(replace(shape, y=1 - shape.y) for shape in shapes)
     if rng.random() < 0.5:
-        picture, cover = picture.transpose(1, 0, 2), cover.transpose(0, 2, 1)
+        image, cover = image.transpose(1, 0, 2), cover.transpose(0, 2, 1)
         shapes = tuple(replace(shape, x=shape.y, y=shape.x) for shape in shapes)
-    return Scene(shapes, picture, cover)
+    return Scene(shapes, image, cover)
 
 
 class Pool:
-    """Drawn scenes, a few renewed at every step; each pick is augmented."""
+    """Pool of drawn scenes, partly renewed at every step and augmented when sampled."""
 
     def __init__(self, sample: Callable, size: int, side: int, patches: int, rng: np.random.Generator) -> None:
         self.sample, self.side, self.patches, self.rng = sample, side, patches, rng
@@ -217,11 +219,11 @@ class Pool:
         self.oldest = 0
 
     def draw(self) -> Scene:
-        """A new scene."""
+        """Draw a new scene."""
         return render(self.sample(self.rng), self.side, self.patches)
 
     def pick(self, count: int, renew: int) -> list[Scene]:
-        """`count` random scenes, augmented, after the `renew` oldest were drawn anew."""
+        """Redraw the `renew` oldest scenes, then return `count` random scenes, augmented."""
         for _ in range(renew):
             self.scenes[self.oldest] = self.draw()
             self.oldest = (self.oldest + 1) % len(self.scenes)

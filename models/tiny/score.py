@@ -1,4 +1,4 @@
-"""Accuracies of a checkpoint by kind of question: exact match of the whole generated answer, as a user would get it.
+"""Accuracy of a checkpoint by kind of question: exact match of the whole generated answer.
 
     python -m models.tiny.score --model tiny-llava        (prints a table)
 """
@@ -17,7 +17,7 @@ from PIL import Image
 
 import models
 from data.shapes import Shape, draw
-from models.tiny.questions import KINDS, right
+from models.tiny.questions import KINDS, is_correct
 from models.tiny.scenes import mixed
 
 HERE = Path(__file__).resolve().parent
@@ -29,66 +29,68 @@ RELATION_WORDS = "the spatial relation is"
 @dataclass(frozen=True)
 class Config:
     model: str = "tiny-llava"
-    """Embedded model, or folder of a checkpoint."""
+    """Embedded model or folder of a checkpoint."""
     held_out: int = 500
-    """Held-out questions of each kind."""
+    """Held-out questions per kind."""
     real: Path | None = None
-    """Data root of real ShapeWorld pictures (data/README.md), to score on as well."""
+    """Data root of real ShapeWorld images (data/README.md) for a second table."""
     threads: int = 2
     """CPU threads."""
 
 
 @dataclass(frozen=True)
 class Trial:
+    """One question about one image, with its gold answer."""
+
     kind: str
-    picture: Image.Image
+    image: Image.Image
     shapes: tuple[Shape, ...]
     question: str
     answer: str
 
 
 def held_out_trials(count: int, smallest: int = 0) -> list[Trial]:
-    """`count` questions of each kind, each about a scene of its own, drawn at `smallest` pixels or more."""
+    """Draw `count` questions per kind, each about a separate scene with a side of at least `smallest` pixels."""
     rng = np.random.default_rng(HELD_OUT_SEED)
     trials = []
-    for kind, ask in KINDS.items():
-        found = 0
-        while found < count:
+    for kind, sample in KINDS.items():
+        drawn = 0
+        while drawn < count:
             layout = mixed(rng)
-            if asked := ask(layout.shapes, rng):
-                picture = draw(list(layout.shapes), max(layout.side, smallest), layout.background)
-                trials.append(Trial(kind, picture, layout.shapes, *asked))
-                found += 1
+            if question := sample(layout.shapes, rng):
+                image = draw(list(layout.shapes), max(layout.side, smallest), layout.background)
+                trials.append(Trial(kind, image, layout.shapes, *question))
+                drawn += 1
     return trials
 
 
 def check_real(real: Path | None) -> None:
-    """Ends the program, with a sentence and status 2, for a folder that holds no pictures to score on."""
+    """Exit with status 2 and a one-line error if the folder contains no ShapeWorld images."""
     if real is not None and not any(real.glob("**/world_model.json")):
         print(f"error: --real {real} holds no world_model.json; give a data root of that layout", file=sys.stderr)
         sys.exit(2)
 
 
 def real_trials(root: Path) -> list[Trial]:
-    """Every real picture with its own caption ("caption": the four-way relation), and a question of each other kind."""
+    """Trials on real images: each image's caption (kind "caption", the relation) and a question of each other kind."""
     rng = np.random.default_rng(HELD_OUT_SEED)
     trials = []
     for world_file in sorted(root.glob("**/world_model.json")):
         shard = world_file.parent
         captions = (shard / "caption.txt").read_text().splitlines()
         for index, (caption, world) in enumerate(zip(captions, json.loads(world_file.read_text()), strict=True)):
-            picture = Image.open(shard / f"world-{index}.png").convert("RGB")
+            image = Image.open(shard / f"world-{index}.png").convert("RGB")
             shapes = tuple(shape_of(entity) for entity in world["entities"])
-            question, answer = caption.split(RELATION_WORDS)
-            trials.append(Trial("caption", picture, shapes, question + RELATION_WORDS, answer.strip(" .")))
-            for kind, ask in KINDS.items():
-                if kind != "rel" and (asked := ask(shapes, rng)):
-                    trials.append(Trial(kind, picture, shapes, *asked))
+            prompt, answer = caption.split(RELATION_WORDS)
+            trials.append(Trial("caption", image, shapes, prompt + RELATION_WORDS, answer.strip(" .")))
+            for kind, sample in KINDS.items():
+                if kind != "rel" and (question := sample(shapes, rng)):
+                    trials.append(Trial(kind, image, shapes, *question))
     return trials
 
 
 def shape_of(entity: dict) -> Shape:
-    """A shape from its entry in a ShapeWorld world model."""
+    """Shape of an entity in a ShapeWorld world model."""
     colour, centre, shape = entity["color"], entity["center"], entity["shape"]
     size = shape["size"]
     return Shape(
@@ -104,37 +106,36 @@ def shape_of(entity: dict) -> Shape:
 
 
 def answers(model, processor, trials: list[Trial]) -> list[str]:
-    """What the model says, greedily, in batches."""
-    said = []
+    """Generate the answers of all trials greedily, in batches."""
+    texts = []
     for start in range(0, len(trials), BATCH):
         batch = trials[start : start + BATCH]
-        inputs, _ = model.prepare(processor, [[trial.picture] for trial in batch], [trial.question for trial in batch])
+        inputs, _ = model.prepare(processor, [[trial.image] for trial in batch], [trial.question for trial in batch])
         output = model.generate(**inputs, max_new_tokens=16)[:, inputs["input_ids"].shape[1] :]
-        said += [text.strip() for text in processor.tokenizer.batch_decode(output, skip_special_tokens=True)]
-    return said
+        texts += [text.strip() for text in processor.tokenizer.batch_decode(output, skip_special_tokens=True)]
+    return texts
 
 
 def smallest_side(model, processor) -> int:
-    """Side in pixels of the pictures that the checkpoint was trained on, where its processor does not enlarge smaller
-    ones to it (Fuyu's does not); else 0."""
+    """Side in pixels of the training images if the processor does not enlarge smaller images (Fuyu), else 0."""
     return processor.image_processor.size["width"] if model.config.model_type == "fuyu" else 0
 
 
 def accuracy(model, processor, trials: list[Trial]) -> dict[str, dict[str, float]]:
-    """Per kind: share of right answers and n."""
-    marks: dict[str, list[bool]] = {}
-    for trial, said in zip(trials, answers(model, processor, trials), strict=True):
-        marks.setdefault(trial.kind, []).append(right(trial.kind, trial.shapes, trial.answer, said))
-    return {kind: {"accuracy": round(float(np.mean(hits)), 4), "n": len(hits)} for kind, hits in marks.items()}
+    """Accuracy and n per kind."""
+    correct: dict[str, list[bool]] = {}
+    for trial, text in zip(trials, answers(model, processor, trials), strict=True):
+        correct.setdefault(trial.kind, []).append(is_correct(trial.kind, trial.shapes, trial.answer, text))
+    return {kind: {"accuracy": round(float(np.mean(hits)), 4), "n": len(hits)} for kind, hits in correct.items()}
 
 
 def score(name: str, held_out: int, real: Path | None) -> dict[str, dict]:
-    """Accuracies of a checkpoint as it was saved: on held-out scenes, and on the pictures of a data root if given."""
+    """Accuracies of a saved checkpoint on held-out scenes and, if `real` is set, on the images of that data root."""
     model, processor = models.load(name, device="cpu")
-    found = {"held_out": accuracy(model, processor, held_out_trials(held_out, smallest_side(model, processor)))}
+    scores = {"held_out": accuracy(model, processor, held_out_trials(held_out, smallest_side(model, processor)))}
     if real is not None:
-        found["real"] = accuracy(model, processor, real_trials(real))
-    return found
+        scores["real"] = accuracy(model, processor, real_trials(real))
+    return scores
 
 
 def main(config: Config) -> None:
