@@ -788,30 +788,20 @@ def _conclusions(passage: Passage) -> dict[int, tuple[int, bool]]:
 
 
 def _apposition(passage: Passage, position: int) -> int:
-    """The number of words of an "i.e." or "that is," at a position, which repeat what the answer said; 0 for others."""
+    """Number of words of an "i.e." or "that is," at a position, if the option named after it repeats the numbers of
+    those before it in the sentence, unlike "-30 degrees, i.e. 30 degrees clockwise"; 0 for others."""
     tokens, size = passage.tokens, passage.size(position, "apposition")
-    if not size:
+    token, behind = tokens[position], tokens[position + size]
+    pointing = size == 2 and token.key in ("that", "which") and behind.edge != "," and not is_number(behind.key)
+    if not size or pointing or not (token.edge or token.key == "i.e."):
         return 0
-    behind = tokens[position + size]
-    if tokens[position].key in ("that", "which"):
-        counted = position == 0 or tokens[position].edge in SENTENCE
-        return size if size > 2 or behind.edge == "," or (counted and is_number(behind.key)) else 0
-    apart = tokens[position].edge or tokens[position].key == "i.e."
-    return size if apart and _repeats(passage, position) else 0
-
-
-def _repeats(passage: Passage, position: int) -> bool:
-    """Whether the option named after a position has the numbers of those named before it in its sentence: "in front and
-    to the right, i.e. front-right", unlike "-30 degrees, i.e. 30 degrees clockwise"."""
-    tokens = passage.tokens
     begin = next((i for i in range(position, 0, -1) if tokens[i].edge in SENTENCE), 0)
-    before = [mention for mention in passage.mentions if begin <= mention.start < position]
-    behind = next((mention for mention in passage.mentions if mention.start >= position), None)
-    if behind is None:
-        return False
-    last = {token.key for token in tokens[behind.start : behind.end]}
-    numbers = {token.key for one in before for token in tokens[one.start : one.end] if is_number(token.key)}
-    return numbers <= last
+    before = {i for i in passage.covered if begin <= i < position}
+    following = next((one for one in passage.mentions if one.start >= position), None)
+    if following is None:
+        return 0
+    repeated = {token.key for token in tokens[following.start : following.end]}
+    return size if {tokens[i].key for i in before if is_number(tokens[i].key)} <= repeated else 0
 
 
 def _cues(passage: Passage) -> dict[int, tuple[str, bool]]:
@@ -972,18 +962,27 @@ def _ranked_first(passage: Passage, mentions: list[Mention]) -> int | None:
     if len({token.key for token in tokens} & words.superlatives) != 1:
         return None
     for mention in mentions:
-        before, behind, key = mention.start - 1, mention.end, tokens[mention.start].key
+        key, before = tokens[mention.start].key, back(tokens, mention.start, words.fillers) - 1
         if mention.end - mention.start == 1 and (key in COLOURS | words.directions or is_number(key)):
-            continue  # says how something is, not what is ranked
-        while before > 0 and tokens[before + 1].edge == "" and tokens[before].key in words.fillers:
-            before -= 1
-        ranks = []
-        if before >= 0 and tokens[before].key in ("is", "are", "was") and not tokens[before + 1].edge:
-            ranks = _superlatives(tokens, range(before, max(0, before - 12), -1), passage)
-        elif tokens[behind].key in ("is", "are", "was") and not tokens[behind].edge:
-            ranks = _superlatives(tokens, range(behind + 1, min(behind + 5, len(tokens) - 1)), passage)
-        indices.update(mention.indices if ranks else ())
+            continue  # describes a thing, is not ranked
+        if before >= 0 and tokens[before].key in ("is", "are", "was"):
+            ranked = _ranks(passage, range(before, max(0, before - 12), -1))
+        else:
+            copula = tokens[mention.end].key in ("is", "are", "was") and not tokens[mention.end].edge
+            ranked = copula and _ranks(passage, range(mention.end + 1, min(mention.end + 5, len(tokens) - 1)))
+        indices.update(mention.indices if ranked else ())
     return _single(indices)
+
+
+def _ranks(passage: Passage, positions: Iterable[int]) -> bool:
+    """True if a superlative stands at positions of one clause, before any that names an option or denies."""
+    for position in positions:
+        token = passage.tokens[position]
+        if position in passage.covered or token.key in words.superlatives:
+            return position not in passage.covered
+        if token.edge or token.key in words.conjunctions | {"not"}:
+            return False
+    return False
 
 
 def _compared(passage: Passage) -> int | None:
@@ -1013,24 +1012,9 @@ def _other(passage: Passage) -> int | None:
     if refuted is None or any(mention.start not in passage.refuted for mention in mentions):
         return None
     for start in range(mentions[-1].end, len(tokens) - 1):
-        for phrase in vocabulary.OTHER_OPTION if tokens[start].key == "the" else ():
-            if is_at(phrase, tokens, start) and tokens[start + len(phrase)].edge in SENTENCE:
-                begin = start
-                while not tokens[begin].edge and tokens[begin - 1].key in words.weightless | {"answer"}:
-                    begin -= 1
-                return 1 - refuted if tokens[begin].edge else None
+        if any(is_at(way, tokens, start) and tokens[start + len(way)].edge in SENTENCE for way in vocabulary.OTHER_OPTION):
+            return 1 - refuted if tokens[back(tokens, start, words.weightless | {"answer"})].edge else None
     return None
-
-
-def _superlatives(tokens: Sequence[Token], positions: Iterable[int], passage: Passage) -> list[str]:
-    """The first superlative at positions of one clause, none of which names an option or denies, or []."""
-    for position in positions:
-        key = tokens[position].key
-        if position in passage.covered or tokens[position].edge or key in words.conjunctions | {"not"}:
-            return [key] if key in words.superlatives and position not in passage.covered else []
-        if key in words.superlatives:
-            return [key]
-    return []
 
 
 def _without_disjunctions(passage: Passage, groups: list[list[Mention]]) -> list[Mention]:
