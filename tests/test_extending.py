@@ -20,7 +20,7 @@ from tests import tolerance
 from tests.evaluation import generated, rows, run, settings, summary
 from tests.models import picture
 from tests.runs import table
-from tests.settings import configure
+from tests.settings import changed, configure
 from tests.test_docs import FENCE
 from tests.test_tree import ROOT
 
@@ -33,7 +33,7 @@ FEW = 3
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    return dataclasses.replace(settings(generated(tmp_path_factory.mktemp("data"))), limit=FEW)
+    return changed(settings(generated(tmp_path_factory.mktemp("data"))), limit=FEW)
 
 
 @pytest.fixture
@@ -65,12 +65,12 @@ def test_an_intervention_multiplies_the_weights_of_the_image(image_boost):
 
 def test_an_intervention_is_a_method_of_evaluate(image_boost, config, tmp_path, capsys):
     """Counted as steered; settings.json names it; other code of the same name is refused."""
-    found = run(dataclasses.replace(config, method=OWN), "run")
+    found = run(changed(config, method=OWN), "run")
     assert len(found) == FEW and summary(tmp_path / "run")["touched"] == {"steered": FEW}
     assert json.loads((tmp_path / "run" / "settings.json").read_text())["flags"]["method"] == OWN
     (tmp_path / "image_boost.py").write_text(INTERVENTION.replace("2.0", "3.0"))
     with pytest.raises(SystemExit) as ended:
-        evaluate.main(dataclasses.replace(config, method=OWN, out_dir="run"))
+        evaluate.main(changed(config, method=OWN, out_dir="run"))
     assert ended.value.code == 2 and "code of --method has changed: image_boost" in capsys.readouterr().err
 
 
@@ -96,11 +96,18 @@ def load(monkeypatch, name, folder):
     return module
 
 
+def flat(config):
+    """Flags of a composed Config by name."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    groups = [values.pop(name) for name in list(values) if dataclasses.is_dataclass(values[name])]
+    return values | {name: value for group in groups for name, value in flat(group).items()}
+
+
 def test_a_method_is_one_entry(extended, config, tmp_path, capsys):
     """Choices, help, settings.json, answers, and the refusal of its flag under another method."""
-    changed, own = extended
-    assert set(changed.METHODS) == {*methods.METHODS, "image-boost"}
-    given = dataclasses.asdict(config)
+    extended_methods, own = extended
+    assert set(extended_methods.METHODS) == {*methods.METHODS, "image-boost"}
+    given = flat(config)
     asked = configure(own, **given | {"method": "image-boost", "boost_factor": 3.0, "out_dir": "own"})
     assert own.main(asked) == 0 and summary("own")["touched"] == {"steered": FEW}
     about = json.loads((tmp_path / "own" / "settings.json").read_text())["flags"]
