@@ -1012,7 +1012,8 @@ def _other(passage: Passage) -> int | None:
     if refuted is None or any(mention.start not in passage.refuted for mention in mentions):
         return None
     for start in range(mentions[-1].end, len(tokens) - 1):
-        if any(is_at(way, tokens, start) and tokens[start + len(way)].edge in SENTENCE for way in vocabulary.OTHER_OPTION):
+        phrases = [phrase for phrase in vocabulary.OTHER_OPTION if is_at(phrase, tokens, start)]
+        if any(tokens[start + len(phrase)].edge in SENTENCE for phrase in phrases):
             return 1 - refuted if tokens[back(tokens, start, words.weightless | {"answer"})].edge else None
     return None
 
