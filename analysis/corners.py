@@ -296,8 +296,7 @@ def minimum_test(parts: np.ndarray, bounds: Bounds, seed: int) -> dict:
     """{"low", "high", "p"} of the minimum of the means of parts [part, pair], each value within `bounds`.
 
     Low is the lowest of the parts' lower ends; high is the lowest of their upper ends, each at the level of
-    Bonferroni's correction for the number of parts. p is the largest of the parts' p (sign flips), 1 where a mean is
-    not above 0.
+    Bonferroni's correction for the number of parts. p is the largest p (sign flips), 1 where a mean is not above 0.
     """
     above = (parts.mean(1) > 0).all()
     return {
