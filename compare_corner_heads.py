@@ -1,36 +1,36 @@
-"""Which heads see an object in every corner, and which in one corner alone?
+"""Compare the heads that respond to an object in each of four corners: shared by all corners, or unique to one.
 
     python compare_corner_heads.py results/topleft results/topright results/bottomleft results/bottomright
 
 The folders are results of head_attention_stats_qwen2.py, one per corner, of one model with one wording and the same
-settings; run_corner_experiments.sh makes them and ends with this. pictures.html and report.md say it all: maps of each
-corner, their mean, the residuals, the best shared and unique heads, permutation tests of whether corners share or
-specialise more than chance makes it look, and how heads chosen on one half of the pairs do on the other. All of that
-is of the signed responses; counts of the heads that change most are shown beside, and nothing is called by them.
-heads.csv has every head, chosen.csv the chosen ones, samples.csv each pair's mean response. Takes seconds; needs no
-model.
+settings; run_corner_experiments.sh makes them and ends with this script. Needs no model; takes seconds. Files:
+
+    pictures.html, report.md    maps of the corners, tests, the best shared and unique heads, counts for comparison
+    heads.csv                   every head: map, scores, q, call
+    chosen.csv                  heads chosen on one half of the pairs, scored on the other half
+    samples.csv                 mean response of each pair in each corner
+
+Tests and calls are of the signed responses (analysis/corners.py). A finished comparison of the same folders in
+--out-dir is kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import tyro
 
 from analysis import command
-from analysis.corner_report import sentences, write_texts
-from analysis.corner_study import changes_most, chosen_rows, head_rows, study, summary
-from analysis.corners import Corners, read_corners
-from analysis.report import Picture, Section
-from analysis.runs import Output, RunFolder, flat_flags, read_table, write_table
+from analysis.corner_report import findings, write_comparison
+from analysis.corners import SHARED, TESTS, UNIQUE, Comparison, Corners, compare, read_corners
+from analysis.processes import claim
+from analysis.runs import Output, RunFolder, default_out_dir, flat_flags, write_table
 from data.errors import check_at_least
-
-FIGURES = {  # of the corners' own runs
-    "heads.png": "counts, mean responses and effect sizes of all heads",
-    "ablation.png": "the answer without the image attention of the heads that respond most, beside random heads",
-}
+from models.folders import content_hash
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Config:
     folders: tyro.conf.Positional[tuple[str, ...]]
     """Four folders, one per corner, in any order."""
     top: int = 3
-    """Heads of each kind to choose on one half of the pairs and score on the other, and cells of each map to list."""
+    """Heads of each kind to choose on one half of the pairs and score on the other."""
     level: float = 0.05
-    """False-discovery rate at which heads are called shared or unique."""
+    """False discovery rate at which heads are called shared or unique."""
     seed: int = 0
     """Seed of the permutations, the sign flips and the halves."""
     output: Output = Output()
@@ -52,53 +52,98 @@ class Config:
 
 
 def main(config: Config) -> int:
-    with command.setting_up():
-        corners = read_corners(config.folders)
-        out_dir = config.output.folder(config, str(corners.about["model"]))
-    line = f"data: {corners.pairs_named} in each of {', '.join(map(str, corners.folders))}"
-    source = {"line": line, "label": "synthetic data" if corners.about["pictures"] == "synthetic" else ""}
-    print(source["line"])
-    settings = {"flags": flat_flags(config), "compared": corners.about, "data": source}
-    run = RunFolder.create(out_dir, settings, corners.names)
+    with ExitStack() as held:
+        with command.setting_up():
+            corners = read_corners(config.folders)
+            out_dir = Path(config.output.out_dir or default_out_dir(__file__, str(corners.about["model"])))
+            line = f"data: {corners.pairs_named} in each of {', '.join(map(str, corners.folders))}"
+            print(line)
+            responses = content_hash(corners.signed.tobytes() + corners.counts.tobytes())
+            settings = {"flags": flat_flags(config), "fingerprints": {"responses": responses}}
+            if held.enter_context(claim(out_dir, settings)):
+                return command.conclude_finished(out_dir)
+        source = {"line": line, "label": "synthetic data" if corners.about["pictures"] == "synthetic" else ""}
+        run = RunFolder.create(out_dir, {**settings, "compared": corners.about, "data": source}, corners.names)
+        return write(run, corners, compare(corners.signed, config.level, config.top, config.seed))
+
+
+def write(run: RunFolder, corners: Corners, found: Comparison) -> int:
+    """Write all files of the comparison and print its findings. Returns the exit status."""
     for place, pair in enumerate(corners.pairs):
         means = corners.signed[..., place].mean((1, 2))
         run.add(pair, **dict(zip(corners.names, means, strict=True)))
     for pair, reason in corners.left_out:
         run.skip(pair, reason)
-    made = study(corners.signed, config.level, config.top, config.seed)
-    write_table(run.folder / "heads.csv", list(head_rows(corners, made)))
-    if chosen := list(chosen_rows(corners, made)):
+    write_table(run.folder / "heads.csv", list(head_rows(corners, found)))
+    if chosen := list(chosen_rows(corners, found)):
         write_table(run.folder / "chosen.csv", chosen)
-    page = write_texts(run, corners, made, list(shown(corners)))
-    run.finish({
-        "corners": dict(zip(corners.names, corners.folders, strict=True)), "compared": corners.about,
-        "signed": summary(corners, made), "changes_most": changes_most(corners),
-    })  # fmt: skip
-    print("\n".join(sentences(corners, made)))
+    page = write_comparison(run, corners, found)
+    folders = dict(zip(corners.names, corners.folders, strict=True))
+    run.finish({"corners": folders, "compared": corners.about, "signed": summary(corners, found)})
+    print("\n".join(findings(corners, found)))
     print(f"pictures: {page}")
     return command.conclude(run)
 
 
-def shown(corners: Corners) -> Iterator[Section]:
-    """What else a reader may want to see: the first pair of each corner, and the figures of each corner's own run."""
-    pairs, figures = [], []
-    for label, folder in zip(corners.labels, corners.folders, strict=True):
-        for kind, path in first_pair(folder).items():
-            pairs.append(Picture(path, f"A picture of the set {label}, {kind}.", f"{label}, {kind}"))
-        for name, what in FIGURES.items():
-            if (path := folder / name).is_file():
-                figures.append(Picture(path, f"{label}: {what}.", f"{label}: {what}."))
-    if pairs:
-        yield Section("What the model saw: the first pair of each corner", small=tuple(pairs))
-    if figures:
-        yield Section("Each corner by itself", pictures=tuple(figures))
+def head_rows(corners: Corners, found: Comparison) -> Iterator[dict]:
+    """Rows of heads.csv, one per head: its map in every corner, scores, q and call; and as a description its share of
+    pairs among the top of its layer."""
+    by_corner = {
+        "map": found.maps,
+        "unique": np.stack([found.scores[UNIQUE, place][0] for place in range(len(corners.names))]),
+        "q_unique": found.calls.q_unique,
+        "share_in_top": corners.counts.mean(-1),
+    }
+    for at in np.ndindex(found.q_differ.shape):
+        yield {
+            "layer": corners.layers[at[0]], "head": at[1], "n": len(corners.pairs),
+            "call": found.call(at, corners.names), "mean_map": float(found.maps[:, *at].mean()),
+            "shared": float(found.scores[SHARED, None][0][at]), "q_shared": float(found.calls.q_shared[at]),
+            "q_differ": float(found.q_differ[at]),
+            **{
+                f"{column}_{corner}": float(values[place, *at])
+                for column, values in by_corner.items() for place, corner in enumerate(corners.names)
+            },
+        }  # fmt: skip
 
 
-def first_pair(folder: Path) -> dict[str, Path]:
-    """The pictures of a run's first pair by what they are, those that are still where the run read them."""
-    row = next((row for row in read_table(folder / "samples.csv") if not row["skipped"]), {})
-    paths = {"with the object": row.get("full_image"), "without it": row.get("control_image")}
-    return {kind: Path(path) for kind, path in paths.items() if path and path.endswith(".png") and Path(path).is_file()}
+def chosen_rows(corners: Corners, found: Comparison) -> Iterator[dict]:
+    """Rows of chosen.csv: those of `held_out` with the model's layers and the corners' names."""
+    for row in found.held_out or ():
+        corner = "" if row["corner"] is None else corners.names[row["corner"]]
+        yield {**row, "corner": corner, "layer": corners.layers[row["layer"]]}
+
+
+def summary(corners: Corners, found: Comparison) -> dict:
+    """The figures of summary.json."""
+
+    def named(heads: np.ndarray) -> list[list[int]]:
+        return [[corners.layers[layer], int(head)] for layer, head in np.argwhere(heads)]
+
+    figures = ("direction", "selection", "held_out", "low", "high", "p", "q")
+    best = {
+        (row["kind"], row["corner"]): {
+            "head": [row["layer"], row["head"]], **{name: row[name] for name in figures}
+        }
+        for row in chosen_rows(corners, found) if row["rank"] == 1
+    }  # fmt: skip
+    return {
+        "mean_strength": dict(zip(corners.names, np.abs(found.maps).mean((1, 2)), strict=True)),
+        "best_shared": best.get((SHARED, "")),
+        "best_unique": {name: best.get((UNIQUE, name)) for name in corners.names},
+        "called_shared": named(found.calls.shared),
+        "called_unique": {name: named(heads) for name, heads in zip(corners.names, found.calls.unique, strict=True)},
+        "called_different": named(found.q_differ <= found.level),
+        "sharing": {key: found.sharing[key] for key in ("correlation", "p", "q", "p_order", "p_signs", "n")},
+        "specialisation": {
+            key: found.specialisation[key] for key in ("observed", "expected", "ratio", "p", "q", "n")
+        },
+        "families_of_q": {
+            "sharing, specialisation": TESTS,
+            "held_out": "every chosen head",
+            "heads.csv": "q_shared and q_differ each over all heads, q_unique over all heads and corners",
+        },
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

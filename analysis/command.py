@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import errno
+import json
 import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import tyro
 from tyro._errors import InstantiationFailure, on_parse_error
 
+from analysis.report import NAME as PAGE
 from analysis.report import write_report
-from analysis.runs import OutputError, RunFolder
+from analysis.runs import SUMMARY, OutputError, RunFolder
 
 NOTHING_USABLE, WRONG_USE, INTERRUPTED = 1, 2, 130
 
@@ -68,6 +71,15 @@ def conclude(run: RunFolder) -> int:
     if run.skipped:
         print(f"skipped: {counted(run.skipped)}")
     return 0 if run.done else NOTHING_USABLE
+
+
+def conclude_finished(folder: Path) -> int:
+    """Report that `folder` holds this run already; write its page if a kill left none. Returns the exit status."""
+    page = folder / PAGE
+    if not page.is_file():
+        write_report(folder)
+    print(f"finished before, nothing is computed again: {folder}, to look at in {page}")
+    return 0 if json.loads((folder / SUMMARY).read_bytes())["n"] else NOTHING_USABLE
 
 
 def tell_left_out(found: Mapping[str, Mapping[str, int]]) -> None:

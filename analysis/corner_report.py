@@ -1,255 +1,220 @@
-"""What a comparison of four corners leaves behind for a reader: figures, report.md and pictures.html.
+"""Report of a comparison of four corners: figures, report.md and pictures.html.
 
-Figures of four corners side by side, each placed where it lies in the picture. One colour scale per figure.
+Each map is drawn at the position of its corner in the image; all maps of a figure have one colour scale.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from analysis.corner_study import Study, intervals, less, share_intervals, shown_heads, split, top_cells
-from analysis.corners import RESIDUAL, SHARED, UNIQUE, Calls, Corners, over_chance, residuals
+from analysis.corners import (
+    SHARED,
+    UNIQUE,
+    Calls,
+    Comparison,
+    Corners,
+    direction_suffix,
+    over_chance,
+    rank_heads,
+    scores,
+)
 from analysis.plots import BLUE, GREEN, ORANGE, Figure, for_lines, for_rows, whole_numbers
 from analysis.report import Picture, Section, Table, as_markdown, as_page
-from analysis.runs import RunFolder, write_whole
-from analysis.statistics import too_few
+from analysis.runs import RunFolder, read_table, write_whole
+from analysis.statistics import DIFFERENCE, MIN_SPLIT, halves, mean_interval, too_few
 
 LABEL = "attention, full − control"
-DIRECTED = "score (in the chosen direction)"
-SIGNED = "Attention of a head to the image (or the corner of it) with the object, minus that without."
-COUNT = (
-    "Share of pairs in which a head is among the top {topk} of its layer that changed most, minus the layer's mean"
-    " share, which is what chance gives every head. It says which heads of a layer change most, not how much, nor that"
-    " the object is why: a head whose attention varies more than that of others changes most in every corner without"
-    " any object. So by counts no head is called shared or unique, and nothing is tested."
+MAX_HEADS = 12  # in a figure
+HELD_OUT_HEADER = (
+    "chosen on one half", "rank", "head", "score", "score on the other half", "95 %", "p", "q", "rank there",
+    "call (all pairs)",
+)  # fmt: skip
+COUNTS = (
+    "Share of pairs in which a head is among the top {topk} of its layer that change most, minus the layer's mean share"
+    " (the share by chance). The published sweep uses these counts. They are a description: a head whose attention"
+    " varies more than that of others changes most in every corner, with or without an object."
 )
 
 
-def write_texts(run: RunFolder, corners: Corners, made: Study, shown: list[Section]) -> Path:
-    """Draws the figures, writes report.md and pictures.html; returns the page. `shown`: sections to end it with."""
+def write_comparison(run: RunFolder, corners: Corners, found: Comparison) -> Path:
+    """Draw the figures, write report.md and pictures.html; return the path of the page."""
     title = f"Corners: {Path(str(corners.about['model'])).name}, {corners.pairs_named} in each"
-    sections = [_opening(corners), _signed(run, corners, made), _counted(run, corners, made), *shown]
+    sections = [
+        _settings_section(corners),
+        _response_section(run, corners, found),
+        _count_section(run, corners),
+        *_run_sections(corners),
+    ]
     for name, text in (("report.md", as_markdown(title, sections)), ("pictures.html", as_page(title, sections))):
         data = text.encode("utf-8", errors="backslashreplace")
         write_whole(run.folder / name, lambda partial, data=data: partial.write_bytes(data))
     return run.folder / "pictures.html"
 
 
-def _opening(corners: Corners) -> Section:
-    about = ", ".join(f"{what} {value}" for what, value in corners.about.items() if value not in (None, False))
+def _settings_section(corners: Corners) -> Section:
+    about = ", ".join(f"{name} {value}" for name, value in corners.about.items() if value not in (None, False))
     folders = (f"{label}: {folder}" for label, folder in zip(corners.labels, corners.folders, strict=True))
     left_out = f" {len(corners.left_out)} pairs that a corner lacks are left out." if corners.left_out else ""
-    return Section("What was compared", (
+    return Section("Runs compared", (
         f"{'; '.join(folders)}.", f"All with {about}.{left_out}",
-        "Layers and heads count from 0, and a head is written layer.head. The question names the corner, so what"
-        " differs between corners differs with the place of the object and with the wording together.",
-        "Shared: answers in every corner, in the same direction; its score is the weakest of the four. Unique to a"
-        " corner: answers there, and more than in any other corner; its score is the lead over the next. Uneven:"
-        " corners differ. Calls say that an effect is there, scores how large it is.",
+        "Heads are written layer.head, both counted from 0. The question names the corner, so differences between"
+        " corners may come from the position of the object or from the wording.",
+        "Shared: responds in every corner, in the same direction; the score is the weakest of the four responses."
+        " Unique to a corner: responds there, and more than in any other corner; the score is the lead over the next."
+        " Uneven: corners differ. (less): the head loses attention; its score is of the responses times −1.",
     ))  # fmt: skip
 
 
-def _signed(run: RunFolder, corners: Corners, made: Study) -> Section:
-    tables = [_cell_table(corners, made.maps, _top(made))]
-    if made.chosen:
-        tables.insert(0, _held_out_table(corners, made))
-    text = (SIGNED, *sentences(corners, made))
-    return Section("Measure: signed", text, _signed_figures(run, corners, made), tuple(tables))
-
-
-def _counted(run: RunFolder, corners: Corners, made: Study) -> Section:
-    """What the counts show, without calls and tests."""
-    topk, heads = corners.about["topk"], corners.counts.shape[2]
-    meaning = COUNT.format(topk=topk)
-    if 2 * topk > heads:
-        meaning += (
-            f" With {topk} of {heads} heads in every top, it hardly tells heads apart: measure with a smaller --topk."
-        )
-    table = _cell_table(corners, over_chance(corners.counts), _top(made), np.positive)
-    return Section("Measure: count, a description", (meaning,), _count_figures(run, corners), (table,))
-
-
-def _top(made: Study) -> int:
-    return max((row["rank"] for row in made.chosen), default=3) if made.chosen else 3
-
-
-def sentences(corners: Corners, made: Study) -> list[str]:
-    """The results of the signed responses in words."""
-    shared, special, n = made.shared, made.special, len(corners.pairs)
-    together = (
-        "Sharing: a corner's map is the same for all heads, so there is no correlation."
-        if shared["p"] is None
-        else f"Sharing: maps of two corners correlate by r = {shared['correlation']:.2f} within layers on average;"
-        f" {p_text(shared['p'])}, q = {shared['q']:.3f} of this and the next test"
-        + (
-            f" (heads permuted {p_text(shared['p_order'])}, signs flipped {p_text(shared['p_signs'])})."
-            if shared["p_signs"] is not None
-            else " (heads permuted)."
-        )
+def _response_section(run: RunFolder, corners: Corners, found: Comparison) -> Section:
+    text = (
+        "Attention of a head to the image (or to the corner of it) with the object, minus that without.",
+        *findings(corners, found),
     )
-    ratio = "" if special["ratio"] is None else f", {special['ratio']:.2f} times what permuted corners give"
-    apart = (
-        f"Specialising: corners differ from their mean by {special['observed']:.4f} (RMS over heads){ratio};"
-        f" {p_text(special['p'])}, q = {special['q']:.3f}."
-    )
-    counts = zip(corners.labels, made.calls.unique.sum((1, 2)), strict=True)
-    only = (f"{count} unique to {label}" for label, count in counts)
-    called = (
-        f"Of {made.calls.shared.size} heads, {int(made.calls.shared.sum())} are called shared, {', '.join(only)}"
-        f" (q <= {made.level:g} over all heads, and corners, n = {n} pairs)."
-    )
-    few = too_few(n)
-    return [together, apart, called, *([f"{few}."] if few else ()), *_drops(made)]
-
-
-def _drops(made: Study) -> list[str]:
-    if made.drop is None:
-        return ["There are too few pairs to choose heads on one half and score them on the other."]
-    shared, unique = (
-        f"{drop['selection']:.4f} where it was chosen and {drop['held_out']:.4f} on the other half"
-        f" (drop {drop['drop']:.4f})"
-        for drop in (made.drop[SHARED], made.drop[UNIQUE])
-    )
-    return [
-        f"What choosing costs, over many random halves: the best shared head scores {shared}; a corner's best unique"
-        f" head {unique}, and is the other half's best too in {made.drop[UNIQUE]['again']:.0%} of cases."
-    ]
-
-
-def _held_out_table(corners: Corners, made: Study) -> Table:
-    rows = tuple(
-        (
-            name, str(row["rank"]), _spelt(corners, (row["layer"], row["head"])), _number(row["selection"]),
-            _number(row["held_out"]), f"{_number(row['low'])} to {_number(row['high'])}", f"{row['p']:.2g}",
-            f"{row['q']:.2g}", _number(row["drop"]), str(row["rank_held_out"]),
-            made.call((row["layer"], row["head"]), corners.labels) or "not called",
-        )
-        for name, row in _chosen(corners, made)
-    )  # fmt: skip
-    header = (
-        "chosen on one half", "rank", "head", DIRECTED, "on the other half", "95 %", "p", "q", "drop", "rank there",
-        "call (all pairs)",
-    )  # fmt: skip
-    return Table(header, rows)
-
-
-def _chosen(corners: Corners, made: Study) -> list[tuple[str, dict]]:
-    """Shared and unique rows of `held_out`, with their names."""
-    return [
-        (_kind(corners, row["kind"], row["corner"], row["direction"]), row)
-        for row in made.chosen if row["kind"] in (SHARED, UNIQUE)
-    ]  # fmt: skip
-
-
-def _cell_table(corners: Corners, maps: np.ndarray, top: int, size=np.abs) -> Table:
-    rows = tuple(
-        (where, _spelt(corners, head), *(_number(of) for of in maps[:, *head]), _number(value))
-        for where, head, value in top_cells(corners, maps, top, size)
-    )
-    header = ("top cells on all pairs (a description: too large by selection)", "head", *corners.labels, "value")
-    return Table(header, rows)
-
-
-def _signed_figures(run: RunFolder, corners: Corners, made: Study) -> tuple[Picture, ...]:
-    """Draws all figures of the responses into the run's folder."""
-    n, places = len(corners.pairs), (corners.labels, corners.layers)
-    marks = f"circles: called shared; diamonds: called unique (q <= {made.level:g}); n = {n} pairs in each corner"
+    tables = (_held_out_table(corners, found),) if found.held_out else ()
+    n, axes = len(corners.pairs), (corners.labels, corners.layers)
+    marks = f"circles: called shared; diamonds: called unique (q <= {found.level:g}); n = {n} pairs in each corner"
+    first, second = split(found)
+    note = f"ranked on {len(first)} pairs; drawn: the other {len(second)}, mean with 95 % interval"
+    if n < MIN_SPLIT:
+        note = f"ranked and drawn on the same {n} pairs: mean with 95 % interval"
     heads = [
-        (f"{_spelt(corners, head)}  {made.call(head, corners.labels)}".rstrip(), intervals(made, head))
-        for head in shown_heads(made)
+        (f"{_spell(corners, head)}  {found.call(head, corners.labels)}".rstrip(), intervals(found, head))
+        for head in strongest_heads(found)
     ]
-    figures = _map_figures(corners, made.maps, LABEL, marks, made.calls) | {
-        "heads": (
-            head_figure(heads, corners.labels, LABEL, _halves_note(made)),
-            "The best and the called heads, ranked on one half of the pairs: their response in each of the four corners"
-            " on the other half, with intervals",
-        ),
-        "curves": (
-            curve_figure(made.maps, *places, made.shared, made.special, LABEL),
-            "Curves over layers: response in each corner, correlation between corners, and difference between corners,"
-            " the last two beside what chance gives",
-        ),
-        "permutation": (
-            permutation_figure(made.shared, made.special, f"n = {n} pairs in each corner"),
-            "Histograms of what chance gives for sharing and for specialising, with the observed values",
-        ),
-    }
-    if made.chosen:
-        rows = [
-            (f"{name}, {row['rank']}: {_spelt(corners, (row['layer'], row['head']))}", row)
-            for name, row in _chosen(corners, made)
-        ]
-        note = f"chosen on {n // 2} pairs, scored on the other {n - n // 2}"
-        figures["held_out"] = (
-            held_out_figure(rows, f"{DIRECTED}: {LABEL}, times −1 for (less)", note),
-            "Scores of the best heads on the half of the pairs that they were chosen on, and on the other half",
-        )
-    return _drawn(run, "signed", figures)
+    drawn = (
+        ("signed_maps.png", map_figure(found.maps, *axes, LABEL, marks, found.calls),
+         "Maps of layers by heads: the mean response of the four corners and that of each corner"),
+        ("signed_heads.png", head_figure(heads, corners.labels, LABEL, note),
+         "The strongest and the called heads, ranked on one half of the pairs: their response in each of the four"
+         " corners on the other half, with intervals"),
+        ("signed_curves.png", curve_figure(found, *axes, LABEL),
+         "By layer: response in each corner, correlation between corners, and difference between corners, the last two"
+         " with the range of the permutations"),
+    )  # fmt: skip
+    pictures = tuple(Picture(run.save(figure, name), f"{alt}.", f"{alt}.") for name, figure, alt in drawn)
+    return Section("Responses", text, pictures, tables)
 
 
-def _halves_note(made: Study) -> str:
-    """The pairs on which the heads of a figure were ranked, and those that it shows."""
-    first, second = split(made)
-    if len(made.values[0, 0, 0]) == len(first):
-        return f"ranked and drawn on the same {len(first)} pairs: mean with 95 % interval"
-    return f"ranked on {len(first)} pairs; drawn: the other {len(second)}, mean with 95 % interval"
-
-
-def _count_figures(run: RunFolder, corners: Corners) -> tuple[Picture, ...]:
-    """Draws the figures of the counts into the run's folder."""
-    n, topk, maps = len(corners.pairs), corners.about["topk"], over_chance(corners.counts)
-    shown = dict.fromkeys(head for _, head, _ in top_cells(corners, maps, 1, np.positive))
-    heads = [(_spelt(corners, head), share_intervals(corners.counts, head)) for head in shown]
-    label = f"share of pairs in the layer's top {topk}"
-    figures = _map_figures(corners, maps, f"{label}, over chance", f"n = {n} pairs in each corner") | {
-        "heads": (
-            head_figure(heads, corners.labels, label, f"layer.head: share and 95 % interval over n = {n} pairs"),
-            "Heads that change most: in how many pairs of each corner, with intervals",
-        )
-    }
-    return _drawn(run, "count", figures)
-
-
-def _map_figures(corners: Corners, maps: np.ndarray, label: str, note: str, calls: Calls | None = None) -> dict:
-    places = corners.labels, corners.layers
-    return {
-        "maps": (
-            map_figure(maps.mean(0), maps, *places, label, note, calls),
-            "Heatmaps of layers by heads: the mean map of the four corners and each corner's own",
-        ),
-        "residuals": (
-            map_figure(None, residuals(maps), *places, f"{RESIDUAL}: corner − mean map", note, calls),
-            "Heatmaps of layers by heads: each corner's map minus the mean map",
-        ),
-    }
-
-
-def _drawn(run: RunFolder, measure: str, figures: dict) -> tuple[Picture, ...]:
-    return tuple(
-        Picture(run.save(figure, f"{measure}_{kind}.png"), f"{alt} ({measure}).", f"{alt}.")
-        for kind, (figure, alt) in figures.items()
+def _count_section(run: RunFolder, corners: Corners) -> Section:
+    topk, heads, n = corners.about["topk"], corners.counts.shape[2], len(corners.pairs)
+    text = COUNTS.format(topk=topk)
+    if 2 * topk > heads:
+        text += f" The top {topk} of {heads} heads hardly separates heads: measure with a smaller --topk."
+    label = f"share of pairs in the layer's top {topk}, over chance"
+    figure = map_figure(
+        over_chance(corners.counts), corners.labels, corners.layers, label, f"n = {n} pairs in each corner"
     )
+    alt = "Maps of layers by heads: counts of the heads that change most, mean of the four corners and each corner."
+    return Section("Counts of the heads that change most", (text,), (Picture(run.save(figure, "count_maps.png"), alt),))
 
 
-def _kind(corners: Corners, kind: str, place: int | None, direction: int) -> str:
-    """Such as "unique to top right (less)": the direction is part of what a head is."""
-    return (kind if place is None else f"{kind} to {corners.labels[place]}") + less(direction)
+def _run_sections(corners: Corners) -> Iterator[Section]:
+    """The first pair of each corner, and the ablation of each corner's own run, where their files exist."""
+    pairs, ablations = [], []
+    for label, folder in zip(corners.labels, corners.folders, strict=True):
+        row = next((row for row in read_table(folder / "samples.csv") if not row["skipped"]), {})
+        for column, kind in (("full_image", "with the object"), ("control_image", "without it")):
+            path = Path(row.get(column) or "none")
+            if path.suffix == ".png" and path.is_file():
+                pairs.append(Picture(path, f"An image of the set {label}, {kind}.", f"{label}, {kind}"))
+        if (path := folder / "ablation.png").is_file():
+            alt = f"{label}: the answer without the image attention of the strongest heads, and of random heads."
+            ablations.append(Picture(path, alt, alt))
+    if pairs:
+        yield Section("First pair of each corner", small=tuple(pairs))
+    if ablations:
+        yield Section("Ablation in each corner", pictures=tuple(ablations))
 
 
-def _spelt(corners: Corners, head: tuple[int, int]) -> str:
+def findings(corners: Corners, found: Comparison) -> list[str]:
+    """The results of the tests in words."""
+    shared, special, n = found.sharing, found.specialisation, len(corners.pairs)
+    if shared["p"] is None:
+        sharing = "Sharing: all heads of a corner's map are equal, so there is no correlation."
+    else:
+        sharing = (
+            f"Sharing: the maps of two corners correlate by r = {shared['correlation']:.2f} within layers on average;"
+            f" {p_text(shared['p'])} (heads permuted {p_text(shared['p_order'])}, signs flipped"
+            f" {p_text(shared['p_signs'])}), {p_text(shared['q'], 'q')} over this and the next test."
+        )
+    ratio = "" if special["ratio"] is None else f", {special['ratio']:.2f} times that of permuted corners"
+    specialising = (
+        f"Specialising: corners differ from their mean by {special['observed']:.4f} (RMS over heads){ratio};"
+        f" {p_text(special['p'])}, {p_text(special['q'], 'q')}."
+    )
+    unique = ", ".join(
+        f"{count} unique to {label}"
+        for label, count in zip(corners.labels, found.calls.unique.sum((1, 2)), strict=True)
+    )
+    called = (
+        f"Of {found.calls.shared.size} heads, {int(found.calls.shared.sum())} are called shared, {unique}"
+        f" (q <= {found.level:g} over all heads, and corners, n = {n} pairs)."
+    )
+    lines = [sharing, specialising, called]
+    if few := too_few(n):
+        lines.append(f"{few}.")
+    if found.held_out is None:
+        lines.append("There are too few pairs to choose heads on one half and score them on the other.")
+    return lines
+
+
+def _held_out_table(corners: Corners, found: Comparison) -> Table:
+    rows = []
+    for row in found.held_out:
+        if row["kind"] not in (SHARED, UNIQUE):
+            continue
+        kind = SHARED if row["kind"] == SHARED else f"unique to {corners.labels[row['corner']]}"
+        head = row["layer"], row["head"]
+        rows.append((
+            kind + direction_suffix(row["direction"]), str(row["rank"]), _spell(corners, head),
+            _signed(row["selection"]), _signed(row["held_out"]), f"{_signed(row['low'])} to {_signed(row['high'])}",
+            f"{row['p']:.2g}", f"{row['q']:.2g}", str(row["rank_held_out"]),
+            found.call(head, corners.labels) or "not called",
+        ))  # fmt: skip
+    return Table(HELD_OUT_HEADER, tuple(rows))
+
+
+def split(found: Comparison) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the pairs on which heads are chosen and on which they are measured, the halves of `held_out`; all
+    pairs twice where these are too few for halves."""
+    pairs = found.values.shape[-1]
+    return halves(pairs, np.random.default_rng(found.seed)) if pairs >= MIN_SPLIT else (np.arange(pairs),) * 2
+
+
+def strongest_heads(found: Comparison) -> list[tuple[int, int]]:
+    """At most MAX_HEADS heads, ranked on the first half of the pairs (`split`): the best shared head, the best unique
+    head of each corner, then all called heads in falling order of score."""
+    first, _ = split(found)
+    by_kind = [
+        score for (kind, _), (score, _) in scores(found.values[..., first].mean(-1)).items() if kind in (SHARED, UNIQUE)
+    ]
+    called = found.calls.shared | found.calls.unique.any(0)
+    others = rank_heads(np.where(called, np.max(by_kind, axis=0), -np.inf), int(called.sum()))
+    return list(dict.fromkeys([*(rank_heads(score, 1)[0] for score in by_kind), *others]))[:MAX_HEADS]
+
+
+def intervals(found: Comparison, head: tuple[int, int]) -> np.ndarray:
+    """Mean, low and high of one head in every corner over the second half of the pairs (`split`), [corner, 3]; NaN
+    where there is no interval."""
+    _, second = split(found)
+    means = [mean_interval(values[head][second], DIFFERENCE) for values in found.values]
+    return np.array([[each["mean"], each["low"], each["high"]] for each in means], np.float64)
+
+
+def _spell(corners: Corners, head: tuple[int, int]) -> str:
     return f"{corners.layers[head[0]]}.{head[1]}"
 
 
-def _number(value: float) -> str:
-    """With its sign; what rounds to 0 is no less than 0."""
+def _signed(value: float) -> str:
+    """A number with its sign; + for a value that rounds to 0."""
     return f"{round(value, 4) + 0:+.4f}"
 
 
 PURPLE = "#7b4b94"
-# a triangle that fills its corner, so that corners are told apart without their colours: top left, top right, ...
+# markers: a triangle that fills its corner, which identifies it without the colour: top left, top right, ...
 TRIANGLES = (
     ((-1, 1), (1, 1), (-1, -1)),
     ((-1, 1), (1, 1), (1, -1)),
@@ -257,35 +222,31 @@ TRIANGLES = (
     ((1, 1), (1, -1), (-1, -1)),
 )
 MARKS = tuple(zip((BLUE, ORANGE, GREEN, PURPLE), TRIANGLES, strict=True))
-PLACES = ((0, 0), (0, 1), (1, 0), (1, 1))  # (row, col) of each corner's panel
+PANELS = ((0, 1), (0, 2), (1, 1), (1, 2))  # (row, column) of each corner's panel; column 0 holds the mean map
 CALLED_SHARED = {"marker": "o", "markersize": 4.5, "markerfacecolor": "white", "markeredgecolor": "black"}
 CALLED_UNIQUE = {"marker": "D", "markersize": 4.5, "markerfacecolor": "gold", "markeredgecolor": "black"}
 
 
 def map_figure(
-    mean: np.ndarray | None, maps: np.ndarray, names: Sequence[str], layers: Sequence[int], label: str, note: str,
-    calls: Calls | None = None,
-) -> Figure:  # fmt: skip
-    """Maps [corner, layer, head] in their corners, with the mean map [layer, head] beside them where it is given.
+    maps: np.ndarray, names: Sequence[str], layers: Sequence[int], label: str, note: str, calls: Calls | None = None
+) -> Figure:
+    """Maps [corner, layer, head] in their corners, with their mean on the left.
 
-    Circles mark heads called shared, in the mean map; diamonds those called unique to a corner, in its map; without
-    `calls` nothing is marked. `label` names the colours, `note` is written above.
+    Circles mark heads called shared in the mean map, diamonds those called unique to a corner in its map. `label` names
+    the colour scale; `note` is the title.
     """
     rows, heads = maps.shape[1:]
     width, height = max(1.7, 0.1 * heads + 0.7), max(1.3, 0.1 * rows + 0.6)  # inches of a panel
-    columns = 2 if mean is None else 3
-    figure = Figure(figsize=(width * columns + 1.1, 2 * height + 0.7), dpi=200, layout="constrained")
-    grid = figure.add_gridspec(2, columns)
-    panels = [(grid[row, col + columns - 2], name) for (row, col), name in zip(PLACES, names, strict=True)]
-    shown = list(maps)
-    if mean is not None:
-        panels, shown = [(grid[:, 0], "mean of the four"), *panels], [mean, *shown]
-    top = max(float(np.abs(each).max()) for each in shown) or 1.0
+    figure = Figure(figsize=(width * 3 + 1.1, 2 * height + 0.7), dpi=200, layout="constrained")
+    grid = figure.add_gridspec(2, 3)
+    shown = (maps.mean(0), *maps)
+    top = max(float(np.abs(values).max()) for values in shown) or 1.0
     drawn = []
-    for (place, name), values in zip(panels, shown, strict=True):
-        axes = figure.add_subplot(place)
+    cells = (grid[:, 0], *(grid[place] for place in PANELS))
+    for cell, name, values in zip(cells, ("mean of the four", *names), shown, strict=True):
+        axes = figure.add_subplot(cell)
         drawn.append(axes)
-        picture = axes.imshow(values, aspect="auto", interpolation="nearest", cmap="RdBu_r", vmin=-top, vmax=top)
+        image = axes.imshow(values, aspect="auto", interpolation="nearest", cmap="RdBu_r", vmin=-top, vmax=top)
         axes.set_box_aspect((height - 0.5) / (width - 0.5))
         axes.set_title(name, fontsize=8, loc="left", parse_math=False)
         _layer_axis(axes.yaxis, layers)
@@ -294,24 +255,19 @@ def map_figure(
         axes.set_ylabel("layer", fontsize=8)
         axes.set_xlabel("head", fontsize=8)
     if calls is not None:
-        for axes, called in zip(drawn[-len(maps) :], calls.unique, strict=True):
-            _mark(axes, called, CALLED_UNIQUE)
-        if mean is not None:
-            _mark(drawn[0], calls.shared, CALLED_SHARED)
-    bar = figure.colorbar(picture, ax=drawn, shrink=0.85, pad=0.02, aspect=30)
+        styles = (CALLED_SHARED, *(CALLED_UNIQUE,) * len(maps))
+        for axes, called, style in zip(drawn, (calls.shared, *calls.unique), styles, strict=True):
+            row, col = np.nonzero(called)
+            axes.plot(col, row, linestyle="none", **style)
+    bar = figure.colorbar(image, ax=drawn, shrink=0.85, pad=0.02, aspect=30)
     bar.set_label(label, fontsize=8)
     bar.ax.tick_params(labelsize=7)
     figure.suptitle(note, fontsize=8, parse_math=False)
     return figure
 
 
-def _mark(axes, called: np.ndarray, how: dict) -> None:
-    row, col = np.nonzero(called)
-    axes.plot(col, row, linestyle="none", **how)
-
-
 def _layer_axis(axis, layers: Sequence[int]) -> None:
-    """Ticks at rows 0, 1, ... that show the layers' own numbers, at most about fifteen of them."""
+    """Set ticks at rows 0, 1, ... with the layers' numbers, at most fifteen of them."""
     step = -(-len(layers) // 15)
     axis.set_ticks(range(0, len(layers), step), labels=[str(layer) for layer in layers[::step]])
 
@@ -337,90 +293,43 @@ def head_figure(rows: Sequence[tuple[str, np.ndarray]], names: Sequence[str], la
     return figure
 
 
-def held_out_figure(rows: Sequence[tuple[str, dict]], label: str, note: str) -> Figure:
-    """One line per (name, row of `analysis.corners.held_out`): its scores on both halves."""
-    figure = Figure(figsize=(6.2, 1.1 + 0.24 * len(rows)), dpi=200, layout="constrained")
-    axes = figure.subplots()
-    places = np.arange(len(rows))
-    selection, other, low, high = (
-        np.array([row[key] for _, row in rows], np.float64) for key in ("selection", "held_out", "low", "high")
-    )
-    axes.hlines(places, low, high, color=BLUE, linewidth=1.3)
-    axes.plot(other, places, "s", color=BLUE, markersize=4.5, label="on the other half, with its 95 % interval")
-    hollow = {"color": ORANGE, "markersize": 4.5, "markerfacecolor": "white"}
-    axes.plot(selection, places, "o", **hollow, label="on the half it was chosen on")
-    axes.axvline(0, color="0.5", linewidth=0.8, linestyle="--")
-    axes.set_yticks(places, labels=[name for name, _ in rows], fontsize=7, parse_math=False)
-    axes.set(ylim=(len(rows) - 0.5, -0.5))
-    axes.set_xlabel(label, fontsize=8)
-    for_rows(axes)
-    _legend(figure, 2)
-    axes.set_title(note, fontsize=8, loc="left", parse_math=False)
-    return figure
+def curve_figure(found: Comparison, names: Sequence[str], layers: Sequence[int], label: str) -> Figure:
+    """By layer: mean size of the response in each corner, correlation and difference between corners.
 
-
-def curve_figure(
-    maps: np.ndarray, names: Sequence[str], layers: Sequence[int], shared: dict, special: dict, label: str
-) -> Figure:
-    """Layer by layer: how strong the heads answer in each corner, and how much corners share and differ.
-
-    maps: [corner, layer, head]; `shared` and `special` as `analysis.corner_study` returns them. Grey is the
-    middle 95 % of what permuted heads, or permuted corners, give.
+    Grey is the middle 95 % of the statistic of permuted heads, or of permuted corners.
     """
     figure = Figure(figsize=(9.0, 2.7), dpi=200, layout="constrained")
-    strong, same, apart = figure.subplots(1, 3)
+    size, same, apart = figure.subplots(1, 3)
     places = np.arange(len(layers))
-    for name, (colour, triangle), values in zip(names, MARKS, np.abs(maps).mean(-1), strict=True):
-        strong.plot(places, values, marker=triangle, markersize=4.5, linewidth=1.1, color=colour, label=name)
-    strong.set_ylim(bottom=0)
-    for axes, found in ((same, shared), (apart, special)):
-        low, high = _middle(found["by_layer_null"])
+    for name, (colour, triangle), values in zip(names, MARKS, np.abs(found.maps).mean(-1), strict=True):
+        size.plot(places, values, marker=triangle, markersize=4.5, linewidth=1.1, color=colour, label=name)
+    size.set_ylim(bottom=0)
+    for axes, test in ((same, found.sharing), (apart, found.specialisation)):
+        low, high = _middle(test["by_layer_null"])
         axes.fill_between(places, low, high, color="0.85", linewidth=0, label="95 % of chance")
         if len(places) == 1:
             axes.vlines(places, low, high, color="0.8", linewidth=8)
-        axes.plot(places, found["by_layer"], "o-", color="black", markersize=3.5, linewidth=1.1, label="observed")
+        axes.plot(places, test["by_layer"], "o-", color="black", markersize=3.5, linewidth=1.1, label="observed")
     same.axhline(0, color="0.6", linewidth=0.6)
     apart.set_ylim(bottom=0)
-    strong.set_ylabel(f"mean |{label}|", fontsize=7)
+    size.set_ylabel(f"mean |{label}|", fontsize=7)
     same.set_ylabel("correlation between corners", fontsize=8)
     apart.set_ylabel("difference between corners (RMS)", fontsize=8)
-    asked = (f"do corners share heads?  {p_text(shared['p'])}", f"do they differ?  {p_text(special['p'])}")
-    for axes, title in zip((strong, same, apart), ("response, mean over heads", *asked), strict=True):
+    tests = (f"sharing, {p_text(found.sharing['p'])}", f"specialisation, {p_text(found.specialisation['p'])}")
+    for axes, title in zip((size, same, apart), ("response, mean over heads", *tests), strict=True):
         axes.set_title(title, fontsize=8, loc="left")
         axes.set_xlabel("layer", fontsize=8)
         _layer_axis(axes.xaxis, layers)
         for_lines(axes)
-    _legend(figure, len(names) + 2, strong, same)
+    _legend(figure, len(names) + 2, size, same)
     return figure
 
 
-def permutation_figure(shared: dict, special: dict, note: str) -> Figure:
-    """What chance gives as histograms, and the observed statistic as a line: sharing on the left, differing right."""
-    figure = Figure(figsize=(6.6, 2.5), dpi=200, layout="constrained")
-    panels = (
-        (shared["null"], shared["correlation"], shared["p_order"], "correlation between corners", "heads permuted"),
-        (special["null"], special["observed"], special["p"], "difference between corners (RMS)", "corners permuted"),
-    )
-    for axes, (null, observed, p, label, what) in zip(figure.subplots(1, 2), panels, strict=True):
-        null = null[np.isfinite(null)]
-        if len(null):
-            axes.hist(null, bins=40, color="0.75", label=f"{what}, {len(null):,} times")
-        axes.axvline(observed, color=ORANGE, linewidth=1.6, label=f"observed, {p_text(p)}")
-        axes.set_xlabel(label, fontsize=8)
-        axes.set_yticks([])
-        axes.tick_params(labelsize=7)
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.margins(y=0.3)
-        axes.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, 1.22))
-    figure.suptitle(note, fontsize=8, parse_math=False)
-    return figure
-
-
-def p_text(p: float | None) -> str:
-    """A p as text: three digits behind the point, four below 0.001; None is a test that could not be made."""
+def p_text(p: float | None, symbol: str = "p") -> str:
+    """A p or q as text: three digits, four below 0.001; None is a test that is not defined."""
     if p is None:
         return "not defined"
-    return f"p = {p:.3f}" if p >= 0.001 else f"p = {p:.4f}"
+    return f"{symbol} = {p:.3f}" if p >= 0.001 else f"{symbol} = {p:.4f}"
 
 
 def _middle(null: np.ndarray) -> np.ndarray:
@@ -432,7 +341,7 @@ def _middle(null: np.ndarray) -> np.ndarray:
 
 
 def _legend(figure: Figure, columns: int, *axes) -> None:
-    """One legend below the figure, of what is named in `axes` (all of them where none is given)."""
+    """Add one legend below the figure, of the labels in `axes` (default: all axes)."""
     found = [each.get_legend_handles_labels() for each in axes or figure.axes]
     handles, labels = (sum(parts, []) for parts in zip(*found, strict=True))
     legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=7)

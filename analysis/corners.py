@@ -1,22 +1,31 @@
-"""Heads that respond to an object in every corner, and heads that respond to one corner alone.
+"""Comparison of four corners: heads that respond to an object in every corner, and heads that respond in one corner.
 
-A corner's *map* is the mean response of every head over pairs, [layer, head]: the attention with the object minus that
-without. Of the four maps
+Input: the folders of four runs of head_attention_stats_qwen2.py, one per corner, on the same heads and pairs. The
+*response* of a head is its attention with the object minus its attention without; a corner's *map* m_c is the mean
+response over pairs, [layer, head]. Scores of a head, from the four maps:
 
-    mean map      their mean                      residual      a corner's map - the mean map
-    shared        min over corners of s m_c       unique to c   min(s m_c, min over the others d of s (m_c - m_d))
+    mean map      mean of m_c                 residual      m_c - mean map
+    shared        min over c of s m_c         unique to c   min(s m_c, min over d != c of s (m_c - m_d))
 
-with s = +1, or -1 for heads that lose attention, whichever is larger. So a shared head answers in the same direction
-in every corner by at least its score; a unique one answers in its corner, and by its score more than in any other. Each
-score is a minimum, and a head is *called* shared or unique where every part of that minimum is above 0 by a test of its
-own: the largest of their p is valid for all of them together (Berger, 1982), and Benjamini and Hochberg's q over all
-heads (and corners) keeps the expected share of false calls at the level.
+s is +1, or -1 for heads that lose attention, whichever gives the larger score. A shared head responds in the same
+direction in every corner by at least its score; a unique head responds in its corner, by its score more than in any
+other. Each score is a minimum over parts. A head is *called* shared or unique if every part is above 0 in a test of
+its own: the largest p of the parts is valid for all of them (Berger, 1982), and q (Benjamini and Hochberg) over all
+heads (and corners) bounds the false discovery rate.
 
-The published sweep counts instead how often a head is among the `topk` of its layer that changed most. Nothing is
-called or tested by counts: a head whose attention merely varies more than that of others changes most in every corner,
-whether there is an object or not. `over_chance` makes maps of them, to look at.
+Two hypotheses about all heads together, tested by permutation:
 
-Four runs of head_attention_stats_qwen2.py, one per corner, put side by side: the same heads, the same pairs.
+    specialise    H0: the corner of the object does not matter. Within each pair the four responses, all heads together,
+                  are permuted among the corners. Statistic: root mean square of the residuals.
+    share         H0: a head's rank in one corner says nothing about another corner. Within each layer the heads of each
+                  map are permuted. Statistic: correlation between the maps of two corners, layer means subtracted.
+                  Noise alone correlates the maps of heads that vary more than others. So a second H0 must be rejected
+                  too: no head responds, and full and control can be exchanged within each pair, in all corners at once
+                  (sign flips; statistic: mean covariance between two maps). p is the larger of the two.
+
+The published sweep counts how often a head is among the `topk` of its layer that change most. `over_chance` maps these
+counts for comparison. They are not tested: a head whose attention varies more than that of others changes most in every
+corner, with or without an object.
 """
 
 from __future__ import annotations
@@ -29,12 +38,14 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+from scipy import stats
 
 from analysis.head_responses import Responses, read
 from analysis.statistics import (
     CONFIDENCE,
     DIFFERENCE,
     MIN_SPLIT,
+    RESAMPLES,
     Bounds,
     benjamini_hochberg,
     correct_family,
@@ -44,189 +55,21 @@ from analysis.statistics import (
     sign_flip_test,
 )
 
-MEAN, RESIDUAL, SHARED, UNIQUE = "mean map", "residual", "shared", "unique"
-LEAST = MIN_SPLIT  # pairs
-OF_RESPONSES: Bounds = (-2.0, 2.0)  # range of the difference of two responses
-SPLITS = 200
-
-
-def over_chance(counts: np.ndarray) -> np.ndarray:
-    """Share of pairs in which each head is among the top, minus the layer's mean share, which is what chance gives
-    every head: [corner, layer, head], of 0/1 [corner, layer, head, pair]."""
-    shares = counts.mean(-1)
-    return shares - shares.mean(-1, keepdims=True)
-
-
-def residuals(maps: np.ndarray) -> np.ndarray:
-    """Each corner's map minus the mean of all, [corner, layer, head]."""
-    return maps - maps.mean(0)
-
-
-def scores(maps: np.ndarray) -> dict[tuple[str, int | None], tuple[np.ndarray, np.ndarray]]:
-    """(score, direction s) of every head, each [layer, head], by (kind, corner); a score above 0 says that it holds.
-
-    maps: [corner, layer, head]. Kinds: MEAN and SHARED with corner None, RESIDUAL and UNIQUE once per corner. Scores of
-    MEAN and RESIDUAL are s times the value itself.
-    """
-    more, less = _signed_scores(maps), _signed_scores(-maps)
-    return {key: (np.maximum(more[key], less[key]), np.where(more[key] >= less[key], 1, -1)) for key in more}
-
-
-def _signed_scores(maps: np.ndarray) -> dict[tuple[str, int | None], np.ndarray]:
-    """Scores of all kinds in the direction of more; [corner, ...] of any further axes."""
-    found = {(MEAN, None): maps.mean(0), (SHARED, None): maps.min(0)}
-    for corner, (own, rest) in enumerate(zip(maps, residuals(maps), strict=True)):
-        others = np.delete(maps, corner, axis=0).max(0)
-        found[RESIDUAL, corner] = rest
-        found[UNIQUE, corner] = np.minimum(own, own - others)
-    return found
-
-
-@dataclass(frozen=True, eq=False)
-class Calls:
-    """Which heads are called what. q and bool arrays: shared [layer, head], unique [corner, layer, head]."""
-
-    q_shared: np.ndarray
-    q_unique: np.ndarray
-    shared: np.ndarray
-    unique: np.ndarray
-
-
-def call_heads(values: np.ndarray, level: float = 0.05) -> Calls:
-    """Shared and unique heads at a false-discovery rate of `level`, shared and unique ones a family each.
-
-    values: responses [corner, layer, head, pair]. Answers, and corner against corner, pair by pair: Wilcoxon's
-    signed-rank test, two-sided.
-    """
-    held = {key: score > 0 for key, (score, _) in scores(values.mean(-1)).items()}
-    answers = np.stack([_tested(corner) for corner in values])
-    apart = _differences(values)
-    q_shared = benjamini_hochberg(np.where(held[SHARED, None], answers.max(0), 1.0))
-    corners = range(len(answers))
-    p_unique = [
-        np.where(held[UNIQUE, corner], np.maximum(answers[corner], apart[corner].max(0)), 1.0) for corner in corners
-    ]
-    q_unique = benjamini_hochberg(np.stack(p_unique))
-    return Calls(q_shared, q_unique, q_shared <= level, q_unique <= level)
-
-
-def _tested(values: np.ndarray) -> np.ndarray:
-    """p [layer, head] of no response, of values [layer, head, pair]."""
-    return head_tests(np.moveaxis(values, -1, 0))["p"]
-
-
-def _differences(values: np.ndarray) -> np.ndarray:
-    """p [corner, corner, layer, head] of no difference between two corners; 0, never the largest, with itself."""
-    corners = len(values)
-    p = np.zeros((corners, corners, *values.shape[1:3]))
-    for one, other in combinations(range(corners), 2):
-        p[one, other] = p[other, one] = _tested(values[one] - values[other])
-    return p
-
-
-def ranked(score: np.ndarray, top: int) -> list[tuple[int, int]]:
-    """The (layer, head) of the `top` largest scores [layer, head], falling; of equal ones the first."""
-    order = np.argsort(-score, axis=None, kind="stable")[:top]
-    return [tuple(int(index) for index in np.unravel_index(at, score.shape)) for at in order]
-
-
-def held_out(values: np.ndarray, top: int, seed: int) -> list[dict] | None:
-    """The best heads of each kind, chosen on one half of the pairs (the same in all corners), scored on the other.
-
-    values: responses [corner, layer, head, pair].
-    Returns rows {"kind", "corner" (index or None), "rank", "layer" (row), "head", "direction", "selection", "held_out",
-    "low", "high" (95 %), "p" that the score is not above 0 (`_minimum`), "q" over all rows, "drop" (selection -
-    held_out), "rank_held_out"}; None for fewer than LEAST pairs. Scores on the other half are in the direction that was
-    chosen, so they may well be below 0.
-    """
-    pairs = values.shape[-1]
-    if pairs < LEAST:
-        return None
-    first, second = halves(pairs, np.random.default_rng(seed))
-    rows = []
-    for row in _choose(values, first, second, top):
-        directed = row["direction"] * values[:, row["layer"], row["head"], second]
-        rows.append({**row, **_minimum(*_parts(directed, row["kind"], row["corner"]), seed)})
-    correct_family(rows, "every chosen head")
-    return rows
-
-
-def typical_drop(values: np.ndarray, seed: int, splits: int = SPLITS) -> dict[str, dict] | None:
-    """What choosing the best head of each kind costs, over many random halves, since one split alone is luck.
-
-    values: responses [corner, layer, head, pair].
-    Returns by kind {"selection", "held_out", "drop": means over splits and corners, "again": share of them in which the
-    other half ranks that head first}; None for fewer than LEAST pairs.
-    """
-    pairs = values.shape[-1]
-    if pairs < LEAST:
-        return None
-    rng = np.random.default_rng(seed)
-    rows = [row for _ in range(splits) for row in _choose(values, *halves(pairs, rng), top=1)]
-    found = {}
-    for kind in (MEAN, RESIDUAL, SHARED, UNIQUE):
-        of_kind = [row for row in rows if row["kind"] == kind]
-        found[kind] = {key: float(np.mean([row[key] for row in of_kind])) for key in ("selection", "held_out", "drop")}
-        found[kind]["again"] = float(np.mean([row["rank_held_out"] == 1 for row in of_kind]))
-    return found
-
-
-def _choose(values: np.ndarray, first: np.ndarray, second: np.ndarray, top: int) -> list[dict]:
-    """The `top` heads of each kind on the pairs `first`, with their scores on `second` in the direction chosen."""
-    chosen = scores(values[..., first].mean(-1))
-    maps = values[..., second].mean(-1)
-    others = {sign: _signed_scores(sign * maps) for sign in (1, -1)}
-    rows = []
-    for (kind, corner), (score, direction) in chosen.items():
-        for rank, head in enumerate(ranked(score, top), 1):
-            sign = int(direction[head])
-            other = others[sign][kind, corner]
-            rows.append({
-                "kind": kind, "corner": corner, "rank": rank, "layer": head[0], "head": head[1], "direction": sign,
-                "selection": float(score[head]), "held_out": float(other[head]),
-                "drop": float(score[head] - other[head]), "rank_held_out": int((other > other[head]).sum()) + 1,
-            })  # fmt: skip
-    return rows
-
-
-def _parts(values: np.ndarray, kind: str, corner: int | None) -> tuple[np.ndarray, Bounds]:
-    """The responses, or their differences, whose means' minimum is the score, [part, pair], and the range of these, of
-    one head's values [corner, pair]."""
-    if kind == MEAN:
-        return values.mean(0, keepdims=True), DIFFERENCE
-    if kind == SHARED:
-        return values, DIFFERENCE
-    own = values[corner]
-    if kind == RESIDUAL:
-        return (own - values.mean(0))[None], OF_RESPONSES
-    return np.stack([own, *(own - other for other in np.delete(values, corner, axis=0))]), OF_RESPONSES
-
-
-def _minimum(parts: np.ndarray, bounds: Bounds, seed: int) -> dict:
-    """{"low", "high", "p"} of the minimum of the means of some parts [part, pair], each value within `bounds`.
-
-    Low is the lowest of the parts' lower ends, which is above the minimum only where the smallest part's own end is;
-    high the lowest of their upper ends, each at the level that Bonferroni's correction for the number of parts demands.
-    p is the largest of the parts' (Berger, 1982; sign flips), 1 where a mean is not above 0.
-    """
-    above = (parts.mean(1) > 0).all()
-    return {
-        "low": min(mean_interval(part, bounds)["low"] for part in parts),
-        "high": min(mean_interval(part, bounds, 1 - (1 - CONFIDENCE) / len(parts))["high"] for part in parts),
-        "p": max(sign_flip_test(part, seed) for part in parts) if above else 1.0,
-    }
-
-
 CORNERS = ("topleft", "topright", "bottomleft", "bottomright")
-PLACE = re.compile(r"(top|upper|bottom|lower)[\s_-]*(left|right)", re.IGNORECASE)
+CORNER_NAME = re.compile(r"(top|upper|bottom|lower)[\s_-]*(left|right)", re.IGNORECASE)
 FLAGS, LOADED = ("max_new_tokens", "load_4bit", "load_8bit"), ("revision", "family", "dtype")  # of settings.json
+MEAN, RESIDUAL, SHARED, UNIQUE = "mean map", "residual", "shared", "unique"
+RESPONSE_DIFFERENCE: Bounds = (-2.0, 2.0)  # range of the difference of two responses
+TESTS = "sharing and specialisation"  # the family of their q
+BATCH = 3_000_000  # numbers in memory at a time
+TIES = 1e-9  # relative; equal statistics may differ by rounding
 
 
 @dataclass(frozen=True, eq=False)
 class Corners:
-    """What the runs found: `counts` and `signed`, float64 [corner, layer, head, pair], as `analysis.head_responses`
-    has them; `names` and `folders` go with the first axis, `layers` (numbers from 0) with the second, `pairs` with the
-    last. `left_out`: (pair, reason) of pairs that a corner lacks. `about`: what the runs have in common."""
+    """Results of four runs: `counts` and `signed`, float64 [corner, layer, head, pair], as in
+    `analysis.head_responses`; `names` and `folders` of the first axis, `layers` (numbers from 0) of the second, `pairs`
+    of the last. `left_out`: (pair, reason) of pairs that a corner lacks. `about`: the settings that all runs share."""
 
     names: tuple[str, ...]
     folders: tuple[Path, ...]
@@ -244,97 +87,80 @@ class Corners:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Names as a person writes them: "top left"."""
-        return tuple(PLACE.sub(r"\1 \2", name) for name in self.names)
+        """Names for figures and text, such as "top left"."""
+        return tuple(CORNER_NAME.sub(r"\1 \2", name) for name in self.names)
 
 
 def read_corners(folders: Sequence[str | Path]) -> Corners:
-    """The results of four folders, corners in the order top left to bottom right, restricted to the pairs of all four.
+    """Read four folders, in the order top left to bottom right, restricted to the pairs that all of them have.
 
-    Raises ValueError or FileNotFoundError, in one sentence, for folders that cannot be compared: not four of them, one
-    of them or one corner twice, no finished run, other models, questions, layers or settings, cubes of other shapes, or
-    fewer than two pairs in common.
+    Raises ValueError or FileNotFoundError for folders that cannot be compared: not four, one folder or corner twice, an
+    unfinished run, different models, questions, layers or settings, or fewer than two common pairs.
     """
     folders = [Path(folder) for folder in folders]
-    _check_folders(folders)
-    runs = {_corner(folder, run): (folder, run) for folder, run in _each_once(folders)}
+    if len(folders) != len(CORNERS):
+        raise ValueError(
+            f"{len(folders)} folders were given; give four, the results of head_attention_stats_qwen2.py for"
+            f" {', '.join(CORNERS)}"
+        )
+    runs: dict[str, tuple[Path, Responses]] = {}
+    for folder in folders:
+        run = read(folder)
+        name = _corner(folder, run)
+        if name in runs:
+            raise ValueError(f"{runs[name][0]} and {folder} are both of the corner {name}; give one folder for each")
+        runs[name] = folder, run
     if set(runs) == set(CORNERS):
         runs = {name: runs[name] for name in CORNERS}
-    folders, found = zip(*runs.values(), strict=True)
-    about = _in_common(folders, found)
+    places, found = zip(*runs.values(), strict=True)
+    about = _common_settings(places, found)
     pairs, left_out = _common_pairs(tuple(runs), found)
     picks = [[run.pairs.index(pair) for pair in pairs] for run in found]
     counts, signed = (
         np.stack([getattr(run, name)[..., pick] for run, pick in zip(found, picks, strict=True)]).astype(np.float64)
         for name in ("counts", "signed")
     )
-    return Corners(tuple(runs), tuple(folders), counts, signed, found[0].layers, pairs, left_out, about)
+    return Corners(tuple(runs), tuple(places), counts, signed, found[0].layers, pairs, left_out, about)
+
+
+def _corner(folder: Path, run: Responses) -> str:
+    """Corner of a run: from its --corner, its question, its data set or its folder; else the folder's own name."""
+    summary = run.summary
+    for text in (summary.get("corner"), summary.get("prompt"), summary.get("dataset"), folder.resolve().name):
+        if found := CORNER_NAME.search(str(text or "")):
+            vertical, horizontal = found[1].lower(), found[2].lower()
+            return {"upper": "top", "lower": "bottom"}.get(vertical, vertical) + horizontal
+    return folder.resolve().name
 
 
 def _common_pairs(names: Sequence[str], runs: Sequence[Responses]) -> tuple[tuple[str, ...], tuple]:
-    """The pairs that all runs have, in order, and those that some lack with the reason."""
+    """Pairs that all runs have, in order, and those that some lack with the reason."""
     measured = [set(run.pairs) for run in runs]
     everywhere = set.intersection(*measured)
     if len(everywhere) < 2:
         raise ValueError(f"the four runs have {len(everywhere)} pairs in common; at least 2 are needed to compare them")
     every = dict.fromkeys(pair for run in runs for pair in run.pairs)
-    lacking = {
-        pair: [name for name, known in zip(names, measured, strict=True) if pair not in known]
-        for pair in every if pair not in everywhere
-    }  # fmt: skip
-    left_out = tuple((pair, f"not measured in {' and '.join(where)}") for pair, where in lacking.items())
-    return tuple(pair for pair in every if pair in everywhere), left_out
+    left_out = []
+    for pair in every:
+        if lacking := [name for name, known in zip(names, measured, strict=True) if pair not in known]:
+            left_out.append((pair, f"not measured in {' and '.join(lacking)}"))
+    return tuple(pair for pair in every if pair in everywhere), tuple(left_out)
 
 
-def _check_folders(folders: Sequence[Path]) -> None:
-    if len(folders) != len(CORNERS):
-        raise ValueError(
-            f"{len(folders)} folders were given; give four, the results of head_attention_stats_qwen2.py for"
-            f" {', '.join(CORNERS)}"
-        )
-    places = [folder.resolve() for folder in folders]
-    for index, place in enumerate(places):
-        if place in places[:index]:
-            raise ValueError(f"the folder {folders[index]} is given twice; give one folder for each corner")
-
-
-def _each_once(folders: Sequence[Path]):
-    """(folder, its results), once it is known that no corner comes twice."""
-    seen = {}
-    for folder in folders:
-        run = read(folder)
-        name = _corner(folder, run)
-        if name in seen:
-            raise ValueError(f"{seen[name]} and {folder} are both of the corner {name}; give one folder for each")
-        seen[name] = folder
-        yield folder, run
-
-
-def _corner(folder: Path, run: Responses) -> str:
-    """Which corner a run is about: that whose patches were summed, or that which its question, its data set or its
-    folder names; else the folder's own name."""
-    summary = run.summary
-    for text in (summary.get("corner"), summary.get("prompt"), summary.get("dataset"), folder.resolve().name):
-        if place := PLACE.search(str(text or "")):
-            vertical, horizontal = place[1].lower(), place[2].lower()
-            return {"upper": "top", "lower": "bottom"}.get(vertical, vertical) + horizontal
-    return folder.resolve().name
-
-
-def _in_common(folders: Sequence[Path], runs: Sequence[Responses]) -> dict:
-    """What the runs were made with. Raises ValueError where they differ in anything but the corner."""
-    made = [_made_with(folder, run) for folder, run in zip(folders, runs, strict=True)]
-    for folder, other in zip(folders[1:], made[1:], strict=True):
-        for what, value in made[0].items():
-            if other[what] != value:
+def _common_settings(folders: Sequence[Path], runs: Sequence[Responses]) -> dict:
+    """Settings of the runs. Raises ValueError where they differ in anything but the corner."""
+    settings = [_settings(folder, run) for folder, run in zip(folders, runs, strict=True)]
+    for folder, other in zip(folders[1:], settings[1:], strict=True):
+        for name, value in settings[0].items():
+            if other[name] != value:
                 raise ValueError(
-                    f"{folders[0]} and {folder} differ in their {what}: {value!r} and {other[what]!r}; corners can be"
-                    " compared where all else is the same"
+                    f"{folders[0]} and {folder} differ in their {name}: {value!r} and {other[name]!r}; only the corner"
+                    " may differ"
                 )
-    return made[0]
+    return settings[0]
 
 
-def _made_with(folder: Path, run: Responses) -> dict:
+def _settings(folder: Path, run: Responses) -> dict:
     try:
         settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
         flags = {name.replace("_", " "): settings["flags"].get(name) for name in FLAGS}
@@ -346,7 +172,7 @@ def _made_with(folder: Path, run: Responses) -> dict:
         "model": run.summary["model"],
         "pictures": "synthetic" if settings.get("data", {}).get("synthetic") else None,
         **loaded,
-        "question": PLACE.sub("CORNER", run.summary["prompt"]),
+        "question": CORNER_NAME.sub("CORNER", run.summary["prompt"]),
         "layers": list(run.layers),
         "cubes (layers, heads)": [layers, heads],
         "pairs, skipped ones included": pairs + sum(run.summary["skipped"].values()),
@@ -354,3 +180,271 @@ def _made_with(folder: Path, run: Responses) -> dict:
         "patch size": run.summary["patch_size"],
         **flags,
     }
+
+
+def over_chance(counts: np.ndarray) -> np.ndarray:
+    """Share of pairs in which each head is among the top, minus the layer's mean share, the share by chance: [corner,
+    layer, head], of 0/1 [corner, layer, head, pair]."""
+    shares = counts.mean(-1)
+    return shares - shares.mean(-1, keepdims=True)
+
+
+Scores = dict[tuple[str, int | None], tuple[np.ndarray, np.ndarray]]
+
+
+def scores(maps: np.ndarray) -> Scores:
+    """Score and direction s of every head, each [layer, head], by (kind, corner), of maps [corner, layer, head].
+
+    Kinds: MEAN and SHARED with corner None, RESIDUAL and UNIQUE once per corner.
+    """
+    more, less = _directed_scores(maps), _directed_scores(-maps)
+    return {key: (np.maximum(more[key], less[key]), np.where(more[key] >= less[key], 1, -1)) for key in more}
+
+
+def _directed_scores(maps: np.ndarray) -> dict[tuple[str, int | None], np.ndarray]:
+    """Scores of all kinds for s = +1, [layer, head]."""
+    found = {(MEAN, None): maps.mean(0), (SHARED, None): maps.min(0)}
+    for corner, (own, residual) in enumerate(zip(maps, maps - maps.mean(0), strict=True)):
+        found[RESIDUAL, corner] = residual
+        found[UNIQUE, corner] = np.minimum(own, own - np.delete(maps, corner, axis=0).max(0))
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Calls:
+    """Heads called shared and unique; q and bool arrays: shared [layer, head], unique [corner, layer, head]."""
+
+    q_shared: np.ndarray
+    q_unique: np.ndarray
+    shared: np.ndarray
+    unique: np.ndarray
+
+
+def call_heads(values: np.ndarray, level: float = 0.05) -> Calls:
+    """Shared and unique heads at a false discovery rate of `level`; each kind is a family of its own.
+
+    values: responses [corner, layer, head, pair]. Tests of a response, and of corner against corner pair by pair:
+    Wilcoxon's signed-rank test, two-sided.
+    """
+    positive = {key: score > 0 for key, (score, _) in scores(values.mean(-1)).items()}
+    responses = np.stack([_wilcoxon(corner) for corner in values])
+    differences = np.zeros((len(values), *responses.shape))  # [corner, corner, layer, head]; 0 is never the largest p
+    for one, other in combinations(range(len(values)), 2):
+        differences[one, other] = differences[other, one] = _wilcoxon(values[one] - values[other])
+    p_unique = [
+        np.where(positive[UNIQUE, corner], np.maximum(response, apart.max(0)), 1.0)
+        for corner, (response, apart) in enumerate(zip(responses, differences, strict=True))
+    ]
+    q_shared = benjamini_hochberg(np.where(positive[SHARED, None], responses.max(0), 1.0))
+    q_unique = benjamini_hochberg(np.stack(p_unique))
+    return Calls(q_shared, q_unique, q_shared <= level, q_unique <= level)
+
+
+def _wilcoxon(values: np.ndarray) -> np.ndarray:
+    """p [layer, head] of values [layer, head, pair] against 0."""
+    return head_tests(np.moveaxis(values, -1, 0))["p"]
+
+
+def rank_heads(score: np.ndarray, top: int) -> list[tuple[int, int]]:
+    """(layer, head) of the `top` largest scores [layer, head], in falling order; of equal scores the first."""
+    order = np.argsort(-score, axis=None, kind="stable")[:top]
+    return [tuple(int(index) for index in np.unravel_index(at, score.shape)) for at in order]
+
+
+def held_out(values: np.ndarray, top: int, seed: int) -> list[dict] | None:
+    """Choose the `top` heads of each kind on one half of the pairs, and score them on the other half.
+
+    values: responses [corner, layer, head, pair]; the halves are the same in all corners.
+    Returns rows {"kind", "corner" (index or None), "rank", "layer" (row), "head", "direction", "selection" and
+    "held_out" (score on either half, in the direction chosen), "drop" (their difference), "rank_held_out", "low",
+    "high" (95 %), "p" of the score on the other half, "q" over all rows}; None for fewer than MIN_SPLIT pairs.
+    """
+    pairs = values.shape[-1]
+    if pairs < MIN_SPLIT:
+        return None
+    first, second = halves(pairs, np.random.default_rng(seed))
+    maps = values[..., second].mean(-1)
+    others = {sign: _directed_scores(sign * maps) for sign in (1, -1)}
+    rows = []
+    for (kind, corner), (score, direction) in scores(values[..., first].mean(-1)).items():
+        for rank, head in enumerate(rank_heads(score, top), 1):
+            sign = int(direction[head])
+            other = others[sign][kind, corner]
+            rows.append({
+                "kind": kind, "corner": corner, "rank": rank, "layer": head[0], "head": head[1], "direction": sign,
+                "selection": float(score[head]), "held_out": float(other[head]),
+                "drop": float(score[head] - other[head]), "rank_held_out": int((other > other[head]).sum()) + 1,
+                **minimum_test(*score_parts(sign * values[:, *head, second], kind, corner), seed),
+            })  # fmt: skip
+    correct_family(rows, "every chosen head")
+    return rows
+
+
+def score_parts(values: np.ndarray, kind: str, corner: int | None) -> tuple[np.ndarray, Bounds]:
+    """Values [part, pair] whose smallest mean is the score of one head, and their range; values: [corner, pair]."""
+    if kind == MEAN:
+        return values.mean(0, keepdims=True), DIFFERENCE
+    if kind == SHARED:
+        return values, DIFFERENCE
+    own = values[corner]
+    if kind == RESIDUAL:
+        return (own - values.mean(0))[None], RESPONSE_DIFFERENCE
+    return np.stack([own, *(own - other for other in np.delete(values, corner, axis=0))]), RESPONSE_DIFFERENCE
+
+
+def minimum_test(parts: np.ndarray, bounds: Bounds, seed: int) -> dict:
+    """{"low", "high", "p"} of the minimum of the means of parts [part, pair], each value within `bounds`.
+
+    Low is the lowest of the parts' lower ends; high is the lowest of their upper ends, each at the level of
+    Bonferroni's correction for the number of parts. p is the largest p (sign flips), 1 where a mean is not above 0.
+    """
+    above = (parts.mean(1) > 0).all()
+    return {
+        "low": min(mean_interval(part, bounds)["low"] for part in parts),
+        "high": min(mean_interval(part, bounds, 1 - (1 - CONFIDENCE) / len(parts))["high"] for part in parts),
+        "p": max(sign_flip_test(part, seed) for part in parts) if above else 1.0,
+    }
+
+
+def specialisation(values: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> dict:
+    """Test that corners differ, of values [corner, layer, head, pair].
+
+    Returns {"observed", "expected" (mean under H0), "ratio", "p", "n": pairs}, and as arrays "null" [resample],
+    "p_heads" [layer, head] (one family, not corrected), "by_layer" [layer], "by_layer_null" [resample, layer].
+    """
+
+    def spread(*corners, axis):
+        means = np.stack([corner.mean(axis) for corner in corners], axis=-1)
+        return means - means.mean(-1, keepdims=True)
+
+    test = stats.permutation_test(
+        tuple(values), spread, permutation_type="samples", vectorized=True, n_resamples=resamples, axis=-1,
+        batch=max(1, BATCH // values.size), rng=np.random.default_rng(seed),
+    )  # fmt: skip
+    squares, null = (np.square(each).mean(-1) for each in (test.statistic, test.null_distribution))
+    observed, all_null = np.sqrt(squares.mean()), np.sqrt(null.mean((1, 2)))
+    expected = float(all_null.mean())
+    return {
+        "observed": float(observed), "expected": expected, "ratio": float(observed / expected) if expected else None,
+        "p": float(_p(observed, all_null)), "n": values.shape[-1], "null": all_null, "p_heads": _p(squares, null),
+        "by_layer": np.sqrt(squares.mean(-1)), "by_layer_null": np.sqrt(null.mean(-1)),
+    }  # fmt: skip
+
+
+def sharing(values: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> dict:
+    """Test that the same heads respond in all corners, of values [corner, layer, head, pair].
+
+    Returns {"correlation", "p_order" (heads permuted), "p_signs" (signs flipped), "p" (the larger), "n": heads}, and as
+    arrays "null" [resample] of permuted heads, "by_layer" [layer], "by_layer_null" [resample, layer]. A map whose heads
+    are all equal has no correlation: it is NaN, and every p is None.
+    """
+    maps = values.mean(-1)
+    observed, by_layer = correlations(maps)
+    null, null_by_layer = _permute_heads(maps, np.random.default_rng(seed), resamples)
+    defined = bool(np.isfinite(observed))
+    p_order = float(_p(observed, null)) if defined else None
+    p_signs = _sign_test(values, seed, resamples) if defined else None
+    return {
+        "correlation": float(observed), "p": max(p_order, p_signs) if defined else None, "p_order": p_order,
+        "p_signs": p_signs, "n": maps[0].size, "null": null, "by_layer": by_layer, "by_layer_null": null_by_layer,
+    }  # fmt: skip
+
+
+def correlations(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean Pearson correlation between the maps [..., corner, layer, head] of two corners, layer means subtracted.
+
+    Returns it over all heads [...], and by layer [..., layer]; NaN where all heads of a corner's map are equal. With
+    unit vectors z_c the mean over pairs of z_c . z_d is (|sum z_c|^2 - C) / (C (C - 1)) for C corners.
+    """
+    corners = maps.shape[-3]
+    centred = maps - maps.mean(-1, keepdims=True)
+    squares = np.square(centred).sum(-1, keepdims=True)
+    flat = squares <= np.square(TIES * np.abs(maps).max(-1, keepdims=True, initial=0))
+    squares = np.where(flat, 0, squares)
+    found = []
+    for norm, axes in ((squares.sum(-2, keepdims=True), (-2, -1)), (squares, (-1,))):
+        unit = np.divide(centred, np.sqrt(norm), out=np.full_like(centred, np.nan), where=norm > 0)
+        found.append((np.square(unit.sum(-3)).sum(axes) - corners) / (corners * (corners - 1)))
+    return found[0], found[1]
+
+
+def _permute_heads(maps: np.ndarray, rng: np.random.Generator, resamples: int) -> tuple[np.ndarray, np.ndarray]:
+    """`correlations` of maps whose heads are permuted in each layer and corner: [resample], [resample, layer].
+
+    The pairings of scipy.stats.permutation_test would put the heads of all layers in the same order.
+    """
+    found, size = [], max(1, BATCH // maps.size)
+    for first in range(0, resamples, size):
+        count = min(size, resamples - first)
+        found.append(correlations(rng.permuted(np.broadcast_to(maps, (count, *maps.shape)), axis=-1)))
+    return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
+
+
+def _sign_test(values: np.ndarray, seed: int, resamples: int) -> float:
+    """p of the mean covariance between the maps of two corners, signs flipped pair by pair."""
+    centred = values - values.mean(-2, keepdims=True)
+
+    def covariance(values, axis):
+        maps = values.mean(axis)  # [..., corner, layer, head]
+        return (np.square(maps.sum(-3)) - np.square(maps).sum(-3)).sum((-2, -1))
+
+    return float(stats.permutation_test(
+        (centred,), covariance, permutation_type="samples", vectorized=True, n_resamples=resamples, axis=-1,
+        alternative="greater", batch=max(1, BATCH // values.size), rng=np.random.default_rng(seed),
+    ).pvalue)  # fmt: skip
+
+
+def _p(observed, null: np.ndarray) -> np.ndarray:
+    """Share of the null statistics [resample, ...], the observed one among them, that reach the observed one."""
+    return (1 + (null >= observed - TIES * np.abs(observed)).sum(0)) / (1 + len(null))
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Results; each field as the function of that name returns it. values: responses [corner, layer, head, pair].
+    q_differ: [layer, head], of the heads' own permutation tests that corners differ. `sharing` and `specialisation`
+    have q of their two p as one family."""
+
+    values: np.ndarray
+    level: float
+    seed: int
+    scores: Scores
+    calls: Calls
+    sharing: dict
+    specialisation: dict
+    q_differ: np.ndarray
+    held_out: list[dict] | None
+
+    @property
+    def maps(self) -> np.ndarray:
+        """Mean over pairs, [corner, layer, head]."""
+        return self.values.mean(-1)
+
+    def call(self, head: tuple[int, int], names: Sequence[str]) -> str:
+        """Call of one head (row, head) in words: shared; unique to some corners; uneven where corners differ by its own
+        permutation test; "" for none of these. "(less)" marks a head that loses attention."""
+        uneven = bool(self.q_differ[head] <= self.level)
+        unique = {place: self.scores[UNIQUE, place][1][head] for place in np.flatnonzero(self.calls.unique[:, *head])}
+        if self.calls.shared[head]:
+            sign = self.scores[SHARED, None][1][head]
+            most = [names[place] for place, way in unique.items() if way == sign]
+            return SHARED + direction_suffix(sign) + (f"; most in {most[0]}" if most else "; uneven" if uneven else "")
+        if unique:
+            return "unique to " + " and ".join(names[place] + direction_suffix(way) for place, way in unique.items())
+        return "uneven" if uneven else ""
+
+
+def direction_suffix(sign: int) -> str:
+    """Suffix of a call: " (less)" for a head that loses attention."""
+    return "" if sign > 0 else " (less)"
+
+
+def compare(values: np.ndarray, level: float, top: int, seed: int) -> Comparison:
+    """Scores, calls at a false discovery rate of `level`, permutation tests, and the `top` heads of each kind held out,
+    of responses [corner, layer, head, pair]."""
+    together, apart = sharing(values, seed), specialisation(values, seed)
+    correct_family([together, apart], TESTS)
+    return Comparison(
+        values, level, seed, scores(values.mean(-1)), call_heads(values, level), together, apart,
+        benjamini_hochberg(apart["p_heads"]), held_out(values, top, seed),
+    )  # fmt: skip

@@ -25,13 +25,12 @@ from pathlib import Path
 
 from analysis import processes
 from analysis.judges import circular, summarise
-from analysis.runs import provenance, refuse_existing, write_json, write_whole, writing
+from analysis.runs import SETTINGS, SUMMARY, provenance, refuse_existing, write_json, write_whole, writing
 
 Key = tuple[str, int]
 """The id of a record, and by how many places its options are rotated."""
 
-SETTINGS, PARTS, PREDICTIONS, SUMMARY = "settings.json", "parts", "predictions.jsonl", "summary.json"
-AT_START = {processes.NAME, f"partial-{SETTINGS}"}  # what a run that was killed while it began leaves
+PARTS, PREDICTIONS = "parts", "predictions.jsonl"
 FORMAT = 2  # of settings.json and the parts; 1 had no hashes of images and did not say whether an answer was cut
 SAME_MODEL = ("revision", "dtype", "family")  # of a model's description: what must not change within a run
 LIBRARIES = ("torch", "transformers")  # whose other version may give other answers
@@ -81,12 +80,8 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Raises as `refuse_existing` does for a folder of something else. Changes nothing; needs no lock."""
-    try:
-        names = set(os.listdir(folder))
-    except (FileNotFoundError, NotADirectoryError):
-        names = set()
-    if SETTINGS not in names and not (names and names <= AT_START):
+    """Raises as `refuse_existing` does for a folder without settings.json. Changes nothing; needs no lock."""
+    if not (folder / SETTINGS).exists():
         refuse_existing(folder)
 
 

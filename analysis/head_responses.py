@@ -1,13 +1,13 @@
-"""Which heads answer to an object: attention with it against attention without it, counted and tested; and its files.
+"""Responses of heads to an object: attention with the object minus attention without it, counts, tests and files.
 
-A *pair* is a picture with an object (full) and the same picture without it (control). Of each, a head's attention is
-that of the row which predicts a generated token, summed over the image's cells (or those of one corner) and averaged
-over the tokens of the answer, end token not among them. Its *response* is full - control.
+A *pair* is an image with an object (full) and the same image without it (control). The attention of a head is that of
+the row which predicts a generated token, summed over the cells of the image (or of one corner of it) and averaged over
+the tokens of the answer without the end token. Its *response* is full - control.
 
 The folder of a run of head_attention_stats_qwen2.py holds, besides settings.json, samples.csv and summary.json:
 
     count_LHN.npy           uint8 [layer, head, pair]: 1 where the head is among the `topk` heads of its layer with the
-                            largest |response| for that pair. A response of exactly 0 never is; of equal ones the lower
+                            largest |response| for that pair. A response of 0 is not counted; of equal ones the lower
                             head comes first. So a layer and pair have at most `topk` ones.
     count_LH.npy            int64 [layer, head]: its sum over pairs
     signed_LHN.npy          float32 [layer, head, pair]: the responses
@@ -21,16 +21,14 @@ The folder of a run of head_attention_stats_qwen2.py holds, besides settings.jso
     attention.npz           with --save-diffs: full and control, float32 [layer, head, pair]; layers; pairs (names)
     ablation.csv, .png      with --ablate: per pair and set of heads log p(yes) - log p(no) of both pictures
 
-Row i of every array is layer `layers[i]` of the model (all layers unless --layers selects some), and place j of the
+Row i of every array is layer `layers[i]` of the model (all layers unless --layers selects some), and column j of the
 last axis is pair `pairs[j]`; summary.json has both lists, and `topk`, `corner`, `patch_size` (both null where the whole
-image is summed), `prompt`, `dataset` and `model`. A folder without summary.json is a run that did not finish. `read`
-gives it all back.
+image is summed), `prompt`, `dataset` and `model`. A folder without summary.json is an unfinished run. `read` loads the
+results.
 
-Do the heads that answer to an object matter for what the model says? Heads chosen, random ones beside, and tests.
-
-Heads are chosen on one half of the pairs, by the size of their mean response, and everything is measured on the other
-half: whether they respond there too, and what becomes of log p(yes) - log p(no) when their image attention is taken
-away (`models.ablation`). Random heads of the same layers, as many in each, say what taking away any heads would do.
+Ablation: heads are chosen on one half of the pairs, by the size of their mean response. On the other half their
+response is tested again, and log p(yes) - log p(no) is measured without their image attention (`models.ablation`),
+compared with random sets of as many heads of the same layers.
 """
 
 from __future__ import annotations
@@ -109,8 +107,8 @@ class AblationSettings:
 
 @dataclass(frozen=True, eq=False)
 class Responses:
-    """What a finished run found: `counts` uint8 and `signed` float32, both [layer, head, pair]; `layers` numbers the
-    rows, `pairs` names the last axis; `summary` is summary.json."""
+    """Results of a finished run: `counts` uint8 and `signed` float32, both [layer, head, pair]; `layers`: numbers of
+    the layers; `pairs`: names of the pairs; `summary`: summary.json."""
 
     counts: np.ndarray
     signed: np.ndarray
@@ -120,9 +118,9 @@ class Responses:
 
 
 def read(folder: str | Path) -> Responses:
-    """The results of one run.
+    """Load the results of one run.
 
-    Raises FileNotFoundError for a folder that holds no finished run, ValueError for files that do not fit each other.
+    Raises FileNotFoundError for a folder without a finished run, ValueError for files that do not fit each other.
     """
     folder = Path(folder)
     for name in ("summary.json", "count_LHN.npy", "signed_LHN.npy"):
@@ -145,7 +143,7 @@ def read(folder: str | Path) -> Responses:
 
 
 def corner_cells(rows: int, cols: int, corner: str, side: int | None = None) -> np.ndarray:
-    """Places, int64 [cell] in raster order, of the side x side cells at one corner of a grid.
+    """Indices, int64 [cell] in raster order, of the side x side cells at one corner of a grid.
 
     corner: "topleft" | "topright" | "bottomleft" | "bottomright". `side` None is a third of the grid's shorter side, a
     corner cell of a 3 x 3 grid. Raises SampleError for a corner larger than the grid.
@@ -169,8 +167,8 @@ def attention_to(
     """Attention of the rows that predict each answer to some keys, summed over them and averaged over the answer's
     tokens: float32 [sample, layer, head].
 
-    layouts: of all samples of the trace, in its order. keys: positions for each sample. tokens: how many tokens each
-    answer has, at least one.
+    layouts: of all samples of the trace, in its order. keys: positions for each sample. tokens: number of tokens of
+    each answer, at least one.
     """
     for layout in layouts:
         check_layout(trace, layout)
@@ -186,9 +184,9 @@ def attention_to(
 
 
 def most_changed(signed: np.ndarray, topk: int) -> np.ndarray:
-    """Which heads are among the `topk` of their layer with the largest |response|: uint8 [layer, head, pair].
+    """Heads among the `topk` of their layer with the largest |response|: uint8 [layer, head, pair].
 
-    signed: responses [layer, head, pair]. See the module's docstring for heads that do not respond, or alike.
+    signed: responses [layer, head, pair]. The module's docstring states the rule for responses of 0 and ties.
     """
     size = np.abs(signed)
     rank = np.argsort(np.argsort(-size, axis=1, kind="stable"), axis=1)
@@ -196,7 +194,7 @@ def most_changed(signed: np.ndarray, topk: int) -> np.ndarray:
 
 
 def head_table(full: np.ndarray, control: np.ndarray, topk: int, layers: Sequence[int]) -> list[dict]:
-    """The rows of heads.csv, of attention [layer, head, pair] to both pictures of each pair."""
+    """Rows of heads.csv, of attention [layer, head, pair] to both images of each pair."""
     signed = full - control
     counts = most_changed(signed, topk).sum(-1)
     by_pair = signed.transpose(2, 0, 1).astype(np.float64)
@@ -219,9 +217,9 @@ def column(rows: Sequence[dict], name: str, heads: int) -> np.ndarray:
 
 
 def save(folder: Path, full: np.ndarray, control: np.ndarray, topk: int, layers: Sequence[int]) -> list[dict]:
-    """Writes the arrays and heads.csv that the module's docstring names; returns the rows of heads.csv.
+    """Write the arrays and heads.csv that the module's docstring names; return the rows of heads.csv.
 
-    full, control: attention, float32 [layer, head, pair]; `layers` numbers the rows.
+    full, control: attention, float32 [layer, head, pair]; `layers`: numbers of the layers.
     """
     signed = full - control
     cube = most_changed(signed, topk)
@@ -236,22 +234,22 @@ def save(folder: Path, full: np.ndarray, control: np.ndarray, topk: int, layers:
 
 
 def save_attention(folder: Path, full: np.ndarray, control: np.ndarray, layers: Sequence[int], pairs: Sequence[str]):
-    """Writes attention.npz, both pictures' attention of every pair, float32 [layer, head, pair]."""
+    """Write attention.npz, the attention to both images of every pair, float32 [layer, head, pair]."""
     names = np.array(pairs, dtype=str)
     save_arrays(folder / "attention.npz", full=full, control=control, layers=np.array(layers), pairs=names)
 
 
 Heads = tuple[tuple[int, int], ...]
-"""(place of the layer among those that were measured, head) pairs, or (layer, head) ones; from 0."""
-LEAST = MIN_SPLIT  # pairs
-PICTURES = ("full", "control")
+"""(index of the layer among the measured ones, head) pairs, or (layer, head) pairs; from 0."""
+MIN_PAIRS = MIN_SPLIT
+IMAGES = ("full", "control")
 
 
 def choose(signed: np.ndarray, count: int) -> Heads:
     """The `count` heads of largest |mean response|, of responses [layer, head, pair], largest first.
 
-    At most half of a layer's heads, so that as many others are left to compare with; a head without any response is
-    none. Raises ValueError where a model has too few heads for that.
+    At most half of a layer's heads, so that as many others are left to compare with; heads with a mean response of 0
+    are left out. Raises ValueError where a model has too few heads for that.
     """
     layers, heads, _ = signed.shape
     if count > layers * (heads // 2):
@@ -269,9 +267,9 @@ def choose(signed: np.ndarray, count: int) -> Heads:
 
 
 def random_sets(chosen: Heads, heads: int, draws: int, rng: np.random.Generator) -> list[Heads]:
-    """Different sets of heads that were not chosen, as many of each layer as were: `draws` of them, or all there are.
+    """Different sets of heads that were not chosen, as many in each layer as chosen: `draws` of them, or all there are.
 
-    heads: how many a layer has; at most half of them may be chosen.
+    heads: number of heads of a layer; at most half of them may be chosen.
     """
     taken = {layer: [head for of, head in chosen if of == layer] for layer in sorted({layer for layer, _ in chosen})}
     possible = prod(comb(heads - len(mine), len(mine)) for mine in taken.values())
@@ -286,9 +284,9 @@ def random_sets(chosen: Heads, heads: int, draws: int, rng: np.random.Generator)
 
 
 def held_out(signed: np.ndarray, chosen: Heads, first: np.ndarray, second: np.ndarray, seed: int) -> list[dict]:
-    """Responses of the chosen heads on the half that they were not chosen on: one row a head.
+    """Responses of the chosen heads on the half of the pairs on which they were not chosen: one row per head.
 
-    signed: [layer, head, pair]; first, second: the halves' places. "q" is that of the first half over all heads;
+    signed: [layer, head, pair]; first, second: indices of the halves. "q" is that of the first half over all heads;
     "other_half" has mean, interval, n and p as `analysis.statistics.paired_difference`, and p_holm over these heads.
     """
     tested = head_tests(signed[..., first].transpose(2, 0, 1))
@@ -310,15 +308,15 @@ def held_out(signed: np.ndarray, chosen: Heads, first: np.ndarray, second: np.nd
 def summarise(margins: dict[str, np.ndarray], seed: int) -> dict:
     """Effect of ablation, of margins log p(yes) - log p(no) by set of heads, each float64 [pair, full or control].
 
-    Sets are "none", "chosen", and any number of others, the random ones. For the full picture, the control, and
-    full - control: the margin without ablation, its change by the chosen heads and by the random ones (mean over the
+    Sets are "none", "chosen", and any number of others, the random ones. For full, control, and full - control: the
+    margin without ablation, its change by the chosen heads and by the random ones (mean over the
     random sets of each pair), each with interval, n and p; "chosen_minus_random" is their paired difference, "draws"
-    the mean change by each random set. That difference may be sure and yet no larger than those between random sets, so
-    "rank" counts the sets, the chosen one among them, that change the margin at least as much, and "p_rank" is their
-    share: the p of the hypothesis that the chosen heads are heads like any, never below "smallest_p_rank",
-    1 / (1 + draws). q corrects over the nine paired tests, as "family_of_q" states, and "q_rank" over the three ranks.
-    "says_yes": share of pairs with a margin above 0 (random: the mean over pairs of the share of the random sets with
-    which it is).
+    the mean change by each random set. That difference may be significant and yet no larger than those between random
+    sets, so "rank" counts the sets, the chosen one among them, that change the margin at least as much, and "p_rank" is
+    their share: the p of the hypothesis that the chosen heads are exchangeable with the others, at least
+    "smallest_p_rank", 1 / (1 + draws). q corrects over the nine paired tests, as "family_of_q" states, "q_rank" over
+    the three ranks. "says_yes": share of pairs with a margin above 0 (random: the mean over pairs of the share of the
+    random sets with a margin above 0).
     """
     random = [margin for name, margin in margins.items() if name not in ("none", "chosen")]
     mean_random = np.mean(random, axis=0)
@@ -347,14 +345,14 @@ def summarise(margins: dict[str, np.ndarray], seed: int) -> dict:
             **{name: rate_interval(margins[name][:, place] > 0) for name in ("none", "chosen")},
             "random": mean_interval(np.mean([values[:, place] > 0 for values in random], axis=0), SHARE),
         }
-        for place, picture in enumerate(PICTURES)
+        for place, picture in enumerate(IMAGES)
     }
     return found
 
 
 def margin_rows(pairs: Sequence[str], margins: dict[str, np.ndarray], names: dict[str, str]) -> list[dict]:
-    """The rows of ablation.csv: for each pair and set of heads both margins, of [pair, full or control] as in
-    `summarise`; `names` spells the sets' heads."""
+    """Rows of ablation.csv: both margins for each pair and set of heads, of [pair, full or control] as in `summarise`;
+    `names`: the heads of each set as text."""
     return [
         {"sample": pair, "set": which, "heads": names[which], "full": float(full), "control": float(control)}
         for place, pair in enumerate(pairs)

@@ -15,14 +15,14 @@ import errno
 import fcntl
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
-from analysis.runs import writing
+from analysis.runs import LOCK, SETTINGS, is_finished, refuse_existing, writing
 
 Result = TypeVar("Result")
 PATIENCE = timedelta(days=1)  # how long a process that is done waits for the slowest
@@ -132,7 +132,6 @@ def own_device(device: str, team: Team) -> str:
     return f"cuda:{team.local_rank}"
 
 
-NAME = ".lock"
 ATTEMPTS = 100  # to open a file whose folder other runs remove meanwhile
 
 
@@ -149,16 +148,28 @@ def lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         if file is not None:
-            (folder / NAME).unlink(missing_ok=True)
+            (folder / LOCK).unlink(missing_ok=True)
             os.close(file)
         for place in made:
             with suppress(OSError):  # not empty: the run left something there, or another one began beside it
                 place.rmdir()
 
 
+@contextmanager
+def claim(folder: Path, settings: Mapping[str, Mapping]) -> Iterator[bool]:
+    """Lock a run's folder until the block ends; yield whether it holds the finished run of these settings.
+
+    Raises as `lock` and `runs.is_finished` do.
+    """
+    if not (folder / SETTINGS).is_file():
+        refuse_existing(folder)
+    with lock(folder):
+        yield is_finished(folder, settings)
+
+
 def _locked(folder: Path) -> int | None:
     """The open and locked file of a folder; None where none may be opened."""
-    path = folder / NAME
+    path = folder / LOCK
     while True:
         try:
             file = _opened(path)

@@ -1,6 +1,6 @@
-"""What a run over pairs and heads says: its table, its figures, and its findings in words.
+"""Report of a run of head_attention_stats_qwen2.py: rows of its tables, its figures and its findings in words.
 
-Pictures of which heads answer to an object: counts per layer, all heads as maps, and what ablating them does.
+Figures: counts per layer, maps of all heads, and the effect of ablation.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from analysis import head_responses
-from analysis.head_responses import PICTURES, column
+from analysis.head_responses import IMAGES, column
 from analysis.plots import BLUE, ORANGE, Figure, for_bars, head_heatmap, whole_numbers
 from analysis.runs import RunFolder
 from analysis.statistics import LEVEL, REAL, mean_interval, rate_interval, too_few
@@ -25,23 +25,23 @@ COLUMNS = (
 NOTICEABLE = 0.01  # of a row's attention
 
 
-def sample_row(paths: Sequence[Path], prompt: str, said: Sequence, attention: np.ndarray, margins, layers) -> dict:
-    """The row of one pair, the values of COLUMNS; everything comes in the order full, control.
+def sample_row(paths: Sequence[Path], prompt: str, answered: Sequence, attention: np.ndarray, margins, layers) -> dict:
+    """Row of one pair, the values of COLUMNS, in the order full, control.
 
-    said: answers with `text` and `tokens`. attention: [2, layer, head], of which `layers` numbers the rows. margins:
-    log p(yes) - log p(no), None where that is not known. The top head is "layer.head" of the largest |response|.
+    answered: answers with `text` and `tokens`. attention: [2, layer, head]; `layers` are the numbers of its layers.
+    margins: log p(yes) - log p(no), None where it is not known. The top head is "layer.head" of the largest |response|.
     """
     response = attention[0] - attention[1]
     layer, head = np.unravel_index(np.abs(response).argmax(), response.shape)
     values = (
-        *paths, prompt, *(answer.text for answer in said), *(len(answer.tokens) for answer in said), *margins,
+        *paths, prompt, *(answer.text for answer in answered), *(len(answer.tokens) for answer in answered), *margins,
         f"{layers[layer]}.{head}", float(response[layer, head]),
     )  # fmt: skip
     return dict(zip(COLUMNS, values, strict=True))
 
 
-class Measured:
-    """Attention to both pictures of every pair, as it is measured."""
+class Attention:
+    """Attention to both images of every pair, collected pair by pair."""
 
     def __init__(self) -> None:
         self.pairs: list = []  # each with a `name`
@@ -54,7 +54,7 @@ class Measured:
 
     @property
     def names(self) -> list[str]:
-        """Of the pairs, in the order of their axis."""
+        """Names of the pairs, in the order of their axis."""
         return [pair.name for pair in self.pairs]
 
     @property
@@ -68,42 +68,41 @@ class Measured:
         return np.stack([both[1] for both in self._attention], -1)
 
 
-def save(run: RunFolder, measured: Measured, layers: Sequence[int], topk: int, where: str, save_diffs: bool):
-    """Writes the arrays, tables and figures about all pairs; returns the rows of heads.csv. `where` names what
-    attention was summed over."""
-    full, control, heads = measured.full, measured.control, measured.full.shape[1]
+def save(run: RunFolder, attention: Attention, layers: Sequence[int], topk: int, region: str, save_diffs: bool):
+    """Write the arrays, tables and figures of all pairs; return the rows of heads.csv. `region`: the cells over which
+    attention was summed, in words."""
+    full, control, heads = attention.full, attention.control, attention.full.shape[1]
     table = head_responses.save(run.folder, full, control, topk, layers)
     if save_diffs:
-        head_responses.save_attention(run.folder, full, control, layers, measured.names)
+        head_responses.save_attention(run.folder, full, control, layers, attention.names)
     for layer, counts in zip(layers, head_responses.column(table, "count", heads), strict=True):
-        run.save(count_bars(counts, len(measured.pairs), topk, layer), f"layer_{layer}_top{topk}_counts.png")
-    run.save(response_maps(table, heads, topk, where), "heads.png")
+        run.save(count_bars(counts, len(attention.pairs), topk, layer), f"layer_{layer}_top{topk}_counts.png")
+    run.save(response_maps(table, heads, topk, region), "heads.png")
     return table
 
 
-def says(rows: Sequence[dict]) -> dict | None:
-    """Share of yes answers to each picture, and the mean margin; None where the margin is not known."""
+def answer_rates(rows: Sequence[dict]) -> dict | None:
+    """Share of yes answers and mean margin for each image of a pair; None where the margin is not known."""
     if rows[0]["margin_full"] is None:
         return None
-    margins = {picture: [row[f"margin_{picture}"] for row in rows] for picture in PICTURES}
+    margins = {picture: [row[f"margin_{picture}"] for row in rows] for picture in IMAGES}
     return {
         picture: {"says_yes": rate_interval(margin > 0 for margin in values), "margin": mean_interval(values, REAL)}
         for picture, values in margins.items()
     }
 
 
-def responding(table: Sequence[dict]) -> list[dict]:
-    """The heads that pass the test on all pairs, with their q, in the order of heads.csv, which has their effects.
+def responding_heads(table: Sequence[dict]) -> list[dict]:
+    """Heads that pass the test on all pairs, with their q, in the order of heads.csv.
 
-    An effect of a head that was selected because it is large is too large on the same pairs; "held_out" of summary.json
-    has effects on pairs that had no part in the selection.
+    Their effects on these pairs are too large by selection; "held_out" of summary.json has effects on other pairs.
     """
     return [{name: row[name] for name in ("layer", "head", "q")} for row in table if row["q"] <= LEVEL]
 
 
 def findings(table: Sequence[dict], held_out: Sequence[dict]) -> str:
-    """Counts of heads that pass the test and, of the heads chosen on one half of the pairs (rows of
-    `causal_heads.held_out`), the responses on the other half; for the terminal."""
+    """Counts of heads that pass the test, and the responses of the heads chosen on one half of the pairs (rows of
+    `head_responses.held_out`) on the other half, as text."""
     found = [row for row in table if row["q"] <= LEVEL]
     clear, n = sum(abs(row["difference"]) >= NOTICEABLE for row in found), table[0]["n"]
     few = too_few(n)
@@ -122,16 +121,16 @@ def findings(table: Sequence[dict], held_out: Sequence[dict]) -> str:
 
 
 def _estimate(figure: dict, digits: int = 2) -> str:
-    """A mean with its interval, without one where it cannot be estimated."""
+    """A mean with its interval, or with the reason for which there is none."""
     mean, *ends = (None if figure[name] is None else f"{figure[name]:+.{digits}f}" for name in ("mean", "low", "high"))
     return f"{mean} [{', '.join(ends)}]" if None not in ends else f"{mean} ({figure['interval']})"
 
 
 def ablation_finding(ablation: dict, heads: str) -> str:
-    """Effect of ablation on the difference that the object makes to the answer, of a `causal_heads.summarise` summary.
+    """Effect of ablation on the change of the answer by the object, of a `head_responses.summarise` summary, as text.
 
-    Where the random sets are too few for any rank to reach LEVEL, that is stated instead of p-values: a p over pairs is
-    of a difference from these few sets, and small though another set might differ as much.
+    Where the random sets are too few for any rank to reach LEVEL, the text states this instead of p: a p over pairs
+    compares with these few sets only, and another set might differ as much.
     """
     found = ablation["full_minus_control"]
     draws, least = len(found["draws"]), found["smallest_p_rank"]
@@ -153,9 +152,9 @@ def ablation_finding(ablation: dict, heads: str) -> str:
 
 
 def count_bars(counts: np.ndarray, pairs: int, topk: int, layer: int) -> Figure:
-    """How often each head of a layer was among the `topk` that respond most, int [head], of so many pairs.
+    """Bars of counts, int [head]: pairs in which each head of a layer is among the `topk` that change most.
 
-    A line and a band show what equal heads would get: the mean, and where 95 % of their counts lie.
+    A line and a band are the mean and the 95 % interval of the counts of exchangeable heads.
     """
     heads = len(counts)
     chance = min(topk / heads, 1.0)
@@ -177,9 +176,9 @@ def count_bars(counts: np.ndarray, pairs: int, topk: int, layer: int) -> Figure:
     return figure
 
 
-def response_maps(rows: Sequence[dict], heads: int, topk: int, where: str = "the image") -> Figure:
-    """Counts, mean responses and effect sizes as layers x heads, of the rows of heads.csv; layers that were not
-    measured stay white. Dots where q <= LEVEL. `where` names what attention was summed over."""
+def response_maps(rows: Sequence[dict], heads: int, topk: int, region: str = "the image") -> Figure:
+    """Maps of counts, mean responses and effect sizes, layers x heads, of the rows of heads.csv; layers that were not
+    measured are white. Dots: q <= LEVEL. `region`: the cells over which attention was summed, in words."""
     layers = [row["layer"] for row in rows[::heads]]
 
     def placed(name: str) -> np.ndarray:
@@ -194,15 +193,15 @@ def response_maps(rows: Sequence[dict], heads: int, topk: int, where: str = "the
     }
     marked = np.nan_to_num(placed("q"), nan=1.0) <= LEVEL
     figure = head_heatmap([(title, placed(name)) for title, name in panels.items()], marked)
-    figure.suptitle(f"attention to {where}, n = {rows[0]['n']} pairs", fontsize=8, x=0.01, ha="left")
+    figure.suptitle(f"attention to {region}, n = {rows[0]['n']} pairs", fontsize=8, x=0.01, ha="left")
     return figure
 
 
 def ablation_figure(summary: dict, heads: str) -> Figure:
     """Change of log p(yes) - log p(no) by ablation of the chosen `heads` and of random ones, of a `summarise` summary.
 
-    The rank is that of the chosen set among all sets by the size of its change; the title states the smallest p that so
-    many sets allow where none can reach LEVEL."""
+    The rank is that of the chosen set among all sets by the size of its change. Where no rank can reach LEVEL, the
+    title states the smallest possible p."""
     pictures = {"full": "full", "control": "control", "full_minus_control": "full - control"}
     figure = Figure(figsize=(4.6, 2.7), dpi=200, layout="constrained")
     axes = figure.subplots()

@@ -24,7 +24,7 @@ import re
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import version
@@ -40,6 +40,11 @@ from tqdm import tqdm
 
 from data.errors import SampleError
 
+SETTINGS, SUMMARY = "settings.json", "summary.json"
+LOCK = ".lock"  # held by the run that writes into the folder (analysis.processes)
+AT_START = {LOCK, f"partial-{SETTINGS}"}  # files that a run killed at its start leaves
+RESULTS = {".csv", ".html", ".json", ".md", ".npy", ".npz", ".png"}  # suffixes of the files of a run
+FREE_FLAGS = ("out_dir", "batch_size")  # flags that do not decide a result
 PACKAGES = ("torch", "transformers", "numpy", "pillow")
 FOOT_SIZE, FOOT_COLUMNS, FOOT_LINE = 6, 22, 0.11  # points; characters to an inch and inches to a line at that size
 ORIGINS = ("data", "fixations")  # of settings.json: each has a `line`, which figures and the page repeat, and a `label`
@@ -63,12 +68,14 @@ def default_out_dir(script: str, model: str) -> Path:
 
 
 def refuse_existing(out_dir: str | Path) -> Path:
-    """`out_dir` as a Path, if it is new or an empty folder that can be written. Creates nothing.
+    """Return `out_dir` as a Path if it is new or an empty folder that can be written. Creates nothing.
+
+    Files that a run leaves when it is killed at its start (AT_START) do not count.
 
     Raises FileExistsError where something lies in it already, ValueError where it cannot be made.
     """
     out_dir = Path(out_dir)
-    if out_dir.exists() and not (out_dir.is_dir() and not any(out_dir.iterdir())):
+    if out_dir.exists() and not (out_dir.is_dir() and {path.name for path in out_dir.iterdir()} <= AT_START):
         raise FileExistsError(
             f"the output folder {out_dir} exists and is not empty, and nothing is ever overwritten:"
             " pass another --out-dir or remove it"
@@ -97,6 +104,44 @@ def flat_flags(config) -> dict:
         value = getattr(config, field.name)
         flags |= flat_flags(value) if dataclasses.is_dataclass(value) else {field.name: value}
     return flags
+
+
+def is_finished(folder: Path, settings: Mapping[str, Mapping]) -> bool:
+    """Return whether `folder` holds the finished run of these settings. Removes the files of an unfinished one.
+
+    settings: the values under "flags" and "fingerprints" of settings.json; FREE_FLAGS are not compared.
+    Raises ValueError for a run with other settings, FileExistsError for a folder with other files.
+    """
+    if not (folder / SETTINGS).is_file():
+        refuse_existing(folder)
+        return False
+    if differences := _differences(folder / SETTINGS, settings):
+        raise ValueError(
+            f"{folder} holds a run with other settings ({differences}): pass another --out-dir, or remove the folder"
+        )
+    if (folder / SUMMARY).is_file():
+        return True
+    paths = [path for path in folder.iterdir() if path.name != LOCK]
+    if others := [path.name for path in paths if path.suffix not in RESULTS or not path.is_file()]:
+        raise FileExistsError(
+            f"{folder} holds an unfinished run and other files ({', '.join(others)}): move them away, or pass another"
+            " --out-dir"
+        )
+    for path in sorted(paths, key=lambda path: path.name == SETTINGS):  # last: it identifies the folder
+        path.unlink()
+    return False
+
+
+def _differences(path: Path, settings: Mapping[str, Mapping]) -> str:
+    """Settings that differ from those in settings.json at `path`, with both values; "" for none."""
+    here = _plain({**settings["flags"], **settings["fingerprints"]})
+    try:
+        known = json.loads(path.read_bytes())
+        there = {**known["flags"], **known["fingerprints"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not of this script; pass another --out-dir") from error
+    names = [name for name in {**there, **here} if name not in FREE_FLAGS and there.get(name) != here.get(name)]
+    return ", ".join(f"{name.replace('_', ' ')} {there.get(name)!r}, now {here.get(name)!r}" for name in names)
 
 
 def check_place(path: Path, called: str) -> None:
@@ -130,7 +175,7 @@ class RunFolder:
         self.skipped = Counter()
         self.views: list[dict] = []  # of samples, for the run's page (analysis.report_views)
         self.origins: dict[str, dict] = {}  # by ORIGINS, for summary.json and the foot of every figure
-        self._folders = dict.fromkeys(("settings.json", "samples.csv", "summary.json"))  # taken names -> their sample
+        self._folders = dict.fromkeys((SETTINGS, "samples.csv", SUMMARY))  # taken names -> their sample
         self._append(self.columns)
 
     @classmethod
@@ -145,7 +190,7 @@ class RunFolder:
         out_dir = refuse_existing(out_dir)
         with writing(out_dir):
             out_dir.mkdir(parents=True, exist_ok=True)
-        write_json(out_dir / "settings.json", {**provenance(), **settings})
+        write_json(out_dir / SETTINGS, {**provenance(), **settings})
         run = cls(out_dir, columns)
         run.origins = {name: settings[name] for name in ORIGINS if name in settings}
         return run
@@ -189,7 +234,7 @@ class RunFolder:
         """Write summary.json: the numbers of samples measured and skipped (by reason), the origin of the data, then the
         caller's figures."""
         head = {"n": self.done, "skipped": dict(self.skipped), **self.origins}
-        return write_json(self.folder / "summary.json", {**head, **summary})
+        return write_json(self.folder / SUMMARY, {**head, **summary})
 
     def _append(self, cells: Sequence) -> None:
         path = self.folder / "samples.csv"

@@ -1,4 +1,4 @@
-"""A picture with an object in one corner, and the same picture without it: reader and generator of such pairs.
+"""Pairs of an image with an object in one corner and the same image without it: reader and generator.
 
     python -m data.counterfactual_pairs --corner topleft --count 100 --out-dir data/dataset_topleft --seed 0 --size 96
 
@@ -8,8 +8,9 @@
         images/pair_00000_full.png      the subject in one corner cell of a 3 x 3 grid, the object in the opposite one
         images/pair_00000_control.png   the same without the subject
 
-Boxes are in pixels of the pictures. The relation is that of the subject to the object, so it names the corner. Pair i
+Boxes are in pixels of the images. The relation is that of the subject to the object, so it names the corner. Pair i
 of one seed shows the same two shapes in the same places of their cells, whatever the corner and the number of pairs.
+Where the folder holds these pairs already, the command changes nothing and its exit status is 0.
 """
 
 from __future__ import annotations
@@ -44,13 +45,13 @@ SAMPLE, SAMPLE_COUNT = "dataset_sample", 40
 FIELDS = ("id", "caption", "relation", "subject_shape", "object_shape", "bounding_boxes")
 NOTE = "the control has no subject; the object stays where it is"
 GROUND = (245 / 255,) * 3
-SIZE = (0.09, 0.13)  # half of a shape's width, as a fraction of the picture
+SIZE = (0.09, 0.13)  # half of a shape's width, as a fraction of the image
 PAD = 0.03  # between a shape and the border of its cell
-LEAST = 32  # pixels; smaller pictures would let shapes run over the border of their cells
+LEAST = 32  # pixels; smaller images would let shapes run over the border of their cells
 
 
 class Pair(NamedTuple):
-    """One pair: paths of both pictures, and what its line says. Boxes are (left, top, right, bottom) in pixels."""
+    """One pair: paths of both images, and the fields of its line. Boxes are (left, top, right, bottom) in pixels."""
 
     name: str
     full: Path
@@ -72,7 +73,7 @@ class Pair(NamedTuple):
 def read(folder: str | Path) -> tuple[list[Pair], list[Skip]]:
     """All usable pairs of a folder in the order of its lines, and those that cannot be used with their reasons.
 
-    Pictures are looked for in images/, under the names that `full_image` and `control_image` end with, or those above.
+    Images are searched in images/, under the names that `full_image` and `control_image` end with, or those above.
     Raises FileNotFoundError where the layout is not there.
     """
     root = Path(folder).resolve()
@@ -115,14 +116,14 @@ def _pair(root: Path, record: dict) -> Pair:
             raise SampleError(f"metadata lacks {field}")
         if field != "bounding_boxes" and not (isinstance(record[field], str) and record[field].strip()):
             raise SampleError(f"{field} is no text")
-    pictures = (_picture(root, record, kind) for kind in ("full", "control"))
+    paths = (_image_path(root, record, kind) for kind in ("full", "control"))
     boxes = (_box(record["bounding_boxes"], shape) for shape in ("subject", "object"))
     texts = (record[field] for field in FIELDS[1:5])
-    return Pair(record["id"], *pictures, *texts, *boxes, str(record.get("note", "")))
+    return Pair(record["id"], *paths, *texts, *boxes, str(record.get("note", "")))
 
 
-def _picture(root: Path, record: dict, kind: str) -> Path:
-    """Path of one picture of a pair. Only the name counts, so that a folder may be moved."""
+def _image_path(root: Path, record: dict, kind: str) -> Path:
+    """Path of one image of a pair. Only the name counts, so that a folder may be moved."""
     given = record.get(f"{kind}_image", f"{record['id']}_{kind}.png")
     name = Path(given).name if isinstance(given, str) and "\0" not in given else ""
     path = root / "images" / name
@@ -144,19 +145,19 @@ def _box(boxes: object, shape: str) -> tuple[float, float, float, float]:
 
 
 def open_pair(pair: Pair) -> tuple[Image.Image, Image.Image]:
-    """Both pictures in RGB, full and control. Raises SampleError for one that cannot be read, or where sizes differ."""
+    """Both images in RGB, full and control. Raises SampleError for one that cannot be read, or where sizes differ."""
     full, control = read_image(pair.full), read_image(pair.control)
     if full.size != control.size:
         raise SampleError(
             "sizes differ",
             f"{pair.full.name} is {full.width} x {full.height} and {pair.control.name} {control.width} x "
-            f"{control.height} pixels; a control is the same picture without its subject",
+            f"{control.height} pixels; a control is the same image without its subject",
         )
     return full, control
 
 
 def question(corner: str) -> str:
-    """Whether anything is in a corner, as a model is asked."""
+    """Question about anything in a corner."""
     return f"is there anything in the {named(corner)} corner ?"
 
 
@@ -221,6 +222,20 @@ def generate(folder: str | Path, corner: Corner, count: int, seed: int, size: in
                 table.write(json.dumps(record) + "\n")
 
 
+def holds(folder: str | Path, corner: str, count: int, seed: int, size: int) -> bool:
+    """Return whether a folder holds at least the pairs that `generate` writes with these settings."""
+    root = Path(folder)
+    if not (root / "metadata.jsonl").is_file():
+        return False
+    records = [
+        describe(f"pair_{index:05d}", corner, *shapes, size) for index, shapes in enumerate(scenes(corner, count, seed))
+    ]
+    lines = (root / "metadata.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+    return lines[:count] == [json.dumps(record) for record in records] and all(
+        (root / record[f"{kind}_image"]).is_file() for record in records for kind in ("full", "control")
+    )
+
+
 def check(corner: str, count: int, seed: int, size: int) -> None:
     """Raises ValueError for settings that cannot work."""
     if corner not in CORNERS:
@@ -273,30 +288,37 @@ def describe(name: str, corner: str, subject: Shape, other: Shape, size: int) ->
 
 
 def pixel_box(shape: Shape, size: int) -> list[float]:
-    """Left, top, right, bottom of a shape in pixels of a picture of size x size, to a hundredth."""
+    """Left, top, right, bottom of a shape in pixels of an image of size x size, to a hundredth."""
     return to_pixels(np.array(shape.box()).reshape(2, 2), size).round(2).ravel().tolist()
 
 
 @dataclass(frozen=True)
 class Config:
-    """Write pairs of pictures, with and without a shape in one corner."""
+    """Write pairs of images, with and without a shape in one corner."""
 
     corner: Corner = "topleft"
     """Where the subject lies; the object lies in the opposite corner."""
     count: int = 100
     """Pairs to make."""
     out_dir: Path | None = None
-    """New (or empty) folder (default: data/dataset_<corner>)."""
+    """New or empty folder, or one that holds these pairs already (default: data/dataset_<corner>)."""
     seed: int = 0
     """The same seed writes the same bytes, and the same shapes in every corner."""
     size: int = 96
-    """Width and height of the pictures in pixels."""
+    """Width and height of the images in pixels."""
 
 
 def main(config: Config) -> int:
     folder = config.out_dir or Path("data", f"dataset_{config.corner}")
+    settings = (config.corner, config.count, config.seed, config.size)
     sentence = f"{config.count} pairs in {folder}"
-    return written(lambda: generate(folder, config.corner, config.count, config.seed, config.size), sentence)
+
+    def write() -> None:
+        check(*settings)
+        if not holds(folder, *settings):
+            generate(folder, *settings)
+
+    return written(write, sentence)
 
 
 if __name__ == "__main__":

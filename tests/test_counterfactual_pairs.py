@@ -206,6 +206,20 @@ def test_wrong_use_is_one_sentence_and_status_2(tmp_path, monkeypatch, capsys, f
     assert not list(tmp_path.iterdir())
 
 
+def test_pairs_that_are_there_are_kept(tmp_path):
+    """The same pairs, or the first of them, are status 0; others, more, or a set with an image missing are refused."""
+    folder = tmp_path / "set"
+    same = {"corner": "topright", "count": 3, "out_dir": folder}
+    assert main(Config(**same)) == 0
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert main(Config(**same)) == main(Config(**{**same, "count": 2})) == 0
+    for change in ({"count": 4}, {"seed": 1}, {"corner": "topleft"}, {"size": 64}):
+        assert main(Config(**{**same, **change})) == 2
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    (folder / "images" / "pair_00001_control.png").unlink()
+    assert main(Config(**same)) == 2
+
+
 def test_no_set_says_how_to_make_one(tmp_path):
     with pytest.raises(FileNotFoundError, match="metadata.jsonl; make some with `python -m data.counterfactual_pairs"):
         read(tmp_path / "nowhere")

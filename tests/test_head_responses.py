@@ -26,11 +26,11 @@ from analysis.head_responses import (
 from analysis.response_report import (
     ablation_figure,
     ablation_finding,
+    answer_rates,
     count_bars,
     findings,
-    responding,
+    responding_heads,
     response_maps,
-    says,
 )
 from analysis.statistics import REAL, mean_interval, rate_interval
 from data.errors import SampleError
@@ -119,8 +119,8 @@ def test_planted_heads_are_found():
         assert row["full"] - row["control"] == pytest.approx(row["difference"])
         by_scipy = stats.wilcoxon((full - control)[layer, head]).pvalue
         assert row["p"] == pytest.approx(by_scipy) and row["q"] >= row["p"]
-    assert [(row["layer"], row["head"]) for row in responding(table)] == [(2, 3), (9, 0)]
-    assert set(responding(table)[0]) == {"layer", "head", "q"}  # an effect of a selected head needs other pairs
+    assert [(row["layer"], row["head"]) for row in responding_heads(table)] == [(2, 3), (9, 0)]
+    assert set(responding_heads(table)[0]) == {"layer", "head", "q"}  # an effect of a selected head needs other pairs
     assert "2 of 20 heads attend differently" in findings(table, ()) and "layer" not in findings(table, ())
     assert {row["family_of_q"] for row in table} == {"20 heads: every measured layer x head"}
     assert counts.sum(1).tolist() == [PAIRS] * LAYERS
@@ -215,7 +215,7 @@ def test_ablation_by_hand():
 def test_answers_have_intervals():
     margins = np.random.default_rng(0).normal(size=(2, 20))
     rows = [{"margin_full": full, "margin_control": control} for full, control in margins.T]
-    found = says(rows)["full"]
+    found = answer_rates(rows)["full"]
     assert found["margin"] == mean_interval(margins[0], REAL) and found["says_yes"] == rate_interval(margins[0] > 0)
 
 

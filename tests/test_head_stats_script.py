@@ -1,4 +1,4 @@
-"""head_attention_stats_qwen2.py as a person runs it: its files, bad input, and a model whose cause is planted."""
+"""head_attention_stats_qwen2.py: its files, bad input, interrupted runs, and a model with a planted cause."""
 
 import json
 import shutil
@@ -12,6 +12,7 @@ import head_attention_stats_qwen2 as script
 import models
 from analysis import head_responses
 from analysis.head_responses import choose
+from analysis.processes import lock
 from data.counterfactual_pairs import generate, open_pair, question, read
 from models.generation import answer
 from models.loading import locate
@@ -49,24 +50,25 @@ def test_responses_are_those_of_each_picture_asked_alone(finished, pairs):
     model, processor = models.load("tiny-qwen2-vl")
     found, place = head_responses.read(finished), 5
     pair = read(pairs)[0][place]
-    looked = []
-    for picture in open_pair(pair):
-        said = answer(model, processor, [picture], question("bottomright"), max_new_tokens=1)
-        rows = range(said.layout.length - 1, said.layout.length - 1 + len(said.tokens))
-        weights = [said.trace.weights(layer, rows)[0][..., said.layout.images[0]] for layer in range(5)]
-        looked.append(torch.stack(weights).sum(-1).mean(-1).numpy())
+    alone = []
+    for image in open_pair(pair):
+        answered = answer(model, processor, [image], question("bottomright"), max_new_tokens=1)
+        rows = range(answered.layout.length - 1, answered.layout.length - 1 + len(answered.tokens))
+        weights = [answered.trace.weights(layer, rows)[0][..., answered.layout.images[0]] for layer in range(5)]
+        alone.append(torch.stack(weights).sum(-1).mean(-1).numpy())
     assert found.pairs[place] == pair.name and found.layers == (0, 1, 2, 3, 4)
-    rounding = tolerance.two_runs(tolerance.score_size(said.trace))
-    assert np.abs(found.signed[..., place] - (looked[0] - looked[1])).max() <= rounding
+    rounding = tolerance.two_runs(tolerance.score_size(answered.trace))
+    assert np.abs(found.signed[..., place] - (alone[0] - alone[1])).max() <= rounding
     with np.load(finished / "attention.npz") as saved:
-        assert np.abs(saved["full"][..., place] - looked[0]).max() <= rounding
+        assert np.abs(saved["full"][..., place] - alone[0]).max() <= rounding
         assert np.array_equal(saved["full"] - saved["control"], found.signed)
         assert saved["layers"].tolist() == list(found.layers) and saved["pairs"].tolist() == list(found.pairs)
 
 
-def test_text_that_differs_does_not_count():
-    """The row after "yes" and that after "no" differ by the word: by default attention is that of the first token."""
-    assert configure(script).responses.max_new_tokens == 1 and configure(script).ablation.draws == 19
+def test_defaults():
+    """Attention of the first token only: the rows after "yes" and "no" differ by the word. 19 random sets: p = 0.05."""
+    config = configure(script)
+    assert config.responses.max_new_tokens == 1 and config.ablation.draws == 19
 
 
 def test_files_of_a_run(finished):
@@ -86,6 +88,49 @@ def test_files_of_a_run(finished):
     margins = [float(row["margin_full"]) for row in rows]
     assert found["answers"]["full"]["margin"]["mean"] == pytest.approx(np.mean(margins)) and min(margins) > 0
     assert json.loads((finished / "settings.json").read_text())["layers"] == [0, 1, 2, 3, 4]
+
+
+def test_a_finished_run_is_kept(finished, pairs, tmp_path, capsys):
+    """The same settings are status 0, with the page if it is missing; other settings or pairs are refused."""
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    (copy / "report.html").unlink()
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    flags = {"dataset": str(pairs), "ablate": 6, "save_diffs": True, "batch_size": 2, "topk": 1}
+    assert run(copy, **flags) == 0
+    after = {path.name: path.read_bytes() for path in copy.iterdir()}
+    assert b"<html" in after.pop("report.html") and after == before
+    other = tmp_path / "set"
+    generate(other, "bottomright", COUNT, seed=1)
+    for change, name in (({"topk": 2}, "topk"), ({"dataset": str(other)}, "pairs")):
+        assert name in refused(copy, capsys, **{**flags, **change})
+
+
+def test_an_unfinished_run_begins_anew(pairs, tmp_path):
+    """Files of a run that was killed before its summary are replaced."""
+    flags = {"dataset": str(pairs), "max_pairs": 2, "layers": "last_1"}
+    assert run(tmp_path / "out", **flags) == 0
+    samples = (tmp_path / "out" / "samples.csv").read_bytes()
+    (tmp_path / "out" / "summary.json").unlink()
+    (tmp_path / "out" / "partial-heads.csv").write_text("half")
+    assert run(tmp_path / "out", **flags) == 0
+    assert (tmp_path / "out" / "samples.csv").read_bytes() == samples and summary_of(tmp_path / "out")["n"] == 2
+    assert not (tmp_path / "out" / "partial-heads.csv").exists()
+
+
+def test_a_second_run_into_the_folder_is_refused(pairs, tmp_path, capsys):
+    with lock(tmp_path / "out"):
+        assert "another run" in refused(tmp_path / "out", capsys, dataset=str(pairs))
+    assert not (tmp_path / "out").exists()
+
+
+def refused(out, capsys, **flags):
+    """The sentence of a usage error, with status 2."""
+    with pytest.raises(SystemExit) as stopped:
+        run(out, **flags)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
+    return error
 
 
 def test_ablation_is_measured_on_the_pairs_it_was_not_chosen_on(finished):
@@ -118,8 +163,8 @@ def test_ablation_is_measured_on_the_pairs_it_was_not_chosen_on(finished):
 
 
 def plant(folder):
-    """An embedded model in which nothing but one head sees anything: all others look evenly at everything, and what
-    they read is thrown away."""
+    """Write an embedded model in which one head determines the answer: all others attend uniformly, and their outputs
+    are 0."""
     shutil.copytree(locate("tiny-llava"), folder)
     model, _ = models.load("tiny-llava")
     decoder = model.get_decoder()
@@ -128,9 +173,9 @@ def plant(folder):
         for number, layer in enumerate(decoder.layers):
             for head in range(decoder.config.num_attention_heads):
                 own = slice(head * width, (head + 1) * width)
-                sees = (number, head) == PLANTED
-                layer.self_attn.q_proj.weight[own] *= 0.05 if sees else 0  # not so sharp that it sees words alone
-                layer.self_attn.o_proj.weight[:, own] *= sees
+                planted = (number, head) == PLANTED
+                layer.self_attn.q_proj.weight[own] *= 0.05 if planted else 0  # less sharp, to attend to the image
+                layer.self_attn.o_proj.weight[:, own] *= planted
     model.generation_config.eos_token_id = model.generation_config.pad_token_id  # nonsense may begin with the end
     model.save_pretrained(folder)
     return folder
@@ -138,8 +183,8 @@ def plant(folder):
 
 @pytest.mark.numerical
 def test_a_planted_head_is_found_and_is_the_cause(pairs, tmp_path):
-    """Only that head responds, so it is chosen; without it the object makes no difference at all to the answer, and
-    without random heads of its layer the difference is what it was."""
+    """Only that head responds, so it is chosen. Its ablation removes the effect of the object on the answer; ablation
+    of random heads of its layer changes nothing."""
     planted = plant(tmp_path / "planted")
     assert run(tmp_path / "out", dataset=str(pairs), model=str(planted), ablate=1, draws=9) == 0
     responses = head_responses.read(tmp_path / "out")
@@ -235,13 +280,10 @@ OF_THE_MODEL = {
 
 
 @pytest.mark.parametrize("name", [*BEFORE_LOADING, *(f"{name}, known to the model" for name in OF_THE_MODEL)])
-def test_wrong_use_is_one_sentence_and_status_2(name, pairs, tmp_path, capsys):
+def test_usage_errors(name, pairs, tmp_path, capsys):
     flags, sentence = BEFORE_LOADING.get(name) or OF_THE_MODEL[name.removesuffix(", known to the model")]
     model = "x" if name in BEFORE_LOADING else "tiny-qwen2-vl"
-    with pytest.raises(SystemExit) as stopped:
-        run(tmp_path / "out", **{"dataset": str(pairs), "model": model, **flags})
-    said = capsys.readouterr().err
-    assert stopped.value.code == 2 and sentence in said and said.startswith("error: ") and said.count("\n") == 1
+    assert sentence in refused(tmp_path / "out", capsys, **{"dataset": str(pairs), "model": model, **flags})
     assert not (tmp_path / "out").exists()
 
 

@@ -46,7 +46,7 @@ def test_a_lock_ends_with_the_process_that_holds_it(tmp_path):
         pass
     holder.send_signal(signal.SIGKILL)
     holder.communicate()
-    assert os.listdir(tmp_path / "run") == [processes.NAME]
+    assert os.listdir(tmp_path / "run") == [processes.LOCK]
     with lock(tmp_path / "run"):
         assert Predictions(tmp_path / "run", {}).answered() == {}
     assert os.listdir(tmp_path / "run") == [] and os.listdir(tmp_path) == ["run"]
@@ -93,7 +93,7 @@ def test_the_file_of_a_run_that_ended_just_now_is_no_lock(tmp_path, monkeypatch)
     def removed_before(file, operation):
         calls.append(file)
         if len(calls) == 1:
-            (tmp_path / "run" / processes.NAME).unlink()
+            (tmp_path / "run" / processes.LOCK).unlink()
             (tmp_path / "run").rmdir()
         flock(file, operation)
 
@@ -132,7 +132,7 @@ def test_a_finished_run_that_may_only_be_read(tmp_path, monkeypatch, capsys, cod
     opens = os.open
 
     def refuse(path, flags, *mode):
-        if Path(path).name == processes.NAME:
+        if Path(path).name == processes.LOCK:
             raise OSError(code, os.strerror(code))
         return opens(path, flags, *mode)
 

@@ -23,6 +23,7 @@ from analysis.runs import (
     RunFolder,
     check_place,
     default_out_dir,
+    is_finished,
     read_table,
     refuse_existing,
     save_maps,
@@ -125,6 +126,41 @@ def test_two_runs_share_no_state(tmp_path):
     first.skip("x", "image missing")
     first.sample_folder("x")
     assert second.skipped == {} and not list(second.folder.glob("x"))
+
+
+RUN = {"flags": {"topk": 3, "layers": ("a", 1), "out_dir": "x"}, "fingerprints": {"weights": "abc"}}
+
+
+def test_a_finished_run_of_the_same_settings_is_recognised(tmp_path):
+    run = RunFolder.create(tmp_path / "run", RUN, COLUMNS)
+    run.finish({})
+    assert is_finished(run.folder, {**RUN, "flags": {**RUN["flags"], "out_dir": "other"}})
+    for change in ({"flags": {**RUN["flags"], "topk": 2}}, {"fingerprints": {"weights": "new"}}):
+        with pytest.raises(ValueError, match="topk 3, now 2|weights 'abc', now 'new'"):
+            is_finished(run.folder, {**RUN, **change})
+    (run.folder / "settings.json").write_text('{"flags": {}}')
+    with pytest.raises(ValueError, match="not of this script"):
+        is_finished(run.folder, RUN)
+
+
+@pytest.mark.parametrize("names", [(".lock",), (".lock", "partial-settings.json"), ("settings.json", "a.npy"), ()])
+def test_an_unfinished_run_can_begin_anew(tmp_path, names):
+    """Files that a run leaves which was killed at its start, or before its summary."""
+    folder = RunFolder.create(tmp_path / "run", RUN, COLUMNS).folder if "settings.json" in names else tmp_path / "new"
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / name).touch()
+    assert not is_finished(folder, RUN)
+    assert {path.name for path in folder.iterdir()} <= {".lock", "partial-settings.json"}
+    assert len(rows(RunFolder.create(folder, RUN, COLUMNS))) == 1  # the header
+
+
+def test_other_files_in_an_unfinished_run_are_kept(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", RUN, COLUMNS).folder
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError):
+        is_finished(folder, RUN)
+    assert {path.name for path in folder.iterdir()} == {"settings.json", "samples.csv", "notes.txt"}
 
 
 def test_a_folder_that_holds_anything_is_refused(tmp_path):
