@@ -25,7 +25,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 TEST = re.compile(r"(tests/test_\w+\.py)?(?:::(\w+))?")
 FILE = re.compile(r"[\w./-]+\.(?:py|sh|bash|md|txt|toml)")
 SHELL_WORDS = {"corner": "topleft"}  # values of variables that commands on the pages use
-ELSEWHERE = {"run.sh", "SYNTHETIC.txt", "image_boost.py"}  # of a cited repository; beside generated data; a reader's
+ELSEWHERE = {"run.sh", "SYNTHETIC.txt", "image_boost.py", "corner_metric.py"}  # of others
 
 
 def named(page):
