@@ -1,7 +1,7 @@
 """Tokens of a written answer, and the vocabulary of the grammar that reads them (`analysis/answer_words.toml`).
 
-1. `final` removes reasoning and returns the parts that state the answer; `plain` removes markup (Markdown, LaTeX, tags,
-   special tokens), and a `\\boxed` becomes a token.
+1. `final` removes reasoning and returns the parts that state the answer; `strip_markup` removes Markdown, LaTeX, tags
+   and special tokens, and a `\\boxed` becomes a token.
 2. `tokenise` splits a text into words, numbers and CJK characters (Han, Kana and Hangul put no blanks between words).
    Tokens are compared by their `key`: case folded, "three", "3" and "3.0" alike, a minus in any form, contractions
    split ("isn't": is, not), spelling variants joined. `edge` is the boundary before a token.
@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 BOX = "\ue000"  # private use: stands for the \boxed of LaTeX
 CJK = "\u2e80-\u2fdf\u3005-\u3007\u3041-\u3096\u309d-\u30fa\u30fc-\u30ff\u3400-\u9fff\uac00-\ud7a3\uf900-\ufaff"
+IDEOGRAPH = re.compile(f"[{CJK}]")
 LETTER = rf"[^\W\d_{CJK}]"
 COUNTED = "个個只隻张張辆輛把本条條朵颗顆块塊位名匹台枚人つ棵种種件座"  # Chinese and Japanese measure words
 TOKEN = re.compile(
@@ -51,9 +52,10 @@ STRUCK = re.compile(r"~~[^~\n]{1,200}~~")
 LATEX = re.compile(r"\\(?:[A-Za-z]+\*?|[()\[\],;:!\\ ])")
 LINE_START = re.compile(r"^[ \t]*(?:[#>\u2022\u00b7\u25aa\u25cf\u25e6*+-]+[ \t]+)+", re.MULTILINE)
 QUOTES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u25c1": "<", "\u25b7": ">"})
-QUOTES |= str.maketrans("「」『』【】〔〕《》«»", "\"\"\"\"[][]\"\"\"\"")
+QUOTES |= str.maketrans("「」『』【】〔〕《》«»", '""""[][]""""')
 BOUNDARIES = (("\n", "\n"), (".", ".!?;。；"), (":", ":="), ("-", "—"), (",", ",、"))  # edge: its characters
 BRACKETS = (("(", "([{"), ("/", "/|&"))
+SENTENCE = (".", "\n")  # the edges of sentences
 
 TABLES = tomllib.loads(Path(__file__).with_name("answer_words.toml").read_text(encoding="utf-8"))
 SAME = {way: key for key, ways in TABLES["spellings"].items() for way in ways.split()}
@@ -99,7 +101,6 @@ class Token(NamedTuple):
     item: bool = False
 
 
-
 def final(answer: str) -> list[str]:
     """The parts of an answer that state it: the contents of its answer tags, else everything outside its reasoning."""
     text = answer.translate(QUOTES)
@@ -119,7 +120,7 @@ def boxed(text: str) -> str:
     return text
 
 
-def plain(text: str) -> str:
+def strip_markup(text: str) -> str:
     """The text without markup: compatibility forms of characters, straight quotes, BOX for \\boxed."""
     text = unicodedata.normalize("NFKC", text.translate(QUOTES)).translate(QUOTES)
     text = TAG.sub(lambda tag: "\n" if tag[0].startswith("<br") else " ", LETTER_TAG.sub(" ", STRUCK.sub(" ", text)))
@@ -135,7 +136,7 @@ def plain(text: str) -> str:
 
 def tokenise(text: str) -> list[Token]:
     """Tokens of a text, and one with an empty key after the last, whose gap is the end of the text."""
-    text, tokens, end = plain(text), [], 0
+    text, tokens, end = strip_markup(text), [], 0
     for match in TOKEN.finditer(text):
         gap, kind = text[end : match.start()], match.lastgroup
         end = match.end()
@@ -365,18 +366,18 @@ def other_senses(tokens: Sequence[Token]) -> set[int]:
                 noun = restored and not follower.edge and follower.key in words.noun_ahead
                 backed = target == 0 and start and not token.edge and tokens[start - 1].key in words.backed
                 blocked.update(() if noun or backed else (start + target,))
-        first = start == 0 or token.edge in (".", "\n")
+        first = start == 0 or token.edge in SENTENCE
         blocks = token.key in ORDINALS and first and tokens[start + 1].edge == ","  # "First, I look at .."
-        blocks = blocks or (token.key == "left" and _remains(tokens, start))
-        if blocks or (token.key == "right" and _agrees(tokens, start)):
+        blocks = blocks or (token.key == "left" and _means_remaining(tokens, start))
+        if blocks or (token.key == "right" and _means_correct(tokens, start)):
             blocked.add(start)
     return blocked
 
 
-def _remains(tokens: Sequence[Token], position: int) -> bool:
-    """True if the "left" at a position says that things remain or went away: "3 red apples left", "has left"."""
-    before, behind = tokens[position - 1], tokens[position + 1]
-    if tokens[position].edge or behind.key in ("of", "and", "or", "side", "hand", "to"):
+def _means_remaining(tokens: Sequence[Token], position: int) -> bool:
+    """True if the "left" at a position means that things remain or went away: "3 red apples left", "has left"."""
+    before, after = tokens[position - 1], tokens[position + 1]
+    if tokens[position].edge or after.key in ("of", "and", "or", "side", "hand", "to"):
         return False
     if before.key in ("has", "have", "had") or (
         before.key in ("are", "were") and tokens[position - 2].key in ("that", "which")
@@ -395,16 +396,16 @@ def _counts(tokens: Sequence[Token], position: int) -> bool:
     return is_number(token.key) and (token.text != "one" or before.key in ("only", "just", "is"))
 
 
-def _agrees(tokens: Sequence[Token], position: int) -> bool:
+def _means_correct(tokens: Sequence[Token], position: int) -> bool:
     """True if the "right" at a position means "correct": "B is right", ", right?", "Right, so .."."""
-    token, behind = tokens[position], tokens[position + 1]
-    if token.edge == "," and "?" in behind.gap:
+    token, after = tokens[position], tokens[position + 1]
+    if token.edge == "," and "?" in after.gap:
         return True
-    if position == 0 and behind.edge == ",":
-        return behind.key in words.after_right
+    if position == 0 and after.edge == ",":
+        return after.key in words.after_right
     start = back(tokens, position, words.calling)
     named = 0 < start < position and is_capital(tokens[start - 1])
-    return named and not tokens[start].edge and behind.key not in ("of", "side")
+    return named and not tokens[start].edge and after.key not in ("of", "side")
 
 
 def back(tokens: Sequence[Token], end: int, keys: frozenset[str]) -> int:
@@ -426,22 +427,22 @@ def ahead(tokens: Sequence[Token], start: int, keys: frozenset[str]) -> int:
 def in_sense(tokens: Sequence[Token], position: int, part: bool) -> bool:
     """True if one word at a position can answer, unlike the "no" of "no car" or a number that labels or computes.
     `part`: the word is a part of the option's text, "2" for "2 m"."""
-    token, before, behind = tokens[position], tokens[position - 1], tokens[position + 1]
+    token, before, after = tokens[position], tokens[position - 1], tokens[position + 1]
     if token.key == "no":
         starts = position == 0 or token.edge in (".", "\n", ":")
-        return bool(behind.edge) or behind.key in (words.follows_no if starts else ("or", "and"))
+        return bool(after.edge) or after.key in (words.follows_no if starts else ("or", "and"))
     if not is_number(token.key):
         return True
-    apart = (position == 0 or token.edge not in ("", ",")) and behind.edge
-    counted = before.key in words.one_before and behind.key != "of"
-    if token.text.casefold() in ("one", "一") and not (apart or counted or behind.key == "or"):
+    apart = (position == 0 or token.edge not in ("", ",")) and after.edge
+    counted = before.key in words.one_before and after.key != "of"
+    if token.text.casefold() in ("one", "一") and not (apart or counted or after.key == "or"):
         return False
-    if before.key in ("than", "least") or behind.key == "x" or (behind.gap == "-" and not is_number(behind.key)):
+    if before.key in ("than", "least") or after.key == "x" or (after.gap == "-" and not is_number(after.key)):
         return False
-    if (token.edge in ("", "(") and before.key in words.numbered) or (part and not behind.edge and behind.key in UNITS):
+    if (token.edge in ("", "(") and before.key in words.numbered) or (part and not after.edge and after.key in UNITS):
         return False
-    for neighbour, gap in ((before, token.gap), (behind, behind.gap)):
+    for neighbour, gap in ((before, token.gap), (after, after.gap)):
         joined = (gap == ":" or gap.strip() in ("/", "-", "\u2013", ",", "x")) and is_number(neighbour.key)
         if joined or re.search(r"[+\u00d7\u00f7<>]", gap):
             return False
-    return "=" not in behind.gap
+    return "=" not in after.gap

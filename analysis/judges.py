@@ -1,7 +1,7 @@
 """Verdicts on answers by one of four rules, and the figures of a table of verdicts.
 
-Every rule takes (prediction, gold, options): the gold is the letter of the right option, or its text where there are no
-options. An answer that a rule cannot read is unparsed: it counts as wrong, and is counted by itself.
+Every rule takes (prediction, gold, options): the gold is the letter of the correct option, or its text if there are no
+options. An answer that a rule cannot read is unparsed; it counts as wrong, and in a column of its own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from string import ascii_uppercase
 from typing import Literal, NamedTuple
 
 from analysis.answer_text import COLOURS, FOREIGN, NUMBERS, TABLES, UNITS, boxed, final, is_number, keys, name, phrases
-from analysis.choices import Options, meant, options_of, settled
+from analysis.choices import read_option, read_part
+from analysis.mentions import Options, build_options
 from analysis.statistics import rate_interval
 
 
@@ -52,7 +53,7 @@ KIT_REFUSALS = (
 
 
 class Verdict(NamedTuple):
-    """`parsed`: the rule could read the answer; `value`: what it read, the letter for `choice` of options."""
+    """`parsed`: the rule could read the answer; `value`: the answer as read, the letter for `choice` of options."""
 
     correct: bool
     parsed: bool
@@ -62,8 +63,8 @@ class Verdict(NamedTuple):
 def string_match(prediction: str, gold: str, options: tuple[str, ...] = ()) -> Verdict:
     """The published rule (ViGoRL, Sarch et al. 2025, and its descendants): the gold's text occurs in the answer, both
     without punctuation, spaces and case. So "no" is right in "cannot", and "left" in "not left"; `choice` is strict."""
-    said, wanted = (PUNCTUATION.sub("", text.strip()).lower() for text in (prediction, _text(gold, options)))
-    return Verdict(wanted in said, bool(said), said)
+    answer, wanted = (PUNCTUATION.sub("", text.strip()).lower() for text in (prediction, _text(gold, options)))
+    return Verdict(wanted in answer, bool(answer), answer)
 
 
 def exact(prediction: str, gold: str, options: tuple[str, ...] = ()) -> Verdict:
@@ -80,7 +81,7 @@ def choice(prediction: str, gold: str, options: tuple[str, ...] = ()) -> Verdict
     it settles on none. Without options the answer is read against the gold (`open_answer`)."""
     if not options:
         return open_answer(prediction, gold)
-    index = meant(prediction, options)
+    index = read_option(prediction, options)
     value = "" if index is None else ascii_uppercase[index]
     return Verdict(value == gold, bool(value), value)
 
@@ -96,7 +97,7 @@ def open_answer(prediction: str, gold: str) -> Verdict:
     rivals = _rivals(gold, text)
     if rivals:
         members, index = rivals
-        stated = settled(text, members)
+        stated = read_part(text, members)
         stated = _of_main_clauses(text, members, index) if stated is None else stated
         if stated is not None:
             return Verdict(stated == index, True, " ".join(members.texts[stated]))
@@ -115,7 +116,7 @@ def _of_main_clauses(text: str, members: Options, gold: int) -> int | None:
     text = text.strip()
     asides = " . ".join(SIDE_CLAUSE.findall(text))
     main = SIDE_CLAUSE.sub(" ", text)
-    return gold if asides and settled(main, members) == gold and settled(asides, members) != gold else None
+    return gold if asides and read_part(main, members) == gold and read_part(asides, members) != gold else None
 
 
 def _rivals(gold: str, answer: str) -> tuple[Options, int] | None:
@@ -126,13 +127,13 @@ def _rivals(gold: str, answer: str) -> tuple[Options, int] | None:
         return _numbers(wanted, keys(answer)), 0
     for pair in YES_NO:
         if short in pair:
-            return options_of(pair, letters=False), pair.index(short)
+            return build_options(pair, letters=False), pair.index(short)
     for index, ways in enumerate(RELATIONS):
         if {short, " ".join(wanted)} & {" ".join(keys(way)) for way in ways}:
-            return options_of([ways[0] for ways in RELATIONS], False, [ways[1:] for ways in RELATIONS]), index
+            return build_options([ways[0] for ways in RELATIONS], False, [ways[1:] for ways in RELATIONS]), index
     if short in COLOURS:
         colours = sorted(COLOURS)
-        return options_of(colours, False, [FOREIGN.get(colour, ()) for colour in colours]), colours.index(short)
+        return build_options(colours, False, [FOREIGN.get(colour, ()) for colour in colours]), colours.index(short)
     return None
 
 
@@ -140,20 +141,21 @@ def _numbers(gold: Sequence[str], answer: Sequence[str]) -> Options:
     """The gold's number and the other numbers of an answer, with their units where the gold has one."""
     unit = gold[1] if gold[1:] and gold[1] in UNITS else ""
     found = [" ".join(gold) if unit else gold[0]]
-    for key, behind in pairwise([*(NUMBERS.get(key, key) for key in answer), ""]):
+    for key, after in pairwise([*(NUMBERS.get(key, key) for key in answer), ""]):
         if is_number(key):
-            found.append(f"{key} {behind if behind in UNITS else unit}" if unit else key)
+            found.append(f"{key} {after if after in UNITS else unit}" if unit else key)
     numbers = list(dict.fromkeys(found))
-    return options_of(numbers, letters=False, ways=[[gold[0]]] if unit else [FOREIGN.get(key, ()) for key in numbers])
+    ways = [[gold[0]]] if unit else [FOREIGN.get(key, ()) for key in numbers]
+    return build_options(numbers, letters=False, ways=ways)
 
 
 def vlmevalkit(prediction: str, gold: str, options: tuple[str, ...] = ()) -> Verdict:
-    """The rule that VLMEvalKit applies before it asks a language model (`can_infer`).
+    """The rule that VLMEvalKit applies before it queries a language model (`can_infer`).
 
     By letter: 13 punctuation marks become blanks; the answer is the option whose capital is the only one among the
     words and first occurs among the last four. One of four refusals, or a "Z" without an option's letter, is the answer
     Z, which is wrong. Else by text: the only option whose text is a substring of the answer, case ignored, unless the
-    answer is longer than twice all texts together. Else the kit asks a language model or, without one, guesses at
+    answer is longer than twice all texts together. Else the kit queries a language model or, without one, draws at
     random; here the answer is unparsed. Open questions: "yes" or "no" where it is the only one among the words and the
     gold is one of them (`YOrN_Extraction`), else as `exact`."""
     if not options:
@@ -209,7 +211,7 @@ def summarise(rows: Iterable[dict]) -> dict:
     """{"overall": figures, "tasks": {task: figures}} of rows that hold task, correct, parsed and failed; tasks by name.
 
     figures: {"accuracy", "low", "high", "correct", "n", "unparsed", "failed"}, with Wilson's 95 % interval. Unparsed
-    answers are wrong; failed rows, which have no answer, are outside n. accuracy, low and high are None where n is 0.
+    answers are wrong; failed rows, which have no answer, are not in n. accuracy, low and high are None where n is 0.
     """
     rows = list(rows)
     tasks = sorted({row["task"] for row in rows})
