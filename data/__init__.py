@@ -1,1 +1,1 @@
-"""Datasets: the shapes they are drawn from, readers of published layouts and generators of the same."""
+"""Datasets: shapes, readers of published layouts, and generators of the same layouts."""

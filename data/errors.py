@@ -1,4 +1,4 @@
-"""Errors: a sample that cannot be used, and a setting below its least value."""
+"""Errors of single samples, which a run skips and counts, and of settings below their minimum."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class SampleError(ValueError):
-    """A sample that cannot be read, put to the model or measured.
+    """Sample that cannot be read, processed by the model or measured.
 
     A run counts it under `reason`, a short phrase; the message (default: the reason) is a sentence for the user.
     """
@@ -16,16 +16,16 @@ class SampleError(ValueError):
         self.reason = reason
 
 
-def check_at_least(settings, **least: float) -> None:
-    """Raise ValueError for a field of `settings` below its least value; the message names the flag."""
-    for name, bound in least.items():
+def check_at_least(settings, **minimum: float) -> None:
+    """Raise ValueError for a field of `settings` below its minimum; the message names the flag."""
+    for name, bound in minimum.items():
         value = getattr(settings, name)
-        if not value >= bound:  # NaN is below, too
+        if not value >= bound:  # also true for NaN
             raise ValueError(f"--{name.replace('_', '-')} {value} must be at least {bound}")
 
 
 class Skip(NamedTuple):
-    """A sample (or a whole shard) that cannot be used, and the reason."""
+    """Skipped sample or shard, with the reason."""
 
     id: str
     reason: str

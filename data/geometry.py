@@ -1,4 +1,4 @@
-"""Geometry of image tokens: cells of the model's grid in pixels of the original image, and back."""
+"""Mapping between the grid of image tokens and pixels of the original image."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ImageGrid:
-    """The image tokens of one picture as a grid of cells, and the way from a cell to original pixels and back.
+    """Image tokens of one image as a grid of cells, with the mapping to original pixels.
 
-    A processor resizes the picture (`width` x `height`, original pixels) to `resized` and hands the model a window of
-    rows x cols square cells, each `cell` resized pixels wide, whose top left corner lies at `offset` in the resized
-    picture: positive where a centre crop cuts, negative where padding was added, (0, 0) where neither happens.
-    x goes to the right and y down, in pixels from the outer edge of the top left pixel; rows and columns count from 0.
+    A processor resizes the image (`width` x `height`, original pixels) to `resized` and passes a window of rows x cols
+    square cells to the model, each `cell` resized pixels wide. The window's top left corner is at `offset` in the
+    resized image: positive for a centre crop, negative for padding, else (0, 0). x points right and y down, in pixels
+    from the outer edge of the top left pixel; rows and columns count from 0.
     """
 
     rows: int
@@ -25,13 +25,13 @@ class ImageGrid:
     offset: tuple[float, float] = (0, 0)
 
     def rect(self, row: int, col: int) -> tuple[float, float, float, float]:
-        """(left, top, right, bottom) of a cell in original pixels; may stick out of a padded picture."""
+        """(left, top, right, bottom) of a cell in original pixels; may extend beyond a padded image."""
         x_scale, y_scale = self.width / self.resized[0], self.height / self.resized[1]
         left, top = self.offset[0] + col * self.cell, self.offset[1] + row * self.cell
         return left * x_scale, top * y_scale, (left + self.cell) * x_scale, (top + self.cell) * y_scale
 
     def cell_at(self, x: float, y: float) -> tuple[int, int] | None:
-        """(row, col) of the cell that covers the point (x, y) in original pixels; None where the model sees nothing."""
+        """(row, col) of the cell that contains the point (x, y) in original pixels; None outside grid or image."""
         if not (0 <= x < self.width and 0 <= y < self.height):
             return None
         col = math.floor((x * self.resized[0] / self.width - self.offset[0]) / self.cell)

@@ -1,10 +1,7 @@
-"""Read image files of any common format as upright 8-bit RGB, and list the images of a folder.
+"""Image files of any common format as upright 8-bit RGB, images of a folder, and control images edited by grid cell.
 
-Pictures changed cell by cell, in the very cells that a model cuts them into: shuffled, or with some hidden.
-
-`grid` is the model's grid of the picture: `rows, cols`, `cell` (resized pixels per side), `resized` (width, height of
-the picture after the processor's resize) and `offset` (left, top of the cells' window in it; negative where padded).
-All pictures here are that window at that size, which the same processor hands on without resizing or cropping it again.
+Control images (`as_seen`, `shuffle_cells`, `hide_cells`) are edited in the cells of the model's grid (`ImageGrid`).
+They have the size of the grid's window, so the same processor neither resizes nor crops them again.
 """
 
 from __future__ import annotations
@@ -22,34 +19,34 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data.errors import SampleError
 from data.folders import root_fault
+from data.geometry import ImageGrid
 
 UNFIT = {"EPS", "WMF", "MPEG", "BUFR", "GRIB", "HDF5", "IPTC"}
-"""Formats of Pillow that are not read: page descriptions and drawings, for which other programs are started, video, and
-containers that Pillow recognises but cannot decode."""
+"""Pillow formats that are not read: page descriptions and drawings, which need external programs, video, and containers
+that Pillow identifies but cannot decode."""
 DEPTH = 65535  # largest value of a 16-bit image
-SAMPLE_FORMAT, UNSIGNED = 339, 1  # the TIFF tag that tells signed integers from unsigned ones
+SAMPLE_FORMAT, UNSIGNED = 339, 1  # TIFF tag of the sample format, and its value for unsigned integers
 
 
 @cache
 def decoders() -> tuple[str, ...]:
-    """Names of the image formats that are read."""
+    """Names of the supported image formats."""
     Image.init()
     return tuple(name for name in Image.ID if name not in UNFIT)
 
 
 @cache
 def suffixes() -> frozenset[str]:
-    """Lower-case file name suffixes of these formats, such as ".jpg"."""
-    known = {*decoders(), "MPO"}  # MPO, several JPEGs in one file, is opened by the JPEG decoder
+    """Lower-case file name suffixes of the supported formats, such as ".jpg"."""
+    known = {*decoders(), "MPO"}  # the JPEG decoder opens MPO, several JPEGs in one file
     return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in known)
 
 
 def read_image(source: str | Path | bytes) -> Image.Image:
-    """Return the image in a file, or in the bytes of one, upright by its EXIF tag, in 8-bit RGB (see `to_rgb`); of an
-    animation the first frame.
+    """Read an image from a file or from encoded bytes: upright by its EXIF tag, 8-bit RGB (see `to_rgb`), first frame.
 
-    Raises SampleError for a file that is missing, empty, damaged, of no image format, without a finite pixel, or so
-    large that decoding it is refused (Pillow's limit against decompression bombs).
+    Raises SampleError for a file that is missing, empty, damaged, not an image, without a finite pixel, or larger than
+    Pillow's limit against decompression bombs.
     """
     encoded = isinstance(source, bytes)
     name = f"of {len(source)} bytes inside a record" if encoded else Path(source)
@@ -76,7 +73,7 @@ def read_image(source: str | Path | bytes) -> Image.Image:
 
 
 def _content(path: Path) -> bytes:
-    """The bytes of a regular file; a device could block or never end."""
+    """Bytes of a regular file; reading a device could block or not end."""
     try:
         if stat.S_ISREG(path.stat().st_mode):
             return path.read_bytes()
@@ -89,32 +86,31 @@ def _content(path: Path) -> bytes:
 
 
 def to_rgb(image: Image.Image, unsigned: bool = False) -> Image.Image:
-    """Return a decoded image of any mode in 8-bit RGB.
+    """Convert a decoded image of any mode to 8-bit RGB.
 
-    Transparency is composed over white, as in a browser. Grey images of more than 8 bits are scaled: 16-bit ones by
-    65535, also where the file holds them as 32-bit integers; other 32-bit integers and floats by their own smallest and
-    largest finite value, so that the grey of two such files cannot be compared. NaN, which marks missing pixels, and
-    -inf become black, +inf becomes white; an image of one value becomes black. Colour profiles are not applied.
-    unsigned: 32-bit integers, which Pillow holds as signed ones, are unsigned.
-    Raises SampleError for a float image without a finite pixel.
+    Transparency is composed over white, as in a browser. Grey images with more than 8 bits are scaled: 16-bit images by
+    65535, also if stored as 32-bit integers; other 32-bit integers and floats by their own finite minimum and maximum,
+    so grey values of two such files are not comparable. NaN (missing pixels) and -inf become black, +inf becomes white;
+    a constant image becomes black. Colour profiles are not applied. unsigned: the file's 32-bit integers, which Pillow
+    stores as signed, are unsigned. Raises SampleError for a float image without a finite pixel.
     """
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         values = np.asarray(image)
         if image.mode == "I" and unsigned:
             values = values.view(np.uint32)
         grey = _to_bytes(values)
-        if "transparency" in image.info:  # of a 16-bit PNG: the value of its clear pixels
+        if "transparency" in image.info:  # 16-bit PNG: value of its transparent pixels
             grey[values == image.info["transparency"]] = 255
         return Image.fromarray(grey).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        ground = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(ground, image).convert("RGB")
+        background = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(background, image).convert("RGB")
     return image.convert("RGB")
 
 
 def _to_bytes(values: np.ndarray) -> np.ndarray:
-    """uint8 [row, col] of 16-bit, 32-bit or float grey values."""
+    """Scale 16-bit, 32-bit or float grey values to uint8 [row, col]."""
     finite = values[np.isfinite(values)]
     if not finite.size:
         raise SampleError("image has no finite pixel", "all pixels are NaN or infinite; at least one must be finite")
@@ -126,11 +122,11 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """Return the images in a folder and in its subfolders, by path; what is passed over is counted on stderr.
+    """List the images of a folder and its subfolders, sorted by path; skipped files are counted on stderr.
 
-    Files count as images by their suffix (`suffixes`). Hidden files and folders are left out, and so are links that
-    lead out of the folder, unless `data.folders.following_links` allows them.
-    Raises FileNotFoundError where there is no folder, or no image in it.
+    Images are recognised by suffix (`suffixes`). Hidden files and folders are skipped, as are links that lead out of
+    the folder unless `data.folders.following_links` allows them. Raises FileNotFoundError if there is no folder or no
+    image.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -147,10 +143,10 @@ def list_images(folder: str | Path) -> list[Path]:
         links = "1 link that leads" if len(faults) == 1 else f"{len(faults)} links that lead"
         passed_over.append(f"{links} out of the folder (--follow-links follows links)")
     if not images:
-        told = f"; it holds {' and '.join(passed_over)}" if passed_over else ""
+        contents = f"; it holds {' and '.join(passed_over)}" if passed_over else ""
         raise FileNotFoundError(
-            f"{folder} holds no picture, in no subfolder either{told}; expected are .png, .jpg, .webp, .tif and others"
-            " that Pillow reads"
+            f"{folder} holds no picture, in no subfolder either{contents}; expected are .png, .jpg, .webp, .tif and"
+            " others that Pillow reads"
         )
     if passed_over:
         print(f"note: passed over in {folder}: {' and '.join(passed_over)}", file=sys.stderr)
@@ -158,9 +154,9 @@ def list_images(folder: str | Path) -> list[Path]:
 
 
 def _walk(root: Path) -> Iterator[tuple[Path, str]]:
-    """Every file below `root` that is not hidden, and every link that is refused, with the reason, "" for a file.
+    """(path, "") of every visible file below `root`, and (path, reason) of every refused link.
 
-    A linked folder is entered once; one inside `root` is not entered through the link.
+    A linked folder is visited once; a folder inside `root` is not visited through a link.
     """
     folders, entered = [root], {root.resolve()}
     while folders:
@@ -181,11 +177,10 @@ def _walk(root: Path) -> Iterator[tuple[Path, str]]:
                 folders.append(path)
 
 
-def as_seen(picture: Image.Image, grid) -> Image.Image:
-    """What the cells of an RGB picture show: RGB of cols * cell x rows * cell pixels.
+def as_seen(picture: Image.Image, grid: ImageGrid) -> Image.Image:
+    """Window of an RGB image that the grid covers, RGB of cols * cell x rows * cell pixels.
 
-    Resized bicubically, as CLIP's and Qwen's processors do. Where a window reaches beyond its picture there is the
-    picture's median colour.
+    Resized bicubically, as in CLIP's and Qwen's processors. Padding has the image's median colour.
     """
     width, height = (max(1, round(side)) for side in grid.resized)
     left, top = (round(edge) for edge in grid.offset)
@@ -194,18 +189,18 @@ def as_seen(picture: Image.Image, grid) -> Image.Image:
     return window
 
 
-def shuffle_cells(picture: Image.Image, grid, rng: np.random.Generator) -> Image.Image:
-    """The picture as seen, its cells in random order: the same patches without what they make up together."""
+def shuffle_cells(picture: Image.Image, grid: ImageGrid, rng: np.random.Generator) -> Image.Image:
+    """Put the cells of `as_seen(picture, grid)` into random order: the same patches without their arrangement."""
     pixels = np.asarray(as_seen(picture, grid)).reshape(grid.rows, grid.cell, grid.cols, grid.cell, 3)
     cells = pixels.swapaxes(1, 2).reshape(-1, grid.cell, grid.cell, 3)
-    moved = rng.permutation(cells).reshape(grid.rows, grid.cols, grid.cell, grid.cell, 3)
-    return Image.fromarray(moved.swapaxes(1, 2).reshape(grid.rows * grid.cell, grid.cols * grid.cell, 3))
+    shuffled = rng.permutation(cells).reshape(grid.rows, grid.cols, grid.cell, grid.cell, 3)
+    return Image.fromarray(shuffled.swapaxes(1, 2).reshape(grid.rows * grid.cell, grid.cols * grid.cell, 3))
 
 
 def hide_cells(seen: Image.Image, hidden: np.ndarray, colour: tuple[int, int, int]) -> Image.Image:
-    """A picture as seen with some cells in one colour; `hidden` bool [row, col].
+    """Fill the cells `hidden` (bool [row, col]) of an image from `as_seen` with one colour.
 
-    Raises ValueError for a picture that is not whole cells.
+    Raises ValueError if the image does not consist of whole cells.
     """
     hidden = np.asarray(hidden, bool)
     (rows, cols), (width, height) = hidden.shape, seen.size
@@ -217,5 +212,5 @@ def hide_cells(seen: Image.Image, hidden: np.ndarray, colour: tuple[int, int, in
 
 
 def median_colour(picture: Image.Image) -> tuple[int, int, int]:
-    """Median of red, green and blue over the pixels: the ground's colour where it covers more than half."""
+    """Median of red, green and blue over the pixels: the background colour where it covers more than half."""
     return tuple(int(value) for value in np.median(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0))

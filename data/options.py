@@ -1,14 +1,14 @@
-"""Lettered options inside the text of a question: read, appended, reordered.
+"""Lettered options in the text of a question: parsing, appending and replacing.
 
-A list of options is two or more consecutive letters from A, each once, each with a text after it:
+A list of options has two or more consecutive letters from A, each once and followed by a text:
 
     one option a line     "A. left", "A) left", "(A) left", "[A] left", "<A> left", "A: left", "A、左", "A．左",
                           "Option A: left", with or without a bullet; a mark may lack its sign ("B right")
     several in a line     the same marks, all of one kind, the first at the start of a line or a sentence
 
-Lower case letters and full-width forms count alike. A last option ends before an instruction ("Answer with ...").
-A list within a line is refused where its last text goes on with another sentence or "and" joins its texts, so that
-"(a) shows a cat and (b) a dog. Which is larger?" is no list; after "Options:" or "Choices:" it is taken as it is.
+Lower case letters and full-width forms are accepted. The last option ends before an instruction ("Answer with ...").
+A list within a line is rejected if its last text continues with another sentence or "and" joins its texts ("(a) shows a
+cat and (b) a dog. Which is larger?"), unless "Options:" or "Choices:" precedes it.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from string import ascii_uppercase
 LETTERS = ascii_uppercase
 Span = tuple[int, int]
 
-# Full-width forms and CJK brackets to ASCII, character by character, so that positions stay.
+# Full-width forms and CJK brackets to ASCII, one character each, so positions are unchanged.
 ASCII = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {
     ord(wide): plain for wide, plain in {"【": "[", "】": "]", "〔": "(", "〕": ")", "､": "、", "\u3000": " "}.items()
 }
 NAME = r"(?:(?:[Oo]ption|[Cc]hoice)[ \t]+)?"  # "Option A: left"
-ALONE = r"(?<![A-Za-z0-9_'’.\-])"  # a letter that is part of no word or abbreviation
+ALONE = r"(?<![A-Za-z0-9_'’.\-])"  # a letter that is not part of a word or abbreviation
 BRACKETS = (("(", ")"), ("[", "]"), ("<", ">"))
 SIGNS = (("", ")"), ("", "."), ("", ":"), ("", "、"))
 MARKS = [
     re.compile(rf"{ALONE}\*{{0,2}}{NAME}{re.escape(left)}({letters}){re.escape(right)}\*{{0,2}}")
     for letters in ("[A-Z]", "[a-z]")
     for left, right in (*BRACKETS, *SIGNS)
-    if (letters, left) != ("[a-z]", "<")  # a tag of HTML
+    if (letters, left) != ("[a-z]", "<")  # an HTML tag
 ]
-# A mark at the start of a line; its sign may lack behind a capital.
+# A mark at the start of a line; a capital letter needs no sign.
 LINE = re.compile(
     rf"^[ \t]*(?:[-*•>][ \t]+)?\*{{0,2}}{NAME}"
     r"(?:[(\[<](?P<bracketed>[A-Za-z])[)\]>]|(?P<signed>[A-Za-z])[).:、]|(?P<bare>[A-Z])(?=[ \t]))"
@@ -51,7 +51,7 @@ SEPARATORS = " \t\n,;|/、"
 
 
 def parse(prompt: str) -> tuple[str, ...]:
-    """Texts of the options that a prompt shows, () where it shows none. Of several lists the last counts."""
+    """Texts of the options in a prompt, () for none; of several lists the last one."""
     text = prompt.translate(ASCII)
     lists = [spans for spans in (*_by_line(text), *_within_lines(text)) if len(spans) > 1]
     for spans in sorted(lists, key=lambda spans: (spans[0][0], len(spans)), reverse=True):
@@ -62,28 +62,28 @@ def parse(prompt: str) -> tuple[str, ...]:
 
 
 def _by_line(text: str) -> Iterator[list[Span]]:
-    """Lists with one option a line, whatever their marks."""
+    """Lists with one option per line, with any marks."""
     rows: list[tuple[re.Match, int]] = []
     start = 0
     for line in text.split("\n"):
         match = LINE.match(line)
         letter = match and _letter(match).upper()
         if rows and line.strip() and letter != LETTERS[len(rows) : len(rows) + 1]:
-            yield _taken(text, rows)
+            yield _line_spans(text, rows)
             rows = []
         if match and letter == LETTERS[len(rows) : len(rows) + 1]:
             rows.append((match, start))
         start += len(line) + 1
-    yield _taken(text, rows)
+    yield _line_spans(text, rows)
 
 
 def _letter(line: re.Match) -> str:
     return line["bracketed"] or line["signed"] or line["bare"]
 
 
-def _taken(text: str, rows: list[tuple[re.Match, int]]) -> list[Span]:
-    """Spans of the texts of lines with consecutive letters, (match, start of its line) each; [] where too few marks
-    carry a sign to be options, or cases are mixed."""
+def _line_spans(text: str, rows: list[tuple[re.Match, int]]) -> list[Span]:
+    """Spans of the texts of lines with consecutive letters, given as (match, start of line); [] if too few marks have a
+    sign, or if cases are mixed."""
     if not rows:
         return []
     signs = [match["bare"] is None for match, _ in rows]
@@ -95,7 +95,7 @@ def _taken(text: str, rows: list[tuple[re.Match, int]]) -> list[Span]:
 
 
 def _within_lines(text: str) -> Iterator[list[Span]]:
-    """Lists whose marks are all of one kind, several in a line or one."""
+    """Lists whose marks are all of one kind, with one or more per line."""
     for kind in MARKS:
         marks = list(kind.finditer(text))
         for number, mark in enumerate(marks):
@@ -104,7 +104,7 @@ def _within_lines(text: str) -> Iterator[list[Span]]:
 
 
 def _begins(text: str, mark: re.Match) -> bool:
-    """Whether a mark stands where a line or a sentence begins; behind a comma only with a bracket ("A. Smith")."""
+    """True if a mark is at the start of a line or a sentence; after a comma only with a bracket ("A. Smith")."""
     before = text[: mark.start()].rstrip(" \t*•>-")
     if not before or before[-1] in "\n:;?!。；":
         return True
@@ -113,12 +113,12 @@ def _begins(text: str, mark: re.Match) -> bool:
 
 
 def _has_header(text: str, end: int) -> bool:
-    """Whether "Options:" or the like stands before a position."""
+    """True if "Options:" or a similar header precedes a position."""
     return bool(HEADER.search(text[:end].rstrip()[-40:]))
 
 
 def _run(text: str, marks: list[re.Match]) -> list[Span]:
-    """Spans of the texts after consecutive letters, each up to the next letter or the end of its line."""
+    """Spans of the texts after consecutive letters, each up to the next letter or the end of the line."""
     spans, inside = [], False
     for index, mark in enumerate(marks):
         following = marks[index + 1] if index + 1 < len(marks) else None
@@ -128,7 +128,7 @@ def _run(text: str, marks: list[re.Match]) -> list[Span]:
         spans.append(_trimmed(text, mark.end(), following.start() if same_line else end))
         in_turn = following is not None and following[1].upper() == LETTERS[index + 1 : index + 2]
         if same_line and not in_turn:
-            return []  # a text that speaks of letters
+            return []  # letters mentioned in running text
         inside |= same_line
         if not in_turn or not (same_line or BETWEEN.fullmatch(text, end, following.start())):
             break
@@ -141,30 +141,30 @@ def _run(text: str, marks: list[re.Match]) -> list[Span]:
 
 def _is_prose(text: str, spans: list[Span]) -> bool:
     texts = [text[start:end] for start, end in spans]
-    return bool(OTHER_SENTENCE.search(texts[-1])) or any(JOINED.search(each) for each in texts[:-1])
+    return bool(OTHER_SENTENCE.search(texts[-1])) or any(JOINED.search(other) for other in texts[:-1])
 
 
 def _without_instruction(text: str, span: Span) -> Span:
     start, end = span
-    found = INSTRUCTION.search(text, start, end)
-    return _trimmed(text, start, found.start() if found and found.start() > start else end)
+    match = INSTRUCTION.search(text, start, end)
+    return _trimmed(text, start, match.start() if match and match.start() > start else end)
 
 
 def _trimmed(text: str, start: int, end: int) -> Span:
-    """A span without the blanks, separators and the "or" around its text."""
+    """Span without surrounding blanks, separators and "or"."""
     part = re.sub(r"(?<=[\s,;])or$|或$", "", text[start:end].rstrip()).rstrip(SEPARATORS)
     return start + len(part) - len(part.lstrip()), start + len(part)
 
 
 def locate(prompt: str, options: tuple[str, ...]) -> list[Span] | None:
-    """(start, end) of the text of each option after its letter, in a prompt that shows all of them in order; the last
-    place where it does. None where it does not."""
-    shown = (
+    """(start, end) of the text of each option after its letter, at the last place of the prompt that has all of them in
+    order; None if there is none."""
+    lettered = (
         rf"{ALONE}\*{{0,2}}{NAME}[(\[<]?[{letter}{letter.lower()}](?:[)\]>.:、*]+\s*|\s+)({_spaced(text)}){_end(text)}"
         for letter, text in zip(LETTERS, options, strict=False)
     )
-    found = list(re.finditer(r"[\s,;.|/、。?*•>-]*(?:\bor\s+|或)?".join(shown), prompt.translate(ASCII)))
-    return [found[-1].span(index + 1) for index in range(len(options))] if found else None
+    matches = list(re.finditer(r"[\s,;.|/、。?*•>-]*(?:\bor\s+|或)?".join(lettered), prompt.translate(ASCII)))
+    return [matches[-1].span(index + 1) for index in range(len(options))] if matches else None
 
 
 def _spaced(text: str) -> str:
@@ -172,17 +172,17 @@ def _spaced(text: str) -> str:
 
 
 def _end(text: str) -> str:
-    """No more of a word; texts of other scripts are written without blanks."""
+    """Pattern for the end of a word; "" for scripts without spaces."""
     return r"(?![A-Za-z0-9_])" if re.search(r"[A-Za-z0-9_]$", text) else ""
 
 
 def append(question: str, options: tuple[str, ...]) -> str:
-    """The question with its options behind it, one a line, as BLINK writes them: "(A) left"."""
+    """Append options to a question, one per line in BLINK's format: "(A) left"."""
     return "\n".join([question, *(f"({letter}) {text}" for letter, text in zip(LETTERS, options, strict=False))])
 
 
 def rewrite(prompt: str, options: tuple[str, ...], replacement: tuple[str, ...]) -> str:
-    """The prompt with other texts behind its letters. Raises ValueError where it does not show `options`."""
+    """Replace the texts of the options in a prompt. Raises ValueError if the prompt does not contain `options`."""
     spans = locate(prompt, options)
     if spans is None:
         raise ValueError(f"the prompt does not show its options {options}: {prompt!r}")
@@ -208,8 +208,8 @@ ABOVE = re.compile(
 
 
 def names_others(options: tuple[str, ...]) -> bool:
-    """Whether an option names others by letter ("both A and B") or by their place ("none of the above"), so that the
-    options cannot change places. Letters beyond the last option name something else."""
+    """True if an option refers to others by letter ("both A and B") or position ("none of the above"), so that the
+    options cannot be reordered. Letters after the last option are not references."""
     letters = LETTERS[: len(options)]
     for option in (text.translate(ASCII) for text in options):
         pairs = [match.groups() for match in TWO_LETTERS.finditer(option)]

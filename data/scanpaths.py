@@ -1,34 +1,33 @@
-"""Scanpaths from JSON, JSONL and CSV, mapped to the cells of a model's image grid.
+"""Reader of scanpaths in JSON, JSONL and CSV, and their mapping to the cells of a model's image grid.
 
     python -m data.scanpaths --data-root X --count 8 --seed 0
 
-A scanpath belongs to one picture, named by its path below the data root, and is a list of fixations: x, y and, where
-known, `duration` and `time` (any unit of time, the same throughout). x goes to the right and y down.
+A scanpath belongs to one image, given by its path below the data root, and is a list of fixations: x, y and optionally
+`duration` and `time` (any unit of time, the same throughout). x points right and y down.
 
     JSON     {"units": "pixels", "scanpaths": [RECORD, ...]}, or just [RECORD, ...]
     JSONL    one RECORD per line
     CSV      image,x,y[,duration][,time][,units][,viewer][,task][,condition][,trial][,synthetic], one fixation per row;
-             the rows of one image, viewer, task, condition and trial are one scanpath
+             rows with equal image, viewer, task, condition and trial form one scanpath
     RECORD   {"image": "cats/tom.png", "units": "pixels", "fixations": [{"x": 31.5, "y": 80, "duration": 240}, ...]};
              a fixation may also be [x, y], [x, y, duration] or [x, y, duration, time]; further fields: "viewer",
-             "task", "condition", "synthetic" (true where the fixations were generated), "display" [width, height]
+             "task", "condition", "synthetic" (true if the fixations were generated), "display" [width, height]
     ARRAYS   {"name": "tom.jpg", "subject": 1, "task": "chair", "condition": "present", "X": [...], "Y": [...],
-             "T": [...]}: a record as COCO-Search18 and COCO-FreeView have it, and AiR-D and OSIE as distributed for
-             GazeXplain; T is durations. The picture is looked for at <name>, then at <task>/<name>.
+             "T": [...]}: a record of COCO-Search18 and COCO-FreeView, and of AiR-D and OSIE as distributed for
+             GazeXplain; T has durations. The image path is <name>, else <task>/<name>.
 
-A viewer's column or field may also be named subject, participant, observer or user, with or without "_id".
-`units`, in the record, for the whole JSON file, or given by the caller where the file does not state them:
+The column or field of a viewer may also be named subject, participant, observer or user, with or without "_id".
+`units` are stated in the record, for the whole JSON file, or by the caller if the file does not state them:
 
-    pixels     of the original picture (upright, as shown), from the outer edge of its top left pixel
-    fractions  of its width and height, 0 to 1; 1 is the last pixel's
+    pixels     of the original image (upright), from the outer edge of its top left pixel
+    fractions  of its width and height, 0 to 1; 1 belongs to the last pixel
     patches    columns and rows of the model's grid; whole numbers are cells, 3.7 lies in cell 3
-    display    pixels of a display that showed the picture letterboxed: scaled to fit and centred. Needs the display's
-               width and height, from the record or the caller. The size of COCO-Search18's is 1680 x 1050.
+    display    pixels of a display with the letterboxed image: scaled to fit and centred. Needs the display's width and
+               height, from the record or the caller. COCO-Search18's display has 1680 x 1050.
 
-As soon as one fixation of a picture carries a time they are sorted by it, and those that carry none, which have no
-place then, are left out. A record or a fixation that cannot be used is left out and named with a reason; the others are
-read. Each picture has one scanpath: the first usable one, of the viewer, task and condition asked for. The others, and
-records without a usable fixation, are left out with their reasons.
+If any fixation of an image has a time, fixations are sorted by time, and those without one are dropped. Unusable
+records and fixations are skipped with a reason. Each image has one scanpath: the first usable one of the chosen viewer,
+task and condition. Further scanpaths, and records without a usable fixation, are skipped with their reasons.
 """
 
 from __future__ import annotations
@@ -47,28 +46,29 @@ import tyro
 
 from data.errors import SampleError, Skip
 from data.folders import root_fault
+from data.geometry import ImageGrid
 from data.twoshapes_scanpaths import generate
 
 UNITS = ("pixels", "fractions", "patches", "display")
 NUMBERED = r"([ _-]?(id|name|no|nr|num|number|index))?"
-CHOICES = {  # fields and columns that tell the scanpaths of one picture apart, and by which a caller may choose
+CHOICES = {  # fields and columns that distinguish the scanpaths of an image and by which a caller may choose
     "viewer": re.compile(f"(viewer|subject|subj|participant|observer|user){NUMBERED}", re.IGNORECASE),
     "task": re.compile(f"task{NUMBERED}", re.IGNORECASE),
     "condition": re.compile(f"condition{NUMBERED}", re.IGNORECASE),
 }
-TRIAL = re.compile(f"(trial|session|run|block|repetition){NUMBERED}", re.IGNORECASE)  # the same, not to choose
+TRIAL = re.compile(f"(trial|session|run|block|repetition){NUMBERED}", re.IGNORECASE)  # not to choose by
 FIXATION_FIELDS = ("x", "y", "duration", "time")
 RECORD_FIELDS = {"image", "units", "display", "fixations", "synthetic", "on", "length", "split"}
 NO_DISPLAY = (
     "X and Y are pixels of a display of unknown size: give --display WIDTH HEIGHT (COCO-Search18: 1680 1050), or"
     " state the units in the record"
 )
-UNREADABLE = "\N{REPLACEMENT CHARACTER}"  # what bytes that are not UTF-8 come out as
+UNREADABLE = "\N{REPLACEMENT CHARACTER}"  # result of decoding bytes that are not UTF-8
 
 
 class Fixation(NamedTuple):
-    """One rest of the eye, in the scanpath's units; `number` counts from 0 in the file; `fault` says why it is of no
-    use, "" where it is, and `duration_fault` why it is of none where durations count."""
+    """One fixation in the scanpath's units; `number` counts from 0 in the record. `fault` is the reason why it is
+    unusable, "" for none, and `duration_fault` why it is unusable where durations count."""
 
     number: int
     x: float | None
@@ -80,10 +80,10 @@ class Fixation(NamedTuple):
 
 
 class Scanpath(NamedTuple):
-    """The fixations on one picture, in order.
+    """Ordered fixations on one image.
 
-    image: path below the data root. units: one of UNITS. display: width and height of the display in pixels, for those
-    units. synthetic: the record states that its fixations were generated.
+    image: path below the data root. units: one of UNITS. display: width and height in pixels, for units "display".
+    synthetic: the record states that its fixations were generated.
     """
 
     image: str
@@ -94,7 +94,7 @@ class Scanpath(NamedTuple):
 
 
 class Cells(NamedTuple):
-    """A scanpath on a model's grid: `points` (x, y), or (x, y, weight), in cells; `dropped` names what was left out."""
+    """Scanpath on a model's grid: `points` (x, y) or (x, y, weight) in cells, and the `dropped` fixations."""
 
     points: list[tuple]
     dropped: list[Skip]
@@ -102,10 +102,9 @@ class Cells(NamedTuple):
 
 @dataclass(frozen=True)
 class Scanpaths:
-    """The usable scanpaths of one file by picture (path below `root`), and what was left out.
+    """Usable scanpaths of one file by image (path below `root`), and the skipped records.
 
-    names: by "viewer", "task" and "condition", those that occur in the file. unread: its fields and columns that are
-    not read.
+    names: values of "viewer", "task" and "condition" in the file. unread: its fields and columns that are not read.
     """
 
     root: Path
@@ -115,7 +114,7 @@ class Scanpaths:
     unread: tuple[str, ...] = ()
 
     def of(self, image: str | Path) -> Scanpath:
-        """The scanpath of the picture that lies at the path `image`. Raises SampleError where there is none."""
+        """Scanpath of the image at path `image`. Raises SampleError if there is none."""
         path = Path(image).resolve()
         name = path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
         if name not in self.by_image:
@@ -130,17 +129,16 @@ def read(
     path: str | Path, root: str | Path | None = None, units: str | None = None,
     display: tuple[float, float] | None = None, **chosen: str | None,
 ) -> Scanpaths:  # fmt: skip
-    """The scanpaths of a file (.json, .jsonl or .csv) for the pictures below `root` (default: the file's folder).
+    """Read the scanpaths of a file (.json, .jsonl or .csv) for images below `root` (default: the file's folder).
 
-    units: pixels, fractions or patches, for a file that does not state its own. display: width and height in pixels,
-    for a file in the pixels of a display. chosen: `viewer`, `task`, `condition`, to read no other's scanpaths.
-    Raises FileNotFoundError for a missing file and ValueError for one that is broken as a whole, of another kind, or
-    lacks the columns.
+    units: pixels, fractions or patches, for a file that does not state its units. display: width and height in pixels,
+    for a file in display pixels. chosen: `viewer`, `task`, `condition`, to read only these scanpaths. Raises
+    FileNotFoundError for a missing file, ValueError for an invalid file, another file type or missing columns.
     """
     path = Path(path)
     root = Path(path.parent if root is None else root).resolve()
-    asked = _Asked(units, display, {name: value for name, value in chosen.items() if value is not None})
-    asked.check()
+    request = _Request(units, display, {name: value for name, value in chosen.items() if value is not None})
+    request.check()
     if path.suffix.lower() not in READERS:
         raise ValueError(f"{path} is of no known kind; scanpaths come as {', '.join(READERS)}")
     if not path.is_file():
@@ -154,7 +152,7 @@ def read(
                 for name, known in names.items():
                     known[label(record, name)] = None
             try:
-                scanpath = _scanpath(record, root, asked)
+                scanpath = _scanpath(record, root, request)
                 if scanpath.image in found:
                     raise SampleError("image has a scanpath already")
                 found[scanpath.image] = scanpath
@@ -167,15 +165,15 @@ def read(
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What a caller of `read` states of a file, and which of its scanpaths it wants."""
+class _Request:
+    """Arguments of `read`: units and display of a file, and the choice among its scanpaths."""
 
     units: str | None
     display: tuple[float, float] | None
     chosen: dict[str, str]
 
     def check(self) -> None:
-        """Raises ValueError for settings that cannot work."""
+        """Raise ValueError for invalid settings."""
         if self.units is not None and self.units not in UNITS[:3]:
             raise ValueError(f"units {self.units!r} are unknown; choose {', '.join(UNITS[:3])}")
         if unknown := set(self.chosen) - set(CHOICES):
@@ -189,13 +187,13 @@ class _Asked:
 
 
 def label(record: dict, choice: str) -> str:
-    """The viewer, task or condition that a record names, "" where it names none."""
+    """Viewer, task or condition of a record, "" for none."""
     values = (value for name, value in record.items() if isinstance(name, str) and CHOICES[choice].fullmatch(name))
     return "/".join(str(value).strip() for value in values if value is not None)
 
 
 def _unread(record: dict) -> Iterator[str]:
-    """Names of the fields of a record, and of its fixations, that are not read."""
+    """Names of unread fields of a record and of its fixations."""
     fixations = record.get("fixations")
     items = fixations if isinstance(fixations, list) else []
     fields = {name for item in items if isinstance(item, dict) for name in item}
@@ -235,8 +233,8 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, object]]:
 
 
 def _read_csv(path: Path) -> Iterator[tuple[str, object]]:
-    """One record per image, viewer, task, condition and trial, in the order of their first rows; a row that does not
-    fit is a record of its own."""
+    """One record per image, viewer, task, condition and trial, in the order of their first rows; an invalid row is a
+    separate record with a SampleError."""
     rows = _csv_rows(path)
     header = [name.strip() for name in next(rows, (1, None))[1] or []]
     if missing := [name for name in ("image", "x", "y") if header.count(name) != 1]:
@@ -257,8 +255,8 @@ def _read_csv(path: Path) -> Iterator[tuple[str, object]]:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, list[str] | None]]:
-    """(number of its last line, counted from 1; cells) of each row that is not blank; None for one that is broken."""
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as lines:  # spreadsheets write a mark in front
+    """(number of the last line, from 1; cells) of each non-blank row; cells are None for an invalid row."""
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as lines:  # spreadsheets write a byte order mark
         rows = csv.reader(lines, strict=True)
         while True:
             try:
@@ -272,7 +270,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str] | None]]:
 
 
 def _row_fault(header: list[str], row: list[str] | None, cells: dict, known: dict | None) -> str:
-    """Reason why a CSV row cannot be used, "" where it can; `known` is the record that it would belong to."""
+    """Reason why a CSV row is unusable, "" for none; `known` is the record that it would belong to."""
     if row is None:
         return "line is not valid CSV"
     if any(UNREADABLE in cell for cell in row):
@@ -292,7 +290,7 @@ def _name_of(record: object) -> str:
     return f" ({name!r})" if isinstance(name, str) and name else ""
 
 
-def _scanpath(record: object, root: Path, asked: _Asked) -> Scanpath:
+def _scanpath(record: object, root: Path, request: _Request) -> Scanpath:
     if isinstance(record, SampleError):
         raise record
     if not isinstance(record, dict):
@@ -300,28 +298,28 @@ def _scanpath(record: object, root: Path, asked: _Asked) -> Scanpath:
     image = record.get("image", record.get("name"))
     if not isinstance(image, str) or not image.strip():
         raise SampleError("no image name")
-    for name, wanted in asked.chosen.items():
+    for name, wanted in request.chosen.items():
         if label(record, name) != wanted:
             raise SampleError(f"not the {name} asked for")
     fixations = _from_arrays(record) if _is_arrays(record) else record.get("fixations")
     if not isinstance(fixations, list):
         raise SampleError("no list of fixations")
-    units, display = _units(record, asked)
-    found = _in_order(fixations)
-    if all(fixation.fault for fixation in found):
-        raise SampleError(found[0].fault if found else "no fixation")
-    # files of earlier versions of data.twoshapes_scanpaths have no "synthetic", but name the target that the gaze is on
+    units, display = _units(record, request)
+    ordered = _in_order(fixations)
+    if all(fixation.fault for fixation in ordered):
+        raise SampleError(ordered[0].fault if ordered else "no fixation")
+    # files of earlier versions of data.twoshapes_scanpaths have the target "on" instead of "synthetic"
     synthetic = str(record.get("synthetic", "on" in record)).lower() in ("true", "1", "yes")
-    return Scanpath(_picture(root, image.strip(), record.get("task")), units, found, display, synthetic)
+    return Scanpath(_picture(root, image.strip(), record.get("task")), units, ordered, display, synthetic)
 
 
 def _is_arrays(record: dict) -> bool:
-    """Whether a record has one array per coordinate in place of a list of fixations."""
+    """True if a record has one array per coordinate instead of a list of fixations."""
     return "fixations" not in record and ("X" in record or "Y" in record)
 
 
 def _from_arrays(record: dict) -> list[list]:
-    """Fixations [x, y] or [x, y, duration] of a record with the arrays X, Y and perhaps T."""
+    """Fixations [x, y] or [x, y, duration] of a record with arrays X, Y and optionally T."""
     arrays = [record.get(name) for name in "XYT" if name in "XY" or record.get(name) is not None]
     if not all(isinstance(array, list) for array in arrays):
         raise SampleError("X, Y or T is no list")
@@ -330,20 +328,20 @@ def _from_arrays(record: dict) -> list[list]:
     return [list(fixation) for fixation in zip(*arrays, strict=True)]
 
 
-def _units(record: dict, asked: _Asked) -> tuple[str, tuple[float, float] | None]:
-    """The units of a record and, for "display", the display's width and height."""
+def _units(record: dict, request: _Request) -> tuple[str, tuple[float, float] | None]:
+    """Units of a record and, for "display", the display's width and height."""
     stated, display = record.get("units"), record.get("display")
     if stated is not None and stated not in UNITS:
         raise SampleError("unknown units")
     if display is not None and not _is_size(display):
         raise SampleError("display is no width and height")
-    display = asked.display if display is None else tuple(display)
-    if asked.display and display != tuple(asked.display):
+    display = request.display if display is None else tuple(display)
+    if request.display and display != tuple(request.display):
         raise SampleError("display is not the one asked for")
-    if asked.units and stated and asked.units != stated or asked.display and stated not in (None, "display"):
+    if request.units and stated and request.units != stated or request.display and stated not in (None, "display"):
         raise SampleError("units are not the ones asked for")
-    # --units pixels alone is no statement on arrays: display pixels may lie inside the picture by chance
-    assumed = asked.units if not (_is_arrays(record) and asked.units == "pixels") else None
+    # --units pixels is not accepted for arrays: display pixels may lie inside the image by chance
+    assumed = request.units if not (_is_arrays(record) and request.units == "pixels") else None
     units = stated or ("display" if display else assumed)
     if units is None:
         raise SampleError(NO_DISPLAY if _is_arrays(record) else "units are not stated")
@@ -353,14 +351,14 @@ def _units(record: dict, asked: _Asked) -> tuple[str, tuple[float, float] | None
 
 
 def _is_size(size: object) -> bool:
-    """Whether this is a width and a height, two finite numbers above 0."""
+    """True for a width and a height: two finite numbers above 0."""
     if not isinstance(size, list | tuple) or len(size) != 2:
         return False
     return all(isinstance(side, int | float) and not isinstance(side, bool) and 0 < side < math.inf for side in size)
 
 
 def _picture(root: Path, image: str, task: object) -> str:
-    """The picture's path below the root; where it is missing there, that in the task's folder, if it is there."""
+    """Path of the image below the root, or in the task's folder if only that exists."""
     path = _below(root, image)
     if isinstance(task, str) and task.strip() and not (root / path).is_file():
         of_task = _below(root, f"{task.strip()}/{image}")
@@ -369,9 +367,9 @@ def _picture(root: Path, image: str, task: object) -> str:
 
 
 def _below(root: Path, image: str) -> str:
-    """The picture's path below the root, links followed, with forward slashes."""
+    """Path of the image below the root, with links resolved and forward slashes."""
     try:
-        image.encode()  # a name that no UTF-8 text can hold could not be reported either
+        image.encode()  # a name that is not valid Unicode could not be reported
         path = (root / image).resolve()
     except (OSError, ValueError, RuntimeError) as error:  # a null byte, a loop of links
         raise SampleError("image name is no path") from error
@@ -383,13 +381,13 @@ def _below(root: Path, image: str) -> str:
 
 
 def _in_order(raw: list) -> tuple[Fixation, ...]:
-    """Fixations sorted by time where any carries one; those without then have no place, and go last as faults."""
+    """Fixations, sorted by time if any has one; those without a time are then appended as faults."""
     fixations = [_fixation(number, item) for number, item in enumerate(raw)]
     if all(fixation.time is None for fixation in fixations):
         return tuple(fixations)
     timed = sorted((f for f in fixations if f.time is not None), key=lambda fixation: fixation.time)
-    lost = (f._replace(fault=f.fault or "no time, though others have one") for f in fixations if f.time is None)
-    return (*timed, *lost)
+    untimed = (f._replace(fault=f.fault or "no time, though others have one") for f in fixations if f.time is None)
+    return (*timed, *untimed)
 
 
 def _fixation(number: int, item: object) -> Fixation:
@@ -399,18 +397,18 @@ def _fixation(number: int, item: object) -> Fixation:
         return Fixation(number, math.nan, math.nan, None, None, "not a fixation")
     numbers, faults = {}, {}
     for name in FIXATION_FIELDS:
-        numbers[name], wrong = _number(item.get(name))
-        if wrong:
-            faults[name] = f"{name} is {wrong}"
+        numbers[name], fault = _number(item.get(name))
+        if fault:
+            faults[name] = f"{name} is {fault}"
     if (numbers["duration"] or 0) < 0:
         faults["duration"] = "duration is negative"
-    lasting = faults.pop("duration", "")
+    duration_fault = faults.pop("duration", "")
     fault = next(iter(faults.values()), "no x or no y" if None in (numbers["x"], numbers["y"]) else "")
-    return Fixation(number, **numbers, fault=fault, duration_fault=lasting)
+    return Fixation(number, **numbers, fault=fault, duration_fault=duration_fault)
 
 
 def _number(value: object) -> tuple[float | None, str]:
-    """(finite number or None, what is wrong with it); None alone is merely absent."""
+    """(finite number or None, fault); (None, "") for an absent value."""
     if value is None:
         return None, ""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
@@ -424,15 +422,13 @@ def _number(value: object) -> tuple[float | None, str]:
     return (number, "") if math.isfinite(number) else (None, "not finite")
 
 
-def to_cells(scanpath: Scanpath, grid, trajectory: bool = False, by_duration: bool = False) -> Cells:
-    """The cells that a scanpath visits, in order, one entry per fixation that the model can see.
+def to_cells(scanpath: Scanpath, grid: ImageGrid, trajectory: bool = False, by_duration: bool = False) -> Cells:
+    """Map a scanpath to cells in order, one entry per fixation inside the model's grid.
 
-    grid: the picture's `data.geometry.ImageGrid`, or anything with `rows, cols, width, height` and `cell_at(x, y)`.
-    trajectory: between consecutive fixations also the cells on the line (`line`), each once per line. A fixation that
-    was dropped interrupts the path, since the way past it is unknown.
-    by_duration: points become (x, y, duration); a fixation without a duration > 0 is dropped, and a cell on a line has
-    the shorter duration of its two ends. Masks use weights as `models/gaze.py` says: Gaussians are summed with them,
-    the connected decay of a point is scaled by them, windows are what they are.
+    trajectory: adds the cells on the line between consecutive fixations (`line`), each once per line. A dropped
+    fixation interrupts the path. by_duration: points are (x, y, duration); fixations without a duration > 0 are
+    dropped, and a cell on a line has the shorter duration of its two ends. `models/gaze.py` defines the weights of a
+    mask: Gaussians are summed with them, the connected decay of a point is scaled by them, windows ignore them.
     """
     points, dropped, last = [], [], None
     for fixation in scanpath.fixations:
@@ -449,8 +445,10 @@ def to_cells(scanpath: Scanpath, grid, trajectory: bool = False, by_duration: bo
     return Cells(points, dropped)
 
 
-def _cell(scanpath: Scanpath, fixation: Fixation, grid, by_duration: bool) -> tuple[tuple[int, int] | None, str]:
-    """((x, y) in cells, "") of a fixation, or (None, the reason it is dropped for)."""
+def _cell(
+    scanpath: Scanpath, fixation: Fixation, grid: ImageGrid, by_duration: bool
+) -> tuple[tuple[int, int] | None, str]:
+    """((x, y) in cells, "") of a fixation, or (None, reason) if it is dropped."""
     units = scanpath.units
     if fixation.fault:
         return None, fixation.fault
@@ -473,9 +471,9 @@ def _cell(scanpath: Scanpath, fixation: Fixation, grid, by_duration: bool) -> tu
 
 
 def from_display(x: float, y: float, display: tuple[float, float], size: tuple[int, int]) -> tuple[float, float]:
-    """Pixel (x, y) of a picture of `size` (width, height) that a display shows letterboxed, scaled to fit and centred.
+    """Map a display pixel (x, y) to a pixel of an image of `size` (width, height), scaled to fit and centred.
 
-    (x, y) and `display` are in pixels of the display; on its bars the result lies outside the picture.
+    `display` is its (width, height) in pixels; points on the letterbox bars map to points outside the image.
     """
     scale = min(display[0] / size[0], display[1] / size[1])
     left, top = ((whole - scale * side) / 2 for whole, side in zip(display, size, strict=True))
@@ -483,22 +481,21 @@ def from_display(x: float, y: float, display: tuple[float, float], size: tuple[i
 
 
 def _pixel(fraction: float, size: int) -> float:
-    """A fraction of so many pixels; 1, the picture's very edge, still lies in the last one."""
+    """Pixel coordinate of a fraction of `size` pixels; 1, the image border, belongs to the last pixel."""
     return math.nextafter(size, 0) if fraction == 1 else fraction * size
 
 
 def line(start: tuple[int, int], end: tuple[int, int]) -> list[tuple[int, int]]:
-    """Cells (x, y) strictly between two cells that the straight line between their centres crosses, in order.
+    """Cells (x, y) strictly between two cells, on the straight line between their centres, in order.
 
-    A supercover line: every cell whose inside is crossed, however briefly. Where the line passes exactly through a
-    corner it goes on diagonally, and the two cells that it merely touches are left out. Whole numbers only, so the way
-    back crosses the same cells.
+    Supercover line: every cell whose interior is crossed. Where the line passes exactly through a corner it continues
+    diagonally, without the two cells that it only touches. Integer arithmetic, so the reverse line has the same cells.
     """
     (x, y), (width, height) = start, (abs(end[0] - start[0]), abs(end[1] - start[1]))
     right, down = (1 if end[0] > start[0] else -1), (1 if end[1] > start[1] else -1)
     cells, across, along = [], 0, 0
     while (across, along) != (width, height):
-        # The next column begins (1 + 2 across) / (2 width) along the line, the next row (1 + 2 along) / (2 height).
+        # The next column starts at (1 + 2 across) / (2 width) of the line, the next row at (1 + 2 along) / (2 height).
         column, row = (1 + 2 * across) * height, (1 + 2 * along) * width
         across, along = across + (column <= row), along + (row <= column)
         cells.append((x + right * across, y + down * along))
@@ -507,18 +504,18 @@ def line(start: tuple[int, int], end: tuple[int, int]) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Config:
-    """Write scanpaths over the shapes of a two-shapes set: on the first, on the second, and on the background."""
+    """Write synthetic scanpaths for a two-shapes set: on the first shape, the second shape and the background."""
 
     data_root: Path
-    """A folder made by `python -m data.twoshapes`; the three files are written into it."""
+    """Folder made by `python -m data.twoshapes`; the three files are written into it."""
     count: int = 8
-    """Fixations per picture."""
+    """Fixations per image."""
     seed: int = 0
-    """The same seed writes the same bytes."""
+    """Random seed; equal seeds give equal bytes."""
     jitter: float = 0.5
-    """Deviation of the fixations around a shape's centre, in halves of its shorter side."""
+    """Standard deviation of fixations around a shape's centre, in halves of its shorter side."""
     clearance: float = 0.1
-    """Distance of background fixations from both shapes' boxes, as a share of the picture's side."""
+    """Minimum distance of background fixations from both boxes, as a share of the image side."""
 
 
 def main(config: Config) -> int:

@@ -1,9 +1,9 @@
-"""The coloured shapes every generator draws: vocabulary, geometry and rasteriser, after the ShapeWorld pictures.
+"""Coloured shapes of all generators: vocabulary, geometry and rasteriser, as in ShapeWorld.
 
-All lengths are fractions of ShapeWorld's world; x to the right, y down. A shape is an outline in the local box
-[-1, 1]^2, scaled by its half extents, rotated about the middle of that box and moved to its centre. The picture shows
-the world with a margin of two pixels on every side (`to_pixels`), and a shape fades over one pixel outside its outline;
-both as in ShapeWorld's own rasteriser, so that its pictures are reproduced from their world models.
+Lengths are fractions of ShapeWorld's world; x points right, y down. A shape is an outline in the local box [-1, 1]^2,
+scaled by its half extents, rotated about the centre of that box and moved to its position. The image shows the world
+with a margin of two pixels on every side (`to_pixels`), and the opacity of a shape falls to 0 over one pixel outside
+its outline; both as in ShapeWorld's rasteriser, so its images are reproduced from their world models.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ COLOURS: dict[str, tuple[float, float, float]] = {
 }
 SHAPES: tuple[str, ...] = ("circle", "ellipse", "triangle", "square", "rectangle", "pentagon", "semicircle", "cross")
 
-# height / width of the local box; ellipses and rectangles draw theirs from ASPECT_RANGE
+# height / width of the local box; for ellipses and rectangles drawn from ASPECT_RANGE
 ASPECTS: dict[str, float] = {
     "circle": 1.0,
     "triangle": 3**0.5 / 2,
@@ -36,17 +36,17 @@ ASPECTS: dict[str, float] = {
 }
 ASPECT_RANGE = (0.335, 0.5)
 CROSS_ARM = 1 / 3  # half width of a bar
-MARGIN = 2  # pixels of the picture outside the world, on every side
-CURVE_POINTS = 48  # at 100 px the polygon of the largest circle stays within 0.03 px of the curve
+MARGIN = 2  # pixels around the world, on every side
+CURVE_POINTS = 48  # at 100 px the polygon of the largest circle deviates from the curve by at most 0.03 px
 
 
 def to_pixels(points: np.ndarray, side: int) -> np.ndarray:
-    """World fractions -> continuous pixel coordinates of a picture of `side` pixels (pixel i spans [i, i + 1))."""
+    """World fractions -> continuous pixel coordinates of an image of `side` pixels (pixel i spans [i, i + 1))."""
     return (np.asarray(points) * side + MARGIN) * (side - 1) / (side + 2 * MARGIN) + 0.5
 
 
 def to_world(pixels: np.ndarray, side: int) -> np.ndarray:
-    """Continuous pixel coordinates -> world fractions; undoes `to_pixels`."""
+    """Continuous pixel coordinates -> world fractions; inverse of `to_pixels`."""
     return ((np.asarray(pixels) - 0.5) * (side + 2 * MARGIN) / (side - 1) - MARGIN) / side
 
 
@@ -54,7 +54,7 @@ def to_world(pixels: np.ndarray, side: int) -> np.ndarray:
 def unit_outline(shape: str) -> np.ndarray:
     """Outline [point, 2] of `shape` in its local box [-1, 1]^2, before scaling and rotation.
 
-    Raises ValueError for a name that is none of SHAPES.
+    Raises ValueError for a name that is not in SHAPES.
     """
     if shape in ("circle", "ellipse"):
         turns = np.linspace(0, 1, CURVE_POINTS, endpoint=False)
@@ -80,8 +80,8 @@ def unit_outline(shape: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Shape:
-    """One shape of a picture. Lengths are fractions of the world; `x`, `y` are the middle of the local box, which for
-    a rotated triangle, pentagon or semicircle is not the middle of its bounding box."""
+    """One shape of an image. Lengths are fractions of the world; `x`, `y` are the centre of the local box, which for a
+    rotated triangle, pentagon or semicircle differs from the centre of its bounding box."""
 
     colour: str
     shape: str
@@ -116,11 +116,11 @@ class Shape:
         return (local * (self.width, self.height)) @ turn + (self.x, self.y)
 
     def outline(self) -> np.ndarray:
-        """Closed polygon [point, 2], the last point not repeated."""
+        """Closed polygon [point, 2] without a repeated last point."""
         return self.place(unit_outline(self.shape))
 
     def pieces(self) -> list[np.ndarray]:
-        """Convex, clockwise polygons that make up the shape: itself, or the two bars of a cross."""
+        """Convex, clockwise polygons whose union is the shape: its outline, or the two bars of a cross."""
         if self.shape != "cross":
             return [self.outline()]
         bar = unit_outline("rectangle")
@@ -142,8 +142,10 @@ def sample_shape(
     shade: tuple[float, float] = (-0.4, 0.4),
     centre: tuple[float, float] = (0.5, 0.5),
 ) -> Shape:
-    """A shape of random size, aspect, rotation and shade (uniform in the given ranges) at `centre`; colour and kind are
-    random where not given. The default ranges are those measured on ShapeWorld's two-shape pictures."""
+    """Draw a shape with size, aspect, rotation and shade uniform in the given ranges, at `centre`.
+
+    Colour and kind are random if None. The default ranges were measured on ShapeWorld's two-shape images.
+    """
     colour = colour or str(rng.choice(list(COLOURS)))
     shape = shape or str(rng.choice(SHAPES))
     width = rng.uniform(*size)
@@ -157,7 +159,7 @@ def convex_distance(polygon: np.ndarray, points: np.ndarray, reach: float) -> np
     edge = np.roll(polygon, -1, 0) - polygon
     normal = np.stack([edge[:, 1], -edge[:, 0]], 1) / np.linalg.norm(edge, axis=1, keepdims=True)
     distance = np.maximum((points @ normal.T - (polygon * normal).sum(1)).max(1), 0)
-    near = np.flatnonzero((distance > 0) & (distance < reach))  # round the corners off: nearest point of any edge
+    near = np.flatnonzero((distance > 0) & (distance < reach))  # rounded corners: nearest point of any edge
     to_point = points[near, None] - polygon
     along = np.clip((to_point * edge).sum(-1) / (edge**2).sum(-1), 0, 1)
     distance[near] = np.sqrt(((to_point - along[..., None] * edge) ** 2).sum(-1).min(-1))
@@ -165,7 +167,7 @@ def convex_distance(polygon: np.ndarray, points: np.ndarray, reach: float) -> np
 
 
 def coverage(shape: Shape, side: int) -> tuple[tuple[slice, slice], np.ndarray]:
-    """Where `shape` falls in a picture of `side` pixels: (rows, columns) and the opacity there, 0..1."""
+    """Window (rows, columns) of `shape` in an image of `side` pixels, and its opacity there, 0..1."""
     outline = shape.outline()
     low = np.clip(np.floor(to_pixels(outline.min(0), side)).astype(int) - 1, 0, side)
     high = np.clip(np.ceil(to_pixels(outline.max(0), side)).astype(int) + 1, 0, side)
@@ -178,7 +180,7 @@ def coverage(shape: Shape, side: int) -> tuple[tuple[slice, slice], np.ndarray]:
 
 
 def draw(shapes: list[Shape], side: int, background: tuple[float, float, float] = (0, 0, 0)) -> Image.Image:
-    """RGB picture, side x side; later shapes cover earlier ones. `background` is rgb in 0..1."""
+    """Draw an RGB image, side x side; later shapes cover earlier ones. `background` is rgb in 0..1."""
     pixels = np.empty((side, side, 3))
     pixels[:] = background
     for shape in shapes:
@@ -188,7 +190,7 @@ def draw(shapes: list[Shape], side: int, background: tuple[float, float, float] 
 
 
 def mask(shape: Shape, side: int) -> np.ndarray:
-    """Pixels that `shape` covers by more than half, bool [side, side]."""
+    """Mask of the pixels that `shape` covers by more than half, bool [side, side]."""
     covered = np.zeros((side, side), bool)
     window, opacity = coverage(shape, side)
     covered[window] = opacity > 0.5

@@ -1,9 +1,7 @@
-"""Files of question records: JSON, JSONL, parquet, CSV, TSV, a folder of these, or a data set of the hub.
+"""Readers of question records: JSON, JSONL, parquet, CSV, TSV, a folder of these, or a data set of the hub.
 
-A record comes with the place where it stands and its number there, counted from 0 without blank lines, so that the
-number is the same in every kind of file.
-
-Values of a record's fields as data sets write them: lists as text, empty cells as NaN.
+A record has its location and its number in the file, from 0 without blank lines, so that the number does not depend on
+the file type. `is_missing`, `parsed` and `as_list` handle field values: empty cells as NaN, lists as text.
 """
 
 from __future__ import annotations
@@ -24,15 +22,15 @@ PUBLISHED = {
 }
 WRAPPERS = ("data", "annotations", "examples", "items", "records", "questions")
 HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+?)(:(?P<split>[\w.-]+))?")
-SPLITS = ("validation", "val", "test", "train")  # of a hub set, in order of preference: BLINK hides its test answers
-QUESTIONS = ("question", "prompt", "conversations", "messages")  # columns, one of which a table of questions has
-CELL = 2**30  # characters of a cell of a table; pictures in base64 are large
-ROWS = 16  # of a parquet file in memory at a time; pictures are large
+SPLITS = ("validation", "val", "test", "train")  # preferred first; BLINK's test answers are not public
+QUESTIONS = ("question", "prompt", "conversations", "messages")  # columns, of which a table of questions needs one
+CELL = 2**30  # maximum characters per table cell; base64 images are large
+ROWS = 16  # rows per batch of a parquet file; images are large
 
 
 class Record(NamedTuple):
-    """`where` names it to people ("line 3"); `id` is its number, for records that have none of their own; `fault` says
-    why there is no content, "" where there is."""
+    """Record of a file: `where` is its location for the user ("line 3"), `id` its number, used if the record has no id,
+    `fault` the reason for missing content, "" for none."""
 
     where: str
     id: str
@@ -41,9 +39,9 @@ class Record(NamedTuple):
 
 
 def find(dataset: str, data_root: str | Path | None) -> tuple[Path | None, dict[str, Path]]:
-    """(data root, {label: file}) of a data set, or (None, {}) for one of the hub; a single file's label is "".
+    """Find a data set: (data root, {label: file}), or (None, {}) for the hub; the label of a single file is "".
 
-    Raises ValueError or FileNotFoundError where there is nothing of that name.
+    Raises ValueError or FileNotFoundError if there is no data set of that name.
     """
     if dataset in PUBLISHED:
         if data_root is None:
@@ -53,7 +51,7 @@ def find(dataset: str, data_root: str | Path | None) -> tuple[Path | None, dict[
     if not path.exists() and data_root is not None and Path(data_root, dataset).exists():
         path = Path(data_root, dataset)
     if path.is_dir():
-        files = sorted(found for found in path.rglob("*") if found.suffix.lower() in READERS)
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in READERS)
         if not files:
             raise FileNotFoundError(f"{path} holds no file of records ({', '.join(READERS)})")
         return Path(data_root or path), {
@@ -73,21 +71,21 @@ def find(dataset: str, data_root: str | Path | None) -> tuple[Path | None, dict[
 
 
 def _published(dataset: str, root: Path) -> Path:
-    """The published file, also where somebody keeps it as JSON or parquet."""
-    wanted = root / PUBLISHED[dataset]
+    """Published file, or its copy as JSON or parquet."""
+    path = root / PUBLISHED[dataset]
     for suffix in (".jsonl", ".json", ".parquet"):
-        if wanted.with_suffix(suffix).is_file():
-            return wanted.with_suffix(suffix)
+        if path.with_suffix(suffix).is_file():
+            return path.with_suffix(suffix)
     raise FileNotFoundError(
-        f"{wanted} does not exist; make a set in this layout with `python -m data.twoshapes_qa --out-dir {root}`, or"
+        f"{path} does not exist; make a set in this layout with `python -m data.twoshapes_qa --out-dir {root}`, or"
         " pass a file, a folder or a hub id as --dataset"
     )
 
 
 def read_file(path: Path, label: str = "") -> Iterator[Record]:
-    """The records of one file, `label` in front of where they stand and of their ids.
+    """Read the records of one file; `label` is prepended to their locations and ids.
 
-    Raises ValueError, in one sentence, for a file that is broken as a whole.
+    Raises ValueError, a one-line message, for an invalid file.
     """
     try:
         for record in READERS[path.suffix.lower()](path):
@@ -133,13 +131,13 @@ def _read_parquet(path: Path) -> Iterator[Record]:
 
 
 def _read_table(path: Path) -> Iterator[Record]:
-    """Rows of a CSV or TSV file with a header. As VLMEvalKit writes them, `image` may hold the index of another row in
-    place of the same picture once more."""
+    """Rows of a CSV or TSV file with a header. As in VLMEvalKit, `image` may be the index of another row with the same
+    image."""
     pictures: dict[str, str] = {}
-    wanted = {row["image"] for _, row in _rows(path) if isinstance(row, dict) and _is_reference(row.get("image"))}
-    if wanted:
+    referenced = {row["image"] for _, row in _rows(path) if isinstance(row, dict) and _is_reference(row.get("image"))}
+    if referenced:
         rows = (row for _, row in _rows(path) if isinstance(row, dict))
-        pictures = {row["index"]: row["image"] for row in rows if row.get("index") in wanted}
+        pictures = {row["index"]: row["image"] for row in rows if row.get("index") in referenced}
     for number, (where, row) in enumerate(_rows(path)):
         if isinstance(row, str):
             yield Record(where, str(number), None, row)
@@ -154,9 +152,9 @@ def _is_reference(image: str | None) -> bool:
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, str] | str]]:
-    """(lines, cells by column) of a table; in place of the cells of a broken row stands what is wrong with it.
+    """(lines, cells by column) of each row of a table, or (lines, fault) of an invalid row.
 
-    Raises ValueError for a file without a header that names a question.
+    Raises ValueError for a file without a question column in its header.
     """
     csv.field_size_limit(max(CELL, csv.field_size_limit()))
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
@@ -197,9 +195,9 @@ READERS = {
 
 
 def read_hub(dataset: str) -> Iterator[Record]:
-    """The records of a data set of the hub, "owner/name" or "owner/name:split", all its configurations in turn.
+    """Read the records of all configurations of a hub data set, "owner/name" or "owner/name:split".
 
-    Raises ValueError, in one sentence, where it cannot be had.
+    Raises ValueError, a one-line message, if it cannot be loaded.
     """
     _need("datasets", f"{dataset} is a data set of the hub (no file or folder of that name is here)")
     import datasets
@@ -211,7 +209,7 @@ def read_hub(dataset: str) -> Iterator[Record]:
             split = named["split"] or next(filter(parts.__contains__, SPLITS), next(iter(parts)))
             if split not in parts:
                 raise ValueError(f"it has no split {split!r}, only {', '.join(parts)}")
-            table = parts[split].with_format("arrow")  # pictures stay encoded
+            table = parts[split].with_format("arrow")  # keeps images encoded
             rows = (row for batch in table.iter(ROWS) for row in batch.to_pylist())
             for number, row in enumerate(rows):
                 yield Record(f"{configuration}/record {number}", f"{configuration}/{number}", row)
@@ -226,14 +224,14 @@ def _need(package: str, why: str) -> None:
 
 
 def is_missing(value: object) -> bool:
-    """Whether a field holds nothing: None, NaN, "nan" (a NaN cell written as text) or blanks."""
+    """True for an empty field: None, NaN, "nan" (a NaN cell as text) or blanks."""
     if isinstance(value, float):
         return math.isnan(value)
     return value is None or (isinstance(value, str) and value.strip().lower() in ("", "nan"))
 
 
 def parsed(value: object) -> object:
-    """A list or dictionary that a text holds, as JSON or as Python prints it; any other value as it is."""
+    """Parse a list or dictionary in a text, as JSON or as a Python literal; other values are returned unchanged."""
     if not isinstance(value, str) or value.strip()[:1] not in ("[", "{", "("):
         return value
     text = value.strip()
@@ -242,13 +240,13 @@ def parsed(value: object) -> object:
     except (ValueError, RecursionError):
         pass
     try:
-        found = ast.literal_eval(text)
+        literal = ast.literal_eval(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return value
-    return list(found) if isinstance(found, tuple) else found if isinstance(found, list | dict) else value
+    return list(literal) if isinstance(literal, tuple) else literal if isinstance(literal, list | dict) else value
 
 
 def as_list(value: object) -> list:
-    """The items of a list, also of one written as text; any other value alone in a list."""
-    found = parsed(value)
-    return found if isinstance(found, list) else [value]
+    """Items of a list, also of a list as text; any other value as a list of one item."""
+    items = parsed(value)
+    return items if isinstance(items, list) else [value]

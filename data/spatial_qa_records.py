@@ -1,15 +1,12 @@
-"""Contents of a record of a question data set: the question, its options, its gold and its images, whatever its fields
-are called. `data/spatial_qa.py` describes them.
+"""Question, options, gold answer and images of a record, under the field names of several data sets.
 
-Images of a question record and the markers that say where they stand in its text.
+`data/spatial_qa.py` describes the fields. Images come from numbered fields (image_1, image2, img_0, ...) in numeric
+order, else from the first of FIELDS; a field has one image or a list, also a list as text ("['a.png', 'b.png']"). An
+image is a path, bytes as in parquet ({"bytes": ..., "path": ...}), "data:image/png;base64,..." or base64.
 
-Images come from numbered fields (image_1, image2, img_0, ...), in the order of their numbers, else from the first of
-FIELDS; a field holds one image or a list, also a list written as text ("['a.png', 'b.png']"). An image is a path, bytes
-as parquet holds them ({"bytes": ..., "path": ...}), "data:image/png;base64,..." or base64.
-
-Markers are `<image>`, `<image 1>`, `<image_1>`, `<image1>`, `<img1>` and `<|image_1|>`. One with a number stands for
-the field of that number, or for that image of the list, from 1 (from 0 where `<image 0>` occurs); those without stand
-for the images in turn.
+Image markers are `<image>`, `<image 1>`, `<image_1>`, `<image1>`, `<img1>` and `<|image_1|>`. A number refers to the
+field of that number, or to that image of the list, from 1 (from 0 if `<image 0>` occurs); markers without a number
+refer to the images in order.
 """
 
 from __future__ import annotations
@@ -41,8 +38,8 @@ BARE_GOLD = re.compile(r"[(\[]?[A-Ha-h][)\].:]{0,2}(?:\s*[,;/&]\s*[(\[]?[A-Ha-h]
 NUMBERED_LINE = re.compile(r"^[ \t]*\(?(\d{1,2})[).:]", re.MULTILINE)
 
 
-class Asked(NamedTuple):
-    """A record's content; the fields are those of `data.spatial_qa.Question`, `id` is "" where it has none."""
+class Content(NamedTuple):
+    """Content of a record, with the fields of `data.spatial_qa.Question`; `id` is "" for none."""
 
     id: str
     task: str
@@ -53,8 +50,8 @@ class Asked(NamedTuple):
     notes: tuple[str, ...]
 
 
-def understand(content: object, root: Path | None, folder: Path | None) -> Asked:
-    """A record's content; its images' paths are followed below `root`, or beside its file in `folder`.
+def understand(content: object, root: Path | None, folder: Path | None) -> Content:
+    """Extract the content of a record; image paths are below `root`, or in the `folder` of the record's file.
 
     Raises SampleError.
     """
@@ -82,11 +79,11 @@ def understand(content: object, root: Path | None, folder: Path | None) -> Asked
     prompt, options, order = _placed(prompt, options, pictures)
     images = [source(value, pictures.encoded, lambda name: _file(name, root, folder)) for value in pictures.values]
     shown = tuple(images[index] for index in order)
-    return Asked(_text(fields, *IDS), _text(fields, *TASKS), prompt, options, gold, shown, (*notes, *pictures.notes))
+    return Content(_text(fields, *IDS), _text(fields, *TASKS), prompt, options, gold, shown, (*notes, *pictures.notes))
 
 
-def _placed(prompt: str, options: tuple[str, ...], pictures) -> tuple[str, tuple[str, ...], list[int]]:
-    """Prompt and options with the markers of the images as they are shown, and their order. Raises SampleError."""
+def _placed(prompt: str, options: tuple[str, ...], pictures: Pictures) -> tuple[str, tuple[str, ...], list[int]]:
+    """Prompt and options with renumbered image markers, and the order of the images. Raises SampleError."""
     spans = locate(prompt, options) if options else []
     if spans is None:
         raise SampleError("options cannot be told apart in the prompt")
@@ -97,8 +94,7 @@ def _placed(prompt: str, options: tuple[str, ...], pictures) -> tuple[str, tuple
 
 
 def _turns(turns: object) -> tuple[str, str, list, list[str]]:
-    """The first turn of the human, the first answer to it, the images that the turn itself holds, and notes on the
-    turns that are left out."""
+    """First human turn, its first answer, the images inside the turn, and notes on the omitted turns."""
     turns = parsed(turns)
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise SampleError("conversations are no list of turns")
@@ -108,14 +104,14 @@ def _turns(turns: object) -> tuple[str, str, list, list[str]]:
         role = ROLES.get(role.lower()) if isinstance(role, str) else None
         if role and (role != "gpt" or contents["human"]):
             contents[role].append(turn.get("value") or turn.get("content"))
-    asked, images = _content(next(iter(contents["human"]), None))
+    question, images = _content(next(iter(contents["human"]), None))
     answer, _ = _content(next(iter(contents["gpt"]), None))
     left_out = {"system turn is not shown": contents["system"], "later turns are not asked": contents["human"][1:]}
-    return asked, answer, images, [note for note, turns in left_out.items() if turns]
+    return question, answer, images, [note for note, turns in left_out.items() if turns]
 
 
 def _content(content: object) -> tuple[str, list]:
-    """Text and images of a turn; of a list of parts the texts, with a marker for each image."""
+    """Text and images of a turn; for a list of parts the joined texts, with a marker per image."""
     if content is None or isinstance(content, str):
         return _written(content or ""), []
     if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
@@ -135,13 +131,13 @@ def _content(content: object) -> tuple[str, list]:
 
 
 def _with_hints(prompt: str, fields: dict) -> str:
-    """The prompt after the hint that belongs to it, as MMBench asks it."""
+    """Prepend the hint of a record to the prompt, as in MMBench."""
     hints = [hint for name in HINTS if name in fields and (hint := _text(fields, name)) not in prompt]
     return "\n".join([*hints, prompt])
 
 
 def _text(fields: dict, *names: str) -> str:
-    """The first of some fields as text, numbers written out; "" where there is none."""
+    """First existing field as text, numbers converted; "" for none."""
     value = next((fields[name] for name in names if fields.get(name) is not None), "")
     return _written(value)
 
@@ -152,13 +148,13 @@ def _written(value: object) -> str:
     text = str(value).strip()
     try:
         text.encode()
-    except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can hold and no text file can
+    except UnicodeEncodeError as error:  # a lone surrogate, which JSON can contain but a text file cannot
         raise SampleError("text is not valid Unicode") from error
     return text
 
 
 def _options(fields: dict) -> tuple[str, ...]:
-    """Texts of the options that a record states, in a list or a column each; () where it states none."""
+    """Texts of the options in a list or in one column each; () for none."""
     listed, columns = _listed(fields), _columns(fields)
     if listed and columns and listed != columns:
         raise SampleError("options are stated twice and differ")
@@ -177,9 +173,9 @@ def _listed(fields: dict) -> tuple[str, ...]:
 
 
 def _columns(fields: dict) -> tuple[str, ...]:
-    """Texts in columns with the letters or the numbers of the options, which end at the first empty one."""
+    """Texts in columns named by letter or number, up to the first empty one."""
     labels = {name: match[match.lastindex] for name in fields if (match := COLUMN.fullmatch(name))}
-    known = LETTERS[:10] if "A" in labels else ""  # a later letter alone, or one without A, is another column
+    known = LETTERS[:10] if "A" in labels else ""  # other single letters, or letters without A, are unrelated columns
     while known and known[-1] in labels and len(known) < len(LETTERS):
         known = LETTERS[: len(known) + 1]
     labels = {name: label for name, label in labels.items() if len(name) > 1 or name in known}
@@ -187,8 +183,8 @@ def _columns(fields: dict) -> tuple[str, ...]:
 
 
 def _in_turn(fields: dict, labels: dict[object, str]) -> list:
-    """Values of the fields with these labels, letters from A or numbers from 0 or 1, in turn; empty ones are left out
-    at the end. Raises SampleError for a gap."""
+    """Values of the fields with these labels (letters from A, or numbers from 0 or 1) in order, up to the last
+    non-empty one. Raises SampleError for a gap."""
     values = {label.upper(): fields[name] for name, label in labels.items() if not is_missing(fields[name])}
     if len({label.upper() for label in labels.values()}) < len(labels):
         raise SampleError("options are stated twice")
@@ -200,7 +196,7 @@ def _in_turn(fields: dict, labels: dict[object, str]) -> list:
 
 
 def _texts(stated: list) -> tuple[str, ...]:
-    """Stated options as text, without letters of their own. Raises SampleError."""
+    """Options as text, without their letters. Raises SampleError."""
     if len(stated) > len(LETTERS):
         raise SampleError("more than 26 options")
     options = tuple(" ".join(_written(text).split()) for text in stated)
@@ -215,7 +211,7 @@ def _texts(stated: list) -> tuple[str, ...]:
 
 
 def _index(fields: dict) -> object:
-    """The stated index of the right option, a number where it is written as one."""
+    """Stated index of the correct option, converted to int if it is a number as text."""
     index = next((fields[name] for name in INDICES if name in fields), None)
     if isinstance(index, float) and index.is_integer():
         return int(index)
@@ -223,7 +219,7 @@ def _index(fields: dict) -> object:
 
 
 def _open_gold(answer: str, fields: dict, prompt: str) -> str:
-    """The gold of a question without options. Raises SampleError for one that can only mean an option."""
+    """Gold answer of a question without options. Raises SampleError for one that can only refer to an option."""
     if BARE_GOLD.fullmatch(answer):
         raise SampleError("gold is a letter and no options are known")
     if not answer and _index(fields) is not None:
@@ -235,22 +231,22 @@ def _open_gold(answer: str, fields: dict, prompt: str) -> str:
 
 
 def _gold(answer: str, index: object, options: tuple[str, ...]) -> str:
-    """The letter of the right option, stated by an answer, an index from 0, or both; "" where by neither."""
-    named = meant(answer, options)
+    """Letter of the correct option, from an answer, an index from 0, or both; "" for neither."""
+    candidates = meant(answer, options)
     if index is not None:
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(options):
             raise SampleError("index of the gold is no option")
-        if answer and index not in named:
+        if answer and index not in candidates:
             raise SampleError("gold and its index disagree")
-        named = {index}
-    if answer and len(named) != 1:
+        candidates = {index}
+    if answer and len(candidates) != 1:
         absent = "gold is a number that is no option's text" if answer.isdecimal() else "gold is no option"
-        raise SampleError("gold is more than one option" if named else absent)
-    return LETTERS[named.pop()] if named else ""
+        raise SampleError("gold is more than one option" if candidates else absent)
+    return LETTERS[candidates.pop()] if candidates else ""
 
 
 def _check_number(fields: dict, options: tuple[str, ...]) -> None:
-    """Raises SampleError for a gold that is a number, by its type, and as a text another option than as an index."""
+    """Raise SampleError for a gold of type int that, as a text, is another option than as an index."""
     gold = next((fields[name] for name in ANSWERS if name in fields), None)
     if not isinstance(gold, int) or not 0 <= gold < len(options):
         return
@@ -259,8 +255,10 @@ def _check_number(fields: dict, options: tuple[str, ...]) -> None:
 
 
 def meant(answer: str, options: tuple[str, ...]) -> set[int]:
-    """Indices of the options that a gold may stand for: "(B)", "B." and "b" by letter, "left" by text, "B. left" by
-    both. More than one where letter and text differ, or where two options have the same text."""
+    """Indices of the options that match a gold answer: "(B)", "B." and "b" by letter, "left" by text, or both.
+
+    More than one index if letter and text differ, or if two options have the same text.
+    """
     stated = re.fullmatch(r"\(?([A-Za-z])[).:]+\s*(.*)|([A-Za-z])", answer, re.DOTALL)
     texts = {index for index, option in enumerate(options) if _plain(option) == _plain(answer)}
     if not stated:
@@ -277,38 +275,41 @@ def _plain(text: str) -> str:
 
 
 def _file(name: str, root: Path | None, folder: Path | None) -> Path:
-    """The file of that name below the root, below its spatial_reasoning/ (as published), or beside the records."""
+    """File of that name below the root, below its spatial_reasoning/ (as published), or in the records' folder."""
     if root is None:
         raise SampleError("picture missing")
     places = (root, root / "spatial_reasoning", *([folder] if folder and folder.is_relative_to(root) else []))
     try:
         paths = [place / name for place in places]
         faults = [OUTSIDE if Path(name).is_absolute() else root_fault(path, root) for path in paths]
-        found = next((path.resolve() for path in paths if path.is_file()), None)
+        file = next((path.resolve() for path in paths if path.is_file()), None)
     except (OSError, ValueError, RuntimeError) as error:  # a null byte, a name too long, a loop of links
         raise SampleError("picture path is no path") from error
     if any(faults):
         raise SampleError(f"picture {max(faults)}")
-    if found is None:
+    if file is None:
         raise SampleError("picture missing")
-    return found
+    return file
 
 
 FIELDS = ("image", "images", "image_bytes", "image_path", "image_paths", "img_path")
-PATHS = {"image_path": "image", "image_paths": "images", "img_path": "image"}  # names of what the other field holds
+PATHS = {"image_path": "image", "image_paths": "images", "img_path": "image"}  # path -> image field
 NUMBERED = re.compile(r"(?:image|img)[ _-]?(\d+)", re.IGNORECASE)
 PICTURE_NAME = re.compile(r"image|img|picture|photo", re.IGNORECASE)
 MARKER = re.compile(r"<\|?(?:image|img)[ _-]?(\d*)\|?>", re.IGNORECASE)
 LEADING = re.compile(r"(?:\s*<image \d+>)+\s*")
 DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,")
-# First characters of JPEG, PNG, GIF, WebP, BMP, TIFF, AVIF and JPEG 2000 files in base64.
+# First base64 characters of JPEG, PNG, GIF, WebP, BMP, TIFF, AVIF and JPEG 2000 files.
 BASE64 = re.compile(r"(?:/9j/|iVBOR|R0lGOD|UklGR|Qk|SUkq|TU0A|AAAA)[A-Za-z0-9+/\s]+={0,2}\s*")
 SHORT = 64  # characters; a shorter text is a path
 
 
 class Pictures(NamedTuple):
-    """Raw images of a record: `numbers` are those of their fields, None for a list, `encoded` says that texts are
-    base64, `notes` name what the record holds and the model is not shown."""
+    """Raw images of a record.
+
+    numbers: those of their fields, None for a list. encoded: texts are base64. notes: images of the record that are not
+    part of the prompt.
+    """
 
     values: list
     numbers: list[int] | None
@@ -317,7 +318,7 @@ class Pictures(NamedTuple):
 
 
 def pictures_of(fields: dict) -> Pictures:
-    """The images that a record's fields hold. Raises SampleError for a record without one."""
+    """Images in a record's fields. Raises SampleError for none."""
     numbered = sorted((int(match[1]), name) for name in fields if (match := NUMBERED.fullmatch(name)))
     numbered = [(number, name) for number, name in numbered if not is_absent(fields[name])]
     if len({number for number, _ in numbered}) < len(numbered):
@@ -335,14 +336,14 @@ def pictures_of(fields: dict) -> Pictures:
 
 
 def is_absent(value: object) -> bool:
-    """Whether a field holds no image: nothing, a NaN, an empty text or list, or a struct without content."""
+    """True for a field without image: missing, an empty text or list, or a struct without content."""
     if isinstance(value, dict):
         return all(is_absent(part) for part in value.values())
     return is_missing(value) or value in ([], b"", "[]")
 
 
 def _unshown(fields: dict, used: list[str], shown: list) -> tuple[str, ...]:
-    """A note for each other field that holds an image which is not among those shown."""
+    """Note for each other field with an image that is not in `shown`."""
     others = (name for name in fields if name not in used and PATHS.get(name) not in used)
     return tuple(
         f"picture in field {name!r} is not shown"
@@ -361,10 +362,10 @@ def _is_picture(name: str, value: object) -> bool:
 
 
 def renumber(texts: list[str], pictures: Pictures) -> tuple[list[str], list[int]]:
-    """Pieces of one text with their markers as `<image 1>` for the first image shown, and the images, by index, in the
-    order in which they are shown: that of the markers where they name each image once, else that of the record.
+    """Pieces of a text with renumbered markers (`<image 1>` is the first image of the prompt), and the order of images.
 
-    Raises SampleError for a marker of an image that the record has not, and for markers with and without numbers.
+    The order, as indices into the record's images, is that of the markers if they refer to each image once, else that
+    of the record. Raises SampleError for a marker without image, and for markers both with and without numbers.
     """
     marked = [number for text in texts for number in MARKER.findall(text)]
     if "" in marked and any(marked):
@@ -382,7 +383,7 @@ def renumber(texts: list[str], pictures: Pictures) -> tuple[list[str], list[int]
 
 
 def without_leading(prompt: str) -> str:
-    """The prompt without markers that only say that its images, in order, stand in front of it."""
+    """Remove leading markers if they list all images in order and no other marker follows."""
     leading = LEADING.match(prompt)
     if leading is None or MARKER.search(prompt, leading.end()):
         return prompt
@@ -391,7 +392,7 @@ def without_leading(prompt: str) -> str:
 
 
 def source(value: object, encoded: bool, find: Callable[[str], Path]) -> Path | bytes:
-    """The file of an image, which `find` looks for, or its encoded bytes; `encoded`: a text is base64, not a path.
+    """File of an image, located by `find`, or its encoded bytes; `encoded`: a text is base64, not a path.
 
     Raises SampleError.
     """

@@ -1,15 +1,15 @@
-"""Two shapes and a sentence on where they are: reader and generator of the ShapeWorld `spatial_twoshapes` layout.
+"""Reader and generator of the ShapeWorld `spatial_twoshapes` layout: two shapes and a caption with their relation.
 
     python -m data.twoshapes --out-dir X --count 100 --seed 0 --size 100
 
     <data root>/spatial_twoshapes/agreement/relational/shardN/
         caption.txt        one caption per world: "there are two shapes a green rectangle and a blue cross . ..."
-        agreement.txt      one number per world: 1.0 where the caption is true of the world
+        agreement.txt      one number per world: 1.0 if the caption is true
         world_model.json   the worlds: per entity colour, shape, centre, size, rotation, bounding box
         world-I.png        the picture of world I, numbered within its shard
 
-The order of the entities in a world says nothing about the order in its caption, so a caption's shapes are found by
-colour and shape. See data/README.md for what was measured on the published data and how the generated data follow it.
+The order of the entities in a world is independent of the order in its caption, so a caption's shapes are identified by
+colour and shape. data/README.md has the statistics of the published data and of the generated data.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ CAPTION = re.compile(
 )
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 PHRASE = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}
-SIDE = 100  # pixels of a published picture
-LEAST = 32  # pixels; less would leave the smallest shapes a pixel or two
+SIDE = 100  # pixels of a published image
+MIN_SIDE = 32  # pixels; below it the smallest shapes have one or two pixels
 SHARD_SIZE = 100  # worlds
 
-# Measured on the published data: no pair of centres is off by more than 0.05 on the minor axis or nearer than 0.1 on
-# the major one (fractions of the world); otherwise their places are as good as uniform.
+# Published data: offsets of the centres are at most 0.05 on the minor axis and at least 0.1 on the major one (fractions
+# of the world); positions are otherwise close to uniform.
 MAX_MINOR, MIN_MAJOR = 0.05, 0.1
-ATTEMPTS = 50  # second shapes tried in one place before both centres are drawn anew
+ATTEMPTS = 50  # second shapes tried at one place before both centres are redrawn
 
 
 class Entity(NamedTuple):
-    """A shape as the picture shows it; box (left, top, right, bottom) and centre (x, y) in the picture's pixels."""
+    """Shape in an image; box (left, top, right, bottom) and centre (x, y) in pixels of the image."""
 
     colour: str
     shape: str
@@ -63,7 +63,7 @@ class Entity(NamedTuple):
 
 @dataclass(frozen=True)
 class TwoShapes:
-    """One sample. `first` and `second` are in the order of the caption; `relation` is what the caption says of them."""
+    """One sample. `first` and `second` are in the order of the caption; `relation` is that of the caption."""
 
     id: str  # shard and number, "shard0/17"
     image_path: Path
@@ -72,13 +72,13 @@ class TwoShapes:
     relation: str  # "left" | "right" | "above" | "below", from the first shape to the second
     first: Entity
     second: Entity
-    reversed: bool  # the world lists `second` before `first`
+    reversed: bool  # the world has `second` before `first`
 
 
 def read(data_root: str | Path, limit: int | None = None) -> tuple[list[TwoShapes], list[Skip]]:
-    """All usable samples under `data_root`, shards and worlds in numeric order: (list of TwoShapes, list of Skip).
+    """Read all usable samples under `data_root`, in numeric order of shards and worlds: (samples, skipped).
 
-    limit: stop after so many usable samples. Raises FileNotFoundError where the layout is not there.
+    limit: maximum number of usable samples. Raises FileNotFoundError if the layout is absent.
     """
     root = Path(data_root).resolve()
     shards = shards_of(root)
@@ -107,28 +107,29 @@ def read(data_root: str | Path, limit: int | None = None) -> tuple[list[TwoShape
 
 
 def shards_of(data_root: str | Path) -> list[Path]:
-    """Folders shard0, shard1, ... of a data root, in numeric order; none where the layout is absent."""
+    """Folders shard0, shard1, ... of a data root, in numeric order; empty if the layout is absent."""
     shards = [path for path in Path(data_root, LAYOUT).glob("shard*") if re.fullmatch(r"shard\d+", path.name)]
     return sorted(shards, key=lambda path: int(path.name.removeprefix("shard")))
 
 
 class Root(NamedTuple):
-    """Data root of a two-shapes set; `place` names it to a person, `made_here` holds where the run made it."""
+    """Data root of a two-shapes set; `place` is its name for the user, `made_here` is true if this run generated it."""
 
     path: Path
     place: str
     made_here: bool = False
 
     def source(self, used: int, unusable: int, limit: int, flag: str = "--limit") -> Source:
-        """The set as the source of a run that measures `used` of its samples."""
+        """Source of a run that measures `used` samples of the set."""
         synthetic = is_synthetic(self.path / LAYOUT.parts[0]) or is_synthetic(self.path)
         return Source(self.place, count_captions(self.path), used, unusable, limit, flag, synthetic, self.made_here)
 
 
 def find_root(data_root: str | None, count: int, seed: int) -> Root:
-    """The data root to read: the flag's, else data/ where spatial_twoshapes/ lies in it, else a generated one.
+    """Find the data root: that of the flag, else data/ if it contains spatial_twoshapes/, else a generated one.
 
-    `count` and `seed` are those of the generated set, which is made once. Raises ValueError for an empty `data_root`.
+    `count` and `seed` are those of the generated set, which is generated once. Raises ValueError for an empty
+    `data_root`.
     """
     if data_root is not None:
         if not data_root.strip():
@@ -143,7 +144,7 @@ def find_root(data_root: str | None, count: int, seed: int) -> Root:
 
 
 def count_captions(data_root: str | Path) -> int:
-    """Number of samples that the caption files of a set list, usable or not."""
+    """Number of captions in a set, usable or not."""
     texts = (path / "caption.txt" for path in shards_of(data_root))
     texts = (path.read_text(encoding="utf-8", errors="replace").rstrip() for path in texts if path.is_file())
     return sum(len(text.split("\n")) for text in texts if text)
@@ -190,7 +191,7 @@ def _read_sample(
 
 
 def _checked_picture(path: Path, root: Path) -> int:
-    """Side in pixels of a picture that lies inside `root` and decodes to its last pixel."""
+    """Side in pixels of an image inside `root`, after decoding it completely. Raises SampleError."""
     if fault := root_fault(path, root):
         raise SampleError(fault)
     if not path.is_file():
@@ -221,7 +222,7 @@ def _read_entities(world: dict, side: int) -> list[Entity]:
 
 
 def _find(entities: list[Entity], colour: str, shape: str) -> Entity:
-    """The one entity of this colour and shape."""
+    """The single entity with this colour and shape. Raises SampleError."""
     found = [entity for entity in entities if (entity.colour, entity.shape) == (colour, shape)]
     if len(found) != 1:
         raise SampleError("caption's shape is " + ("in the world twice" if found else "not in the world"))
@@ -229,16 +230,16 @@ def _find(entities: list[Entity], colour: str, shape: str) -> Entity:
 
 
 def generate(folder: str | Path, count: int, seed: int, same_colour: float = 0.24, size: int = SIDE) -> None:
-    """Write `count` new samples, in shards of 100, below `folder`; the same seed writes the same bytes.
+    """Write `count` samples below `folder`, in shards of 100; equal seeds give equal bytes.
 
-    same_colour: share of the pairs whose shapes have one colour; they never have the same kind. `size` is the pictures'
-    side in pixels. Sample i depends neither on `count` nor, but for its pixels, on `size`. `folder` appears only when
-    complete; FileExistsError where it already holds something, ValueError for settings that cannot be.
+    same_colour: share of pairs whose shapes have the same colour; they never have the same kind. size: side of the
+    images in pixels. Sample i does not depend on `count`; only its pixels depend on `size`. `folder` appears only when
+    complete. Raises FileExistsError if it is not empty, ValueError for invalid settings.
     """
     if count < 1 or seed < 0:
         raise ValueError(f"count is {count} and seed {seed}; give a count of at least 1 and a seed of at least 0")
-    if size < LEAST:
-        raise ValueError(f"size is {size} pixels; give at least {LEAST}, below which small shapes are hardly seen")
+    if size < MIN_SIDE:
+        raise ValueError(f"size is {size} pixels; give at least {MIN_SIDE}, below which small shapes are hardly seen")
     progress = tqdm(total=count, desc="drawing", unit="picture", disable=None)
     with made_whole(folder) as root, progress:
         (root / LAYOUT).mkdir(parents=True)
@@ -260,11 +261,11 @@ def generate(folder: str | Path, count: int, seed: int, same_colour: float = 0.2
 
 
 def sample_pair(rng: np.random.Generator, same_colour: float = 0.24) -> list[Shape]:
-    """Two shapes of different kinds that lie inside the world, apart, and in a clear relation.
+    """Draw two shapes of different kinds inside the world, without overlap and in a clear relation.
 
-    The centres come first, and a pair d apart is kept with probability 1 - d, as the published distances ask for. Where
-    the shapes would then overlap, another second shape is tried in the same place, so that near pairs stay frequent;
-    in the published data too, the second shape of a near pair is the smaller one.
+    The centres are drawn first; a pair at distance d is kept with probability 1 - d, which gives the distances of the
+    published data. If the shapes overlap, another second shape is tried at the same place, so that near pairs stay
+    frequent; in the published data, too, the second shape of a near pair is the smaller one.
     """
     colour, other = (str(colour) for colour in rng.choice(list(COLOURS), 2, replace=False))
     if rng.random() < same_colour:
@@ -280,7 +281,7 @@ def sample_pair(rng: np.random.Generator, same_colour: float = 0.24) -> list[Sha
 
 
 def _place(rng: np.random.Generator, shape: Shape) -> Shape:
-    """The shape at a random place of the world, as far from the border as its bounding box needs."""
+    """Move a shape to a uniformly random place of the world that contains its bounding box."""
     left, top, right, bottom = replace(shape, x=0.0, y=0.0).box()
     return replace(shape, x=rng.uniform(-left, 1 - right), y=rng.uniform(-top, 1 - bottom))
 
@@ -295,7 +296,7 @@ def _overlap(first: Shape, second: Shape) -> bool:
 
 
 def relation(first: Shape, second: Shape) -> str | None:
-    """Where `first` is, seen from `second`: "left" | "right" | "above" | "below"; None where no word clearly holds."""
+    """Relation of `first` to `second`: "left" | "right" | "above" | "below"; None if none clearly holds."""
     x, y = first.x - second.x, first.y - second.y
     minor, major = sorted((abs(x), abs(y)))
     if minor > MAX_MINOR or major < MIN_MAJOR:
@@ -306,14 +307,14 @@ def relation(first: Shape, second: Shape) -> str | None:
 
 
 def caption_of(first: Shape, second: Shape) -> str:
-    """The caption of a pair that lies in a clear relation, as ShapeWorld words it."""
+    """Caption of a pair in a clear relation, in ShapeWorld's wording."""
     return f"{QUESTION.format(first.colour, first.shape, second.colour, second.shape)} {relation(first, second)} ."
 
 
 def world_model(shapes: Sequence[Shape], size: int) -> dict:
-    """The world as ShapeWorld's JSON holds it: fractions of the world, rotation in turns, half extents of shapes.
+    """World model in ShapeWorld's JSON format: fractions of the world, rotation in turns, half extents of shapes.
 
-    `size` is the picture's side in pixels.
+    `size` is the side of the image in pixels.
     """
     entities = []
     for number, shape in enumerate(shapes):
@@ -333,16 +334,16 @@ def world_model(shapes: Sequence[Shape], size: int) -> dict:
 
 @dataclass(frozen=True)
 class Config:
-    """Write samples in the layout of ShapeWorld's spatial_twoshapes."""
+    """Generate samples in the layout of ShapeWorld's spatial_twoshapes."""
 
     out_dir: Path
-    """New (or empty) folder; becomes a data root for every script."""
+    """New or empty folder, used as data root by every script."""
     count: int = 100
-    """Samples to make, in shards of 100."""
+    """Number of samples, in shards of 100."""
     seed: int = 0
-    """The same seed writes the same bytes, and the same shapes in every size."""
+    """Random seed; equal seeds give equal bytes, and equal shapes at every size."""
     size: int = SIDE
-    """Width and height of the pictures in pixels."""
+    """Width and height of the images in pixels."""
 
 
 def main(config: Config) -> int:

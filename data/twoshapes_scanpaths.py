@@ -1,4 +1,4 @@
-"""Simulated scanpaths over the shapes of a two-shapes set: on the caption's first shape, its second, the background.
+"""Synthetic scanpaths on a two-shapes set: on the caption's first shape, on its second shape, on the background.
 
 The command is `python -m data.scanpaths`, whose docstring describes the files.
 """
@@ -24,14 +24,13 @@ def generate(
     data_root: str | Path, count: int = 8, seed: int = 0, jitter: float = 0.5, clearance: float = 0.1,
     folder: str | Path | None = None,
 ) -> tuple[dict[str, Path], list[Skip]]:  # fmt: skip
-    """Write scanpaths-first, -second and -background (.jsonl) for a two-shapes set: ({target: file}, left out).
+    """Write scanpaths-first, -second and -background (.jsonl) for a two-shapes set: ({target: file}, skipped).
 
-    They lie in `folder` (default: the data root); their records are marked "synthetic". Each picture gets `count`
-    fixations per file, in pixels: on the caption's first shape, on its second, and on the background, at least
-    `clearance` (share of the picture's side) away from both boxes. On a shape they lie around its centre, with a
-    deviation of `jitter` times half its shorter side, and always inside it. The same seed writes the same bytes; a
-    sample does not depend on the others. Raises FileExistsError where a file exists already, ValueError for settings
-    that cannot work.
+    The files are written into `folder` (default: the data root); their records are marked "synthetic". Each image gets
+    `count` fixations per file, in pixels: on the caption's first shape, on its second shape, and on the background, at
+    least `clearance` (share of the image side) from both boxes. Fixations on a shape are distributed around its centre,
+    with a standard deviation of `jitter` times half its shorter side, inside the shape. Equal seeds give equal bytes;
+    samples are independent of each other. Raises FileExistsError if a file exists, ValueError for invalid settings.
     """
     root = Path(data_root).resolve()
     if count < 1 or seed < 0:
@@ -49,13 +48,13 @@ def generate(
     for sample in tqdm(samples, desc="simulating gaze", unit="picture", disable=None):
         shard, number = (int(part) for part in sample.id.removeprefix("shard").split("/"))
         for index, target in enumerate(TARGETS):
-            pixels, chances = _places(sample, target, jitter, clearance)
+            pixels, probabilities = _candidates(sample, target, jitter, clearance)
             if not len(pixels):
                 skipped.append(Skip(sample.id, f"no room for gaze on the {target}"))
                 continue
             rng = np.random.default_rng([seed, shard, number, index])
             image = sample.image_path.resolve().relative_to(root).as_posix()
-            fixations = _fixations(rng, pixels, chances, count)
+            fixations = _fixations(rng, pixels, probabilities, count)
             record = {"image": image, "units": "pixels", "synthetic": True, "on": target, "fixations": fixations}
             lines[target].append(json.dumps(record))
     with tempfile.TemporaryDirectory(prefix=".scanpaths-", dir=folder) as unfinished:
@@ -66,11 +65,11 @@ def generate(
     return files, skipped
 
 
-def _places(sample: TwoShapes, target: str, jitter: float, clearance: float) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (x, y) [pixel, 2] on which a fixation may fall, and their chances [pixel] (sum 1).
+def _candidates(sample: TwoShapes, target: str, jitter: float, clearance: float) -> tuple[np.ndarray, np.ndarray]:
+    """Candidate pixels (x, y) [pixel, 2] of a fixation and their probabilities [pixel].
 
-    A pixel belongs to a shape where it lies in its box, not in the other's, and is lit at least half as brightly as
-    the shape's centre: pictures are black elsewhere, and shapes fade over their outermost pixel.
+    A pixel belongs to a shape if it lies in its box, not in the other's, and has at least half the brightness of the
+    shape's centre: the background is black, and shapes fade over their outermost pixel.
     """
     with Image.open(sample.image_path) as image:
         light = np.asarray(image.convert("RGB")).max(-1)
@@ -81,17 +80,17 @@ def _places(sample: TwoShapes, target: str, jitter: float, clearance: float) -> 
         return pixels, np.full(len(pixels), 1 / max(len(pixels), 1))
     own, other = (sample.first, sample.second) if target == "first" else (sample.second, sample.first)
     x, y = own.centre
-    lit = light >= max(light[min(int(y), side - 1), min(int(x), side - 1)] / 2, 1)
-    pixels = np.argwhere(lit & _box(own.box, side) & ~_box(other.box, side))[:, ::-1]
+    bright = light >= max(light[min(int(y), side - 1), min(int(x), side - 1)] / 2, 1)
+    pixels = np.argwhere(bright & _box(own.box, side) & ~_box(other.box, side))[:, ::-1]
     left, top, right, bottom = own.box
     deviation = jitter * min(right - left, bottom - top) / 2
     distances = ((pixels + 0.5 - own.centre) ** 2).sum(1)
-    chances = np.exp(-(distances - distances.min(initial=np.inf)) / (2 * deviation**2))
-    return pixels, chances / chances.sum()
+    probabilities = np.exp(-(distances - distances.min(initial=np.inf)) / (2 * deviation**2))
+    return pixels, probabilities / probabilities.sum()
 
 
 def _box(box: tuple[float, float, float, float], side: int, around: float = 0.0) -> np.ndarray:
-    """Pixels, bool [row, col], any part of which lies in a box, made larger by `around` pixels on every side."""
+    """Mask, bool [row, col], of the pixels that intersect a box enlarged by `around` pixels on every side."""
     left, top, right, bottom = box
     low, high = np.arange(side), np.arange(side) + 1
     columns = (high > left - around) & (low < right + around)
@@ -99,9 +98,9 @@ def _box(box: tuple[float, float, float, float], side: int, around: float = 0.0)
     return rows[:, None] & columns
 
 
-def _fixations(rng: np.random.Generator, pixels: np.ndarray, chances: np.ndarray, count: int) -> list[dict]:
-    """Fixations anywhere on the drawn pixels, each 150 to 400 ms long with 30 ms on the way to the next."""
-    chosen = pixels[rng.choice(len(pixels), count, p=chances)] + rng.integers(100, size=(count, 2)) / 100
+def _fixations(rng: np.random.Generator, pixels: np.ndarray, probabilities: np.ndarray, count: int) -> list[dict]:
+    """Draw fixations on the pixels, each of 150 to 400 ms, with saccades of 30 ms between them."""
+    chosen = pixels[rng.choice(len(pixels), count, p=probabilities)] + rng.integers(100, size=(count, 2)) / 100
     durations = rng.integers(150, 401, count)
     times = np.cumsum(durations + 30) - durations - 30
     return [

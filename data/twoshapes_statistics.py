@@ -1,4 +1,4 @@
-"""How are the two shapes of a data set distributed? Prints the table that data/README.md shows.
+"""Statistics of the shapes in a two-shapes data set: prints the table of data/README.md.
 
     python -m data.twoshapes_statistics --data-root X        (seconds)
 
@@ -21,13 +21,13 @@ QUANTILES = (0, 0.05, 0.5, 0.95, 1)
 
 
 def statistics(samples: Sequence[TwoShapes]) -> dict[str, int | Counter | np.ndarray]:
-    """Counts (int or Counter) and lengths (array with one value per sample, or per shape) by name."""
+    """Counts (int or Counter) and lengths (array, one value per sample or per shape) by name."""
     pairs = [(sample.first, sample.second) for sample in samples]
     shapes = [shape for pair in pairs for shape in pair]
     centres = to_world(np.array([[shape.centre for shape in pair] for pair in pairs]), SIDE)  # [sample, shape, xy]
     boxes = to_world(np.array([[shape.box for shape in pair] for pair in pairs]), SIDE)  # [sample, shape, ltrb]
     minor, major = np.sort(np.abs(centres[:, 0] - centres[:, 1]), axis=1).T
-    # positive where the boxes are apart on an axis, negative where they overlap on both
+    # positive if the boxes are disjoint on an axis, negative if they overlap on both
     gap = (boxes[..., :2].max(axis=1) - boxes[..., 2:].min(axis=1)).max(axis=1)
     return {
         "samples": len(samples),
@@ -50,7 +50,7 @@ def statistics(samples: Sequence[TwoShapes]) -> dict[str, int | Counter | np.nda
 
 
 def table(numbers: dict[str, int | Counter | np.ndarray]) -> str:
-    """The statistics as lines of text: a count, counts by name, or minimum, 5 %, median, 95 % and maximum."""
+    """Format the statistics as lines: a count, counts by name, or minimum, 5 %, median, 95 % and maximum."""
     lines = []
     for name, value in numbers.items():
         if isinstance(value, Counter):
@@ -63,10 +63,10 @@ def table(numbers: dict[str, int | Counter | np.ndarray]) -> str:
 
 @dataclass(frozen=True)
 class Config:
-    """Print the statistics of a data set of two shapes: counts, and min, 5 %, median, 95 %, max of lengths."""
+    """Print counts, and minimum, 5 %, median, 95 % and maximum of lengths, of a two-shapes data set."""
 
     data_root: Path
-    """Folder that holds spatial_twoshapes."""
+    """Folder that contains spatial_twoshapes."""
 
 
 def main(config: Config) -> int:
