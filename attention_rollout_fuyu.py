@@ -1,14 +1,15 @@
-"""Where did Fuyu look when it wrote each word of its answer?
+"""Attention rollout of Fuyu: one map over the image for each token of the answer.
 
     python attention_rollout_fuyu.py --image photo.jpg --prompt "describe the image ."
     python attention_rollout_fuyu.py --limit 4
 
-Fuyu has no vision tower: patches go straight into the decoder, row by row from the top left of the picture at its own
-size, shrunk only above the processor's limit (Fuyu-8B: 30 pixels a patch, limit 1920 x 1080; the embedded model 8 and
-96 x 96), so a patch of the map is a square of the picture.
-Per picture: overlays of the mean and the maximum over the answer's tokens, a strip with one overlay per token, the
-share of attention on the image, and the raw maps (maps.npz). Beside them samples.csv, summary.json, settings.json.
-The weights of Fuyu-8B alone are 19 GB in half precision.
+Fuyu has no vision encoder: patches enter the decoder row by row, from the top left of the image at its own size, which
+is reduced only above the processor's limit (Fuyu-8B: patches of 30 pixels, limit 1920 x 1080; the embedded model: 8 and
+96 x 96). A cell of the map is therefore a square of the image.
+Per image: overlays of the mean and the maximum over the answer's tokens, a strip with one overlay per token, the
+attention on the image per token, and the raw maps (maps.npz). Per run: samples.csv, summary.json, settings.json and
+report.html.
+The weights of Fuyu-8B are 19 GB in half precision.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from analysis import command
+from analysis.gallery import Page
 from analysis.overlay import OverlayStyle
-from analysis.report_views import Page
 from analysis.rollout import RolloutSettings
 from analysis.runs import Output
 from attention_rollout_llava import main

@@ -1,13 +1,14 @@
-"""Where did LLaVA look when it wrote each word of its answer?
+"""Attention rollout of LLaVA: one map over the image for each token of the answer.
 
     python attention_rollout_llava.py --image photo.jpg --prompt "describe the image ."
     python attention_rollout_llava.py --limit 4
 
-Per picture: overlays of the mean and the maximum over the answer's tokens, a strip with one overlay per token, the
-share of attention on the image, and the raw maps (maps.npz). Beside them samples.csv, summary.json, settings.json.
---through-tower adds what lies behind the image tokens: the same maps, handed on to where the vision tower looked.
-Without --image and --data-root it takes data/spatial_twoshapes where that lies, else it makes synthetic images.
-The embedded model takes about a second a picture; the weights of LLaVA-1.5-7B alone are 14 GB in half precision.
+Per image: overlays of the mean and the maximum over the answer's tokens, a strip with one overlay per token, the
+attention on the image per token, and the raw maps (maps.npz). Per run: samples.csv, summary.json, settings.json and
+report.html. --through-tower also
+composes the maps with the attention of the vision encoder.
+Without --image and --data-root the script reads data/spatial_twoshapes if it exists, and otherwise generates synthetic
+images. The weights of LLaVA-1.5-7B are 14 GB in half precision.
 """
 
 from __future__ import annotations
@@ -16,9 +17,8 @@ from dataclasses import dataclass
 
 import models
 from analysis import command
-from analysis.gallery import COLUMNS, lengths_line, report_answer
+from analysis.gallery import COLUMNS, Page, lengths_line, report_answer
 from analysis.overlay import OverlayStyle
-from analysis.report_views import Page
 from analysis.rollout import RolloutSettings, rollout
 from analysis.runs import Output, RunFolder, flat_flags, measure_each
 from analysis.statistics import SHARE, mean_interval

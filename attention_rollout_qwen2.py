@@ -1,15 +1,16 @@
-"""Where did Qwen2-VL, Qwen2.5-VL or Qwen3-VL look when it wrote each word of its answer?
+"""Attention rollout of Qwen2-VL, Qwen2.5-VL and Qwen3-VL: one map over the image for each token of the answer.
 
     python attention_rollout_qwen2.py --image photo.jpg --prompt "describe the image ."
     python attention_rollout_qwen2.py --model tiny-qwen2-vl --limit 4
 
-Which it is stands in the model's config. All see the whole picture, whatever its shape: resized to whole cells of
-2 x 2 merged patches. Released models keep its size within wide limits (a cell is 28 pixels, Qwen3-VL's 32; more picture
-is more cells); the embedded ones bring every picture to the area of 96 x 96 pixels.
-Per picture: overlays of the mean and the maximum over the answer's tokens, a strip with one overlay per token, the
-share of attention on the image, and the raw maps (maps.npz). Beside them samples.csv, summary.json, settings.json.
---through-tower adds what lies behind the image tokens: the same maps, handed on to where the vision tower looked.
-The weights of Qwen2.5-VL-3B alone are 7.5 GB in half precision, those of the 7B models 16.6 GB.
+The model's config states the family. The image is resized to whole cells of 2 x 2 merged patches and never cropped.
+Released models keep its size within wide limits (a cell is 28 pixels, in Qwen3-VL 32; a larger image has more cells);
+the embedded ones resize every image to the area of 96 x 96 pixels.
+Per image: overlays of the mean and the maximum over the answer's tokens, a strip with one overlay per token, the
+attention on the image per token, and the raw maps (maps.npz). Per run: samples.csv, summary.json, settings.json and
+report.html. --through-tower also
+composes the maps with the attention of the vision encoder.
+The weights of Qwen2.5-VL-3B are 7.5 GB in half precision, those of the 7B models 16.6 GB.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from analysis import command
+from analysis.gallery import Page
 from analysis.overlay import OverlayStyle
-from analysis.report_views import Page
 from analysis.rollout import RolloutSettings
 from analysis.runs import Output
 from attention_rollout_llava import main

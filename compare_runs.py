@@ -1,4 +1,4 @@
-"""Is one evaluation run better than another, and on which records do they differ?
+"""Paired comparison of two evaluation runs: difference of accuracy, tests, and the records that differ.
 
     python compare_runs.py results/evaluate/plain results/evaluate/var
     python compare_runs.py RUN_A RUN_B --intersect
@@ -66,7 +66,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Records:
-    """What the compared records show, read again from the data; `fault` says why nothing is known of any."""
+    """Questions and images of the compared records, read again from the data; `fault`: why none can be read."""
 
     by_id: dict[str, Question]
     fault: str = ""

@@ -1,4 +1,4 @@
-"""How many questions about pictures does a model answer rightly, as it is or steered?
+"""Accuracy of a model on questions about images, with or without an intervention on its attention.
 
     python evaluate.py --limit 100              (the embedded model; data/spatial_reasoning, or else a generated set)
     python evaluate.py --method var --var-dimensions 21 30 --var-threshold 2 --var-head 1 --limit 100
@@ -241,7 +241,7 @@ def check_same(asked: dict[Key, Question], answered: dict[Key, dict], prediction
 
 
 def about_question(question: Question) -> dict:
-    """What a line of the predictions says of its question."""
+    """Fields of a question in a line of the predictions."""
     return {
         "task": question.task, "prompt": question.prompt, "gold": question.answer, "options": list(question.options),
     }  # fmt: skip
@@ -260,7 +260,7 @@ def image_hashes(question: Question) -> list[str]:
 
 
 def prepare(config: Config, device: str, asked: dict[Key, Question], told: bool):
-    """What answers the questions, and its description for settings.json; `told`: what is left out of scanpaths.
+    """Object that answers the questions, and its description for settings.json; `told`: print skipped scanpaths.
 
     Raises ValueError for what does not fit.
     """

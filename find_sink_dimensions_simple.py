@@ -1,4 +1,4 @@
-"""Which hidden dimensions spike at the tokens that receive most attention: the sink dimensions that VAR needs.
+"""Find the sink dimensions that VAR needs: hidden dimensions with spikes at the most attended tokens.
 
     python find_sink_dimensions_simple.py --model tiny-llava
     python find_sink_dimensions_simple.py --model model.gguf --text README.md

@@ -1,4 +1,4 @@
-"""Does a model's answer follow gaze, recorded or simulated, that steers its attention?
+"""Generation with attention steered by gaze, recorded or simulated, compared with the unsteered answer.
 
     python gaze_generation_llava.py --limit 200
     python gaze_generation_llava.py --data-root pictures --scanpaths gaze.jsonl --prompt "describe the image ."
@@ -19,11 +19,11 @@ from functools import partial
 
 import models
 from analysis import command
+from analysis.gallery import Page
+from analysis.gallery import way as view_of
 from analysis.gaze import PLAIN, Outcome, colour_figure, columns, save_sample, summarise, summarise_colours, table_row
 from analysis.gaze_heads import attention_inside
 from analysis.overlay import OverlayStyle
-from analysis.report_views import Page
-from analysis.report_views import way as view_of
 from analysis.rollout import RolloutSettings, rollout
 from analysis.runs import Output, RunFolder, flat_flags, measure_batches
 from data.errors import SampleError, check_at_least
@@ -132,7 +132,7 @@ def ask(model, processor, batch, pictures, mask: GazeMask | None, config: Config
 
 
 def outcome(processor, sample: GazeSample, said: Answer, mask: GazeMask | None, config: Config, page_mb: float | None):
-    """What is kept of one answer, whose trace is large: with maps and a view of so many MB, or, for None, without."""
+    """Results of one answer, without its large trace: with maps and a view of so many MB, or, for None, without."""
     rows, cols = sample.grid.rows, sample.grid.cols
     gaze = check_scanpath(sample.points, rows, cols)
     count = len(said.tokens)

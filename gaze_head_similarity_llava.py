@@ -1,4 +1,4 @@
-"""Which heads follow gaze, recorded or simulated, and which of them should the salient-head method take?
+"""Similarity of attention heads to gaze, recorded or simulated, and settings of the salient-head mask.
 
     python gaze_head_similarity_llava.py
     python gaze_head_similarity_llava.py --data-root pictures --scanpaths gaze.jsonl --prompt "describe the image ."
@@ -113,7 +113,7 @@ def report(run: RunFolder, found: list[tuple[str, Inside]], config: Config) -> d
 
 
 def flags(settings: Settings, config: Config) -> list[str]:
-    """What makes gaze_generation_llava.py steer by these settings, under the mask that they were measured with."""
+    """Flags of gaze_generation_llava.py for these settings and the mask that they were measured with."""
     chosen = ["--mask-types", "salient-head", "--target-layer", *map(str, settings.layers)]
     chosen += ["--tau", f"{settings.tau:g}", "--salient-heads", str(settings.heads)]
     for name, value in (("margin", config.reading.margin), ("sigma", config.sigma)):

@@ -1,4 +1,4 @@
-"""Without any picture: does the relation word of a caption look at the entities, or at where they are named?
+"""Symmetry of attention in captions without an image: from the relation word to the entities, or to their positions.
 
     python text_only_llm_analysis_llava.py
     python text_only_llm_analysis_llava.py --data-root data/generated/twoshapes

@@ -1,4 +1,4 @@
-"""Do these dimensions pick the tokens that receive the attention?
+"""Precision and recall of sink dimensions for the most attended tokens, compared with random dimensions.
 
     python validate_sink_dimensions.py --model model.gguf --text README.md --dimensions 507 --tau 17
     python validate_sink_dimensions.py --dimensions 42 16 --tau 1.7

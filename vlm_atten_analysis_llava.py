@@ -1,22 +1,22 @@
-"""Does LLaVA look where the words point?
+"""Attention of words and cells of LLaVA compared with the boxes of two shapes, and its effect on the answer.
 
     python vlm_atten_analysis_llava.py
     python vlm_atten_analysis_llava.py --data-root data/generated/twoshapes --limit 100
     python vlm_atten_analysis_llava.py --prompt "{caption}"
 
-For each picture of two shapes: where the words of the first shape, of the relation and of the second shape look, and
-where the vision tower looks from a cell on each shape and from one on the background, held against the shapes' boxes.
-Beside every metric stand controls: the same with the picture's cells shuffled, against the other shape's box, and for
-a centre prior and an even map in place of attention. The set's question is asked, which holds both shapes; the relation
-is then a word of the answer, and counts with the row that predicted it. A word that is not there, as the relation where
-the answer is wrong, is left out of its sample and counted; --prompt "{caption}" gives all three in the prompt.
-Then cells are hidden, and shown, in the order of each word's map, and of the same map shifted: does the answer rest on
-what it looks at?
+For each image of two shapes, the script measures the attention of the words of the first shape, of the relation and of
+the second shape (text to image), and of a cell on each shape and one on the background (image to image), against the
+shapes' boxes. Every metric has controls: the image with its cells shuffled, the other shape's box, a centre bias and a
+uniform map. The default prompt is the set's question, which names both shapes; the relation is then a word of the
+answer, measured in the row that predicted it. A missing word, such as the relation of a wrong answer, is left out of
+its sample and counted; --prompt "{caption}" puts all three words into the prompt.
+Insertion and deletion then hide and show the cells in the order of each word's map, compared with the same map shifted,
+to test whether the answer depends on the attended cells.
 
-summary.json has every metric with n, interval and controls; measures.csv every sample's, heads.csv and heads/ those of
-every layer and head; controls-*.png the controls, looks_and_uses.png and curves.png what the answer rests on; the first
---pictures samples get looks.png and their maps. Without --data-root it takes data/spatial_twoshapes where that lies,
-else it makes synthetic images.
+summary.json has every metric with n, interval and controls; measures.csv the values per sample; heads.csv and heads/
+those per layer and head; controls-*.png the controls; looks_and_uses.png and curves.png insertion and deletion. The
+first --pictures samples get looks.png and their maps. Without --data-root the script reads data/spatial_twoshapes if it
+exists, and otherwise generates synthetic images.
 """
 
 from __future__ import annotations

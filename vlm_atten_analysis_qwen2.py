@@ -1,15 +1,14 @@
-"""Do Qwen2-VL and Qwen2.5-VL look where the words point?
+"""Attention of words and cells of Qwen2-VL and Qwen2.5-VL compared with the boxes of two shapes.
 
     python vlm_atten_analysis_qwen2.py
     python vlm_atten_analysis_qwen2.py --model tiny-qwen2-vl --data-root data/generated/twoshapes --limit 100
     python vlm_atten_analysis_qwen2.py --seeds-in decoder --prompt "{caption}"
 
-Which of the two it is stands in the model's config. What is measured, and what comes out, is what
-vlm_atten_analysis_llava.py says, by the same functions: where the words of two shapes and of their relation look, and
-where cells look, against the shapes' boxes and beside controls; and whether the answer rests on it.
-Two things are Qwen's own. A cell is 2 x 2 patches of the tower, merged: it looks as their mean and is looked at as
-their sum. And image-to-image attention is the tower's, which sees the whole picture (Qwen2.5-VL's in windows, but for a
-few layers), or, with --seeds-in decoder, the language model's, where a cell sees only those before it.
+The model's config states the family. Measures and outputs are those of vlm_atten_analysis_llava.py, by the same code.
+Two facts differ. A cell is 2 x 2 merged patches of the vision encoder: its attention is the mean over the four queries
+and the sum over the four keys. Image-to-image attention is the encoder's, over the whole image (in Qwen2.5-VL within
+windows, except in a few layers), or with --seeds-in decoder the language model's, where a cell attends only to the
+cells before it.
 """
 
 from __future__ import annotations

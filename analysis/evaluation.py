@@ -235,7 +235,7 @@ def encode(record: Mapping) -> bytes:
 
 
 def holds(path: Path, values: Mapping) -> bool:
-    """Whether a file of JSON says this; not where it is broken or missing."""
+    """Return whether a file of JSON says this; not where it is broken or missing."""
     try:
         return json.loads(path.read_bytes()) == json.loads(json.dumps(values))
     except (FileNotFoundError, ValueError, RecursionError):
@@ -310,7 +310,7 @@ def constant_gold(rows: Iterable[Mapping]) -> str | None:
 
 
 def any_cut(rows: Iterable[Mapping]) -> bool | None:
-    """Whether the token limit cut one of the answers; None where no row says."""
+    """Return whether the token limit cut one of the answers; None where no row says."""
     known = [row["cut"] for row in rows if row.get("cut") is not None]
     return any(known) if known else None
 

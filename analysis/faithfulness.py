@@ -73,7 +73,7 @@ def ranking(cells: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def hidden_cells(order: np.ndarray, shape: tuple[int, int], direction: str, steps: int = STEPS) -> np.ndarray:
-    """What is hidden at each step of a curve, bool [step, row, col]: step i of 0..steps has moved i / steps of the
+    """Cells hidden at each step of a curve, bool [step, row, col]: step i of 0..steps has moved i / steps of the
     cells of `order`, rounded to whole cells."""
     moved = np.zeros((steps + 1, order.size), bool)
     for step, count in enumerate(np.rint(np.linspace(0, order.size, steps + 1)).astype(int)):
@@ -157,7 +157,7 @@ def use(
 
 
 def summarise(found: Sequence[Used], seed: int) -> dict[str, dict]:
-    """What it looks at and what it uses, by order: {"looks": mass in the box - an even map's, "insertion_gain",
+    """Attention mass and faithfulness gains by order: {"looks": mass in the box - an even map's, "insertion_gain",
     "deletion_gain": over the map shifted, "insertion_gain_random", "deletion_gain_random": over a random order,
     "insertion", "deletion": areas}.
 
@@ -279,7 +279,7 @@ def curve_figure(stacked: Mapping[str, np.ndarray]) -> Figure:
 
 
 def looks_and_uses(summary: dict) -> Figure:
-    """What is looked at and what the answer rests on, as columns of one table: a row per map, means with 95 %
+    """Attention mass in the box and faithfulness gains as columns of one table: a row per map, means with 95 %
     intervals; 0 is what an even map and the map shifted have. Hollow: the gain over a random order. The true boxes,
     which are in themselves by definition, look at nothing."""
     names = [order for order in summary if order != RANDOM][::-1]

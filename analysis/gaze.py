@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from analysis.gallery import view
 from analysis.overlay import LONGER_SIDE, OverlayStyle, axes_height, overlay, show_image
 from analysis.plots import BLUE, GREEN, ORANGE, Figure, for_bars, visible
-from analysis.report_views import view
 from analysis.runs import RunFolder, save_arrays, save_maps
 from analysis.statistics import DIFFERENCE, SHARE, mean_interval, rate_interval
 
@@ -83,7 +83,7 @@ def spelt(outcome: Outcome, between: str = " | ") -> str:
 
 
 def names(text: str, word: str) -> bool:
-    """Whether an answer holds a word, case ignored."""
+    """Return whether an answer holds a word, case ignored."""
     return word.lower() in re.findall(r"\w+", text.lower())
 
 
@@ -146,7 +146,7 @@ def _colour_summary(rows: Sequence[dict], way: str) -> dict:
 
 
 def _named(rows: Sequence[dict], way: str, shape: str) -> np.ndarray:
-    """Whether each row's answer names the colour of its `shape`, bool [row]."""
+    """Return whether each row's answer names the colour of its `shape`, bool [row]."""
     return np.array([names(row[f"answer_{way}"], row[f"{shape}_colour"]) for row in rows])
 
 

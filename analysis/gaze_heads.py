@@ -39,7 +39,7 @@ RESAMPLES = 2000
 
 
 class Settings(NamedTuple):
-    """What the method needs: `layers` (0-based), `tau`, and at most `heads` heads of a layer."""
+    """Settings of the method: `layers` (0-based), `tau`, and at most `heads` heads of a layer."""
 
     layers: tuple[int, ...]
     tau: float
@@ -136,7 +136,7 @@ def select(similarity: np.ndarray, settings: Settings) -> np.ndarray:
 
 
 def score(settings: Settings, own: np.ndarray, shuffled: np.ndarray) -> dict:
-    """How near the heads that `settings` take are to the gaze, mean over images with intervals.
+    """Similarity to the gaze of the heads that `settings` select, mean over images with intervals.
 
     own, shuffled: similarities [image, layer, head].
     Returned are similarity: of the heads taken; shuffled: the same all the way (taken and measured) with another
@@ -161,7 +161,7 @@ def _mean_over(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
 
 
 def carries_over(proposal: Proposal, own: np.ndarray, shuffled: np.ndarray, first_lift: np.ndarray, seed: int) -> dict:
-    """How well a proposal holds on images that it was not made from.
+    """Scores of a proposal on images that it was not made from.
 
     own, shuffled: similarities [image, layer, head] of these images; first_lift: mean lift [layer, head] of the images
     that the proposal is from. Returns the figures of `score`; how many followers are found again; how many of each

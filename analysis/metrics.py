@@ -145,7 +145,9 @@ def pointing(maps, box) -> np.ndarray:
 
 
 def relation_distribution(first, second, relation: str) -> tuple[str, np.ndarray]:
-    """Where a relation is: (axis, float64 [place] of sum 1), "x" for left and right, "y" for above and below.
+    """Distribution of a relation along its axis: (axis, float64 [place] of sum 1).
+
+    The axis is "x" for left and right, "y" for above and below.
 
     It is the stretch between the two shapes: along the axis, what lies behind one and before the other, F_a - F_b of
     their cumulative distributions, a being the shape that the relation puts nearer to 0. Cells are cut in their middle
@@ -190,7 +192,7 @@ def _middle_sums(spread: np.ndarray) -> np.ndarray:
 
 
 def _highest(maps: np.ndarray, k: int) -> np.ndarray:
-    """How far each cell is among its map's k highest: 1, 0, or a share of the places left for those that tie."""
+    """Membership of each cell in its map's k highest: 1, 0, or an equal share of the places left for ties."""
     flat = maps.reshape(*maps.shape[:-2], -1)
     last = np.sort(flat, axis=-1)[..., -k, None]
     above, tied = flat > last, flat == last

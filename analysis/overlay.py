@@ -75,7 +75,7 @@ def to_pixels(cell_map: np.ndarray, grid, blur: float = 0.0, size: tuple[int, in
 
 
 def seen(grid, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Which pixels of the picture (drawn at `size`) reach the model: bool [height, width]."""
+    """Pixels of the image (drawn at `size`) that reach the model: bool [height, width]."""
     across, down = _axes(grid, size, blur=0.0)
     return np.logical_and.outer(down.any(axis=1), across.any(axis=1))
 
@@ -186,7 +186,7 @@ def _axes(grid, size, blur):
 
 
 def _weights(pixels, resized, offset, cell, cells, blur):
-    """How much each cell gives to each pixel along one axis: float32 [pixel, cell]; rows sum to 1, or are 0 if unseen.
+    """Weight of each cell in each pixel along one axis: float32 [pixel, cell]; rows sum to 1, or are 0 if unseen.
 
     The middle of pixel i of n lies at (i + 1/2) * resized / n in the resized picture. Whole numbers keep the border
     between two cells exact: the numerator and the denominator below are both doubled.

@@ -152,7 +152,7 @@ def dimension_heatmap(values: np.ndarray, dimensions: Sequence[int], marked: np.
 
 
 class Panel(NamedTuple):
-    """What `precision_and_recall` draws: `scores` at `places` of the axis `label`, of which `used` is marked."""
+    """Input of `precision_and_recall`: `scores` at `places` of the axis `label`, of which `used` is marked."""
 
     label: str
     places: Sequence[float]

@@ -42,7 +42,7 @@ class Team:
 
     @property
     def leads(self) -> bool:
-        """Whether this is the process that writes what is of all."""
+        """Return whether this is the process that writes what is of all."""
         return self.rank == 0
 
     def share(self, items: Sequence) -> Sequence:
@@ -218,7 +218,7 @@ def hold(file: int, folder: Path) -> OSError | None:
 
 
 def _is_at(file: int, path: Path) -> bool:
-    """Whether an open file is the one under this path."""
+    """Return whether an open file is the one under this path."""
     try:
         return os.path.samestat(os.fstat(file), os.stat(path))
     except FileNotFoundError:

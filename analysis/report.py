@@ -4,7 +4,7 @@
     python -m analysis.report results/some/run         of a folder that has none, or an old one; without the viewer
 
 Whatever a run folder holds goes in: the figures of summary.json with their intervals, the pictures, the rows of
-samples.csv, the settings and links to the raw files; and the views of single samples (`analysis.report_views`), in
+samples.csv, the settings and links to the raw files; and the views of single samples (`analysis.gallery`), in
 which a reader chooses token, layer and head. All text from data and models is escaped: by jinja2 in the page, by
 `in_script` in the JSON, and the page's own policy lets no other script run.
 

@@ -233,7 +233,7 @@ def rollout_through_tower(rollout: Rollout, trace, first: int = 0) -> Rollout:
 
 
 def tower_look(trace, image: int = 0) -> np.ndarray:
-    """Where the tower looks on average over the image's tokens: the column means of M, float32 [row, col], sum 1."""
+    """Mean attention of the vision encoder over the image's tokens: column means of M, float32 [row, col], sum 1."""
     shape = trace.images[image].cells.shape[:2]
     return through_tower(np.full((1, *shape), 1 / shape.numel(), np.float32), trace, image)[0]
 

@@ -37,7 +37,7 @@ GAINED, LOST = "gained", "lost"  # wrong in A and right in B; the reverse
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run made of one record; lists go with the rotations of its options, one where they were not rotated."""
+    """Result of one record in a run; lists go with the rotations of its options, one where they were not rotated."""
 
     id: str
     task: str
@@ -179,7 +179,7 @@ def pair(a: EvaluationRun, b: EvaluationRun, intersect: bool = False) -> tuple[l
 
 
 def _other_images(one: Outcome, other: Outcome) -> bool:
-    """Whether both runs answered, and say of which images, and these differ."""
+    """Return whether both runs answered, and say of which images, and these differ."""
     answered = one.failed is None and other.failed is None
     known = one.image_hashes is not None and other.image_hashes is not None
     return answered and known and one.image_hashes != other.image_hashes
@@ -246,7 +246,7 @@ def spelt(answers: Sequence) -> str:
 
 
 def run_names(a: EvaluationRun, b: EvaluationRun) -> tuple[str, str]:
-    """What tells the runs apart in a figure: model (or runner) and method where these differ, else their folders."""
+    """Labels of the runs in a figure: model (or runner) and method where these differ, else their folders."""
     asked = [
         (Path(run.flags.get("runner") or str(run.flags.get("model"))).name, run.flags.get("method")) for run in (a, b)
     ]

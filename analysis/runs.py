@@ -159,7 +159,7 @@ def check_place(path: Path, called: str) -> None:
 
 
 def provenance() -> dict:
-    """What every settings.json begins with: the command line, the time, and the versions of what decides results."""
+    """First entries of every settings.json: the command line, the time, and the versions that decide results."""
     versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
     started = datetime.now().astimezone().isoformat(timespec="seconds")
     return {"command": sys.argv, "started": started, "versions": versions}
@@ -173,7 +173,7 @@ class RunFolder:
         self.columns = ("sample", *columns, "skipped")
         self.done = 0
         self.skipped = Counter()
-        self.views: list[dict] = []  # of samples, for the run's page (analysis.report_views)
+        self.views: list[dict] = []  # of samples, for the run's page (analysis.gallery)
         self.origins: dict[str, dict] = {}  # by ORIGINS, for summary.json and the foot of every figure
         self._folders = dict.fromkeys((SETTINGS, "samples.csv", SUMMARY))  # taken names -> their sample
         self._append(self.columns)
@@ -307,7 +307,7 @@ def cell_rects(grid) -> np.ndarray:
 
 
 def _geometry(grid, shape: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Where cells lie in the picture, as `save_maps` says."""
+    """Rectangles of the cells in the image, as in `save_maps`."""
     if grid is None:
         pair, cells = np.full(2, np.nan), np.full((*shape, 4), np.nan, np.float32)
         return {"cells": cells, "image_size": pair, "resized": pair, "offset": pair, "cell": np.array(np.nan)}
@@ -454,5 +454,5 @@ def attempt(measure: Callable[[Sequence], list], batch: Sequence) -> list:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out; torch's CPU allocator has no exception of its own for it."""
+    """Return whether an error says that memory ran out; torch's CPU allocator has no exception of its own for it."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)

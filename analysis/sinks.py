@@ -1,4 +1,4 @@
-"""Which dimensions of the residual stream spike at the tokens that receive most attention.
+"""Dimensions of the residual stream with spikes at the most attended tokens.
 
 A sink is a token that draws attention without meaning anything, and shows it: in a few dimensions of the model its
 residual stream is far larger than elsewhere (Sun et al., "Massive Activations in Large Language Models", COLM 2024).
@@ -177,7 +177,7 @@ def magnitudes(rows: torch.Tensor) -> torch.Tensor:
 
 
 def top_count(candidates: int, top_percent: float) -> int:
-    """How many of the candidates are "most attended"; `top_percent` is a fraction, as in the published script."""
+    """Number of candidates that count as most attended; `top_percent` is a fraction, as in the published script."""
     return min(max(1, int(candidates * top_percent)), candidates - 1)
 
 
@@ -226,7 +226,7 @@ class Profile:
 
     @property
     def stands_out(self) -> np.ndarray:
-        """Where a dimension spikes at the most attended tokens and not at the others: bool [layer, width]."""
+        """Dimensions that spike at the most attended tokens and not at the others: bool [layer, width]."""
         return (self.top >= spike(self.top.shape[1])) & (self.above >= ABOVE)
 
     def consistent(self) -> list[dict]:
@@ -279,7 +279,7 @@ class SinkSearch:
 
     @property
     def samples(self) -> int:
-        """How many were added."""
+        """Number of samples added."""
         return sum(self._counts)
 
     def profile(self, half: int | None = None) -> Profile:
@@ -292,7 +292,7 @@ class SinkSearch:
         return Profile(*means.numpy())
 
     def findings(self, most: int = 2) -> dict:
-        """What was found, as the published script names it: recommended and consistent dimensions, the top per layer.
+        """Results under the names of the published script: recommended and consistent dimensions, the top per layer.
 
         Recommended are the first `most` consistent dimensions that are consistent in each half of the samples, too;
         `reason` says why there are no more, `tau` is a threshold to begin with.

@@ -1,4 +1,4 @@
-"""Where words and cells look, held against the boxes of two shapes: the maps, what they are held against, controls.
+"""Attention of words and cells compared with the boxes of two shapes: maps, targets, controls and their summary.
 
 A *query* is whose attention it is: the words of the caption's first shape, of its relation and of its second shape
 (text to image), or a seed cell, at each shape's centre and on the background (image to image). Its map is [row, col]
@@ -87,7 +87,7 @@ def place(sample, grid, rng: np.random.Generator) -> Scene:
 
 
 def targets(scene: Scene, causal: bool) -> dict[str, Target]:
-    """What every query is held against; `causal` says whether seeds see only the cells before them."""
+    """Target of each query; `causal`: seeds attend only to the cells before them."""
     everything = np.ones(scene.first.shape, bool)
     background = 1 - scene.both
     between = relation_distribution(scene.first, scene.second, scene.relation)
@@ -308,7 +308,7 @@ def summarise(found: Sequence[Looked], seed: int) -> dict:
 
 
 def missing_words(found: Sequence[Looked]) -> dict[str, int]:
-    """How many samples hold no map of a word, by reason; the others of their words count."""
+    """Number of samples without a map of a word, by reason; their other words count."""
     missing = {word: sum(not np.isfinite(each.maps[word]).all() for each in found) for word in WORDS}
     return {why_missing(word): count for word, count in missing.items() if count}
 

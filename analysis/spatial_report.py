@@ -1,4 +1,4 @@
-"""What a run over words and cells leaves behind: pictures of samples, tables and figures of all, a few sentences.
+"""Output of the spatial analyses: figures of samples, tables and figures over all samples, findings.
 
 Figures of where words and cells look: over the picture, per head, and every metric beside its controls.
 """

@@ -1,4 +1,4 @@
-"""Which attention rows stand for a word, in the prompt or in the answer.
+"""Attention rows of a word in the prompt or in the answer.
 
 A word of the prompt is read in its own tokens' rows. A word of the answer has two: the row that predicted each token
 (which lies one position earlier, the last of the prompt for the first token), and the row in which the token is read.

@@ -301,7 +301,7 @@ def locate(
 
 
 def left_out(paths: dict[str, Scanpaths], samples: Sequence[GazeSample]) -> dict[str, dict[str, int]]:
-    """How many records of the scanpath files, and how many fixations of the samples, were left out for which reason."""
+    """Numbers of records of the scanpath files and of fixations of the samples that were left out, by reason."""
     return {
         "records": dict(Counter(skip.reason for known in paths.values() for skip in known.skipped)),
         "fixations": dict(Counter(skip.reason for sample in samples for skip in sample.dropped)),

@@ -57,7 +57,7 @@ class Question:
 
     @property
     def can_rotate(self) -> bool:
-        """Whether the options can change places: there are some, and none names others ("both A and B")."""
+        """Return whether the options can change places: there are some, and none names others ("both A and B")."""
         return len(self.options) > 1 and not names_others(self.options)
 
     def rotated(self, shift: int) -> Question:

@@ -96,7 +96,7 @@ class Sentence(NamedTuple):
 
     @property
     def words(self) -> tuple[tuple[str, int], ...]:
-        """Where to look: the two entities, and as their control the article before each. (word, its occurrence)."""
+        """Words measured: the two entities, and as their control the article before each. (word, its occurrence)."""
         return (self.first, 0), (self.second, 0), ("a", 0), ("a", 1)
 
 

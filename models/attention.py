@@ -141,7 +141,7 @@ def vision_tower(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def has_sliding_window(config: PreTrainedConfig) -> bool:
-    """Whether any layer of a decoder with this (text) config forgets keys that lie far back."""
+    """Return whether any layer of a decoder with this (text) config forgets keys that lie far back."""
     kinds = getattr(config, "layer_types", None) or ()
     return bool(getattr(config, "sliding_window", None)) or "sliding_attention" in kinds
 
@@ -174,7 +174,7 @@ def listening(model: PreTrainedModel, part: Part, listener: Listener) -> Iterato
 
 
 def is_attached(module: nn.Module, name: str) -> bool:
-    """Whether this thread attached a value to a module under LISTENERS or STEERING."""
+    """Return whether this thread attached a value to a module under LISTENERS or STEERING."""
     return get_ident() in getattr(module, name, {})
 
 

@@ -138,7 +138,7 @@ def devices() -> Iterator[Line]:
 
 
 def kernels() -> Iterator[Line]:
-    """Which kernels of SDPA answer rightly, by a call: a causal prompt, and one with a mask as in a padded batch."""
+    """Check each kernel of SDPA by a call: a causal prompt, and one with the mask of a padded batch."""
     import torch
 
     places = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
@@ -155,7 +155,7 @@ def kernels() -> Iterator[Line]:
 
 
 def runs(kernel: str, device: str, dtype: str, masked: bool) -> bool:
-    """Whether a kernel of SDPA can be called and gives softmax(q k^T / sqrt(width)) v, [sample, head, query, width]."""
+    """Return whether a kernel of SDPA runs and gives softmax(q k^T / sqrt(width)) v, [sample, head, query, width]."""
     import torch
     from torch.nn import attention, functional
 
@@ -211,7 +211,7 @@ def embedded_model(family: str, tiny: Path) -> Line:
 
 
 def tried(family: str, folder: str) -> tuple[str, float]:
-    """What an embedded model says of a blank picture, and how far its recorded weights are from eager attention's."""
+    """Answer of an embedded model about a blank image, and the error of recorded weights against eager attention."""
     from PIL import Image
 
     from models.generation import answer
@@ -269,7 +269,7 @@ def checkpoint(folder: str) -> Iterator[Line]:
 
 
 def optional() -> Iterator[Line]:
-    """What only some uses need."""
+    """Optional packages."""
     for name, use in OPTIONAL.items():
         if find_spec(name) is None:
             yield Line(name, f"for {use}", "missing", f"{PIP} {name}", needed=False)
@@ -287,7 +287,7 @@ def optional() -> Iterator[Line]:
 
 
 def hub() -> Iterator[Line]:
-    """Whether the hub of models answers within 10 seconds."""
+    """Return whether the hub of models answers within 10 seconds."""
     from urllib.request import Request, urlopen
 
     from huggingface_hub import constants

@@ -66,7 +66,7 @@ def check_folder(folder: str) -> None:
 
 
 def is_pointer(file: Path) -> bool:
-    """Whether a file is a Git LFS pointer, the few lines of text that stand for a large file."""
+    """Return whether a file is a Git LFS pointer, the few lines of text that stand for a large file."""
     if not file.is_file() or file.stat().st_size > 1024:
         return False
     with open(file, "rb") as content:
@@ -254,7 +254,7 @@ def quantization_method(config) -> str | None:
 
 
 def installed(module: str) -> bool:
-    """Whether a module can be found, without importing it."""
+    """Return whether a module can be found, without importing it."""
     try:
         return find_spec(module) is not None
     except ModuleNotFoundError:  # of the package above it
@@ -365,7 +365,7 @@ def _module_file(name: str) -> Path | None:
 
 
 def is_installed(path: Path) -> bool:
-    """Whether a module's file belongs to Python or to an installed package."""
+    """Return whether a module's file belongs to Python or to an installed package."""
     return any(path.resolve().is_relative_to(folder) for folder in INSTALLED) or "dist-packages" in path.parts
 
 

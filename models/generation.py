@@ -50,7 +50,7 @@ class Generation:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What was generated, without the end token. `tokens` are decoded one by one, `probabilities` those of the model.
+    """A generated answer, without the end token. `tokens` are decoded one by one, `probabilities` those of the model.
 
     `trace` belongs to the whole batch, where `layout.sample` is this answer's place; of its generated rows the first
     len(tokens) are this answer's.
@@ -190,7 +190,7 @@ class Reading(NamedTuple):
 
 @torch.no_grad()
 def speak(model, processor, picture, prompt: str, max_new_tokens: int, repetition_penalty: float = 1.0) -> Spoken:
-    """What the model answers to one prompt about one RGB picture.
+    """Generate the answer to one prompt about one RGB image.
 
     Raises SampleError for an empty answer, and for what cannot be prepared.
     """
@@ -259,7 +259,7 @@ def log_probabilities(
 
 
 def tower_depth(model, seeds_in: str) -> int | None:
-    """How many layers of the vision tower reach the decoder; None where the decoder is asked for ("decoder", or "auto"
+    """Number of layers of the vision encoder that reach the decoder; None for the decoder ("decoder", or "auto"
     of a model without a tower). Raises ValueError where a tower is asked for that cannot be recorded."""
     if seeds_in == "decoder" or (seeds_in == "auto" and not hasattr(model, "tower_layers")):
         return None
@@ -277,7 +277,7 @@ def check_grid(model, processor) -> None:
 
 
 def read_text(model, processor, text: str, offload: bool = False) -> tuple[AttentionTrace, TokenLayout]:
-    """What a model attends to in a text, put to it as a prompt without pictures; with where its words are.
+    """Record the attention of a text given as a prompt without images, with the positions of its words.
 
     model, processor: as `models.text.load` returns them, of images and text or of text alone.
     Raises SampleError for a text with words that the tokenizer does not know, since they all become one token.

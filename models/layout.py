@@ -22,7 +22,7 @@ from data.geometry import ImageGrid
 
 @dataclass(frozen=True, eq=False)
 class TokenLayout:
-    """Where image, words and prompt of one sample lie in the (left-padded) sequence.
+    """Positions of image, words and prompt of one sample in the (left-padded) sequence.
 
     Positions count from 0 at the first column of the batch, padding included, so they index attention keys directly.
     `text` is the rendered prompt with one placeholder per image, `prompt` the user's own words inside it, beginning at
@@ -136,7 +136,7 @@ def _decompose(text: str) -> tuple[str, list[int]]:
 
 
 def _is_boundary(text: str, position: int) -> bool:
-    """Whether a word may begin or end between the characters before and at `position` of a decomposed text."""
+    """Return whether a word may begin or end between the characters before and at `position` of a decomposed text."""
     if not 0 < position < len(text):
         return True
     before, after = text[position - 1], text[position]

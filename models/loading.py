@@ -262,7 +262,7 @@ def place(device: str) -> str | dict[str, str]:
 
 
 def quantized(load_4bit: bool, load_8bit: bool, where, dtype: str) -> BitsAndBytesConfig | None:
-    """How bitsandbytes is to load a model; `where` is its device map, `dtype` what 4-bit weights are multiplied in."""
+    """Settings of bitsandbytes; `where` is its device map, `dtype` the number type of products with 4-bit weights."""
     if not (load_4bit or load_8bit):
         return None
     if load_4bit and load_8bit:
@@ -343,7 +343,7 @@ def first_line(error: Exception) -> str:
 
 
 def describe(model) -> dict:
-    """What was loaded, for a run's settings.json: name, revision, family, number type, devices."""
+    """Description of a model for a run's settings.json: name, revision, family, number type, devices."""
     devices = {str(parameter.device) for parameter in model.parameters()}
     return {
         "name": model.config.name_or_path,

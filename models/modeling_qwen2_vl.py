@@ -29,7 +29,7 @@ from models.vlm import VisionLanguageModel, check_template
 
 
 class QwenGrid(VisionLanguageModel):
-    """What the Qwen families share: the placeholder, and a grid without crop or padding."""
+    """Placeholder and grid (no crop, no padding) of the Qwen families."""
 
     image_token = "<|image_pad|>"
 

@@ -86,7 +86,7 @@ def load(name: str, *, min_pixels: int | None = None, max_pixels: int | None = N
 
 
 def is_causal(name: str, revision: str | None = None) -> bool:
-    """Whether a name leads to a plain causal language model, as far as its file or config tells."""
+    """Return whether a name leads to a plain causal language model, as far as its file or config tells."""
     if is_gguf(name):
         return True
     path = locate(name)
@@ -102,7 +102,7 @@ def is_causal(name: str, revision: str | None = None) -> bool:
 
 
 def is_gguf(name: str) -> bool:
-    """Whether a name is that of a GGUF file."""
+    """Return whether a name is that of a GGUF file."""
     return name.lower().endswith(".gguf")
 
 

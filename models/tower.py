@@ -1,4 +1,4 @@
-"""What the vision tower looked at, recorded beside the decoder's attention and recomputed like it.
+"""Attention of the vision encoder, recorded with the decoder's and recomputed in the same way.
 
 A tower looks in pieces: CLIP at one whole image, class token first; Qwen's towers at one image a call, or, in
 Qwen2.5-VL's windowed layers, at one window of an image, with the patches reordered so that windows lie together. Every
@@ -25,7 +25,7 @@ from models.trace import index_of, indices_of, softmax_rows
 
 @dataclass(frozen=True, eq=False)
 class TowerImage:
-    """How the tower holds one image: as `length` rows, of which `cells` int64 [row, col, patch] go to each cell.
+    """Layout of one image in the vision encoder: `length` rows; `cells` int64 [row, col, patch], the rows of each cell.
 
     The cells are those of the decoder's grid. Rows that go to no cell (CLIP's class token) come first.
     """
@@ -114,7 +114,7 @@ class TowerTrace:
             self._seen[layer] += count
 
     def chunks(self, layer: int, image: int = 0) -> list[Chunk]:
-        """What was recorded of one image in one layer, in the order of the tower's rows."""
+        """Recorded chunks of one image in one layer, in the order of the encoder's rows."""
         if not self._ends or self._seen[-1] < self._ends[-1]:
             raise RuntimeError(
                 "nothing was recorded: run the model in this thread, inside `with TowerTrace(model, layout) as trace:`"

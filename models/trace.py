@@ -1,4 +1,4 @@
-"""What attention looked at, kept as queries and recomputed on demand.
+"""Recorded attention: queries are kept during generation, and weights are recomputed on demand.
 
 A softmax row of attention is a function of one query and the keys. Generation keeps the keys in its cache anyway, so
 keeping each layer's post-rotary queries, O(T) numbers, is enough to give back any row of any head exactly; the T x T
@@ -24,7 +24,7 @@ BLOCK_ROWS = 64  # as many rows of a block as make a product of matrices worth r
 
 @dataclass(eq=False)
 class Recorded:
-    """What one layer leaves behind. Queries [sample, head, row, width]; `key` [sample, key head, key, width].
+    """Recorded tensors of one layer. Queries [sample, head, row, width]; `key` [sample, key head, key, width].
 
     `rows` are the prompt's positions whose queries `prompt` holds, int64 [row], rising; None for all of them. `answer`
     holds those of the decode steps, one row each until they are joined. `key` is shared with the KV cache.
@@ -55,7 +55,7 @@ class Recorded:
         return taken
 
     def places(self, rows: torch.Tensor) -> torch.Tensor:
-        """Where in `prompt` the queries of these positions are. Raises IndexError for one that was not kept."""
+        """Indices into `prompt` of the queries of these positions. Raises IndexError for one that was not kept."""
         if self.rows is None or not len(rows):
             return rows
         if missing := sorted(set(rows.tolist()) - set(self.rows.tolist())):
@@ -192,7 +192,7 @@ class AttentionTrace:
         return self._any().prompt.shape[1]
 
     def device(self, layer: int) -> torch.device:
-        """Where the weights of a layer are computed: the device that the layer ran on."""
+        """Device on which the weights of a layer are computed: the one that the layer ran on."""
         return self._of(layer).device
 
     def _any(self) -> Recorded:
@@ -285,7 +285,7 @@ class AttentionTrace:
 
 
 def together(heads: int, shared: int, most: int) -> int:
-    """How many of `heads` query heads to take at once: at most `most`, no key head's group of `shared` cut unevenly."""
+    """Number of query heads per block, of `heads`: at most `most`, no key head's group of `shared` cut unevenly."""
     if most >= heads:
         return heads
     if most >= shared:
@@ -331,8 +331,9 @@ def first_positions(mask: torch.Tensor | None, query: torch.Tensor) -> torch.Ten
 
 
 def is_left_padded(mask: torch.Tensor, start: torch.Tensor, rows: int, keys: int) -> bool:
-    """Whether a mask [sample or 1, head or 1, row, key] lets its rows, the last of `keys` positions, attend to all
-    positions from the sample's `start` [sample] up to their own.
+    """Return whether the rows of a mask attend to all positions from the sample's `start` [sample] up to their own.
+
+    mask: [sample or 1, head or 1, row, key], with rows for the last of `keys` positions.
 
     Rows of padding do not count: their weights are never given, and transformers fills them one way or another.
     """

@@ -1,4 +1,4 @@
-"""What the patched models share: loading under our class, preparing a prompt, and knowing where everything is.
+"""Shared part of the patched models: generation with interventions, prepared prompts and their token layouts.
 
 Refuse a prompt that the model would read as something other than words.
 

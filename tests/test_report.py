@@ -13,7 +13,7 @@ import torch
 from PIL import Image, features
 
 import models
-from analysis import report, report_views
+from analysis import gallery, report
 from analysis.rollout import Rollout, rollout
 from analysis.runs import RunFolder
 from data.geometry import ImageGrid
@@ -49,26 +49,26 @@ def said(tiny):
 def test_packing_keeps_255th_parts_of_each_map():
     values = np.random.default_rng(0).exponential(size=(2, 3, 7)).astype(np.float32)
     values[0, 1] = 0
-    packed = report_views.pack(values)
+    packed = gallery.pack(values)
     error = np.abs(unpack(packed) - values)
     assert (error <= values.max(-1, keepdims=True) / 255 / 2 + 1e-7).all() and error.max() > 0
-    np.testing.assert_allclose(unpack(report_views.pack([[0.2, 0.6]], top=1)), [[51 / 255, 153 / 255]], atol=1e-7)
+    np.testing.assert_allclose(unpack(gallery.pack([[0.2, 0.6]], top=1)), [[51 / 255, 153 / 255]], atol=1e-7)
 
 
 def test_layers_that_fit():
-    assert report_views.thinned([10] * 8, 80) == tuple(range(8))
-    assert report_views.thinned([10] * 8, 79) == (1, 3, 5, 7)
-    assert report_views.thinned([10] * 8, 39) == (3, 7)
-    assert report_views.thinned([10] * 8, 10) == (7,)
-    assert report_views.thinned([10] * 8, 9.9) == ()
-    assert report_views.thinned([1, 1, 9, 1, 1], 8) == (0, 4)  # every second would hold the large one
+    assert gallery.thinned([10] * 8, 80) == tuple(range(8))
+    assert gallery.thinned([10] * 8, 79) == (1, 3, 5, 7)
+    assert gallery.thinned([10] * 8, 39) == (3, 7)
+    assert gallery.thinned([10] * 8, 10) == (7,)
+    assert gallery.thinned([10] * 8, 9.9) == ()
+    assert gallery.thinned([1, 1, 9, 1, 1], 8) == (0, 4)  # every second would hold the large one
 
 
 @pytest.mark.numerical
 def test_a_way_holds_what_the_trace_says(said):
     """Every map of the view against the weights that the trace gives one by one."""
     rolled = rollout(said.trace, said.layout, tokens=len(said.tokens))
-    made = report_views.way(said, rolled, budget=5)
+    made = gallery.way(said, rolled, budget=5)
     image, grid = said.layout.images[0], said.layout.grids[0]
     assert made.layers == tuple(range(said.trace.layers))
     first = said.layout.length - 1
@@ -93,7 +93,7 @@ def test_a_way_holds_what_the_trace_says(said):
 
 def test_a_budget_of_nothing_leaves_the_means(said):
     rolled = rollout(said.trace, said.layout, tokens=len(said.tokens))
-    made = report_views.way(said, rolled, budget=0)
+    made = gallery.way(said, rolled, budget=0)
     assert made.layers == () and made.data["head"] == {} and unpack(made.data["mean"]["cells"]).shape[0] == 4
 
 
@@ -116,8 +116,8 @@ def test_a_hundred_tokens_of_a_large_model_fit_in_five_megabytes():
         trace=Trace(), layout=layout, text="a", tokens=["a"] * 100, probabilities=[0.5] * 100,
         alternatives=[[("a", 0.5)] * 5] * 100,
     )  # fmt: skip
-    made = report_views.way(said, Rollout(torch.full((100, 699), 1 / 699), "predicting", layout), budget=5)
-    seen = report_views.view("a", "b", Image.new("RGB", (336, 336)), grid, {"answer": made})
+    made = gallery.way(said, Rollout(torch.full((100, 699), 1 / 699), "predicting", layout), budget=5)
+    seen = gallery.view("a", "b", Image.new("RGB", (336, 336)), grid, {"answer": made})
     assert len(report.in_script(seen)) < 5 * 2**20
     assert 0 < len(made.layers) < 32
 
