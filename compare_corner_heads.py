@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import tyro
@@ -28,7 +27,7 @@ from analysis import command
 from analysis.corner_report import findings, write_comparison
 from analysis.corners import SHARED, TESTS, UNIQUE, Comparison, Corners, compare, read_corners
 from analysis.processes import claim
-from analysis.runs import Output, RunFolder, default_out_dir, flat_flags, write_table
+from analysis.runs import Output, RunFolder, flat_flags, write_table
 from data.errors import check_at_least
 from models.folders import content_hash
 
@@ -55,7 +54,7 @@ def main(config: Config) -> int:
     with ExitStack() as held:
         with command.setting_up():
             corners = read_corners(config.folders)
-            out_dir = Path(config.output.out_dir or default_out_dir(__file__, str(corners.about["model"])))
+            out_dir = config.output.place(config, str(corners.about["model"]))
             line = f"data: {corners.pairs_named} in each of {', '.join(map(str, corners.folders))}"
             print(line)
             responses = content_hash(corners.signed.tobytes() + corners.counts.tobytes())

@@ -37,7 +37,7 @@ from analysis.response_report import (
     sample_row,
     save,
 )
-from analysis.runs import Output, RunFolder, default_out_dir, flat_flags, measure_batches, write_table
+from analysis.runs import Output, RunFolder, flat_flags, measure_batches, write_table
 from analysis.statistics import halves
 from analysis.words import select_layers
 from data import counterfactual_pairs
@@ -72,7 +72,7 @@ def main(config: Config) -> int:
         with command.setting_up(), following_links(config.pairs.follow_links):
             pairs, unusable, source = gather(config)
             print(source)
-            out_dir = Path(config.output.out_dir or default_out_dir(__file__, config.load.model))
+            out_dir = config.output.place(config, config.load.model)
             fingerprints = {
                 "weights": fingerprint(locate(config.load.model)),  # of a model on the hub: None
                 "pairs": fingerprint(Path(source.place) / "metadata.jsonl"),

@@ -19,7 +19,7 @@ The folder of a run of head_attention_stats_qwen2.py holds, besides settings.jso
                             family_of_q states)
     heads.png               heatmaps of counts, mean responses and effect sizes; dots where q <= 0.05
     attention.npz           with --save-diffs: full and control, float32 [layer, head, pair]; layers; pairs (names)
-    ablation.csv, .png      with --ablate: per pair and set of heads log p(yes) - log p(no) of both pictures
+    ablation.csv, .png      with --ablate: per pair and set of heads log p(yes) - log p(no) of both images
 
 Row i of every array is layer `layers[i]` of the model (all layers unless --layers selects some), and column j of the
 last axis is pair `pairs[j]`; summary.json has both lists, and `topk`, `corner`, `patch_size` (both null where the whole
@@ -66,13 +66,13 @@ from data.errors import SampleError, check_at_least
 
 @dataclass(frozen=True)
 class ResponseSettings:
-    """Attention of each head whose change is the response."""
+    """Attention of the heads, whose change is their response."""
 
     layers: str = "all"
     """all | first_third | mid_third | last_third | last_K | 3,7,12 (0-based)."""
     max_new_tokens: int = 1
-    """Longest answer, in tokens; attention is averaged over them. The second token follows another first one where the
-    answers to full and control differ, "yes" and "no", so that with 2 and more a response mixes text with picture."""
+    """Max new tokens; attention is averaged over them. The second token follows "yes" for full and "no" for control, so
+    from 2 tokens on a response mixes text with image."""
     topk: int = 3
     """Heads of a layer that count for a pair: those whose attention changes most."""
     corner: Literal["topleft", "topright", "bottomleft", "bottomright"] | None = None
@@ -91,13 +91,13 @@ class ResponseSettings:
 
 @dataclass(frozen=True)
 class AblationSettings:
-    """Ablation of the heads that respond most, and its control."""
+    """Ablation of the strongest heads, and its control."""
 
     ablate: int = 0
-    """Take the image attention from so many of the heads that respond most, at most half of a layer's; 0: from none."""
+    """Number of strongest heads that lose their image attention, at most half of a layer's; 0: no ablation."""
     draws: int = 19
-    """Different random sets of heads to compare the ablated ones with, or all there are; with 19, the fewest that can
-    do so, the first of all sets stands out at p = 0.05."""
+    """Random sets of heads to compare the ablated ones with, or all there are; 19 is the smallest number with which the
+    first rank reaches p = 0.05."""
     seed: int = 0
     """Seed of the halves and of the random heads."""
 
@@ -341,11 +341,11 @@ def summarise(margins: dict[str, np.ndarray], seed: int) -> dict:
     tests = [part[name] for part in parts for name in ("chosen", "random", "chosen_minus_random")]
     found["family_of_q"] = correct_family(tests, "three comparisons of full, control and full - control")
     found["says_yes"] = {
-        picture: {
+        image: {
             **{name: rate_interval(margins[name][:, place] > 0) for name in ("none", "chosen")},
             "random": mean_interval(np.mean([values[:, place] > 0 for values in random], axis=0), SHARE),
         }
-        for place, picture in enumerate(IMAGES)
+        for place, image in enumerate(IMAGES)
     }
     return found
 

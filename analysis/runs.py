@@ -92,9 +92,13 @@ class Output:
     """New or empty folder for the results (default: results/<script>/<model>-<date>)."""
 
     def folder(self, config, about: str) -> Path:
-        """The folder, checked as `refuse_existing` does. By default it is named after the script that defines the class
-        of `config`, and after `about`, a model."""
-        return refuse_existing(self.out_dir or default_out_dir(inspect.getfile(type(config)), about))
+        """The folder, checked as `refuse_existing` does."""
+        return refuse_existing(self.place(config, about))
+
+    def place(self, config, about: str) -> Path:
+        """The folder, not checked. Its default name is that of the script that defines the class of `config`, and of
+        `about`, a model."""
+        return Path(self.out_dir or default_out_dir(inspect.getfile(type(config)), about))
 
 
 def flat_flags(config) -> dict:
