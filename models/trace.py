@@ -333,7 +333,8 @@ def first_positions(mask: torch.Tensor | None, query: torch.Tensor) -> torch.Ten
 def is_left_padded(mask: torch.Tensor, start: torch.Tensor, rows: int, keys: int) -> bool:
     """Return whether the rows of a mask attend to all positions from the sample's `start` [sample] up to their own.
 
-    mask: [sample or 1, head or 1, row, key], with rows for the last of `keys` positions. Rows of padding do not count: their weights are never given, and transformers fills them one way or another.
+    mask: [sample or 1, head or 1, row, key], with rows for the last of `keys` positions. Rows of padding do not count:
+    their weights are never given, and transformers fills them in different ways.
     """
     if mask.dtype != torch.bool or mask.shape[2:] != (rows, keys):
         return False
