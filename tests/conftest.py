@@ -1,4 +1,4 @@
-"""Options of the test suite: `--reordered`, and a check of the processor level that ATEN_CPU_CAPABILITY asks for."""
+"""Test suite options: `--reordered`, and a check of the instruction set in ATEN_CPU_CAPABILITY."""
 
 import os
 
@@ -9,7 +9,7 @@ from tests.reordered import Reordered
 
 
 def pytest_addoption(parser):
-    parser.addoption("--reordered", action="store_true", help="sum in another order, as another processor would")
+    parser.addoption("--reordered", action="store_true", help="sum in another order, as on another processor")
 
 
 def pytest_configure(config):

@@ -1,4 +1,4 @@
-"""What the tests of evaluate.py share: a small set, a run over it, and how its files are read."""
+"""Helpers of the tests of evaluate.py: a small set, a run on it, and readers of its files."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ COUNT = 15  # questions, three of each sub-task
 
 
 def generated(folder):
-    """Data root of a small set, made in `folder`."""
+    """Generate a small set in `folder` and return its data root."""
     twoshapes_qa.generate(folder / "set", COUNT, seed=5)
     return str(folder / "set")
 
@@ -21,7 +21,7 @@ def settings(data_root):
 
 
 def run(config, folder):
-    """The rows of a run that ends well."""
+    """Run an evaluation that must succeed and return its rows."""
     assert evaluate.main(changed(config, out_dir=str(folder))) == 0
     return rows(folder)
 

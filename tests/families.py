@@ -1,6 +1,6 @@
-"""Small random models of the patched families but LLaVA: the real classes and processors, nothing downloaded.
+"""Small random models of the patched families except LLaVA, with stock classes and processors; no download.
 
-To try one from the shell (a random model answers nonsense; what it is asked must be words of `tests.models.WORDS`):
+From the shell (the answers are random; prompts must consist of `tests.models.WORDS`):
 
     python -m tests.families qwen3_vl FOLDER
     python attention_rollout_qwen2.py --model FOLDER --image photo.jpg --prompt "where is the red circle ?"
@@ -47,7 +47,7 @@ QWEN_ROPE = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 
 
 
 def word_level(specials, **options):
-    """A word-level tokenizer whose special tokens are cut out of the text before it is split into words."""
+    """Word-level tokenizer that splits special tokens off before it splits words."""
     vocabulary = {word: i for i, word in enumerate([*specials, "<unk>", *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -62,7 +62,7 @@ def word_level(specials, **options):
 
 
 def qwen_processor(kind=Qwen2VLImageTextProcessor, patch=14, **options):
-    """Cells of 2 x 2 patches; pictures are resized to 4 to 32 cells."""
+    """Qwen processor with cells of 2 x 2 patches; images are resized to 4 to 32 cells."""
     tokenizer = word_level(QWEN_SPECIALS, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     cell = (2 * patch) ** 2
     size = {"shortest_edge": 4 * cell, "longest_edge": 32 * cell}
@@ -71,7 +71,7 @@ def qwen_processor(kind=Qwen2VLImageTextProcessor, patch=14, **options):
 
 
 def qwen_parts(**changes):
-    """The text config that the Qwen families share, with changes, and the ids of the special tokens."""
+    """Text config of the Qwen families with changes, and the ids of the special tokens."""
     text = QWEN_TEXT | {
         "num_key_value_heads": 2, "vocab_size": len(QWEN_SPECIALS) + 1 + len(WORDS),
         "rope_parameters": QWEN_ROPE, "bos_token_id": None, "eos_token_id": 2, "pad_token_id": 0,
@@ -81,7 +81,7 @@ def qwen_parts(**changes):
 
 
 def qwen(version="2"):
-    """A random Qwen2-VL ("2") or Qwen2.5-VL ("2.5")."""
+    """Random Qwen2-VL ("2") or Qwen2.5-VL ("2.5")."""
     text, tokens = qwen_parts()
     torch.manual_seed(0)
     if version == "2":
@@ -97,7 +97,7 @@ def qwen(version="2"):
 
 
 def qwen3(experts=0):
-    """A random Qwen3-VL, its heads wider than hidden size / heads as in the 4B; with experts its mixture of them."""
+    """Random Qwen3-VL with heads wider than hidden size / heads, as in the 4B model; with `experts` the MoE variant."""
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [6, 3, 3], "mrope_interleaved": True}
     text, tokens = qwen_parts(head_dim=24, rope_parameters=rope)
     vision = {
@@ -123,7 +123,7 @@ def fuyu_processor(height=120, width=180):
     vocabulary = {word: i for i, word in enumerate([*words, *plain])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Prepend("▁")
-    # The processor expects the "▁" that its tokenizer prepends as a token of its own, and image tokens as plain words.
+    # The processor expects the prepended "▁" as a separate token, and image tokens as plain words.
     pattern = Regex(r"▁|\|SPEAKER\||\|NEWLINE\||\w+|[^\w\s]")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(pattern, "isolated"), pre_tokenizers.Split(Regex(r"\s+"), "removed")]
@@ -158,7 +158,7 @@ FAMILIES = {
     "qwen3_vl": (qwen3, qwen3_processor),
     "fuyu": (fuyu, fuyu_processor),
 }
-"""model_type -> (maker of a random model, maker of its processor)."""
+"""model_type -> (function that builds a random model, function that builds its processor)."""
 
 if __name__ == "__main__":
     for part in FAMILIES[sys.argv[1]]:

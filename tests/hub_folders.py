@@ -1,9 +1,9 @@
-"""Checkpoint folders as on the hub: the released JSON files, published weight names in shards, random narrow weights.
+"""Checkpoint folders in the format of the hub: released JSON files, published weight names, narrow random weights.
 
     python -m tests.hub_folders llava FOLDER      (qwen2_vl, qwen2_5_vl, qwen3_vl, fuyu; --layers 4 for fewer layers)
 
-The JSON files are read from ../shared/hub-folders and only their widths are reduced: depth, heads, key heads, special
-tokens and their ids are those of the release. The vocabulary is a small BPE padded to the published ids.
+The JSON files come from ../shared/hub-folders with reduced widths; depth, heads, key heads, special tokens and their
+ids are those of the release. The vocabulary is a small BPE padded to the published ids. Weights are stored in shards.
 """
 
 from __future__ import annotations
@@ -40,46 +40,46 @@ PUBLISHED_KEYS = {
     "fuyu": [("lm_head.", "language_model.lm_head."), ("model.language_model.", "language_model.model."),
              ("model.vision_embed_tokens.", "vision_embed_tokens.")],
 }  # fmt: skip
-"""Names in memory -> those of the published checkpoints, by prefix."""
+"""Prefixes of weight names in memory -> in the published checkpoints."""
 
-VISION_SIDE = 16  # width of a vision head: the rotary embedding of Qwen's encoders needs a multiple of 4
-FUYU_VOCABULARY = 71_168  # published: 262,144, of which the tokenizer uses the first part for special tokens
+VISION_HEAD_WIDTH = 16  # Qwen's rotary embedding of the vision encoder needs a multiple of 4
+FUYU_VOCABULARY = 71_168  # published: 262,144; the tokenizer's special tokens are in the first part
 CORPUS = [SENTENCE, "USER: ASSISTANT: yes no describe the image left right above below Is Answer", "0 1 2 3 4"] * 3
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
 def narrow(family: str, config: dict, layers: int | None = None) -> dict:
-    """A released config at small width; `layers` limits the depth of decoder and vision encoder."""
+    """Reduce the widths of a released config; `layers` limits the depth of decoder and vision encoder."""
     text = config.get("text_config", config)
     vision = config.get("vision_config", {})
-    if family == "llava":  # the released file leaves depth and heads to the defaults of LLaMA
+    if family == "llava":  # the released file has LLaMA's default depth and heads
         text |= {"num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32}
         text |= {"hidden_size": 32 * 8, "intermediate_size": 256}
-        vision |= {"hidden_size": 16 * VISION_SIDE, "intermediate_size": 128}
+        vision |= {"hidden_size": 16 * VISION_HEAD_WIDTH, "intermediate_size": 128}
     elif family == "fuyu":
-        # Its text_config names the family alone; all sizes are the defaults of Persimmon, and rope_theta lies outside.
+        # text_config contains the family only: all sizes are Persimmon's defaults; rope_theta is outside.
         text |= {"hidden_size": 64 * 4, "intermediate_size": 256, "vocab_size": FUYU_VOCABULARY}
         text |= {"num_hidden_layers": 36, "num_attention_heads": 64}
     else:
         head = 16
-        width = 128 if family == "qwen3_vl" else text["num_attention_heads"] * head  # Qwen3 states its head width
+        width = 128 if family == "qwen3_vl" else text["num_attention_heads"] * head  # Qwen3 has a fixed head width
         text |= {"hidden_size": width, "intermediate_size": 256}
         text["rope_scaling"] = text["rope_scaling"] | {"mrope_section": [2, 3, 3]}
         if family == "qwen3_vl":
             text["head_dim"] = head
         if family == "qwen2_vl":
-            vision |= {"embed_dim": 16 * VISION_SIDE, "hidden_size": text["hidden_size"]}
-            config.pop("quantization_config", None)  # that of the 4-bit release; the folder is the plain one
+            vision |= {"embed_dim": 16 * VISION_HEAD_WIDTH, "hidden_size": text["hidden_size"]}
+            config.pop("quantization_config", None)  # of the 4-bit release; this folder is not quantised
         else:
-            wide = {"hidden_size": 16 * VISION_SIDE, "intermediate_size": 128, "out_hidden_size": text["hidden_size"]}
-            vision |= wide
+            vision |= {"hidden_size": 16 * VISION_HEAD_WIDTH, "intermediate_size": 128}
+            vision |= {"out_hidden_size": text["hidden_size"]}
     if layers:
         shorten(text, vision, layers)
     return config
 
 
 def shorten(text: dict, vision: dict, layers: int) -> None:
-    """Limits the depth of a config's two parts."""
+    """Limit the depth of both parts of a config."""
     text["num_hidden_layers"] = layers
     for name in ("num_hidden_layers", "depth"):
         if name in vision or (name == "depth" and "embed_dim" in vision):
@@ -90,13 +90,13 @@ def shorten(text: dict, vision: dict, layers: int) -> None:
 
 
 def merges_of(tokens: list[str]) -> list[tuple[str, str]]:
-    """Merges that build each of `tokens` from its characters, from the left."""
+    """BPE merges that build each token from its characters, from the left."""
     merges = [(token[:end], token[end]) for token in tokens for end in range(1, len(token))]
     return list(dict.fromkeys(merges))
 
 
-def trained(pre_tokenizer, alphabet: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Pieces and merges of a BPE trained on a few words."""
+def train_bpe(pre_tokenizer, alphabet: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Train a BPE on a few words: (pieces, merges)."""
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.train_from_iterator(
@@ -107,15 +107,15 @@ def trained(pre_tokenizer, alphabet: list[str]) -> tuple[list[str], list[tuple[s
 
 
 def tokenizer_file(special: dict[str, int], pieces: dict[str, int], byte_level: bool) -> dict:
-    """tokenizer.json of a BPE whose tokens have the published ids: `special` ones are cut out of the text, `pieces` are
-    plain entries; free ids are filled with unused tokens."""
+    """tokenizer.json of a BPE with published ids: `special` tokens are split off the text, `pieces` are plain entries,
+    free ids get unused tokens."""
     if byte_level:
         split = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        words, merges = trained(split, pre_tokenizers.ByteLevel.alphabet())
+        words, merges = train_bpe(split, pre_tokenizers.ByteLevel.alphabet())
         first = {}
     else:
         split = pre_tokenizers.Metaspace(split=True)
-        words, merges = trained(split, list(map(chr, range(33, 127))))
+        words, merges = train_bpe(split, list(map(chr, range(33, 127))))
         first = {"<unk>": 0, "<s>": 1, "</s>": 2, **{byte: 3 + i for i, byte in enumerate(BYTES)}}
     built = merges_of(list(pieces))
     parts = ["".join(pair) for pair in built if "".join(pair) not in pieces]
@@ -139,7 +139,7 @@ def tokenizer_file(special: dict[str, int], pieces: dict[str, int], byte_level: 
 
 
 def write_tokenizer(folder: Path, family: str) -> None:
-    """tokenizer.json that fits the special tokens of the folder's tokenizer_config.json."""
+    """Write a tokenizer.json with the special tokens of the folder's tokenizer_config.json."""
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     special = {entry["content"]: int(i) for i, entry in settings["added_tokens_decoder"].items()}
     pieces = {"|SPEAKER|": 71011, "|NEWLINE|": 71019, "<0x04>": 71122} if family == "fuyu" else {}
@@ -148,7 +148,7 @@ def write_tokenizer(folder: Path, family: str) -> None:
 
 
 def published_name(family: str, name: str) -> str:
-    """The published name of a weight."""
+    """Published name of a weight."""
     for ours, theirs in PUBLISHED_KEYS[family]:
         if name.startswith(ours):
             return theirs + name.removeprefix(ours)
@@ -156,21 +156,21 @@ def published_name(family: str, name: str) -> str:
 
 
 def write_shards(folder: Path, weights: dict[str, torch.Tensor], shards: int = 3) -> None:
-    """Safetensors in shards with their index."""
+    """Write weights as safetensors shards with an index."""
     size = -(-len(weights) // shards)
-    names, where = list(weights), {}
+    names, weight_map = list(weights), {}
     for number in range(shards):
         file = f"model-{number + 1:05}-of-{shards:05}.safetensors"
         part = names[number * size : (number + 1) * size]
         save_file({name: weights[name] for name in part}, folder / file, metadata={"format": "pt"})
-        where |= dict.fromkeys(part, file)
+        weight_map |= dict.fromkeys(part, file)
     total = sum(weight.nbytes for weight in weights.values())
-    index = {"metadata": {"total_size": total}, "weight_map": where}
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
 def write(folder: Path, family: str, layers: int | None = None, dtype=torch.bfloat16) -> Path:
-    """Writes the folder of a family as on the hub. Needs ../shared/hub-folders."""
+    """Write the folder of a family in the format of the hub. Needs ../shared/hub-folders."""
     folder.mkdir(parents=True, exist_ok=True)
     for file in (PUBLISHED / NAMES[family]).glob("*.json"):
         if file.name != "model.safetensors.index.json":
@@ -180,7 +180,7 @@ def write(folder: Path, family: str, layers: int | None = None, dtype=torch.bflo
     write_tokenizer(folder, family)
     module, name = models.FAMILIES[family]
     torch.manual_seed(0)
-    with quiet():  # a released config has older names
+    with quiet():  # warnings about older names in a released config
         read = transformers.AutoConfig.from_pretrained(folder)
         model = getattr(importlib.import_module(module), name)._from_config(read, dtype=torch.float32).eval()
     sharpen(model)
@@ -195,7 +195,7 @@ def write(folder: Path, family: str, layers: int | None = None, dtype=torch.bflo
 
 
 def sharpen(model) -> None:
-    """Scales queries and keys of a narrow random model up, so that attention is not uniform."""
+    """Scale queries and keys of a narrow random model up, so that attention is not uniform."""
     for name, weight in model.named_parameters():
         if any(part in name for part in ("q_proj.weight", "k_proj.weight", "query_key_value.weight")):
             weight.data *= 8

@@ -1,11 +1,11 @@
-"""Table of every script on checkpoint folders as on the hub: two samples each, float32 and bfloat16.
+"""Table of all scripts on checkpoint folders in the format of the hub: two samples each, float32 and bfloat16.
 
     python -m tests.hub_table                                       (five families at published depth: hours on 2 cores)
-    python -m tests.hub_table --families llava --faithfulness 1     (insertion and deletion too: minutes an image)
+    python -m tests.hub_table --families llava --faithfulness 1     (with insertion and deletion: minutes per image)
     python -m tests.hub_table --families llava fuyu --layers 4 --dtypes float32
 
-Each line is a run of a script in a process of its own: family, number type, script, exit status, seconds. A run counts
-as ok with the status that the script gives where it worked, and no traceback. Exit status 1 where one is not ok.
+Each line is one script in a separate process: family, data type, script, exit status, seconds. A run is ok if it has
+the script's success status and no traceback. The exit status is 1 if any run is not ok.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 
 import tyro
 
-import analysis.command  # noqa: F401  imported here, so that forked scripts need not
+import analysis.command  # noqa: F401  imported before the forks of the scripts
 from tests import hub_folders
 from tests.shell import ROOT, run
 
@@ -29,23 +29,23 @@ ANALYSES = ("vlm_atten_analysis_llava.py", "vlm_atten_analysis_qwen2.py")
 TEXTS = ("text_only_llm_analysis_llava.py", "text_only_llm_analysis_qwen2.py")
 CORNERS = ("topleft", "topright", "bottomleft", "bottomright")
 UNABLE = {("fuyu", script): "takes exactly one image per prompt" for script in TEXTS}
-"""(family, script) -> the reason of the skips where a family cannot do what the script asks for."""
+"""(family, script) -> reason of the skips of a family that does not support the script."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """Run every script on folders as on the hub."""
+    """Run all scripts on checkpoint folders in the format of the hub."""
 
     families: tuple[str, ...] = tuple(hub_folders.NAMES)
     dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
     layers: int | None = None
-    """Layers of the decoder, at least 4 (VAR edits layer 2 and leaves the last); default: as published."""
+    """Layers of the decoder, at least 4 (VAR edits layer 2 and skips the last); default: as published."""
     faithfulness: int = 0
-    """Samples of the vlm_atten scripts with insertion and deletion, some 180 images each."""
+    """Samples of the vlm_atten scripts with insertion and deletion, about 180 images each."""
 
 
 class Run(NamedTuple):
-    """One script on one folder; `error` is the end of its output where it failed."""
+    """One script on one folder; `error` is the end of its output if it failed."""
 
     family: str
     dtype: str
@@ -60,7 +60,7 @@ class Run(NamedTuple):
 
 
 def commands(data: Path, results: Path, faithfulness: int) -> Iterator[tuple[str, list]]:
-    """Every script with its flags for two samples, in an order in which later ones find what they need."""
+    """All scripts with their flags for two samples, in the order of their dependencies."""
     two = ["--limit", 2, "--max-new-tokens", 2]
     prompt = ["--prompt", "describe the image"]
     for script in ROLLOUTS:
@@ -85,7 +85,7 @@ def commands(data: Path, results: Path, faithfulness: int) -> Iterator[tuple[str
 
 
 def runs(family: str, config: Config, folder: Path) -> Iterator[Run]:
-    """Writes the folder of a family and runs every script on it."""
+    """Write the folder of a family and run all scripts on it."""
     checkpoint, data = hub_folders.write(folder / family, family, config.layers), folder / "data"
     make_data(data)
     for dtype in config.dtypes:
@@ -95,26 +95,26 @@ def runs(family: str, config: Config, folder: Path) -> Iterator[Run]:
             if "--out-dir" not in flags:
                 own += ["--out-dir", results / f"{number}"]
             start = time.monotonic()
-            ended = run(script, *own, *flags, cwd=ROOT, timeout=3000)
-            yield judged(family, dtype, script, ended, time.monotonic() - start)
+            process = run(script, *own, *flags, cwd=ROOT, timeout=3000)
+            yield classify(family, dtype, script, process, time.monotonic() - start)
 
 
-def judged(family: str, dtype: str, script: str, ended, seconds: float) -> Run:
-    """A run with what went wrong in it: its status, or samples that were left out."""
-    lines = (ended.stderr + ended.stdout).strip().splitlines() or [""]
-    fine = (0, 1) if script == "validate_sink_dimensions.py" else (0,)  # 1 is the verdict on random weights
+def classify(family: str, dtype: str, script: str, process, seconds: float) -> Run:
+    """Run with its error: a failure status, a traceback, or skipped samples."""
+    lines = (process.stderr + process.stdout).strip().splitlines() or [""]
+    accepted = (0, 1) if script == "validate_sink_dimensions.py" else (0,)  # 1 is the result for random weights
     error = ""
-    if ended.returncode not in fine or "Traceback" in ended.stderr:
+    if process.returncode not in accepted or "Traceback" in process.stderr:
         error = next((line for line in reversed(lines) if "rror" in line), lines[-1])
     elif skipped := [line for line in lines if line.startswith(("skipped", "failed"))]:
         error = skipped[-1]
-    if error and (reason := UNABLE.get((family, script))) and reason in ended.stderr + ended.stdout:
+    if error and (reason := UNABLE.get((family, script))) and reason in process.stderr + process.stdout:
         error = ""
-    return Run(family, dtype, script, ended.returncode, seconds, error)
+    return Run(family, dtype, script, process.returncode, seconds, error)
 
 
 def make_data(data: Path) -> None:
-    """Two pictures of two shapes, and two pairs for each corner."""
+    """Generate two images of two shapes, and two pairs per corner."""
     if data.exists():
         return
     run("data/twoshapes.py", "--out-dir", data, "--count", 2)
@@ -126,9 +126,9 @@ def main(config: Config) -> int:
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
         for family in config.families:
-            for each in runs(family, config, Path(folder)):
-                print(each, flush=True)
-                failed += bool(each.error)
+            for result in runs(family, config, Path(folder)):
+                print(result, flush=True)
+                failed += bool(result.error)
     print(f"{failed} runs failed" if failed else "every run is ok")
     return int(failed > 0)
 

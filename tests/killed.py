@@ -1,10 +1,10 @@
-"""Evaluations that are killed again and again: a program for tests/test_evaluate_processes.py.
+"""Repeatedly kill and resume evaluations: a program for tests/test_evaluate_processes.py.
 
     python -m tests.killed FOLDER DATA_ROOT KILLS
 
-Loads the model once, forks a child per round that runs evaluate.py's main, and kills it with SIGKILL at a random
-moment: before every fourth kill at a random time from its start, else one to five answers later. A run with all its
-answers ends undisturbed, and another folder is begun. Prints the kills as JSON.
+Loads the model once, forks one child per round that runs evaluate.py's main, and kills it with SIGKILL at a random
+time: every fourth time shortly after its start, else after one to five further answers. A run with all its answers
+finishes, and the next round uses a new folder. Prints the kills as JSON.
 """
 
 import json
@@ -29,7 +29,7 @@ def main(folder: Path, data_root: str, kills: int) -> None:
     rng, report = random.Random(0), {"kills": 0, "answered_at_kill": [], "finished": []}
 
     def run(out_dir: Path, moment: Callable[[], None] | None) -> int:
-        """Exit status of a run in a child; -9 where it was killed when `moment` returned."""
+        """Exit status of a run in a child process; -9 if it was killed, after `moment` returned."""
         child = os.fork()
         if child == 0:
             quiet = os.open(os.devnull, os.O_WRONLY)
@@ -66,7 +66,7 @@ def main(folder: Path, data_root: str, kills: int) -> None:
 
 
 def wait(out_dir: Path, count: int, seconds: float) -> None:
-    """Until the folder holds `count` answers, and so many seconds more. Raises TimeoutError after a minute."""
+    """Wait until the folder has `count` answers, then `seconds` more. Raises TimeoutError after a minute."""
     until = time.monotonic() + 60
     while answers(out_dir) < count:
         if time.monotonic() > until:
@@ -76,13 +76,13 @@ def wait(out_dir: Path, count: int, seconds: float) -> None:
 
 
 def answers(out_dir: Path) -> int:
-    """Number of whole lines that a run has written."""
+    """Number of complete lines that a run has written."""
     path = out_dir / "parts" / "part-00000.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def check(out_dir: Path) -> int:
-    """How many answers are there; all but a torn last line are whole, and none is there twice."""
+    """Number of answers; asserts that complete lines parse and that no id occurs twice."""
     path = out_dir / "parts" / "part-00000.jsonl"
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     keys = [parse(line)["id"] for line in lines]

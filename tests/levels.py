@@ -1,9 +1,9 @@
-"""Instruction sets for which torch has kernels: which of them this processor has, and which one a test run uses.
+"""Instruction sets of torch's kernels that this processor supports, and the one that a test run uses.
 
-`ATEN_CPU_CAPABILITY` makes torch use the kernels of a lower level than it would choose. Torch does not compare its
-value with the processor, so a level that the processor lacks ends in an illegal instruction; `check` refuses it.
+`ATEN_CPU_CAPABILITY` selects kernels of a lower level than torch's default. Torch does not compare it with the
+processor, so an unsupported level ends in an illegal instruction; `check` rejects it.
 
-    python -m tests.levels      prints the levels of this processor below the one that torch chooses, one per line
+    python -m tests.levels      prints the supported levels below torch's default, one per line
 """
 
 import functools
@@ -17,18 +17,18 @@ LEVELS = ("default", "avx2", "avx512")
 
 @functools.cache
 def supported():
-    """The levels of this processor in rising order; torch chooses the last."""
+    """Levels of this processor in rising order; the last is torch's default."""
     environment = {name: value for name, value in os.environ.items() if name != NAME}
     command = [sys.executable, "-c", "import torch; print(torch.backends.cpu.get_cpu_capability().lower())"]
     chosen = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
     return LEVELS[: LEVELS.index(chosen) + 1] if chosen in LEVELS else ("default",)  # other processors: one level
 
 
-def check(asked):
-    """ValueError for a value of ATEN_CPU_CAPABILITY that torch does not know or this processor does not have."""
-    if asked not in LEVELS or asked not in supported():
+def check(level):
+    """Raise ValueError for a value of ATEN_CPU_CAPABILITY that torch or this processor does not support."""
+    if level not in LEVELS or level not in supported():
         have = ", ".join(supported())
-        raise ValueError(f"{NAME} is {asked!r}, but this processor has {have}; set one of them or none")
+        raise ValueError(f"{NAME} is {level!r}, but this processor has {have}; set one of them or none")
 
 
 if __name__ == "__main__":

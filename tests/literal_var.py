@@ -1,4 +1,4 @@
-"""VAR as one would first write it, eager and row by row; sinks planted at known tokens; batches to try it on."""
+"""Reference implementation of VAR, eager and row by row; planted sinks at known tokens; batches for the tests."""
 
 import math
 from contextlib import contextmanager
@@ -21,12 +21,12 @@ PLANTED = VAR(SPIKES, tau=5.0, first_layer=0, spare_last_layer=False)  # |RMSNor
 
 @contextmanager
 def planted(model, sinks):
-    """Lets tokens spike in the residual stream that enters a layer; sinks: (layer, sample, position) -> dimension."""
+    """Add massive activations to a layer's input; sinks: (layer, sample, position) -> dimension."""
 
     def spike(layer, args):
         hidden = args[0].clone()
-        for (where, sample, position), dimension in sinks.items() if hidden.shape[1] > 1 else ():
-            if where == layer:
+        for (at, sample, position), dimension in sinks.items() if hidden.shape[1] > 1 else ():
+            if at == layer:
                 hidden[sample, position, dimension] = 40 * hidden[sample, position].float().square().mean().sqrt()
         return (hidden, *args[1:])
 
@@ -43,7 +43,7 @@ def planted(model, sinks):
 
 
 def image_positions(model, inputs):
-    """Of each sample, as lists; positions include padding."""
+    """Image positions of each sample, as lists; positions include padding."""
     return [(row == model.config.image_token_id).nonzero().flatten().tolist() for row in inputs["input_ids"]]
 
 
@@ -52,16 +52,16 @@ def image_positions(model, inputs):
 
 def literal_sinks(hidden, dimensions, tau):
     """Positions of a residual stream [row, width] whose largest |x_d| / sqrt(mean x^2 + 1e-6) is above tau."""
-    found = []
+    sinks = []
     for position, x in enumerate(hidden.double()):
         rms = math.sqrt(float((x * x).mean()) + 1e-6)
         if max(abs(float(x[d])) / rms for d in dimensions) > tau:
-            found.append(position)
-    return found
+            sinks.append(position)
+    return sinks
 
 
 def literal_row(row, image, sinks, var):
-    """(One softmax row [key] after its edit, outcome)."""
+    """(edited softmax row [key], outcome)."""
     if var.skip_without_visual_sinks and not set(image) & set(sinks):
         return row, "no visual sinks"
     image, sinks = [k for k in image if k < len(row)], [k for k in sinks if k < len(row)]
@@ -83,21 +83,21 @@ def literal_row(row, image, sinks, var):
 
 
 class Literal:
-    """The steered model as one would first write it: eager, every matrix whole, edited one row after another."""
+    """Model with VAR in a literal implementation: eager, full matrices, edited row by row."""
 
     def __init__(self, model, inputs, var):
         self.model, self.var, self.image = model, var, image_positions(model, inputs)
         self.starts = inputs["attention_mask"].int().argmax(1).tolist()
         self.layers = range(var.first_layer, LAYERS - var.spare_last_layer)
-        self.sinks = {}  # (layer, sample): positions
-        self.rows = {}  # (layer, sample): [(head, row, what came of it)]
+        self.sinks = {}  # (layer, sample) -> positions
+        self.rows = {}  # (layer, sample) -> [(head, row, outcome)]
         self.weights = []  # per call of a layer: [sample, head, query, key]
 
-    def see(self, layer, hidden):
+    def store_sinks(self, layer, hidden):
         for sample, start in enumerate(self.starts):
             if (layer, sample) not in self.sinks:
-                found = literal_sinks(hidden[sample, start:], self.var.dimensions, self.var.tau)
-                self.sinks[layer, sample] = [position + start for position in found]
+                sinks = literal_sinks(hidden[sample, start:], self.var.dimensions, self.var.tau)
+                self.sinks[layer, sample] = [position + start for position in sinks]
 
     def __call__(self, module, query, key, value, attention_mask, scaling=None, **_):
         groups = query.shape[1] // key.shape[1]
@@ -119,7 +119,7 @@ class Literal:
         AttentionInterface.register("literal", self)
         self.model.set_attn_implementation({"text_config": "literal"})
         handles = [
-            module.register_forward_pre_hook(lambda _, args, layer=layer: self.see(layer, args[0]))
+            module.register_forward_pre_hook(lambda _, args, layer=layer: self.store_sinks(layer, args[0]))
             for layer, module in enumerate(self.model.get_decoder().layers)
         ]
         try:
@@ -140,7 +140,7 @@ def generate(model, inputs, **options):
 
 
 def largest_change(ours, theirs, sample=slice(None)):
-    """Of any logit of any step."""
+    """Largest absolute difference of any logit at any step."""
     return max(float((a - b)[sample].abs().max()) for a, b in zip(ours.logits, theirs.logits, strict=True))
 
 
@@ -151,7 +151,7 @@ PROMPTS = ["where is the red circle ?", "what is it ?", "describe the image to t
 
 
 def batch(model, processor, padded=True, images=(1, 1, 1), seed=0):
-    """Inputs of three samples with so many images each."""
+    """Inputs of three samples; `images` has the number of images of each."""
     sizes = [(150, 90), (60, 90), (120, 120)] if padded else [(150, 90)] * 3
     pictures = [
         [picture(*size, seed=seed + 10 * index + place) for index in range(count)]
@@ -163,8 +163,8 @@ def batch(model, processor, padded=True, images=(1, 1, 1), seed=0):
 
 
 def different_sinks(model, inputs):
-    """Sample 0: its first token, the third and the last cell, from layer 0 on. Sample 1: cells that spike late, and a
-    word behind the image. Sample 2: nothing."""
+    """Sinks for `planted`. Sample 0: first token, third and last cell, from layer 0. Sample 1: cells from layer 1, and
+    a word after the image. Sample 2: none."""
     image, start = image_positions(model, inputs), inputs["attention_mask"].int().argmax(1).tolist()
     return {
         (0, 0, start[0]): 40,
@@ -177,7 +177,7 @@ def different_sinks(model, inputs):
 
 
 def is_whole(model):
-    """Nothing hangs on the model, and it names SDPA as it did."""
+    """True if the model has no hooks or attached objects and uses SDPA."""
     hooks = any(module._forward_pre_hooks for module in model.get_decoder().layers)
     attached = any(hasattr(module, name) for module in model.modules() for name in (LISTENERS, STEERING))
     return not hooks and not attached and model.config.text_config._attn_implementation == "sdpa"

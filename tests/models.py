@@ -1,4 +1,4 @@
-"""Small random models of the real classes, with real processors; nothing is downloaded."""
+"""Small random models of the stock classes with stock processors; no download."""
 
 import torch
 from PIL import Image
@@ -18,7 +18,7 @@ TEMPLATE = (
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per word; `redcircle`-like joined words do not exist, unknown words become <unk>."""
+    """Tokenizer with one token per word; unknown words become <unk>."""
     vocabulary = {word: i for i, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", "<image>", *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -69,7 +69,7 @@ def llava(seed: int = 0, **config) -> LlavaForConditionalGeneration:
 
 
 def sharpen(model, factor: float = 6.0):
-    """Scales queries and keys of a random model up, so that its attention is peaked and errors show."""
+    """Scale queries and keys of a random model up, so that attention is peaked and errors are visible."""
     for name, weight in model.named_parameters():
         if "q_proj" in name or "k_proj" in name or "query_key_value.weight" in name:
             weight.data *= factor

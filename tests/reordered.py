@@ -1,10 +1,10 @@
-"""Torch as on another processor: the same operations, with every sum taken in another order.
+"""Torch mode that emulates another processor: the same operations with sums in another order.
 
-Kernels for AVX2, AVX-512 and other instruction sets differ in the order in which they add, and in the last bit of their
-transcendental functions. `pytest --reordered` runs the tests under this mode, so that a test that depends on the
-order fails on every machine. The order is a function of the shapes alone: equal calls on equal numbers give equal
-bits, as they do on any processor. Results that are exact in every order (sums of small integers, a product with 0 and
-1) stay exact. Processes that a test starts are not affected.
+Kernels for AVX2, AVX-512 and other instruction sets differ in the order of their sums and in the last bit of their
+transcendental functions. `pytest --reordered` runs the tests in this mode, so that a test that depends on the order
+fails on every machine. The order depends on shapes only: equal calls on equal numbers give equal bits, as on any
+processor. Results that are exact in every order (sums of small integers, products with 0 and 1) are unchanged. The mode
+does not affect processes that a test starts.
 """
 
 import torch
@@ -19,31 +19,31 @@ SDPA = ATEN._scaled_dot_product_flash_attention_for_cpu.default
 
 
 def order(size, *shape):
-    """A permutation of `size` numbers that depends on the shape."""
+    """Permutation of `size` indices, determined by the shape."""
     seed = hash((size, *shape)) % 2**31
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed))
 
 
 def product(function, left, right):
-    """A matrix product whose inner sums run in another order."""
+    """Matrix product with reordered inner sums."""
     inner = order(left.shape[-1], *left.shape, *right.shape)
     return function(left[..., inner], right[..., inner, :])
 
 
-def along(function, values, dims, **options):
-    """A reduction over `dims` of values that are put into another order along each of them."""
+def reduction(function, values, dims, **options):
+    """Reduction over `dims` of values reordered along each of them."""
     for dim in dims if dims else range(values.dim()):
         values = values.index_select(dim, order(values.shape[dim], *values.shape))
     return function(values, **options)
 
 
 def softmax(function, values, dim, *rest):
-    there = order(values.shape[dim], *values.shape)
-    return function(values.index_select(dim, there), dim, *rest).index_select(dim, there.argsort())
+    indices = order(values.shape[dim], *values.shape)
+    return function(values.index_select(dim, indices), dim, *rest).index_select(dim, indices.argsort())
 
 
 def scaled_dot_product(query, key, value, *rest, attn_mask=None, **options):
-    """Scores are summed over the width in another order; with a mask, values are summed over the keys in another."""
+    """SDPA with scores reordered over the width and, without the causal flag, values reordered over the keys."""
     options.setdefault("scale", query.shape[-1] ** -0.5)
     width = order(query.shape[-1], *query.shape, *key.shape)
     query, key = query[..., width], key[..., width]
@@ -56,7 +56,7 @@ def scaled_dot_product(query, key, value, *rest, attn_mask=None, **options):
 
 
 class Reordered(TorchDispatchMode):
-    """See the module's docstring."""
+    """Dispatch mode that reorders sums; see the module docstring."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -71,9 +71,9 @@ class Reordered(TorchDispatchMode):
         if function is ATEN._softmax.default or function is ATEN._log_softmax.default:
             return softmax(function, *args)
         if function in (ATEN.sum.default, ATEN.mean.default) and first.dim():
-            return along(function, first, None, **kwargs)
+            return reduction(function, first, None, **kwargs)
         if function in (ATEN.sum.dim_IntList, ATEN.mean.dim) and first.dim():
-            return along(lambda values, **_: function(values, *args[1:], **kwargs), first, args[1])
+            return reduction(lambda values, **_: function(values, *args[1:], **kwargs), first, args[1])
         if function is SDPA:
             return scaled_dot_product(*args, **kwargs)
         if function in TRANSCENDENTAL and first.dtype == torch.float32:

@@ -1,4 +1,4 @@
-"""What a script left behind, read again by its tests."""
+"""Readers of the files that a script wrote."""
 
 import json
 from pathlib import Path
@@ -7,10 +7,10 @@ from analysis.runs import read_table
 
 
 def table(folder, name="samples.csv"):
-    """Rows of a run's table, each a dict of texts."""
+    """Rows of a run's table, each a dict of strings."""
     return read_table(Path(folder) / name)
 
 
 def summary_of(folder):
-    """The figures of a run."""
+    """Contents of a run's summary.json."""
     return json.loads((Path(folder) / "summary.json").read_text())

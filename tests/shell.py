@@ -1,6 +1,6 @@
-"""Scripts as a person runs them: a process of their own, with real flags, output and exit status, without its imports.
+"""Run scripts in a separate process with real flags, output and exit status.
 
-A new interpreter needs seconds to import torch. The process that runs the tests has done that, so it is forked.
+The process is forked from the test process, which has already imported torch; a new interpreter would need seconds.
 """
 
 import os
@@ -21,36 +21,36 @@ ROOT = Path(__file__).parent.parent
 
 
 def run(script, *arguments, cwd=ROOT, timeout=300, **environment) -> subprocess.CompletedProcess:
-    """Runs ROOT/script with these arguments; returns what `subprocess.run` would."""
+    """Run ROOT/script with these arguments; returns the same as `subprocess.run`."""
     return start(script, *arguments, cwd=cwd, **environment).ended(timeout)
 
 
-def start(script, *arguments, cwd=ROOT, **environment) -> "Started":
-    """Begins to run ROOT/script with these arguments."""
+def start(script, *arguments, cwd=ROOT, **environment) -> "Process":
+    """Start ROOT/script with these arguments."""
     argv = [str(ROOT / script), *map(str, arguments)]
-    said = Path(tempfile.mkdtemp(prefix="shell-"))
+    streams = Path(tempfile.mkdtemp(prefix="shell-"))
     child = os.fork()
     if child == 0:
-        os._exit(_become(argv, cwd, environment, said))
-    return Started(child, argv, said)
+        os._exit(_run_forked(argv, cwd, environment, streams))
+    return Process(child, argv, streams)
 
 
 @dataclass(frozen=True)
-class Started:
-    """A script that runs; `ended` must be called. `said` holds the files output and errors."""
+class Process:
+    """Running script; `ended` must be called. `streams` is the folder of the files output and errors."""
 
     child: int
     argv: list[str]
-    said: Path
+    streams: Path
 
     def ended(self, timeout=300) -> subprocess.CompletedProcess:
-        """Waits for the end. Raises TimeoutError for one that has not ended after so many seconds, and kills it."""
+        """Wait for the end; after `timeout` seconds, kill the process and raise TimeoutError."""
         try:
             status = self._wait(time.monotonic() + timeout)
-            told = ((self.said / name).read_text() for name in ("output", "errors"))
-            return subprocess.CompletedProcess(self.argv, status, *told)
+            texts = ((self.streams / name).read_text() for name in ("output", "errors"))
+            return subprocess.CompletedProcess(self.argv, status, *texts)
         finally:
-            shutil.rmtree(self.said)
+            shutil.rmtree(self.streams)
 
     def _wait(self, until: float) -> int:
         while time.monotonic() < until:
@@ -63,15 +63,15 @@ class Started:
         raise TimeoutError(f"{' '.join(self.argv)} has not ended")
 
 
-def _become(argv: list[str], cwd, environment: dict[str, str], said: Path) -> int:
-    """In the forked process: everything that a new one would have of its own."""
+def _run_forked(argv: list[str], cwd, environment: dict[str, str], streams: Path) -> int:
+    """Run a script in the forked process, with the state that a new process would have."""
     for stream, name in ((1, "output"), (2, "errors")):
-        os.dup2(os.open(said / name, os.O_CREAT | os.O_WRONLY), stream)
+        os.dup2(os.open(streams / name, os.O_CREAT | os.O_WRONLY), stream)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     sys.argv = argv
     os.chdir(cwd)
     os.environ.update(environment)
-    torch.set_num_threads(1)  # threads do not survive a fork, and waiting for them would never end
+    torch.set_num_threads(1)  # threads do not survive a fork; waiting for them would block
     warnings.resetwarnings()
     warnings.showwarning = lambda message, category, filename, lineno, file=None, line=None: sys.stderr.write(
         warnings.formatwarning(message, category, filename, lineno, line)
@@ -82,7 +82,7 @@ def _become(argv: list[str], cwd, environment: dict[str, str], said: Path) -> in
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
         if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)  # as the interpreter does
+            print(end.code, file=sys.stderr)  # as in a new interpreter
     except BaseException:
         traceback.print_exc()
         status = 1

@@ -1,8 +1,8 @@
-"""How far two float32 computations of the same quantity may lie apart, and why.
+"""Tolerances between two float32 computations of the same quantity, with their derivation.
 
-Bit equality is asked only where the same operations run on the same numbers in tensors of the same shape. Elsewhere the
-order of sums differs between implementations and between processors (AVX2, AVX-512, the number of threads), and a
-test takes its tolerance from here.
+Tests require bit equality only where the same operations run on the same numbers in tensors of the same shape.
+Elsewhere the order of sums differs between implementations and between processors (AVX2, AVX-512, number of threads),
+and a test uses a tolerance from this module.
 
 Sums. n numbers added in two orders differ by at most n eps times the sum of their absolute values (Higham, Accuracy and
 Stability of Numerical Algorithms, section 4.2), eps = 2^-23.
@@ -12,26 +12,26 @@ the scaling; a softmax weight changes by at most half of the largest change of a
 relative to the largest scaling |q| |k|: 4 to 8.5 for the random models of the tests, 94 to 142 for the embedded
 models. Two runs of a whole model differ in all of its states: between eager attention and SDPA the largest difference
 measured was 1.7 (random models) and 13 (tiny-qwen2-vl on a noise image) eps of that size, with `pytest --reordered`.
-Logits of the random models are below 1 and take the same tolerance. The faults that these tests are made for (a wrong
-row, head, mask or factor) change weights by 1e-3 and more.
+Logits of the random models are below 1 and have the same tolerance. The faults that these tests detect (a wrong row,
+head, mask or factor) change weights by 1e-3 or more.
 
-Elsewhere the defaults of `torch.testing.assert_close` for float32 hold (1e-5 + 1.3e-6 relative), for short sums of
+Other tests use the defaults of `torch.testing.assert_close` for float32 (1e-5 + 1.3e-6 relative), for short sums of
 numbers of order 1.
 """
 
 import torch
 
 EPS = torch.finfo(torch.float32).eps
-RANDOM, EMBEDDED = 8.5, 142  # largest scaling |q| |k| of the random and of the embedded models
+RANDOM, EMBEDDED = 8.5, 142  # largest scaling |q| |k| of random and embedded models
 
 
 def sums(terms, size=1.0):
-    """For sums of that many terms, whose absolute values add up to at most `size`."""
+    """Tolerance of sums of `terms` terms whose absolute values add up to at most `size`."""
     return terms * EPS * size
 
 
 def score_size(trace):
-    """Largest scaling |q| |k| of any layer that a trace recorded."""
+    """Largest scaling |q| |k| of any layer of a trace."""
     sizes = []
     for layer in range(trace.layers):
         recorded = trace._of(layer)
@@ -41,10 +41,10 @@ def score_size(trace):
 
 
 def same_states(size=RANDOM):
-    """For attention weights that are computed twice from the same queries and keys."""
+    """Tolerance of attention weights computed twice from the same queries and keys."""
     return 8 * EPS * size
 
 
 def two_runs(size=RANDOM):
-    """For attention weights of two runs of a model: under other attention functions, or in another batch."""
+    """Tolerance of attention weights from two runs of a model with different attention functions or batches."""
     return 32 * EPS * size

@@ -1,13 +1,13 @@
-"""Two runs of evaluate.py that are started into one new folder: a program, also for tests/test_evaluate_processes.py.
+"""Start two runs of evaluate.py in one new folder: a program, also for tests/test_evaluate_processes.py.
 
     python -m tests.two_runs FOLDER TRIES [OFFSET ...]
 
-Makes its data in FOLDER. Every run loads the model itself, which is when another one could begin unseen. Per offset
-(seconds; default 0 0.2 0.5 1 3) and try, two processes with different --method start that long after each other. Of
-each pair one must be refused with one sentence and status 2, and the folder must hold the other's answers, under its
-method and equal to those of a run alone. The process itself never uses torch: a child would inherit its thread pool,
-which does not survive a fork. Prints the outcome of each pair, then their counts as JSON; exit status 1 if a pair
-failed.
+Generates its data in FOLDER. Each run loads the model itself, during which another run could start undetected. Per
+offset (seconds; default 0 0.2 0.5 1 3) and try, two processes with different --method start that long after each other.
+One of each pair must be refused with a one-line message and status 2, and the folder must contain the other's answers,
+with its method and equal to those of a single run. The parent does not use torch, since a child would inherit its
+thread pool, which does not survive a fork. Prints the outcome of each pair, then the counts as JSON; the exit status is
+1 if a pair failed.
 """
 
 import json
@@ -48,7 +48,7 @@ def main(folder: Path, tries: int, offsets: tuple[float, ...]) -> int:
 
 
 def pair(configs, alone: dict[str, bytes], out_dir: Path, offset: float) -> tuple[str, str]:
-    """(fault, "" for none; method of the run that was not refused) of two runs into `out_dir`."""
+    """(fault, "" for none; method of the accepted run) of two runs with the same `out_dir`."""
     runs = []
     for config in configs:
         runs.append(start(config, out_dir))
@@ -68,7 +68,7 @@ def pair(configs, alone: dict[str, bytes], out_dir: Path, offset: float) -> tupl
 
 
 def start(config: evaluate.Config, out_dir: Path):
-    """(function that waits for its exit status, file of its stderr) of a run in a child process."""
+    """Start a run in a child process: (function that waits for its exit status, file of its stderr)."""
     errors = out_dir.with_name(f"{out_dir.name}-{config.steering.method}.txt")
     child = os.fork()
     if child == 0:
@@ -78,7 +78,7 @@ def start(config: evaluate.Config, out_dir: Path):
             status = evaluate.main(changed(config, out_dir=str(out_dir)))
         except SystemExit as end:
             status = end.code
-        except BaseException:  # a child must never go on in the parent's code
+        except BaseException:  # a child must not continue in the parent's code
             traceback.print_exc()
             status = 1
         sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Checkpoint folders of families that have no file here: real stock classes, small and random, nothing downloaded."""
+"""Checkpoint folders of unpatched families: small random models of the stock classes; no download."""
 
 import json
 
@@ -63,7 +63,7 @@ def llava_onevision():
 
 
 def paddleocr_vl():
-    """Positions of image tokens in three directions, which the model works out from the processor's account of them."""
+    """PaddleOCR-VL, with positions of image tokens on three axes, computed from the processor's output."""
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}
     config = transformers.PaddleOCRVLConfig(
         text_config=text_config("paddleocr_vl_text", len(PADDLE_SPECIALS) + 1, head_dim=16, rope_parameters=rope),
@@ -79,7 +79,7 @@ def paddleocr_vl():
 
 
 def idefics3():
-    """Cuts a picture into tiles, each with a tag before it and line breaks behind each row of them."""
+    """Idefics3, which splits an image into tiles, with a tag before each tile and a line break after each row."""
     tokenizer = word_level(IDEFICS_SPECIALS, **MARKS)
     config = transformers.Idefics3Config(
         vision_config={key: CLIP[key] for key in CLIP if key != "model_type"},
@@ -105,7 +105,7 @@ def internvl():
 
 
 def mllama():
-    """Looks at its image in a layer of cross-attention."""
+    """Mllama, which attends to the image by cross-attention."""
     vision = {
         "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_global_layers": 1, "image_size": 56,
         "attention_heads": 4, "patch_size": 14, "vision_output_dim": 64, "intermediate_layers_indices": [0],
@@ -122,7 +122,7 @@ def mllama():
 
 
 def paligemma():
-    """Its processor writes into the prompt, and the prompt is read in both directions."""
+    """PaliGemma, whose processor adds text to the prompt and whose attention over the prompt is bidirectional."""
     images = transformers.SiglipImageProcessorPil(size={"height": 56, "width": 56})
     images.image_seq_length = 16
     tokenizer = word_tokenizer()
@@ -134,11 +134,11 @@ def paligemma():
     return transformers.PaliGemmaForConditionalGeneration(config), processor
 
 
-UNPATCHED = {each.__name__: each for each in (llava_next, llava_onevision, paddleocr_vl, idefics3, internvl)}
+UNPATCHED = {build.__name__: build for build in (llava_next, llava_onevision, paddleocr_vl, idefics3, internvl)}
 
 
 def save(folder, make, **options):
-    """Writes the checkpoint that the stock class and, with torchvision, the stock processor would write."""
+    """Write the checkpoint of the stock class and, as with torchvision, of the stock processor."""
     torch.manual_seed(0)
     model, processor = make(**options)
     sharpen(model.eval()).save_pretrained(folder)
