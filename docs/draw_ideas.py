@@ -137,6 +137,13 @@ def draw_queries(model, processor, image: Image.Image) -> Figure:
     )
     for axes in (small, wide):
         axes.tick_params(labelsize=7)
+    draw_row(line, layout, row, eager)
+    draw_memory(right.subplots())
+    return figure
+
+
+def draw_row(line, layout, row: torch.Tensor, eager: torch.Tensor) -> None:
+    """Draw a recomputed attention row [key] as bars and that of the eager model as points."""
     keys = np.arange(len(row))
     line.bar(keys, row.numpy(), width=1.0, color=BLUE, label="softmax(q · K / √d), recomputed")
     line.plot(
@@ -163,8 +170,6 @@ def draw_queries(model, processor, image: Image.Image) -> Figure:
         fontsize=8.5,
         loc="left",
     )
-    draw_memory(right.subplots())
-    return figure
 
 
 def mark_image(axes, layout, colour: str = INK, named: bool = True) -> None:
@@ -246,15 +251,8 @@ def draw_edits(model, processor, image: Image.Image) -> Figure:
         small.set_xlabel(f"row “:”, {weight[7, result.layout.images[0]].sum():.1%}", fontsize=7, labelpad=2)
         if "scanpaths" in options:
             left, top, right, bottom = result.layout.grids[0].rect(GAZE[0][0][1], GAZE[0][0][0])
-            small.plot(
-                (left + right) * 2,
-                (top + bottom) * 2,
-                "o",
-                markersize=9,
-                markerfacecolor="none",
-                markeredgecolor="white",
-                markeredgewidth=1,
-            )
+            ring = {"markersize": 9, "markerfacecolor": "none", "markeredgecolor": "white", "markeredgewidth": 1}
+            small.plot((left + right) * 2, (top + bottom) * 2, "o", **ring)
     return figure
 
 
