@@ -1,4 +1,4 @@
-"""Models: loading by name, and the patched families. Importing this package loads nothing."""
+"""Loading of models by name, and the patched families. The import loads no model."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ FAMILIES = {
 """model_type of the config -> (module, class) of the patched model."""
 
 PATCHED = "LLaVA-1.5, Qwen2-VL, Qwen2.5-VL, Qwen3-VL or Fuyu"
-"""The same for sentences that tell what to load."""
+"""Names of the patched families, for messages that name the models to load."""
 
 TINY = Path(__file__).parent / "tiny"
 
 
 def embedded() -> list[str]:
-    """Names of the checkpoints that come with the project."""
+    """Names of the embedded checkpoints."""
     return sorted(folder.name for folder in TINY.iterdir() if (folder / "config.json").is_file())
 
 
@@ -38,7 +38,7 @@ def load(
 ):
     """(model, processor) of an embedded checkpoint, a folder or a hub id; see `models.loading.load`.
 
-    Families that are not in FAMILIES load too, with a warning, if they can be recorded; see `models.unpatched`.
+    A family that is not in FAMILIES loads with a warning if it can be recorded; see `models.unpatched`.
     """
     from models.loading import load as load_now  # transformers takes seconds to import; `import models` must not
 

@@ -1,13 +1,13 @@
-"""Head ablation: the image attention of chosen heads, scaled to 0, as an intervention.
+"""Head ablation: scale the image attention of selected heads to 0, as an intervention.
 
     model.generate(**inputs, steering=HeadAblation(((3, 0), (4, 2))))
 
-A causal test of a correlation: a head whose attention follows the content of an image may not affect the answer. The
+A causal test: a head whose attention correlates with the content of an image need not affect the answer. The
 image weights of the heads are multiplied by `scale` (default 0) in the rows that predict the answer: the last row of
 the prompt and every decode row. Each row is renormalised, so with scale 0 it is the softmax over the other tokens.
 (Without it, the sum of the remaining weights would still depend on the attention to the image.)
 
-Settings (a frozen dataclass) over a pure function. Layers and heads count from 0.
+Layers and heads count from 0.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from models.interventions import LayerEdit, PromptBatch, RowEdit
 
 def scale_image(weights: torch.Tensor, heads: torch.Tensor, image: torch.Tensor, scale: float) -> torch.Tensor:
     """Softmax rows [..., head, row, key] whose weights on `image`, int64 [cell], are multiplied by `scale` in some
-    heads, renormalised to 1; rows of other heads are as they were bit for bit.
+    heads, renormalised to 1; rows of other heads are bit-identical.
 
-    A row without any weight elsewhere (below what float32 holds) becomes 0 with scale 0.
+    A row without other weight (below the range of float32) becomes 0 with scale 0.
     """
-    heads, image = heads.to(weights.device), image.to(weights.device)  # a model may lie on several devices
+    heads, image = heads.to(weights.device), image.to(weights.device)  # a model may span several devices
     factors = torch.ones(weights.shape[-1], device=weights.device)
     factors[image] = scale
     scaled = weights[..., heads, :, :] * factors
@@ -41,10 +41,10 @@ def scale_image(weights: torch.Tensor, heads: torch.Tensor, image: torch.Tensor,
 
 @dataclass(frozen=True)
 class HeadAblation:
-    """The image attention of `heads`, pairs (layer, head), multiplied by `scale` in the rows that predict the answer.
+    """Multiply the image attention of `heads`, pairs (layer, head), by `scale` in the rows that predict the answer.
 
-    All images of a prompt count; a sample without an image is unchanged. Raises ValueError for heads that are not pairs
-    of integers from 0, and for a scale that is negative or not finite.
+    All images of a prompt are scaled; a sample without an image is unchanged. Raises ValueError for heads that are not
+    pairs of integers from 0, and for a scale that is negative or not finite.
     """
 
     heads: tuple[tuple[int, int], ...]
@@ -61,7 +61,7 @@ class HeadAblation:
         return not self.heads or self.scale == 1
 
     def check(self, layers: int, heads: int) -> None:
-        """Raises ValueError for a head that a model of that size does not have."""
+        """Raise ValueError for a head that a model of that size does not have."""
         for layer, head in self.heads:
             if layer >= layers or head >= heads:
                 raise ValueError(
@@ -85,7 +85,7 @@ class HeadAblation:
 
 
 def check_heads(heads: Iterable) -> tuple[tuple[int, int], ...]:
-    """(layer, head) pairs, each once, sorted. Raises ValueError for anything else."""
+    """Unique (layer, head) pairs, sorted. Raises ValueError for other input."""
     try:
         found = sorted({(operator.index(layer), operator.index(head)) for layer, head in heads})
     except (TypeError, ValueError) as error:

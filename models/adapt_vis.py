@@ -1,15 +1,15 @@
-"""AdaptVis and ScalingVis: attention scores towards the image, multiplied before the softmax, as interventions.
+"""AdaptVis and ScalingVis: scale attention scores towards the image before the softmax, as interventions.
 
     model.generate(**inputs, steering=AdaptVis())              # a weight per sample, by the model's confidence
     model.generate(**inputs, steering=ImageScaling((0.5,)))    # a given weight per sample
 
 Chen et al., "Why Is Spatial Reasoning Hard for VLMs? An Attention Mechanism Perspective on Focus Areas" (ICML 2025,
 arXiv 2503.01773). The confidence is the probability of the unedited model's first token. The scores are multiplied by
-`weight1` where it is below the threshold and by `weight2` elsewhere: a factor below 1 flattens attention over the
+`weight1` if it is below the threshold and by `weight2` otherwise: a factor below 1 flattens attention over the
 image, one above 1 sharpens it.
 
 As in the published code (shiqichen17/AdaptVis, modeling_llama_add_attn.py) the edit covers all layers and heads, and
-the last row of the prompt alone. Where we differ: the confidence is not rounded (theirs: two digits), it is computed
+only the last row of the prompt. Where we differ: the confidence is not rounded (theirs: two digits), it is computed
 from the model's own logits, and all patched families are covered, with several images and in batches.
 """
 
@@ -25,7 +25,7 @@ from models.interventions import LayerEdit, PromptBatch, ScaledRow
 
 @dataclass(frozen=True)
 class ImageScaling:
-    """Scores of the last prompt row towards the image tokens, multiplied by a weight per sample, in every layer.
+    """Multiply the scores of the last prompt row towards the image tokens by a weight per sample, in every layer.
 
     The paper's ScalingVis. A sample with a weight of 1 or without image tokens is unchanged. Raises ValueError for
     weights that are not finite numbers >= 0.
@@ -38,7 +38,7 @@ class ImageScaling:
             check_weight("weight", weight)
 
     def plan(self, prompt: PromptBatch) -> dict[int, LayerEdit]:
-        """The same for each layer. Raises ValueError where there is not one weight per sample."""
+        """The same edit for each layer. Raises ValueError unless there is one weight per sample."""
         if len(self.weights) != len(prompt.starts):
             raise ValueError(f"{len(self.weights)} weights for {len(prompt.starts)} samples; give one for each")
         scaled = {
@@ -70,12 +70,12 @@ class AdaptVis:
         return ImageScaling(tuple(self.weight1 if c < self.threshold else self.weight2 for c in confidence.tolist()))
 
     def plan(self, prompt: PromptBatch) -> dict[int, LayerEdit]:
-        """Each sample scaled by its own confidence; costs one prefill."""
+        """Scaling of each sample by its confidence; takes one prefill."""
         return self.scaling(largest_probability(prompt.first_logits())).plan(prompt)
 
 
 def confidence(model, inputs) -> torch.Tensor:
-    """Probability of the first token of the unedited model's greedy answer, float32 [sample]; costs one prefill."""
+    """Probability of the first token of the unedited model's greedy answer, float32 [sample]; takes one prefill."""
     return largest_probability(model.first_logits(inputs))
 
 
@@ -85,6 +85,6 @@ def largest_probability(logits: torch.Tensor) -> torch.Tensor:
 
 
 def check_weight(name: str, weight: float) -> None:
-    """Raises ValueError for a weight that is not a finite number >= 0."""
+    """Raise ValueError for a weight that is not a finite number >= 0."""
     if not 0 <= weight < math.inf:
         raise ValueError(f"{name} is {weight}; it multiplies attention scores, so give a finite number of 0 or more")

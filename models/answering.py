@@ -1,18 +1,16 @@
-"""Batched answers to questions, each the same as if it were answered alone, with counts of the interventions.
+"""Batched answers to questions with intervention counts, from a loaded model or from a user-defined runner.
 
-An answer does not depend on the others of its batch: padding is masked, random numbers belong to the question
+An answer does not depend on the others of its batch: padding is masked, random numbers are seeded per question
 (`models.generation_settings`), and counts of an intervention end with the answer.
-
-A model of the user's own: any Python object that answers prompts about images.
 
     --runner python:MODULE:CALLABLE
 
 CALLABLE() is called once and returns an object with `generate(prompt, images, **settings)`, which returns the answer
-as a string, or (string, cut) with `cut` true where `max_new_tokens` ended it. `prompt` is a string, `images` a list of
-PIL images (RGB) in the order of the question's image markers, each of which is the words "image 1" (the first of
-`images`), "image 2", ... in `prompt`. `settings` are max_new_tokens, temperature (0: greedy), top_p, repetition_penalty
+as a string, or (string, cut), with `cut` true if `max_new_tokens` ended it. `prompt` is a string, `images` a list of
+PIL images (RGB) in the order of the question's image markers, which `prompt` holds as the words "image 1" (the first of
+`images`), "image 2", ... `settings` are max_new_tokens, temperature (0: greedy), top_p, repetition_penalty
 (1: none), seed (one for each question) and system_prompt (a string or None). MODULE is searched for in the current
-folder first, then where Python searches.
+folder first, then on Python's path.
 
 A run resumes only with the same code: the files of MODULE and of the modules that it imports, except installed packages
 (`models.folders.code`). Other files that the runner reads, such as its weights, are not compared.
@@ -42,7 +40,7 @@ from models.vlm import in_words, marked_order
 
 
 class Reply(NamedTuple):
-    """An answer: its stripped text; `changes` by the intervention: numbers that add up over answers, by name, and
+    """An answer: its stripped text; `changes` by the intervention: numbers, summed over answers, by name, and
     `layers`, a row for each layer with a count that is not 0 (`InterventionReport.table`); `cut`: the token limit ended
     it before its end token (None: unknown)."""
 
@@ -56,18 +54,18 @@ class Decoding:
     """Decoding of answers."""
 
     max_new_tokens: int = 512
-    """Max new tokens; an answer without an end token by then is judged as it stands and marked `cut`. Models end
-    short answers by themselves, whatever the limit; a reasoning model may need 1024 and more."""
+    """Max new tokens; an answer without an end token by then is scored as it is and marked `cut`. Short answers end
+    before the limit; a reasoning model may need 1024 or more."""
     temperature: float = 0.0
-    """Sampling temperature; 0 is greedy. Each record has random numbers of its own."""
+    """Sampling temperature; 0 is greedy. Each record has its own random numbers."""
     top_p: float = 1.0
     """Nucleus sampling (top-p) threshold."""
     seed: int = 0
     """Seed of the sampling."""
     system_prompt: str | None = None
-    """Put before each prompt through the model's chat template."""
+    """System prompt, inserted before each prompt by the chat template."""
     repetition_penalty: float = 1.0
-    """Penalty on tokens that the prompt or the answer holds already; 1 is none, whatever the checkpoint asks for."""
+    """Penalty on tokens that the prompt or the answer holds already; 1 is none and overrides the checkpoint's."""
 
     def __post_init__(self) -> None:
         check_at_least(self, max_new_tokens=1, seed=0)
@@ -88,7 +86,7 @@ def no_steering(keys, inputs, layouts) -> tuple[None, list[dict[str, int]]]:
 
 @dataclass(frozen=True)
 class ModelAsked:
-    """A model of one of the families, as the source of answers."""
+    """A loaded vision-language model, as the source of answers."""
 
     model: torch.nn.Module
     processor: object
@@ -97,8 +95,8 @@ class ModelAsked:
 
     @torch.no_grad()
     def ask(self, keys: Sequence, prompts: Sequence[str], images: Sequence[list]) -> list[Reply]:
-        """Replies to a batch; `keys` name its questions, `images` holds a list of RGB images for each. Prompts may hold
-        image markers (`models.vlm`).
+        """Replies to a batch; `keys` identify its questions, `images` holds a list of RGB images for each. Prompts may
+        hold image markers (`models.vlm`).
 
         Raises SampleError for a prompt or an image that the model cannot read.
         """
@@ -124,9 +122,9 @@ class ModelAsked:
 
 
 def count_changes(report: InterventionReport, lengths: Sequence[int]) -> list[dict]:
-    """Changes of each sample: `steered` (1) where a key bias or a row edit changed it, and the `layers` with counts.
+    """Changes of each sample: `steered` (1) if a key bias or a row edit changed it, and the `layers` with counts.
 
-    `lengths` are those of the answers without their end tokens, which take as many decode steps.
+    `lengths` are the lengths of the answers without their end tokens, equal to their numbers of decode steps.
     """
     layers = [[] for _ in lengths]
     for row in report.table(lengths):
@@ -142,18 +140,18 @@ def count_changes(report: InterventionReport, lengths: Sequence[int]) -> list[di
 
 @dataclass(frozen=True)
 class RunnerAsked:
-    """A user's own model as the source of answers, one question at a time."""
+    """A user-defined runner, as the source of answers, one question at a time."""
 
     runner: object
     decoding: Decoding
 
     def ask(self, keys: Sequence, prompts: Sequence[str], images: Sequence[list]) -> list[Reply]:
-        """Replies, as `ModelAsked.ask` gives them."""
+        """Replies, as in `ModelAsked.ask`."""
         return [self._one(*each) for each in zip(keys, prompts, images, strict=True)]
 
     def _one(self, key, prompt: str, images: list) -> Reply:
         chosen = self.decoding
-        marked_order(prompt, len(images))  # raises for a marker that names no image
+        marked_order(prompt, len(images))  # raises for a marker without its image
         settings = {
             "max_new_tokens": chosen.max_new_tokens,
             "temperature": chosen.temperature,
@@ -167,7 +165,7 @@ class RunnerAsked:
 
 
 def own_seed(seed: int, key) -> int:
-    """A seed of 32 bits for one question."""
+    """Seed (32 bits) of one question."""
     return int.from_bytes(hashlib.sha256(f"{seed} {key}".encode("utf-8", "surrogatepass")).digest()[:4])
 
 
@@ -184,7 +182,7 @@ def parse(name: str, flag: str = "--runner") -> tuple[str, str]:
 
 @contextmanager
 def _current_folder_first() -> Iterator[None]:
-    """Modules of the current folder come first, as for `python -m`."""
+    """Search the current folder first for modules, as `python -m` does."""
     folder = os.getcwd()
     sys.path.insert(0, folder)
     try:
@@ -201,7 +199,7 @@ def code(name: str, flag: str = "--runner") -> dict[str, str]:
 
 
 def load(name: str, flag: str = "--runner", method: str = "generate(prompt, images, **settings)"):
-    """The object that a "python:module:callable" makes. Raises ValueError where it fails or lacks the method."""
+    """The object that a "python:module:callable" returns. Raises ValueError if it fails or lacks `generate`."""
     module, function = parse(name, flag)
     try:
         with _current_folder_first():
@@ -209,7 +207,7 @@ def load(name: str, flag: str = "--runner", method: str = "generate(prompt, imag
         has_method = callable(getattr(made, method.split("(")[0], None))
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # the user's own code, which may fail in any way, SystemExit included
+    except BaseException as error:  # the user's code may raise any error, SystemExit included
         raise ValueError(f"{flag} {name!r} could not be made: {describe(error)}") from error
     if not has_method:
         raise ValueError(f"{flag} {name!r} made {type(made).__name__}, which has no method {method}")
@@ -217,15 +215,15 @@ def load(name: str, flag: str = "--runner", method: str = "generate(prompt, imag
 
 
 def ask(runner, prompt: str, images: list, **settings) -> tuple[str, bool | None]:
-    """The runner's answer, and whether the token limit cut it (None where the runner does not say).
+    """The runner's answer, and whether the token limit cut it (None if the runner does not report it).
 
-    Raises SampleError where the runner fails or returns no text; the run then goes on.
+    Raises SampleError if the runner fails or returns no text; the run continues.
     """
     try:
         answer = runner.generate(prompt, images, **settings)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # the user's own code, which may fail in any way, SystemExit included
+    except BaseException as error:  # the user's code may raise any error, SystemExit included
         raise SampleError(f"runner raised {type(error).__name__}", f"the runner failed: {describe(error)}") from error
     text, cut = answer if isinstance(answer, tuple) and len(answer) == 2 else (answer, None)
     if not isinstance(text, str) or not (cut is None or isinstance(cut, bool)):
@@ -237,6 +235,6 @@ def ask(runner, prompt: str, images: list, **settings) -> tuple[str, bool | None
 
 
 def describe(error: BaseException) -> str:
-    """An error's kind and the first line of its message."""
+    """Class of an error and the first line of its message."""
     message = str(error).strip().split("\n")[0]
     return f"{type(error).__name__}: {message}" if message else type(error).__name__

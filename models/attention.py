@@ -1,16 +1,12 @@
-"""The attention function of recorded and steered models: SDPA exactly as the model runs it.
+"""Recording and steering of SDPA attention and of the residual stream; asynchronous copies to the CPU.
 
-transformers looks an attention function up by name in the config of each sub-model. While anything is attached the name
-is NAME; afterwards it is what it was. The mask function under the same name is SDPA's own, so the kernel that
-runs, and with it every bit of the output, is the plain model's. A function registered without a mask function would
-get no mask at all, even for padded batches.
+transformers selects the attention function by a name in the config of each sub-model. The name is NAME while a listener
+or an edit is attached, and is restored afterwards. The mask function under NAME is SDPA's, so the same kernel runs and
+the output is bit-identical to the unmodified model's. A function registered without a mask function would receive no
+mask, even for padded batches.
 
 Listeners and steering are attached to the attention modules by thread: a forward pass of the same model in another
-thread is neither recorded nor steered.
-
-The residual stream that enters each layer of the decoder, passed to a callback; nothing is stored.
-
-Tensors moved off the GPU while it goes on computing.
+thread is neither recorded nor steered. `residual_stream` passes the input of each decoder layer to a callback.
 """
 
 from __future__ import annotations
@@ -32,10 +28,10 @@ from transformers.masking_utils import sdpa_mask
 from data.errors import SampleError
 
 NAME = "sightline"
-ATTENTION = ("self_attn", "attn", "attention")  # names of attention modules: Llama; GPT-2 and Qwen's towers; GPT-NeoX
+ATTENTION = ("self_attn", "attn", "attention")  # names of attention modules: Llama; GPT-2, Qwen's encoders; GPT-NeoX
 # Attributes of an attention module, dictionaries by thread: its listeners, its edit (`models.interventions.LayerEdit`).
 LISTENERS, STEERING = "sightline_listeners", "sightline_steering"
-LOCK = Lock()  # of all changes to these attributes and to the name of the attention function
+LOCK = Lock()  # guards changes of these attributes and of the name of the attention function
 
 Part = Literal["decoder", "tower"]
 Listener = Callable[[int, nn.Module, torch.Tensor, torch.Tensor, torch.Tensor | None, float], None]
@@ -43,7 +39,7 @@ Listener = Callable[[int, nn.Module, torch.Tensor, torch.Tensor, torch.Tensor | 
 
 
 def attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
-    """SDPA; calls the thread's listeners of `module` first, and applies the module's edit where there is one.
+    """SDPA, preceded by the thread's listeners of `module`; applies the module's edit if there is one.
 
     query [batch, head, row, width] and key, value [batch, key head, key, width] are post-rotary, the cache included;
     attention_mask is None (causal in prefill, everything in decode) or bool [batch, 1, row, key], True = attend.
@@ -62,7 +58,7 @@ def attention(module, query, key, value, attention_mask, scaling=None, dropout=0
 
 
 def check_arguments(module: nn.Module, arguments: dict[str, Any]) -> None:
-    """Raises ValueError for arguments of SDPA under which weights are not the causal softmax of queries and keys."""
+    """Raise ValueError for arguments of SDPA under which the weights are not the causal softmax of queries and keys."""
     if arguments.get("position_bias") is not None or arguments.get("is_causal") not in (None, module.is_causal):
         name = "position_bias" if arguments.get("position_bias") is not None else "is_causal"
         raise ValueError(
@@ -79,7 +75,7 @@ def attention_stack(model: PreTrainedModel, part: Part) -> tuple[PreTrainedModel
     """The sub-model whose config names the attention function, and its attention modules in layer order.
 
     `part` is "decoder" (the language model) or "tower" (the vision encoder). Raises ValueError for a model whose
-    attention cannot be listened to, before anything is changed.
+    attention cannot be recorded, before any change.
     """
     stack = model.get_decoder() if part == "decoder" else vision_tower(model)
     modules = list(attention_modules(stack).values())
@@ -103,16 +99,16 @@ def attention_stack(model: PreTrainedModel, part: Part) -> tuple[PreTrainedModel
 def attention_modules(stack: PreTrainedModel) -> dict[str, nn.Module]:
     """Self-attention modules of a sub-model by name, in layer order.
 
-    transformers' interface reads `is_causal` from the modules that call it; linear attention and the containers of
-    attention that older classes have (BertAttention) lack it.
+    transformers' interface reads `is_causal` from the modules that call it; linear attention and the container
+    modules of older classes (BertAttention) lack it.
     """
     named = ((name, module) for name, module in stack.named_modules() if name.rpartition(".")[2] in ATTENTION)
     return {name: module for name, module in named if hasattr(module, "is_causal")}
 
 
 def check_layers(config: PreTrainedConfig, count: int, kind: str) -> None:
-    """Raises ValueError unless a decoder with this config and `count` attention modules has full attention in every
-    layer. In a hybrid decoder, the layers of attention alone would be numbered as if they were all."""
+    """Raise ValueError unless a decoder with this config and `count` attention modules has full attention in every
+    layer. In a hybrid decoder, the attention layers would otherwise be numbered as if they were all layers."""
     if has_sliding_window(config):
         raise ValueError(
             f"{kind} uses sliding-window attention, whose cache forgets the image tokens; "
@@ -130,7 +126,7 @@ def check_layers(config: PreTrainedConfig, count: int, kind: str) -> None:
 
 
 def vision_tower(model: PreTrainedModel) -> PreTrainedModel:
-    """The vision encoder. Raises ValueError for a model that has none, or has it under an unknown name."""
+    """The vision encoder. Raises ValueError if the model has none under a known name."""
     for name in ("vision_tower", "visual"):
         if hasattr(model.base_model, name):
             return getattr(model.base_model, name)
@@ -141,7 +137,7 @@ def vision_tower(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def has_sliding_window(config: PreTrainedConfig) -> bool:
-    """Return whether any layer of a decoder with this (text) config forgets keys that lie far back."""
+    """Return whether any layer of a decoder with this (text) config drops distant keys."""
     kinds = getattr(config, "layer_types", None) or ()
     return bool(getattr(config, "sliding_window", None)) or "sliding_attention" in kinds
 
@@ -155,7 +151,7 @@ def other_layer_types(config: PreTrainedConfig) -> list[str]:
 def listening(model: PreTrainedModel, part: Part, listener: Listener) -> Iterator[int]:
     """Call `listener` before every attention of `part` in this thread; yields the number of layers.
 
-    The model is left as it was.
+    The model is restored on exit.
     """
     stack, modules = attention_stack(model, part)
     listeners = [partial(listener, layer) for layer in range(len(modules))]
@@ -179,7 +175,7 @@ def is_attached(module: nn.Module, name: str) -> bool:
 
 
 def attached(module: nn.Module, name: str, default: Any = None) -> Any:
-    """The value that this thread attached to a module under LISTENERS or STEERING; `default` where there is none."""
+    """The value that this thread attached to a module under LISTENERS or STEERING; `default` if there is none."""
     return getattr(module, name, {}).get(get_ident(), default)
 
 
@@ -195,7 +191,7 @@ def detach(module: nn.Module, name: str) -> None:
 
 
 def name_attention(stack: PreTrainedModel, modules: list[nn.Module]) -> None:
-    """Set NAME in the config while any thread has anything attached, SDPA's name otherwise; the caller holds LOCK."""
+    """Set NAME in the config while any thread has a value attached, SDPA's name otherwise; the caller holds LOCK."""
     anything = any(hasattr(module, name) for module in modules for name in (LISTENERS, STEERING))
     stack.config._attn_implementation = NAME if anything else "sdpa"
 
@@ -205,7 +201,7 @@ See = Callable[[int, torch.Tensor], None]
 
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The decoder's layers in order: the modules that hold its attention. ValueError as `attention_stack` raises it."""
+    """The decoder's layers in order: the modules that hold its attention. Raises ValueError as `attention_stack`."""
     stack, _ = attention_stack(model, "decoder")
     return [stack.get_submodule(name.rpartition(".")[0]) for name in attention_modules(stack)]
 
@@ -214,8 +210,8 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
 def residual_stream(model: PreTrainedModel, see: See) -> Iterator[None]:
     """Call `see` with the residual stream that enters every decoder layer, in prefill and at each step of this thread.
 
-    Its argument is the model's own tensor: reduce it at once (a layer of a model 4096 wide holds 64 MB of float32 at
-    4096 tokens), and change nothing in it. The model is left as it was.
+    The argument is the model's own tensor: reduce it at once (64 MB of float32 per layer at width 4096 and 4096 tokens)
+    and do not modify it. The model is restored on exit.
     """
     with ExitStack() as hooks:
         for layer, module in enumerate(decoder_layers(model)):
@@ -231,10 +227,10 @@ def _show(see: See, layer: int, thread: int, module: nn.Module, args: tuple, kwa
 
 @torch.no_grad()
 def prefill(model: PreTrainedModel, inputs) -> None:
-    """Run the prompt through the model once, for its listeners: no logits, no cache.
+    """Run the prompt through the model once, for its listeners, without logits and cache.
 
-    Raises SampleError where the activations are not finite. The last row tells: attention carries a NaN or an infinity
-    of any earlier row of a lower layer into it.
+    Raises SampleError if the activations are not finite. The check reads the last row: attention propagates a NaN or an
+    infinity of any earlier row of a lower layer into it.
     """
     states = model.base_model(**inputs, use_cache=False).last_hidden_state
     if not states[:, -1].isfinite().all():
@@ -242,15 +238,15 @@ def prefill(model: PreTrainedModel, inputs) -> None:
 
 
 def call_unattached(function: Callable, *args):
-    """The result of a call in a thread of its own, which the listeners and edits of this thread do not reach."""
+    """Result of a call in a separate thread, which has none of this thread's listeners and edits."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(function, *args).result()
 
 
 def not_finite(model: PreTrainedModel, inputs: Mapping) -> SampleError:
-    """The error for a batch whose activations are NaN or infinite, naming the first decoder layer that makes them.
+    """Error for a batch with NaN or infinite activations, with the first decoder layer that produces them.
 
-    inputs: of the model or of its `generate`. The prompt runs once more, without listeners and edits.
+    inputs: of the model or of its `generate`. The prompt is run again, without listeners and edits.
     """
     place = call_unattached(first_not_finite, model, inputs)
     number = str(model.dtype).removeprefix("torch.")
@@ -261,7 +257,7 @@ def not_finite(model: PreTrainedModel, inputs: Mapping) -> SampleError:
 
 @torch.no_grad()
 def first_not_finite(model: PreTrainedModel, inputs: Mapping) -> str:
-    """The first place in the decoder where a row of a prompt is NaN or infinite; padding does not count."""
+    """Name of the first place in the decoder with a NaN or infinite row of a prompt; padding is ignored."""
     accepted = signature(model.base_model.forward).parameters
     prompt = {name: value for name, value in inputs.items() if name in accepted and name != "past_key_values"}
     rows = inputs["attention_mask"].bool() if inputs.get("attention_mask") is not None else slice(None)
@@ -276,20 +272,20 @@ def first_not_finite(model: PreTrainedModel, inputs: Mapping) -> str:
 
 
 class Offload:
-    """Copies to pinned host memory on a stream of their own, which run beside the model's next layers.
+    """Copies to pinned host memory on a separate stream, concurrent with the model's next layers.
 
         moved = Offload()
-        host = moved.take(query)        # returns at once; the copy is on its way
-        moved.wait()                    # before the first look at it
+        host = moved.take(query)        # returns at once; the copy is asynchronous
+        moved.wait()                    # before the first read
 
-    A tensor that is on the CPU already is handed back as it is.
+    A tensor on the CPU is returned unchanged.
     """
 
     def __init__(self):
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
 
     def take(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor on the CPU, same shape and type; not to be read before `wait`."""
+        """The tensor on the CPU, same shape and type; valid after `wait`."""
         if not tensor.is_cuda:
             return tensor.cpu()
         if tensor.device not in self._streams:
@@ -299,10 +295,10 @@ class Offload:
         stream.wait_stream(torch.cuda.current_stream(tensor.device))
         with torch.cuda.stream(stream):
             host.copy_(tensor, non_blocking=True)
-        tensor.record_stream(stream)  # its memory must not be given away before the copy is done
+        tensor.record_stream(stream)  # keep its memory until the copy is done
         return host
 
     def wait(self) -> None:
-        """Returns when every tensor taken so far has arrived."""
+        """Wait until all copies are done."""
         for stream in self._streams.values():
             stream.synchronize()

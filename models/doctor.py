@@ -1,10 +1,10 @@
 """Report of an installation: versions, devices, attention kernels, model families, optional packages.
 
-    python -m models.doctor            (seconds; nothing is downloaded; --json for a program, --online asks the hub too)
+    python -m models.doctor            (seconds; no downloads; --json for programs, --online also tests the hub)
     python -m models.doctor --folder FOLDER       (a checkpoint: loading, recorded weights, batches, two number types)
 
-Nothing is taken on trust: packages are imported, kernels are called, the embedded models answer. Each line ends in ok,
-missing or wrong, the last two with what to do. Exit status: 0 what is needed works, 1 something does not, 2 wrong use.
+The checks import the packages, call the kernels and generate with the embedded models. Each line ends in ok, missing or
+wrong, the last two with a remedy. Exit status: 0 required checks pass, 1 a required check fails, 2 usage error.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from models.answering import describe
 from models.folders import fingerprint
 
 ROOT = Path(__file__).parent.parent
-SETUP = "rm -f .venv/installed.txt; bash env_setup_llava.bash"  # which does nothing where that file says all is there
+SETUP = "rm -f .venv/installed.txt; bash env_setup_llava.bash"  # without the removal the script skips the installation
 PIP = f"{sys.executable} -m pip install"
-MODULES = {"pillow": "PIL"}  # what a package is imported as, where that is not its name
+MODULES = {"pillow": "PIL"}  # import names that differ from package names
 FOR_TESTS = ("pytest", "pytest-xdist", "hypothesis", "playwright", "ruff")
 EMBEDDED = {
     "llava": ("tiny-llava", "45ead645d29b5833"),
@@ -40,21 +40,21 @@ EMBEDDED = {
     "qwen2_5_vl": ("tiny-qwen2.5-vl", "1019ef58148a35d0"),
     "fuyu": ("tiny-fuyu", "43048adfd048d7e4"),
 }
-"""Family -> its embedded checkpoint and the fingerprint of that folder; a model that is trained again has another."""
-QUESTION, NOTHING = "describe the image .", "nothing ."  # and what every embedded model says of a blank picture
+"""Family -> its embedded checkpoint and the fingerprint of that folder; retraining changes it."""
+QUESTION, NOTHING = "describe the image .", "nothing ."  # prompt, and answer of every embedded model for a blank image
 RECORDED = 1e-4  # largest relative difference of a layer's recorded weights from eager attention's, in float32
 EQUAL = {"float32": 1e-3, "bfloat16": 0.1}
-"""Number type -> largest relative difference of attention weights and of logits that rounding explains."""
+"""Number type -> largest relative difference of attention weights and of logits due to rounding."""
 LINEAR = {"flash": "FLASH_ATTENTION", "memory-efficient": "EFFICIENT_ATTENTION", "cudnn": "CUDNN_ATTENTION"}
 KERNELS = {**LINEAR, "math": "MATH"}
-"""Our names of SDPA's kernels -> torch's. Only the last makes the T x T weights, and needs the memory for them."""
-CLOSE = {"float32": 1e-4, "bfloat16": 3e-2}  # largest error of an attention output, of numbers around 1
+"""Names of SDPA's kernels in the report -> torch's. Only the last allocates the T x T weights."""
+CLOSE = {"float32": 1e-4, "bfloat16": 3e-2}  # largest error of an attention output, for values around 1
 OPTIONAL = {
     "datasets": "questions from a hub id",
     "bitsandbytes": "--load-4bit and --load-8bit, on a GPU",
     "torchvision": "processors of a few other families",
 }
-"""Package -> what it is for; nothing else needs it."""
+"""Package -> the only features that need it."""
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -63,15 +63,15 @@ class Config:
     json: bool = False
     """Print JSON instead of a table."""
     online: bool = False
-    """Also try whether the hub of models can be reached."""
+    """Also test the connection to the model hub."""
     folder: str | None = None
     """Check this checkpoint (folder or hub id) instead: loading, recorded weights, batches, float32 and bfloat16."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One finding. `status` says whether it is as it should be, `remedy` what to do where not, `needed` whether the
-    exit status depends on it."""
+    """Result of one check: its `status`, the `remedy` for a fault, and whether the exit status depends on it
+    (`needed`)."""
 
     name: str
     found: str
@@ -81,9 +81,9 @@ class Line:
 
 
 def versions(root: Path = ROOT) -> Iterator[Line]:
-    """Python and every package that `root` asks for, imported, beside the version asked for.
+    """Import of Python and every package that `root` requires, compared with the required version.
 
-    An older version than asked for counts as a fault, since nobody has tried it; a newer one is named.
+    An older version than required is a fault, since it is untested; a newer one is reported.
     """
     asked = re.search(r'requires-python = "(.+)"', (root / "pyproject.toml").read_text())[1]
     old = numbers(platform.python_version()) < numbers(asked)
@@ -98,14 +98,14 @@ def versions(root: Path = ROOT) -> Iterator[Line]:
 
 
 def package(name: str, asked: str, needed: bool = True) -> Line:
-    """One package, really imported, beside the version asked for."""
+    """Import of one package, compared with the required version."""
     remedy = f"{PIP} {name}=={asked}"
     try:
         found = metadata.version(name)
         importlib.import_module(MODULES.get(name, name.removeprefix("pytest-")))
     except metadata.PackageNotFoundError:
         return Line(name, f"not installed (asked for {asked})", "missing", remedy, needed)
-    except Exception as error:  # a broken installation fails in any way
+    except Exception as error:  # a broken installation may raise any error
         return Line(name, f"cannot be imported: {describe(error)}", "wrong", f"{remedy} --force-reinstall", needed)
     if numbers(found) == numbers(asked):
         return Line(name, found, needed=needed)
@@ -119,7 +119,7 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 def devices() -> Iterator[Line]:
-    """The CPU and every GPU that torch sees."""
+    """The CPU and every GPU available to torch."""
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -138,7 +138,7 @@ def devices() -> Iterator[Line]:
 
 
 def kernels() -> Iterator[Line]:
-    """Check each kernel of SDPA by a call: a causal prompt, and one with the mask of a padded batch."""
+    """Check each kernel of SDPA by two calls: a causal prompt, and one with the mask of a padded batch."""
     import torch
 
     places = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
@@ -155,7 +155,7 @@ def kernels() -> Iterator[Line]:
 
 
 def runs(kernel: str, device: str, dtype: str, masked: bool) -> bool:
-    """Return whether a kernel of SDPA runs and gives softmax(q k^T / sqrt(width)) v, [sample, head, query, width]."""
+    """Return whether a kernel of SDPA runs and returns softmax(q k^T / sqrt(width)) v, [sample, head, query, width]."""
     import torch
     from torch.nn import attention, functional
 
@@ -165,7 +165,7 @@ def runs(kernel: str, device: str, dtype: str, masked: bool) -> bool:
     how = {"attn_mask": causal} if masked else {"is_causal": True}
     try:
         with warnings.catch_warnings(), attention.sdpa_kernel(getattr(attention.SDPBackend, KERNELS[kernel])):
-            warnings.simplefilter("ignore")  # on a GPU torch warns why a kernel cannot be had, then raises
+            warnings.simplefilter("ignore")  # on a GPU torch warns why a kernel is unavailable, then raises
             made = functional.scaled_dot_product_attention(*states, **how)
     except RuntimeError:
         return False
@@ -175,11 +175,11 @@ def runs(kernel: str, device: str, dtype: str, masked: bool) -> bool:
 
 
 def families(tiny: Path = TINY) -> Iterator[Line]:
-    """Every patched family: its file imports; where it has an embedded model (in `tiny`), that model works."""
+    """Check each patched family: the import of its file and, if it has one, its embedded model in `tiny`."""
     for family, (module, name) in FAMILIES.items():
         try:
             getattr(importlib.import_module(module), name)
-        except Exception as error:  # whatever another version of a library brings about
+        except Exception as error:  # another version of a library may raise any error
             yield Line(family, f"{module} cannot be imported: {describe(error)}", "wrong", SETUP)
             continue
         if family in EMBEDDED:
@@ -190,7 +190,7 @@ def families(tiny: Path = TINY) -> Iterator[Line]:
 
 
 def embedded_model(family: str, tiny: Path) -> Line:
-    """A family's embedded model in `tiny`: as it came, loaded, answering, recorded exactly."""
+    """Check a family's embedded model in `tiny`: fingerprint, loading, answer, exact recording."""
     name, came = EMBEDDED[family]
     found = fingerprint(tiny / name)
     remedy = SETUP if found == came else f"git checkout -- models/tiny/{name}"
@@ -198,7 +198,7 @@ def embedded_model(family: str, tiny: Path) -> Line:
         return Line(family, f"{name} is not there", "missing", remedy)
     try:
         said, error = tried(family, str(tiny / name))
-    except Exception as fault:  # a damaged file fails in any way
+    except Exception as fault:  # a damaged file may raise any error
         return Line(family, f"{name} {found}: {describe(fault)}", "wrong", remedy)
     faults = [
         f"files differ from those that came ({came})" * (found != came),
@@ -241,7 +241,7 @@ def batch_error(model, processor, image) -> float:
 
 
 def checkpoint(folder: str) -> Iterator[Line]:
-    """A checkpoint in each number type: whether it loads, records eager's weights, and answers alike in a batch."""
+    """Check a checkpoint in each number type: loading, recorded against eager weights, batch against single logits."""
     from PIL import Image
 
     from models.loading import load, quiet
@@ -261,7 +261,7 @@ def checkpoint(folder: str) -> Iterator[Line]:
         with quiet():
             errors = recorded_errors(model, inputs)
         found = f"recorded attention is {errors[0]:.0e} off eager's in layer 0, at most {max(errors):.0e} in any"
-        judged = max(errors) if dtype == "float32" else errors[0]  # in half precision two kernels drift apart
+        judged = max(errors) if dtype == "float32" else errors[0]  # in half precision two kernels diverge
         yield Line(f"{dtype} weights", found, "ok" if judged <= bound else "wrong")
         error = batch_error(model, processor, image)
         found = f"logits in a padded batch are {error:.0e} off those alone"
@@ -277,7 +277,7 @@ def optional() -> Iterator[Line]:
         try:
             importlib.import_module(name)
             yield Line(name, f"for {use}", needed=False)
-        except Exception as error:  # such as one that was built for another torch
+        except Exception as error:  # for example, built for another torch
             yield Line(name, describe(error), "wrong", f"{PIP} --upgrade {name}", needed=False)
     use = "for tests of report pages"
     if browser := next(filter(None, map(shutil.which, BROWSERS)), None):
@@ -287,7 +287,7 @@ def optional() -> Iterator[Line]:
 
 
 def hub() -> Iterator[Line]:
-    """Return whether the hub of models answers within 10 seconds."""
+    """Return whether the model hub responds within 10 seconds."""
     from urllib.request import Request, urlopen
 
     from huggingface_hub import constants
@@ -306,7 +306,7 @@ SECTIONS: dict[str, Callable[[], Iterator[Line]]] = {
 
 
 def checked(section: str, folder: str | None = None) -> list[Line]:
-    """A section's lines; one that cannot be checked at all (torch does not import) is a line of its own."""
+    """The lines of a section, or one line with the error if the section fails (torch does not import)."""
     try:
         return list({**SECTIONS, "hub": hub, "checkpoint": lambda: checkpoint(folder)}[section]())
     except Exception as error:  # a failing check must not abort the report
@@ -333,7 +333,7 @@ def shown(line: Line) -> str:
 
 
 if __name__ == "__main__":
-    if find_spec("tyro") is None:  # no flags without it, but its absence can be told
+    if find_spec("tyro") is None:  # the flags need it; report its absence
         sys.exit(main(Config()))
     import tyro
 

@@ -1,10 +1,9 @@
-"""Checks of a checkpoint before it is loaded: each fault is one sentence, what was found and what to do.
+"""Checks of a checkpoint's files before loading, and content hashes of files, checkpoints and code.
 
 `check_folder` reads names and small files of a folder, `check_fields` the config, `check_tokenizer_files` and
-`check_weight_files` what the tokenizer and the model are read from, `check_quantization` the number format of the
-weights. Every sentence continues the checkpoint's name; all raise ValueError, or FileNotFoundError for a missing file.
-
-Hashes of files, checkpoints and code, which differ where the content does. Gigabytes take a moment.
+`check_weight_files` the files of the tokenizer and the model, `check_quantization` the number format of the weights.
+All raise ValueError, or FileNotFoundError for a missing file; the message states the fault and the remedy in one
+sentence that continues the checkpoint's name. Hashes differ where the content does:
 
     contents("checkpoint")               {"config.json": "5f0c...", "model.safetensors": "91ab...", ...}
     fingerprint("checkpoint")            one hash of the same
@@ -47,12 +46,12 @@ QUANTIZED = {
     "auto-round": ("AutoRound", ["auto_round"]),
     "aqlm": ("AQLM", ["aqlm"]),
 }
-"""quant_method of a config -> its name and the modules that transformers needs for it. These run on a GPU only here."""
-FP8 = ("fp8", "mxfp8")  # dequantised while they load, on any device
+"""quant_method of a config -> its name and the modules that transformers needs for it. Supported on a GPU only."""
+FP8 = ("fp8", "mxfp8")  # dequantised during loading, on any device
 
 
 def check_folder(folder: str) -> None:
-    """Check the files of a folder that decide whether it is a checkpoint of transformers at all."""
+    """Check the files that identify a folder as a checkpoint of transformers."""
     path = Path(folder)
     if pointers := [file.name for file in sorted(path.iterdir()) if is_pointer(file)]:
         raise ValueError(
@@ -66,7 +65,7 @@ def check_folder(folder: str) -> None:
 
 
 def is_pointer(file: Path) -> bool:
-    """Return whether a file is a Git LFS pointer, the few lines of text that stand for a large file."""
+    """Return whether a file is a Git LFS pointer, a few lines of text in place of a large file."""
     if not file.is_file() or file.stat().st_size > 1024:
         return False
     with open(file, "rb") as content:
@@ -74,7 +73,7 @@ def is_pointer(file: Path) -> bool:
 
 
 def adapter_sentence(called: str, name: str, adapter: str) -> str:
-    """The sentence on an adapter, of which `adapter` is the content of its config."""
+    """Error message for an adapter; `adapter` is the content of its config."""
     try:
         base = json.loads(adapter).get("base_model_name_or_path") or "BASE"
     except (ValueError, AttributeError):
@@ -88,19 +87,19 @@ def adapter_sentence(called: str, name: str, adapter: str) -> str:
 
 
 def check_hub_adapter(name: str, revision: str | None) -> None:
-    """Check that a hub id holds no adapter. An unreachable hub is reported when the config is read next."""
+    """Check that a hub id holds no adapter. An unreachable hub is reported later, by the read of the config."""
     kinds = ("gated_repo", "missing_entries", "connection_errors")
     quietly = {f"_raise_exceptions_for_{kind}": False for kind in kinds}
     try:
         file = cached_file(name, ADAPTER, revision=revision, **quietly)
-    except OSError:  # such as a revision that does not exist
+    except OSError:  # for example, a missing revision
         return
     if file:
         raise ValueError(adapter_sentence(repr(name), name, Path(file).read_text(errors="replace")))
 
 
 def nearby(path: Path) -> str:
-    """A hint at what the folder holds instead of a config, or an empty text."""
+    """Hint for a folder without a config, from its other files; may be empty."""
     inner = sorted([*path.glob("*/config.json"), *path.glob("snapshots/*/config.json")])
     if inner:
         return f"; one lies in {str(inner[0].parent)!r}: pass that folder"
@@ -115,7 +114,7 @@ def nearby(path: Path) -> str:
 
 
 def check_fields(fields: dict, name: str) -> None:
-    """Check the config of a checkpoint as a dict, before transformers makes its config class of it."""
+    """Check the config of a checkpoint as a dict, before transformers converts it to its config class."""
     if ORIGINAL_LLAVA & fields.keys() or any("LlavaLlama" in str(each) for each in fields.get("architectures") or ()):
         size = "13b" if fields.get("hidden_size") == 5120 else "7b"
         raise ValueError(
@@ -131,7 +130,7 @@ def check_fields(fields: dict, name: str) -> None:
 
 
 def check_tokenizer_files(path: str, name: str) -> None:
-    """Check that the folder `path` holds a tokenizer that can be read with the packages that are installed."""
+    """Check that the folder `path` holds a tokenizer that the installed packages can read."""
     folder = Path(path)
     if not folder.is_dir() or (folder / "tokenizer.json").is_file():
         return
@@ -151,9 +150,9 @@ def check_tokenizer_files(path: str, name: str) -> None:
 
 
 def check_weight_files(path: str, name: str, class_name: str) -> None:
-    """Check that the folder `path` holds whole safetensors; `class_name` is the class of transformers that reads them.
+    """Check that the folder `path` holds complete safetensors; `class_name` is the transformers class that reads them.
 
-    Only headers are read. Raises ValueError where weights are missing, pickled, cut off, or outside the folder.
+    Only headers are read. Raises ValueError for weights that are missing, pickled, truncated, or outside the folder.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -190,7 +189,7 @@ def indexed_shards(index: Path, name: str) -> list[str]:
 
 
 def check_shard(file: Path, name: str) -> None:
-    """Raises ValueError unless a file is whole safetensors by its header and size."""
+    """Raise ValueError unless a file is complete safetensors by its header and size."""
     size = file.stat().st_size
     try:
         with safe_open(file, framework="pt"):
@@ -201,7 +200,7 @@ def check_shard(file: Path, name: str) -> None:
 
 
 def weights_instead(folder: Path, class_name: str) -> str:
-    """The rest of the sentence on a folder without safetensors under their usual names."""
+    """End of the error message for a folder without safetensors under their usual names."""
     if pickled := sorted(file.name for kind in PICKLED for file in folder.glob(kind)):
         where = repr(str(folder))
         code = f"from transformers import {class_name} as M; M.from_pretrained({where}, use_safetensors=False)"
@@ -219,9 +218,9 @@ def weights_instead(folder: Path, class_name: str) -> str:
 
 
 def check_quantization(config, name: str, device_map) -> None:
-    """Check that weights that are stored quantised can be loaded here.
+    """Check that quantised weights can be loaded on this machine.
 
-    device_map: as `models.loading.place` returns it. Raises ValueError without the package or the GPU that they need.
+    device_map: the result of `models.loading.place`. Raises ValueError if a required package or GPU is missing.
     """
     method = quantization_method(config)
     if method is None or method in FP8:
@@ -248,7 +247,7 @@ def quantization_method(config) -> str | None:
     if settings is None:
         return None
     if isinstance(settings, dict) and (settings.get("load_in_4bit") or settings.get("load_in_8bit")):
-        return "bitsandbytes"  # early files name no method
+        return "bitsandbytes"  # early files omit the method
     method = settings.get("quant_method") if isinstance(settings, dict) else settings.quant_method.value
     return str(method)
 
@@ -257,12 +256,12 @@ def installed(module: str) -> bool:
     """Return whether a module can be found, without importing it."""
     try:
         return find_spec(module) is not None
-    except ModuleNotFoundError:  # of the package above it
+    except ModuleNotFoundError:  # raised for the parent package
         return False
 
 
 def listed(names: list[str]) -> str:
-    """At most three names, and the number of the others."""
+    """The first names, at most three, and the number of the others."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
 
@@ -272,24 +271,24 @@ def version_numbers(version: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"\d+", version)[:3]))
 
 
-WHOLE = 2**24  # bytes; of larger weights samples are read
+WHOLE = 2**24  # bytes; larger weights are sampled
 SAMPLES, LENGTH = 512, 2**15
 READ = (".json", ".safetensors", ".jinja", ".model", ".txt", ".tiktoken", ".spm", ".codes", ".tokenizer")
 """Endings of the files that transformers reads from a checkpoint's folder: configs, weights and their index, templates,
 vocabularies (`VOCAB_FILES_NAMES` of its tokenizers)."""
-TEMPLATES = "additional_chat_templates"  # the one folder in it that transformers reads
+TEMPLATES = "additional_chat_templates"  # the only subfolder that transformers reads
 INSTALLED = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")}
 
 
 def fingerprint(path: str | Path) -> str | None:
-    """A hash of all `contents`; None where there are none."""
+    """Hash of all `contents`; None if they are empty."""
     known = contents(path)
     return _short(hashlib.sha256(json.dumps(known, sort_keys=True).encode())) if known else None
 
 
 def contents(path: str | Path) -> dict[str, str]:
-    """The hash of a file, by its name; or of each file of a checkpoint's folder that transformers reads, by its path in
-    the folder. Empty where nothing lies."""
+    """Hash of a file, by its name; or of each file of a checkpoint's folder that transformers reads, by its path in the
+    folder. Empty if the path does not exist."""
     path = Path(path)
     files = [path] if path.is_file() else sorted([*path.glob("*"), *path.glob(f"{TEMPLATES}/*")])
     files = [file for file in files if file.is_file() and (file == path or file.suffix in READ)]
@@ -297,10 +296,10 @@ def contents(path: str | Path) -> dict[str, str]:
 
 
 def content_hash(content: Path | bytes) -> str:
-    """A hash of a file's content, or of bytes, in 16 hexadecimal digits.
+    """Hash of a file's content, or of bytes, in 16 hexadecimal digits.
 
-    Of weights (safetensors) above 16 MB the size and 512 pieces of 32 KB, evenly spaced, stand for the whole: training
-    changes them everywhere. Raises OSError for a file that cannot be read.
+    For weights (safetensors) above 16 MB it covers the size and 512 evenly spaced pieces of 32 KB, since training
+    changes all weights. Raises OSError for a file that cannot be read.
     """
     if isinstance(content, bytes):
         return _short(hashlib.sha256(content))
@@ -320,10 +319,10 @@ def _short(digest) -> str:
 
 
 def code(module: str) -> dict[str, str]:
-    """Hashes of a module's file and of those that it imports, at any depth and anywhere in their text, by module name.
+    """Hashes of a module's file and of its imports, at any depth and anywhere in the source, by module name.
 
-    Modules of Python and installed packages are left out, except that `module` itself counts wherever it lies. Runs
-    none of the code; a module that is imported by a computed name stays unknown. Empty for a module without a file.
+    Modules of Python and of installed packages are left out, but `module` itself is always included. The code is not
+    run; a module that is imported by a computed name is missed. Empty for a module without a file.
     """
     hashes: dict[str, str] = {}
     waiting, seen = list(_with_parents(module)), set()
@@ -340,17 +339,17 @@ def code(module: str) -> dict[str, str]:
 
 
 def _with_parents(name: str) -> Iterator[str]:
-    """A module's name and those of the packages around it, whose files run when it is imported."""
+    """Names of a module and of its parent packages, whose files run when it is imported."""
     parts = name.split(".")
     return (".".join(parts[:length]) for length in range(1, len(parts) + 1))
 
 
 def _module_file(name: str) -> Path | None:
-    """The file of a module, found without importing anything; None for a folder without one, or no such module."""
+    """The file of a module, found without an import; None for a folder without one and for an unknown module."""
     package, *inner = name.split(".")
     try:
         spec = importlib.util.find_spec(package)
-    except ValueError:  # of a module such as __main__ that was not imported
+    except ValueError:  # raised for a module that was not imported, such as __main__
         return None
     if spec is None:
         return None
@@ -370,11 +369,11 @@ def is_installed(path: Path) -> bool:
 
 
 def _imports(path: Path, name: str) -> Iterator[str]:
-    """Names of modules, and of what is taken out of them, in the import statements of a Python file."""
+    """Names of modules and of imported members in the import statements of a Python file."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     try:
         tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):  # importing it says what is wrong
+    except (SyntaxError, ValueError):  # reported by its import
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -382,6 +381,6 @@ def _imports(path: Path, name: str) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             try:
                 source = resolve_name("." * node.level + (node.module or ""), package)
-            except ImportError:  # beyond the top-level package; importing it says so
+            except ImportError:  # beyond the top-level package; reported by its import
                 continue
-            yield from (f"{source}.{alias.name}" for alias in node.names)  # a module, or a name out of `source`
+            yield from (f"{source}.{alias.name}" for alias in node.names)  # a module, or a member of `source`

@@ -1,27 +1,27 @@
-"""Gaze as an intervention: masks over the image cells, and their effect on attention.
+"""Gaze masks over the image cells, as interventions on attention.
 
     model.generate(**inputs, steering=Gaze(Gaussian(layers=(1, 2)), scanpaths))
 
-Three methods, published with code for LLaVA-1.5-7B alone. Each makes a mask G [row, col] in 0..1 of one scanpath:
+Three methods, published with code for LLaVA-1.5-7B only. Each computes a mask G [row, col] in 0..1 from one scanpath:
 
     gaussian      G = sum of Gaussians around the gaze points, divided by its maximum
     non-gaussian  G = 1 in the windows around the gaze points, 0 elsewhere
     salient-head  G = connected decay: 1 in the windows, falling off with the distance to the nearest one
 
-and either multiplies the keys of all queries by G (the first two: softmax(z) * g, renormalised, is softmax(z + log g),
-an additive bias) or edits single softmax rows of the heads that follow the gaze already (the third).
+The first two multiply the keys of all queries by G: softmax(z) * g, renormalised, is softmax(z + log g), an additive
+bias. The third edits single softmax rows of the heads most similar to the gaze.
 
 The module holds settings (frozen dataclasses) and pure functions over tensors. A gaze point is a cell (x, y): x counts
 columns to the right, y rows down, both from 0. Layers and heads count from 0.
 
-Sizes. A margin is in cells and means the same on every grid: margin 1 opens 3 x 3 cells, 2 opens 5 x 5, clipped at the
-border. A sigma is in cells of a 24 x 24 grid, the one it was published for; on rows x cols cells it becomes
-sigma * sqrt(rows * cols) / 24 cells, so that it covers the same share of the picture's area. `grid=None` takes it as
-it is. (At 8 x 8 an unscaled sigma of 4 would make the Gaussian nearly flat.)
+Sizes. A margin is in cells of any grid: margin 1 opens 3 x 3 cells, 2 opens 5 x 5, clipped at the border. A sigma is
+in cells of the published 24 x 24 grid; on rows x cols cells it becomes sigma * sqrt(rows * cols) / 24 cells, so that it
+covers the same share of the image's area. `grid=None` does not scale it. (At 8 x 8 an unscaled sigma of 4 would make
+the Gaussian nearly flat.)
 
-Weights. A gaze point may carry a weight > 0, such as how long the eye rested there; only ratios matter. Gaussian: the
+Weights. A gaze point may carry a weight > 0, such as a fixation duration; only ratios matter. Gaussian: the
 Gaussians are summed with these weights. Connected decay: each point's decay is scaled by weight / largest weight, and a
-cell takes the strongest; with equal weights that is the decay to the nearest window. Windows: no effect.
+cell takes the maximum; with equal weights that is the decay to the nearest window. Windows: no effect.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ import torch
 from models.interventions import KeyBias, LayerEdit, PromptBatch, RowEdit
 
 PUBLISHED_GRID = 24  # cells per side, LLaVA-1.5
-PUBLISHED_LAYERS = (19, 27, 32)  # salient heads: first, one past the last, of how many
+PUBLISHED_LAYERS = (19, 27, 32)  # salient heads: first, last + 1, number of layers
 MaskType = Literal["gaussian", "non-gaussian", "salient-head"]
 KEYS = ("type", "margin", "target-layer")
-MIN_IMAGE_MASS = 1e-9  # of a head's row; below it, what share of the image is followed is a matter of rounding
-SIZES = (0.01, 1e6)  # of a sigma and of a grid, in cells; beyond them a mask's formula leaves what float64 can hold
+MIN_IMAGE_MASS = 1e-9  # of a head's row; below it, rounding dominates the similarity with the gaze
+SIZES = (0.01, 1e6)  # of a sigma and of a grid, in cells; outside them a mask's formula exceeds the range of float64
 
 
 class GazePoints(NamedTuple):
@@ -53,11 +53,11 @@ class GazePoints(NamedTuple):
 
 
 def check_scanpath(points, rows: int, cols: int, sample: int = 0) -> GazePoints | None:
-    """The scanpath of one sample, checked against its grid; None where it is empty (or None): that sample has no mask.
+    """The scanpath of one sample, checked against its grid; None if it is empty (or None), for a sample without a mask.
 
-    points: sequence, array or tensor of (x, y) or (x, y, weight) in whole cells. `sample` only names it in messages.
-    Raises ValueError for a point that is no pair of finite numbers, lies between cells or outside the grid, and for a
-    weight that is not finite and > 0.
+    points: sequence, array or tensor of (x, y) or (x, y, weight) in whole cells. `sample` is its name in messages.
+    Raises ValueError for a point that is not a pair of finite numbers, lies between cells or outside the grid, and for
+    a weight that is not finite and > 0.
     """
     points = points.tolist() if hasattr(points, "tolist") else [] if points is None else points
     if not isinstance(points, Iterable):
@@ -66,7 +66,7 @@ def check_scanpath(points, rows: int, cols: int, sample: int = 0) -> GazePoints 
     for index, point in enumerate(points):
         where = f"scanpath of sample {sample}, gaze point {index}"
         try:
-            numbers = [float(number + 0) for number in point]  # + 0: "3" is no number
+            numbers = [float(number + 0) for number in point]  # + 0 raises TypeError for "3"
         except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{where} is {point!r}, not (x, y); give one list of (x, y) per sample") from error
         if len(numbers) not in (2, 3) or (found and len(numbers) != len(found[0])):
@@ -115,7 +115,7 @@ def windows(gaze: GazePoints, rows: int, cols: int, margin: int = 1) -> torch.Te
 def connected_decay(gaze: GazePoints, rows: int, cols: int, margin: int = 1, sigma: float = 1.5) -> torch.Tensor:
     """exp(-d^2 / 2 sigma^2), d the Chebyshev distance to the nearest window; 0 for d > ceil(3 sigma).
 
-    Float32 [row, col] in 0..1. `sigma` in cells of this grid. Where weights differ, see the module's docstring.
+    Float32 [row, col] in 0..1. `sigma` in cells of this grid. For unequal weights see the module's docstring.
     """
     distance = _window_distances(gaze, rows, cols, margin)
     decay = torch.exp(-(distance**2) / (2 * sigma**2)) * (distance <= math.ceil(3 * sigma))
@@ -140,7 +140,7 @@ def over_keys(mask: torch.Tensor, image: torch.Tensor, length: int) -> torch.Ten
 
 
 def multiply_keys(weights: torch.Tensor, multiplier: torch.Tensor) -> torch.Tensor:
-    """Softmax rows [..., key] times a multiplier [key], each row renormalised to 1; a row that keeps nothing stays."""
+    """Softmax rows [..., key] times a multiplier [key], each row renormalised to 1; zero rows are unchanged."""
     kept = weights * multiplier
     total = kept.sum(-1, keepdim=True)
     return torch.where(total > 0, kept / total, weights)
@@ -149,8 +149,8 @@ def multiply_keys(weights: torch.Tensor, multiplier: torch.Tensor) -> torch.Tens
 def gaze_similarity(weights: torch.Tensor, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """sum(A_h,image * G) / max(sum(A_h,image), 1e-9), [..., head, row] in 0..1; 0 for a head without image mass.
 
-    The published code has the same lower bound. A head with an image mass of 1e-17 attends to none of the image, and
-    without the bound it can have the largest similarity of its layer.
+    The published code has the same lower bound. A head with an image mass of 1e-17 does not attend to the image, but
+    without the bound it could have the largest similarity of its layer.
 
     weights: softmax rows [..., head, row, key], float32; image: positions [cell]; mask: G [row, col].
     """
@@ -163,11 +163,11 @@ def salient_heads(
 ) -> torch.Tensor:
     """Mask of the heads of a layer that follow the gaze: bool [..., head, row], shapes as in `gaze_similarity`.
 
-    The at most `heads` heads of largest similarity (of equals, the first) whose similarity, divided by the layer's
-    largest in that row, is above `tau`. No head, where none sees anything inside the mask.
+    At most `heads` heads of largest similarity (the first of equal ones) whose similarity, divided by the layer's
+    largest in that row, is above `tau`. All False if no head has attention mass inside the mask.
     """
     similarity = gaze_similarity(weights, image, mask)
-    relative = similarity / (similarity.amax(-2, keepdim=True) + MIN_IMAGE_MASS)  # 0 where all are next to 0
+    relative = similarity / (similarity.amax(-2, keepdim=True) + MIN_IMAGE_MASS)  # 0 if all are close to 0
     rank = relative.argsort(dim=-2, descending=True, stable=True).argsort(dim=-2)
     return (relative > tau) & (rank < heads)
 
@@ -177,7 +177,7 @@ def edit_salient_heads(
 ) -> torch.Tensor:
     """Rows [..., head, row, key] whose image weights are multiplied by G in the salient heads, then renormalised.
 
-    All other rows come back bit for bit. Arguments as in `salient_heads`.
+    All other rows are bit-identical. Arguments as in `salient_heads`.
     """
     salient = salient_heads(weights, image, mask, tau, heads)
     edited = multiply_keys(weights, over_keys(mask, image, weights.shape[-1]))
@@ -185,7 +185,7 @@ def edit_salient_heads(
 
 
 def in_cells(sigma: float, rows: int, cols: int, grid: float | None = PUBLISHED_GRID) -> float:
-    """A sigma given in cells of a grid x grid grid, in cells of this one (None: it already is)."""
+    """Convert a sigma from cells of a grid x grid grid to cells of this one (None: unchanged)."""
     return sigma if grid is None else sigma * math.sqrt(rows * cols) / grid
 
 
@@ -220,7 +220,7 @@ class GazeMask:
         raise NotImplementedError
 
     def edit_layer(self, placed: Mapping[int, PlacedMask], prompt: PromptBatch) -> LayerEdit:
-        """The edit of a layer by the masks of some samples; the other samples are unchanged."""
+        """Edit of a layer by the masks of some samples; the other samples are unchanged."""
         raise NotImplementedError
 
 
@@ -238,7 +238,7 @@ class KeyMask(GazeMask):
 
 @dataclass(frozen=True)
 class Gaussian(KeyMask):
-    """Image keys multiplied by Gaussians around the gaze, in all rows of `layers`. `sigma`: cells at `grid`."""
+    """Multiply image keys by Gaussians around the gaze, in all rows of `layers`. `sigma`: cells at `grid`."""
 
     sigma: float = 4.0
     grid: float | None = PUBLISHED_GRID
@@ -252,7 +252,7 @@ class Gaussian(KeyMask):
 
 @dataclass(frozen=True)
 class NonGaussian(KeyMask):
-    """Image keys outside the windows around the gaze are hidden, in all rows of `layers`. `margin`: cells."""
+    """Hide image keys outside the windows around the gaze, in all rows of `layers`. `margin`: cells."""
 
     margin: int = 1
 
@@ -265,7 +265,7 @@ class NonGaussian(KeyMask):
 
 @dataclass(frozen=True)
 class SalientHead(GazeMask):
-    """The heads that follow the gaze are made to follow it closer, in the last prompt row and every decode row.
+    """Strengthen the heads most similar to the gaze, in the last prompt row and every decode row.
 
     At most `heads` heads per layer and row with relative similarity above `tau` (see `salient_heads`); the mask is the
     connected decay with `margin` in cells and `sigma` in cells at `grid`.
@@ -287,7 +287,7 @@ class SalientHead(GazeMask):
 
     @property
     def neutral(self) -> bool:
-        """True if these settings change no model: no layer, no head, or a threshold that no similarity can pass."""
+        """True if these settings change no model: without layers or heads, or with a threshold above any similarity."""
         return not self.layers or self.heads == 0 or self.tau >= 1
 
     def draw(self, gaze: GazePoints, rows: int, cols: int) -> torch.Tensor:
@@ -302,7 +302,7 @@ class SalientHead(GazeMask):
 
     def edit(self, weights: torch.Tensor, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Softmax rows [..., head, row, key] of one layer, edited; see `edit_salient_heads`."""
-        image, mask = image.to(weights.device), mask.to(weights.device)  # a model may lie on several devices
+        image, mask = image.to(weights.device), mask.to(weights.device)  # a model may span several devices
         return edit_salient_heads(weights, image, mask, self.tau, self.heads)
 
 
@@ -311,8 +311,8 @@ class Gaze:
     """A gaze method with one scanpath per sample, as an intervention.
 
     mask: settings (`Gaussian`, `NonGaussian`, `SalientHead`) or a dictionary (`parse_mask_type`). scanpaths: per sample
-    a list of (x, y) or (x, y, weight) cells of its image (`check_scanpath`); an empty one leaves its sample unchanged.
-    A sample with gaze has exactly one image.
+    a list of (x, y) or (x, y, weight) cells of its image (`check_scanpath`); an empty scanpath leaves its sample
+    unchanged. A sample with gaze has exactly one image.
     """
 
     mask: GazeMask | Mapping
@@ -320,7 +320,7 @@ class Gaze:
 
     @classmethod
     def from_arguments(cls, mask_type, scanpaths, steering) -> Gaze:
-        """The arguments of `generate(mask_type=, scanpaths=)`. Raises ValueError where they do not belong together."""
+        """Gaze from the arguments of `generate(mask_type=, scanpaths=)`. Raises ValueError if they do not match."""
         if steering is not None:
             raise ValueError("mask_type and steering were both given; steer by one of them in each generate call")
         if mask_type is None or scanpaths is None:
@@ -330,7 +330,7 @@ class Gaze:
     def plan(self, prompt: PromptBatch) -> dict[int, LayerEdit]:
         """The same edit for each layer of the mask's settings.
 
-        Raises ValueError as `parse_mask_type` and `check_scanpath` do, and for a sample with gaze and not one image.
+        Raises ValueError as `parse_mask_type` and `check_scanpath` do, and for a sample with gaze without one image.
         """
         mask = parse_mask_type(self.mask, prompt.layers, prompt.heads)
         placed = self._place(mask, prompt)
@@ -361,16 +361,16 @@ class Gaze:
 
 
 def is_empty(points) -> bool:
-    """True for a scanpath without gaze; `check_scanpath` refuses anything that is not a scanpath."""
+    """True for a scanpath without gaze; `check_scanpath` raises for other inputs."""
     return points is None or (hasattr(points, "__len__") and len(points) == 0)
 
 
 def parse_mask_type(mask_type: Mapping | GazeMask, layers: int, heads: int) -> GazeMask:
     """Settings from {"type": ..., "margin": int, "target-layer": None | int | [int]} for a model of that size.
 
-    Of settings (another sigma, tau or number of heads) only the layers are checked.
+    For settings (another sigma, tau or number of heads) only the layers are checked.
 
-    `margin` defaults to 1 and is without effect for "gaussian". "target-layer" None (or absent) is every layer; for
+    `margin` defaults to 1 and has no effect for "gaussian". "target-layer" None (or absent) is every layer; for
     "salient-head" the published 19..26 of 32 in proportion, with at most a quarter of the heads (8 of 32).
     Raises ValueError for an unknown type or key, a margin < 0 and a layer that the model does not have.
     """
@@ -397,15 +397,15 @@ class MaskSettings:
     """Mask types to compare, and the settings of each."""
 
     mask_types: tuple[MaskType, ...] = get_args(MaskType)
-    """How gaze becomes attention; one answer for each."""
+    """Mask types (gaze methods); one answer per type."""
     target_layer: tuple[int, ...] = ()
     """Layers to steer, 0-based (default: all; for salient-head the published 19..26 of 32 in proportion)."""
     tau: float = 0.5232
-    """salient-head: similarity with the gaze, over the layer's largest, that a head must exceed."""
+    """salient-head: threshold of a head's similarity with the gaze, relative to the layer's largest."""
     salient_heads: int | None = None
-    """salient-head: at most so many heads of a layer (default: a quarter of them)."""
+    """salient-head: maximum number of heads per layer (default: a quarter of them)."""
     sigma: float = 1.5
-    """salient-head: fall-off of the mask around the gaze, in cells of a 24 x 24 grid (other grids in proportion)."""
+    """salient-head: sigma of the decay around the gaze, in cells of a 24 x 24 grid (other grids in proportion)."""
 
     def __post_init__(self) -> None:
         if not self.mask_types:
@@ -435,7 +435,7 @@ def published_layers(layers: int) -> tuple[int, ...]:
 
 
 def check_layers(target, layers: int) -> tuple[int, ...]:
-    """Layer numbers, ascending and each once, of an int or several. ValueError for one that the model does not have."""
+    """Layer numbers, ascending and unique, of an int or several. Raises ValueError for one outside the model."""
     try:
         single = isinstance(target, int) or not hasattr(target, "__iter__")
         found = sorted({_whole(layer) for layer in ([target] if single else target)})
@@ -447,7 +447,7 @@ def check_layers(target, layers: int) -> tuple[int, ...]:
 
 
 def _whole(number) -> int:
-    """An int, of Python or numpy; TypeError for anything else, True and False among them."""
+    """An int, of Python or numpy. Raises TypeError for other types, including bool."""
     if isinstance(number, bool):
         raise TypeError("expected an integer, got a bool")
     return operator.index(number)
@@ -463,7 +463,7 @@ def _check_margin(margin) -> None:
 
 
 def _check_sizes(**settings: float | None) -> None:
-    """ValueError for a setting that is given but not a number within SIZES."""
+    """Raise ValueError for a setting that is neither None nor a number within SIZES."""
     least, most = SIZES
     for name, value in settings.items():
         if value is not None and not least <= value <= most:

@@ -1,13 +1,9 @@
-"""Questions answered under a trace: the generated tokens, and everything needed to ask where each one looked.
+"""Recorded generation, teacher forcing of an answer, recorded text, and the yes/no margin.
 
-An answer, and the same answer put back behind its prompt: read along with any picture, and how likely it is then.
-
-Generation asks what a model says of a picture; here its words are given, so that two pictures, or a picture and a part
-of it, can be compared row by row.
-
-A text read under a trace: no picture, no answer, only what each word looked at while it was read.
-
-How much rather an answer begins with "yes" than with "no": log p(yes) - log p(no), of the first token.
+`answers` generates answers under a trace: tokens, probabilities, and the attention of each token. `speak`,
+`with_answer` and `read_along` append an answer to its prompt (teacher forcing) with any image, to compare the attention
+and the log-probability of the same tokens between images, or between an image and a part of it. `read_text` records a
+text without image and answer. `YesNo` gives log p(yes) - log p(no) of the first token.
 """
 
 from __future__ import annotations
@@ -37,9 +33,9 @@ class Generation:
     """Greedy answers; the fields are options of `answers`."""
 
     max_new_tokens: int = 16
-    """Longest answer, in tokens."""
+    """Max new tokens."""
     repetition_penalty: float = 1.0
-    """Penalty on tokens that the prompt or the answer holds already; 1 is none, whatever the checkpoint asks for."""
+    """Penalty on tokens that the prompt or the answer holds already; 1 is none and overrides the checkpoint's."""
     offload: bool = False
     """Keep recorded queries and keys on the CPU, for long prompts on a small GPU."""
 
@@ -52,12 +48,12 @@ class Generation:
 class Answer:
     """A generated answer, without the end token. `tokens` are decoded one by one, `probabilities` those of the model.
 
-    `trace` belongs to the whole batch, where `layout.sample` is this answer's place; of its generated rows the first
-    len(tokens) are this answer's.
-    `alternatives` are, for each token, the ALTERNATIVES likeliest ones that could have stood there, with probabilities.
-    `first` float32 [vocabulary] are the probabilities of all tokens to begin the answer.
-    `unknown` are the words of the prompt that the tokenizer does not know and hands over as one and the same token.
-    `tower` is the vision tower's own trace, where it was asked for; its images count through the whole batch.
+    `trace` covers the whole batch, in which `layout.sample` is this answer's index; the first len(tokens) of its
+    generated rows are this answer's.
+    `alternatives` are the top-ALTERNATIVES next tokens at the position of each token, with probabilities.
+    `first` float32 [vocabulary] are the probabilities of the first token.
+    `unknown` are the words of the prompt that the tokenizer encodes as the unknown token.
+    `tower` is the trace of the vision encoder if requested; its images count through the whole batch.
     """
 
     text: str
@@ -72,9 +68,9 @@ class Answer:
 
 
 def answer(model, processor, images, prompt: str, **options) -> Answer:
-    """The answer to one prompt about a list of RGB pictures; options as in `answers`.
+    """The answer to one prompt about a list of RGB images; options as in `answers`.
 
-    Raises SampleError where the model ends at once, since an answer without a token looks nowhere.
+    Raises SampleError for an empty answer, since it has no tokens whose attention could be read.
     """
     [said] = answers(model, processor, [images], [prompt], **options)
     if isinstance(said, SampleError):
@@ -96,14 +92,14 @@ def answers(
     repetition_penalty: float = 1.0,
     **generation,
 ) -> list[Answer | SampleError]:
-    """Greedy answers (unless `generation` says otherwise) to a batch, generated together under one trace.
+    """Greedy answers (by default; see `generation`) to a batch, generated together under one trace.
 
-    Probabilities are the model's own, before a repetition penalty.
+    Probabilities are the model's, before a repetition penalty.
 
-    images: for each prompt a list of RGB pictures. `tower` records the vision tower as well; it costs memory for its
-    queries and keys, and no time worth naming. `rows` are the positions of the prompt whose attention will be asked
-    for: [-1] for the one that predicts the first token, default all; generated rows are always kept. `generation` may
-    hold `mask_type` and, for each sample, `scanpaths`. In place of an empty answer stands the SampleError that says so.
+    images: for each prompt a list of RGB images. `tower` also records the vision encoder, which takes memory for its
+    queries and keys, and negligible time. `rows` are the positions of the prompt whose attention is recorded: [-1] for
+    the one that predicts the first token, default all; generated rows are always recorded. `generation` may hold
+    `mask_type` and, for each sample, `scanpaths`. An empty answer is returned as a SampleError.
     Raises SampleError for a sample that cannot be prepared.
     """
     inputs, layouts = model.prepare(processor, images, prompts)
@@ -118,7 +114,7 @@ def answers(
 
 
 def _read(processor, inputs, layout: TokenLayout, output, eos, trace, seen) -> Answer | SampleError:
-    """One sample's answer out of what was generated for all."""
+    """One sample's answer, from the output of the batch."""
     ids = output.sequences[layout.sample, layout.length :]
     count = answer_length(ids, eos)
     if count == 0:
@@ -142,30 +138,30 @@ def _read(processor, inputs, layout: TokenLayout, output, eos, trace, seen) -> A
 
 
 def word_probability(first: torch.Tensor, tokenizer, word: str) -> float | None:
-    """Probability that an answer begins with a word, of `Answer.first`, however the word's token is written.
+    """Probability that an answer begins with a word, from `Answer.first`, over all spellings of its token.
 
-    first: [vocabulary]. Sums over the word's `spellings`; None where no single token is the word.
+    first: [vocabulary]. Sums over the word's `spellings`; None if no single token is the word.
     """
     ids = spellings(tokenizer, word)
     return float(first[ids].sum()) if ids else None
 
 
 def spellings(tokenizer, word: str) -> list[int]:
-    """The tokens that are a word but for case and a space in front."""
-    space = "\u2581\u0120 "  # as SentencePiece and byte-level tokenizers write it
+    """The tokens that equal a word up to case and a leading space."""
+    space = "\u2581\u0120 "  # leading space in SentencePiece and byte-level tokenizers
     return [id for token, id in tokenizer.get_vocab().items() if token.lstrip(space).lower() == word.lower()]
 
 
 def unknown_words(ids: list[int], layout: TokenLayout, unknown: int | None) -> list[str]:
     """Pieces of the rendered prompt that became the unknown token, each once, in order."""
-    placed = list(zip(ids, layout.offsets, strict=True))[layout.start :]  # a pad token may be the unknown one
+    placed = list(zip(ids, layout.offsets, strict=True))[layout.start :]  # the pad token may equal the unknown token
     spans = [span for token, span in placed if token == unknown]
     return list(dict.fromkeys(layout.text[first:last] for first, last in spans))
 
 
 def answer_length(ids: torch.Tensor, eos: int | list[int] | None) -> int:
-    """Number of generated tokens [token] before the first end token; all of them where there is none, since then the
-    token limit cut the answer."""
+    """Number of generated tokens [token] before the first end token; all of them if the token limit cut the
+    answer."""
     ends = torch.isin(ids, torch.tensor([] if eos is None else eos, device=ids.device, dtype=ids.dtype))
     return int(ends.int().argmax()) if ends.any() else len(ids)
 
@@ -180,8 +176,8 @@ class Spoken:
 
 
 class Reading(NamedTuple):
-    """Prompt and answer, read in one pass: samples are pictures in the given order, answer token i lies at position
-    layouts[0].length + i. `tower` is None where it was not asked for."""
+    """Prompt and answer in one forward pass: samples are images in the given order, answer token i is at position
+    layouts[0].length + i. `tower` is None if not requested."""
 
     trace: AttentionTrace
     layouts: list[TokenLayout]
@@ -192,7 +188,7 @@ class Reading(NamedTuple):
 def speak(model, processor, picture, prompt: str, max_new_tokens: int, repetition_penalty: float = 1.0) -> Spoken:
     """Generate the answer to one prompt about one RGB image.
 
-    Raises SampleError for an empty answer, and for what cannot be prepared.
+    Raises SampleError for an empty answer and for a sample that cannot be prepared.
     """
     inputs, layout = model.prepare(processor, [picture], prompt)
     processors = LogitsProcessorList(penalised(repetition_penalty, inputs["attention_mask"]))
@@ -205,9 +201,9 @@ def speak(model, processor, picture, prompt: str, max_new_tokens: int, repetitio
 
 
 def spelt(tokenizer, ids: Sequence[int]) -> Spoken:
-    """An answer's tokens as text, with the characters that each of them stands for.
+    """An answer's tokens as text, with the [start, end) characters of each.
 
-    They are decoded from the beginning each time: a piece of a word, decoded alone, loses or gains the space in front.
+    Each prefix is decoded from the first token: a piece of a word, decoded alone, loses or gains the leading space.
     """
     text = tokenizer.decode(ids, skip_special_tokens=True)
     ends = [len(tokenizer.decode(ids[:count], skip_special_tokens=True)) for count in range(len(ids) + 1)]
@@ -217,7 +213,7 @@ def spelt(tokenizer, ids: Sequence[int]) -> Spoken:
 
 
 def with_answer(inputs, ids: Sequence[int]):
-    """Model inputs with an answer's tokens behind every prompt of the batch."""
+    """Model inputs with an answer's tokens appended to every prompt of the batch."""
     longer = dict(inputs)
     answer = torch.tensor(ids, device=inputs["input_ids"].device)
     for name, value in (("input_ids", answer), ("attention_mask", 1), ("mm_token_type_ids", 0)):
@@ -232,7 +228,7 @@ def with_answer(inputs, ids: Sequence[int]):
 def read_along(
     model, processor, pictures, prompt: str, spoken: Spoken, tower: bool = False, offload: bool = False
 ) -> Reading:
-    """Shows each picture with the same prompt and answer, in one pass under a trace (and one of the vision tower)."""
+    """Record one forward pass of each image with the same prompt and answer (and the vision encoder, if requested)."""
     inputs, layouts = model.prepare(processor, [[picture] for picture in pictures], [prompt] * len(pictures))
     seen = TowerTrace(model, layouts, offload=offload) if tower else None
     with seen or nullcontext(), AttentionTrace(model, offload=offload) as trace:
@@ -244,7 +240,7 @@ def read_along(
 def log_probabilities(
     model, processor, pictures: Sequence, prompt: str, spoken: Spoken, batch_size: int
 ) -> torch.Tensor:
-    """Log-probability of the answer given each picture, in nats, float32 [picture]: the sum over its tokens."""
+    """Log-probability of the answer given each image, in nats, float32 [image]: the sum over its tokens."""
     found, ids = [], torch.tensor(spoken.ids)
     for first in range(0, len(pictures), batch_size):
         batch = [[picture] for picture in pictures[first : first + batch_size]]
@@ -260,7 +256,7 @@ def log_probabilities(
 
 def tower_depth(model, seeds_in: str) -> int | None:
     """Number of layers of the vision encoder that reach the decoder; None for the decoder ("decoder", or "auto"
-    of a model without a tower). Raises ValueError where a tower is asked for that cannot be recorded."""
+    of a model without a vision encoder). Raises ValueError if a requested encoder cannot be recorded."""
     if seeds_in == "decoder" or (seeds_in == "auto" and not hasattr(model, "tower_layers")):
         return None
     check_tower(model)
@@ -268,7 +264,7 @@ def tower_depth(model, seeds_in: str) -> int | None:
 
 
 def check_grid(model, processor) -> None:
-    """Raises ValueError for a model of which it is not known where in a picture its image tokens lie."""
+    """Raise ValueError for a model whose image grid is unknown."""
     if model.image_grid(processor, 336, 336) is None:
         raise ValueError(
             f"where the image tokens of {type(model).__name__} lie in the picture is not known, so boxes cannot be put "
@@ -279,8 +275,8 @@ def check_grid(model, processor) -> None:
 def read_text(model, processor, text: str, offload: bool = False) -> tuple[AttentionTrace, TokenLayout]:
     """Record the attention of a text given as a prompt without images, with the positions of its words.
 
-    model, processor: as `models.text.load` returns them, of images and text or of text alone.
-    Raises SampleError for a text with words that the tokenizer does not know, since they all become one token.
+    model, processor: as `models.text.load` returns them, vision-language or text-only.
+    Raises SampleError for words that the tokenizer does not know, since they all become one token.
     """
     inputs, layout = model.prepare(processor, [], text)
     tokenizer = getattr(processor, "tokenizer", processor)
@@ -293,14 +289,14 @@ def read_text(model, processor, text: str, offload: bool = False) -> tuple[Atten
 
 @dataclass(frozen=True)
 class YesNo:
-    """The tokens that are "yes" and those that are "no", in any case and with or without a space in front."""
+    """The tokens "yes" and "no", in any case, with or without a leading space."""
 
     yes: tuple[int, ...]
     no: tuple[int, ...]
 
     @classmethod
     def of(cls, tokenizer) -> YesNo:
-        """Raises ValueError for a tokenizer that has no token for one of the words."""
+        """Yes and no tokens of a tokenizer. Raises ValueError if one of the words has no token."""
         found = {word: tuple(spellings(tokenizer, word)) for word in ("yes", "no")}
         if missing := [word for word, ids in found.items() if not ids]:
             raise ValueError(f"the tokenizer has no single token for {missing[0]!r}, so yes and no cannot be compared")
@@ -313,7 +309,7 @@ class YesNo:
 
     @torch.no_grad()
     def ask(self, model, inputs, steering=None) -> torch.Tensor:
-        """The margin of a model's answer to each prompt of a prepared batch, float64 [sample], steered or not."""
+        """Yes/no margin of each prompt of a prepared batch, float64 [sample], steered or not."""
         output = model.generate(
             **inputs,
             max_new_tokens=1,

@@ -1,10 +1,9 @@
-"""Settings of `generate`: greedy decoding in place of a checkpoint's own, and those that rule out recording.
+"""Settings of `generate`: greedy decoding, checks for recording, and batch-independent sampling and penalties.
 
-A checkpoint's generation_config.json may ask for sampling, penalties, beams, another cache or stop strings. They would
-decide the answer without a word, so `replace` turns all of them off when a model is loaded; only the ids of its special
-tokens stay. Whoever wants one passes it to `generate`.
-
-Sampling and repetition penalty of each sample by itself, whatever else its batch holds.
+A checkpoint's generation_config.json may set sampling, penalties, beams, another cache or stop strings. They would
+change the answer silently, so `replace` turns all of them off when a model is loaded and keeps only the ids of its
+special tokens. Pass a setting to `generate` to use it. Sampling and repetition penalty of a sample do not depend on the
+rest of its batch.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, Tem
 
 KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 GREEDY = {"do_sample": False, "num_beams": 1, "use_cache": True}
-FORMAL = ("transformers_version", "_from_model_config", *KEPT, *GREEDY)  # no settings, or stated for themselves
+FORMAL = ("transformers_version", "_from_model_config", *KEPT, *GREEDY)  # not settings, or reported separately
 
-UNRECORDABLE = {  # setting: (values that allow recording and steering, what any other value does)
+UNRECORDABLE = {  # setting: (values that allow recording and steering, effect of other values)
     "num_beams": ((None, 1), "reorders the batch"),
     "num_beam_groups": ((None, 1), "reorders the batch"),
     "num_return_sequences": ((None, 1), "multiplies the batch"),
@@ -45,9 +44,9 @@ UNRECORDABLE = {  # setting: (values that allow recording and steering, what any
 
 
 def replace(model: PreTrainedModel) -> None:
-    """Give a model settings of greedy decoding; those of its checkpoint are kept in `model.checkpoint_generation`.
+    """Set greedy decoding on a model; store the settings turned off in `model.checkpoint_generation`.
 
-    That is a dictionary of the settings that were turned off, without token ids; `models.loading.describe` states it.
+    That is a dictionary without token ids; `models.loading.describe` reports it.
     """
     checkpoint = model.generation_config
     model.checkpoint_generation = {
@@ -60,8 +59,8 @@ def replace(model: PreTrainedModel) -> None:
 def check_recordable(action: str, options: Mapping[str, Any], default: GenerationConfig) -> None:
     """Raise ValueError for options of `generate` under which a generation cannot be `action`, "recorded" or "steered".
 
-    `default` is the model's own generation_config, which counts where neither an option nor a generation_config among
-    the options names a value.
+    `default` is the model's generation_config, used for values that neither an option nor a generation_config among the
+    options sets.
     """
     settings = options.get("generation_config") or default
     for name, (allowed, effect) in UNRECORDABLE.items():
@@ -75,16 +74,16 @@ def check_recordable(action: str, options: Mapping[str, Any], default: Generatio
 
 
 class FiniteScores(LogitsProcessor):
-    """Passes scores on and remembers in `failed` whether any row's largest was NaN or infinite, in any step.
+    """Returns the scores and sets `failed` if any row's largest is NaN or infinite, in any step.
 
-    Such a row is replaced by zeros, so that a draw from it does not fail before the generation can be refused.
+    Such a row is replaced by zeros, so that sampling from it does not fail before the error is raised.
     """
 
     def __init__(self):
         self.bad = None
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        bad = ~scores.amax(-1, keepdim=True).isfinite()  # NaN is the largest of its row
+        bad = ~scores.amax(-1, keepdim=True).isfinite()  # the maximum of a row with NaN is NaN
         self.bad = bad.any() if self.bad is None else self.bad | bad.any()
         return scores.masked_fill(bad, 0)
 
@@ -94,14 +93,14 @@ class FiniteScores(LogitsProcessor):
 
 
 class OwnNoise(LogitsProcessor):
-    """Adds Gumbel noise of each sample's own to its scores, so that greedy decoding draws from their softmax.
+    """Adds separate Gumbel noise to the scores of each sample, so that greedy decoding samples from their softmax.
 
-    argmax(log p + g) over tokens, g independent standard Gumbel numbers, is a draw from p (the Gumbel-max trick). g
-    belongs to (seed, key of the sample, step, token) alone, where torch's one stream of random numbers is shared by a
-    whole batch: so an answer is the same at every batch size, in every process, and after every resume. Comes after
-    temperature and top-p, whose excluded tokens (-inf) stay excluded, and goes with do_sample=False.
+    argmax(log p + g) over tokens, g independent standard Gumbel numbers, is a sample of p (the Gumbel-max trick). g
+    depends only on (seed, key of the sample, step, token), whereas a batch shares torch's random stream: so an answer
+    is the same at every batch size, in every process, and after a resume. Apply it after temperature and top-p, whose
+    excluded tokens (-inf) stay excluded, with do_sample=False.
 
-    One object serves one `generate` call; `keys` name its samples in order, by what they are printed as.
+    Use one object per `generate` call; `keys` are the keys of its samples in order, hashed as printed.
     """
 
     def __init__(self, seed: int, keys: Sequence, prompt_length: int):
@@ -118,7 +117,7 @@ class OwnNoise(LogitsProcessor):
 class RepetitionPenalty(LogitsProcessor):
     """Divides positive scores of the tokens so far by `penalty` and multiplies negative ones (Keskar et al. 2019, 4.1).
 
-    As transformers' own, but padding is none of the tokens so far: `starts` [sample] is where each sample's ends.
+    As in transformers, but without the padding: `starts` [sample] is the end of each sample's padding.
     """
 
     def __init__(self, penalty: float, starts: Sequence[int]):
@@ -140,14 +139,14 @@ def check_penalty(repetition_penalty: float) -> None:
 
 
 def penalised(repetition_penalty: float, attention_mask: torch.Tensor) -> list[LogitsProcessor]:
-    """Logits processors of a repetition penalty, for prompts padded on the left; 1 needs none."""
+    """Logits processors of a repetition penalty, for prompts padded on the left; none for a penalty of 1."""
     if repetition_penalty == 1:
         return []
     return [RepetitionPenalty(repetition_penalty, attention_mask.int().argmax(1).tolist())]
 
 
 def sampling(temperature: float, top_p: float, seed: int, keys: Sequence, prompt_length: int) -> list[LogitsProcessor]:
-    """Logits processors that sample under greedy decoding, each sample of the batch by its own noise; 0 needs none."""
+    """Logits processors that sample under greedy decoding, with separate noise per sample; none for temperature 0."""
     if temperature == 0:
         return []
     warpers = [TemperatureLogitsWarper(temperature), *([TopPLogitsWarper(top_p)] if top_p < 1 else [])]

@@ -1,12 +1,10 @@
 """Positions of the image tokens, words and prompt of one sample in the token sequence.
 
-Find a word or phrase in a text: whole words, ignoring case and Unicode normal form.
-
-Text and phrase are compared after compatibility decomposition (NFKD, Unicode Standard Annex 15) and case folding, so
-that a precomposed letter equals its decomposed form and a full-width letter the ordinary one. A match must not begin or
-end between two letters, digits or underscores, nor before a combining mark. Scripts that are written without blanks
-between words have no such boundaries: next to one of their characters a match may begin or end anywhere but before a
-combining mark.
+`find_words` finds whole words of a text, ignoring case and Unicode normal form: text and phrase are compared after
+compatibility decomposition (NFKD, Unicode Standard Annex 15) and case folding, so that a precomposed letter equals its
+decomposed form and a full-width letter the ordinary one. A match must not begin or end between two letters, digits or
+underscores, nor before a combining mark. Scripts that are written without blanks between words have no such boundaries:
+next to one of their characters a match may begin or end anywhere but before a combining mark.
 """
 
 from __future__ import annotations
@@ -25,10 +23,10 @@ class TokenLayout:
     """Positions of image, words and prompt of one sample in the (left-padded) sequence.
 
     Positions count from 0 at the first column of the batch, padding included, so they index attention keys directly.
-    `text` is the rendered prompt with one placeholder per image, `prompt` the user's own words inside it, beginning at
-    character `prompt_start` (blanks over images between the words), and `offsets` the [start, end) characters of `text`
-    that each sequence position stands for ((0, 0) for padding). `images` and `grids` follow the order in which the text
-    shows the images; `grids` holds None for an image of a family whose grid is not known.
+    `text` is the rendered prompt with one placeholder per image, `prompt` the user's prompt inside it, from character
+    `prompt_start` on (blanks over images between the words), and `offsets` the [start, end) characters of `text` of
+    each sequence position ((0, 0) for padding). `images` and `grids` follow the order of the images in the text;
+    `grids` holds None for an image of a family whose grid is unknown.
     """
 
     sample: int
@@ -43,14 +41,14 @@ class TokenLayout:
 
     @property
     def image_positions(self) -> torch.Tensor:
-        """Positions of all image tokens, image after image, each in raster order (int64)."""
+        """Positions of all image tokens, image by image, each in raster order (int64)."""
         return torch.cat(self.images) if self.images else torch.empty(0, dtype=torch.long)
 
     def word(self, word: str, occurrence: int = 0) -> torch.Tensor:
         """Positions of the tokens that spell `word` in the user's prompt (int64, at least one).
 
         The word is found by `find_words`, its tokens by character offsets; `occurrence` counts from 0, -1 is the last.
-        Raises ValueError when the prompt does not hold the word that often.
+        Raises ValueError if the prompt has fewer occurrences.
         """
         word = word.strip()
         if not word:
@@ -70,11 +68,11 @@ class TokenLayout:
 
 
 def locate(text: str, input_ids: list[int], tokenizer, image_token: str, cells: list[int]) -> list[tuple[int, int]]:
-    """Characters of the rendered prompt behind each position of `input_ids`: one [start, end) pair per position.
+    """Characters of the rendered prompt of each position of `input_ids`: one [start, end) pair per position.
 
-    The processor repeats the i-th placeholder `cells[i]` times before it tokenises, so its own offsets point into a
-    string that nobody has. We tokenise the unexpanded text and let each placeholder stand for its run of positions.
-    Raises ValueError where the two disagree, with the first differing position.
+    The processor repeats the i-th placeholder `cells[i]` times before tokenisation, so its offsets refer to an expanded
+    string that it does not return. This function tokenises the unexpanded text and maps each placeholder to its run of
+    positions. Raises ValueError with the first differing position if the two disagree.
     """
     encoded = tokenizer(text, return_offsets_mapping=True)
     image_id = tokenizer.convert_tokens_to_ids(image_token)
@@ -119,7 +117,7 @@ def find_words(text: str, phrase: str, plural: bool = False) -> list[tuple[int, 
 
 
 def _decompose(text: str) -> tuple[str, list[int]]:
-    """The text in NFKD with case folded, and for each of its characters the index in `text` that it comes from."""
+    """The text in NFKD with case folded, and the index in `text` of the source of each of its characters."""
     pairs = [
         (decomposed, index)
         for index, character in enumerate(text)

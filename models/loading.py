@@ -52,12 +52,12 @@ def load(
 ):
     """(model, processor), the model in eval mode under SDPA.
 
-    `name` is an embedded checkpoint, a folder or a hub id; the family is read from its config. A family that has no
-    file here is tried out on a blank picture and loads with a UserWarning of what is not known of it. `device` "auto"
-    spreads the model over the GPUs there are, or takes the CPU; `dtype` "auto" is the checkpoint's own on a GPU and
-    float32 on a CPU, where half precision is slow. `min_pixels` and `max_pixels` of a picture replace the limits of a
-    Qwen family's processor. Weights come from safetensors only and no code of a checkpoint runs.
-    Raises ValueError for a setting or checkpoint that does not work, FileNotFoundError for a name that leads nowhere.
+    `name` is an embedded checkpoint, a folder or a hub id; the config names the family. An unpatched family is tested
+    on a blank image and loads with a UserWarning that its image grid is unknown. `device` "auto" spreads the model over
+    all GPUs, or uses the CPU; `dtype` "auto" is the checkpoint's type on a GPU and float32 on a CPU, where half
+    precision is slow. `min_pixels` and `max_pixels` of an image replace the limits of a Qwen family's processor.
+    Weights are read from safetensors only; code of a checkpoint is never run. Raises ValueError for an invalid setting
+    or checkpoint, FileNotFoundError for a name without a checkpoint.
     """
     path = locate(name)
     where = place(device)
@@ -67,7 +67,7 @@ def load(
     quantization = quantized(load_4bit, load_8bit, where, dtype)
     with quiet():
         config = read_config(path, name, revision)
-        revision = config._commit_hash or revision  # every file of one commit
+        revision = config._commit_hash or revision  # read all files from one commit
         patched = config.model_type in FAMILIES
         module, class_name = FAMILIES.get(config.model_type, ("models.unpatched", None))
         family = importlib.import_module(module)
@@ -99,13 +99,13 @@ def load(
 
 @contextmanager
 def quiet():
-    """No progress bar, no printed load report, no word on the age of a file: what is wrong is raised instead."""
+    """Suppress progress bars, the load report and deprecation warnings of transformers; faults raise errors instead."""
     level, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # published configs keep names that are deprecated by now
+            warnings.simplefilter("ignore", FutureWarning)  # published configs use deprecated names
             yield
     finally:
         transformers_logging.set_verbosity(level)
@@ -117,9 +117,9 @@ def read_processor(family, path: str, name: str, config, revision: str | None):
     """The processor of a checkpoint. Raises ValueError, or FileNotFoundError without a tokenizer."""
     check_tokenizer_files(path, name)
     try:
-        # Unless told not to, transformers asks at the terminal whether code in the folder should run.
+        # By default transformers prompts at the terminal whether to run code in the folder.
         return family.load_processor(path, config, revision=revision, trust_remote_code=False)
-    except Exception as error:  # tokenizers raise bare Exceptions over a damaged file; any failure here is the folder's
+    except Exception as error:  # tokenizers raise bare Exceptions for a damaged file; any error is the folder's fault
         fault = first_line(error)
         if "custom code" in fault:
             fault = "it needs code of its own (auto_map), which is never run; take the files of the release"
@@ -127,9 +127,9 @@ def read_processor(family, path: str, name: str, config, revision: str | None):
 
 
 def read_weights(model_class, path: str, name: str, **settings):
-    """The model with every weight found, used and finite. Raises ValueError otherwise.
+    """The model; every weight is found, used and finite. Raises ValueError otherwise.
 
-    Weights in FP8 are dequantised while they load, then cast to the number type that was asked for.
+    FP8 weights are dequantised during loading, then cast to the requested number type.
     """
     check_quantization(settings["config"], name, settings["device_map"])
     check_weight_files(path, name, model_class.__name__)
@@ -143,7 +143,7 @@ def read_weights(model_class, path: str, name: str, **settings):
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported in info, and an error in check_keys
+            ignore_mismatched_sizes=True,  # reported in info; check_keys raises for them
             **settings,
         )
     except (SafetensorError, OSError) as error:
@@ -156,7 +156,7 @@ def read_weights(model_class, path: str, name: str, **settings):
             raise ValueError(f"{name!r} cannot be loaded: {first_line(error)}") from error
         sentence = first_line(error).split(". ")[0]  # a part of the model has no SDPA attention
         raise ValueError(f"{name!r} cannot be built under SDPA attention: {sentence}; {SUPPORTED}") from error
-    except (ImportError, RuntimeError) as error:  # a package or a kernel that quantised weights need
+    except (ImportError, RuntimeError) as error:  # a missing package or kernel for quantised weights
         raise ValueError(f"{name!r} cannot be loaded: {first_line(error)}") from error
     check_keys(name, info)
     if dequantised and isinstance(settings["dtype"], torch.dtype):
@@ -167,10 +167,10 @@ def read_weights(model_class, path: str, name: str, **settings):
 
 
 def check_finite_weights(model, name: str) -> None:
-    """Raises ValueError for weights that are NaN or infinite, naming the first in the order of the layers."""
+    """Raise ValueError for weights that are NaN or infinite, with the name of the first one in layer order."""
     for weight, values in model.named_parameters():
-        if values.is_floating_point() and values.itemsize > 1:  # float8 is read by its own kernels
-            low, high = values.aminmax()  # NaN goes through both
+        if values.is_floating_point() and values.itemsize > 1:  # float8 has its own kernels
+            low, high = values.aminmax()  # both propagate NaN
             if not torch.isfinite(low) or not torch.isfinite(high):
                 raise ValueError(
                     f"the weights of {name!r} are not finite, first in {weight} ({int((~values.isfinite()).sum())} of "
@@ -189,7 +189,7 @@ def check_together(model, processor, name: str) -> None:
         prefill(model, inputs)
     except (ValueError, torch.OutOfMemoryError) as error:
         raise ValueError(f"{name!r} cannot be used: {first_line(error)}") from error
-    except Exception as error:  # a processor of another family or weights of several number types fail in any way
+    except Exception as error:  # another family's processor or mixed number types may raise any error
         raise ValueError(
             f"{name!r} cannot be used: model and processor fail on a blank image ({type(error).__name__}: "
             f"{first_line(error)}); take all files from one release of the {model.config.model_type} family"
@@ -197,7 +197,7 @@ def check_together(model, processor, name: str) -> None:
 
 
 def check_image_token(model, processor) -> None:
-    """Raises ValueError unless the tokenizer writes an image as the token that the model looks for."""
+    """Raise ValueError unless the tokenizer's image token is the model's image token."""
     token, marked = processor.tokenizer.convert_tokens_to_ids(model.image_token), model.config.image_token_id
     if token != marked:
         raise ValueError(
@@ -207,7 +207,7 @@ def check_image_token(model, processor) -> None:
 
 
 def check_image_in_template(model, processor) -> None:
-    """Raises ValueError for a chat template of text alone, which drops images."""
+    """Raise ValueError for a text-only chat template, which drops images."""
     if processor.chat_template and model.image_token not in model._render(processor, "a", 1).text:
         raise ValueError(
             f"the chat template writes no {model.image_token!r} for an image: it is one of text alone; take the "
@@ -216,11 +216,11 @@ def check_image_in_template(model, processor) -> None:
 
 
 def check_unpatched(model, processor, name: str) -> None:
-    """A family without a file here can be recorded, tried on a blank picture. Raises ValueError where it cannot."""
+    """Check on a blank image that an unpatched family can be recorded. Raises ValueError if it cannot."""
     try:
         check_image_in_template(model, processor)
         check_recording(model, processor)
-    except Exception as error:  # nobody has tried this family here; whatever goes wrong is the family's
+    except Exception as error:  # an untested family may raise any error
         raise ValueError(
             f"{name!r} is of the family {model.config.model_type!r}, which cannot be recorded: {first_line(error)}; "
             f"{SUPPORTED}"
@@ -230,7 +230,7 @@ def check_unpatched(model, processor, name: str) -> None:
 def locate(name: str) -> str:
     """Folder of an embedded model, else the name itself as a folder or hub id.
 
-    Raises FileNotFoundError for a name that leads to no checkpoint, ValueError as `check_folder` does.
+    Raises FileNotFoundError for a name without a checkpoint, ValueError as `check_folder` does.
     """
     if name in embedded():
         return str(TINY / name)
@@ -245,7 +245,7 @@ def locate(name: str) -> str:
 
 
 def place(device: str) -> str | dict[str, str]:
-    """The device map of a device flag."""
+    """Device map for a device flag."""
     if device == "auto":
         return "auto" if torch.cuda.is_available() else {"": "cpu"}
     try:
@@ -262,7 +262,7 @@ def place(device: str) -> str | dict[str, str]:
 
 
 def quantized(load_4bit: bool, load_8bit: bool, where, dtype: str) -> BitsAndBytesConfig | None:
-    """Settings of bitsandbytes; `where` is its device map, `dtype` the number type of products with 4-bit weights."""
+    """Settings of bitsandbytes; `where` is the device map, `dtype` the number type of products with 4-bit weights."""
     if not (load_4bit or load_8bit):
         return None
     if load_4bit and load_8bit:
@@ -274,13 +274,13 @@ def quantized(load_4bit: bool, load_8bit: bool, where, dtype: str) -> BitsAndByt
         raise ValueError(f"{flag} needs a GPU, and torch {torch.__version__} sees none; load the model without it")
     if where == {"": "cpu"}:
         raise ValueError(f"{flag} needs a GPU, and device 'cpu' was asked for; choose one of the two")
-    number = DTYPES.get(dtype, torch.bfloat16)  # bitsandbytes' own choice is float32, which is slow and large
+    number = DTYPES.get(dtype, torch.bfloat16)  # bitsandbytes defaults to float32, which is slow and large
     return BitsAndBytesConfig(load_in_4bit=load_4bit, load_in_8bit=load_8bit, bnb_4bit_compute_dtype=number)
 
 
 def read_config(path: str, name: str, revision: str | None):
-    """The checkpoint's config, of a family that can be recorded as far as its config tells; its `_commit_hash` is that
-    of a model on the hub, else None."""
+    """The checkpoint's config; its `_commit_hash` is that of a model on the hub, else None. Raises ValueError for a
+    family that, by its config, cannot be recorded."""
     hub = not os.path.isdir(path)
     if hub:
         check_hub_adapter(path, revision)
@@ -300,13 +300,13 @@ def read_config(path: str, name: str, revision: str | None):
             "use a checkpoint with full attention"
         )
     complete_rope(config, fields)
-    config._commit_hash = commit  # transformers 5 no longer tells
+    config._commit_hash = commit  # transformers 5 no longer sets it
     return config
 
 
 @contextmanager
 def reading_config(name: str):
-    """Turns any error of a damaged config into a FileNotFoundError; each library raises a class of its own."""
+    """Convert the error of a damaged config, whose class depends on the library, into a FileNotFoundError."""
     try:
         yield
     except Exception as error:
@@ -316,10 +316,10 @@ def reading_config(name: str):
 
 
 def complete_rope(config, fields: dict) -> None:
-    """Sets the base of the rotary embedding that a config states outside its text_config.
+    """Copy the base of the rotary embedding from the top of a config into its text_config.
 
-    The config of adept/fuyu-8b holds rope_theta 25000 at the top and a text_config that names the family alone;
-    transformers 5 reads the latter and takes its default of 10000, with which every attention weight is wrong.
+    The config of adept/fuyu-8b holds rope_theta 25000 at the top and a text_config with the family's name only;
+    transformers 5 reads the latter and uses its default of 10000, which makes every attention weight wrong.
     """
     text, inner = config.get_text_config(), fields.get("text_config")
     stated = isinstance(inner, dict) and inner.keys() & {"rope_theta", "rope_parameters", "rope_scaling"}
@@ -328,7 +328,7 @@ def complete_rope(config, fields: dict) -> None:
 
 
 def check_keys(name: str, info: dict) -> None:
-    """Raises ValueError unless every weight was found, used, and of the right shape."""
+    """Raise ValueError unless every weight was found, was used, and has the right shape."""
     wrong = [
         f"{kind.replace('_', ' ')} {sorted(map(str, info[kind]))[:3]} ({len(info[kind])} in all)"
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
@@ -360,24 +360,24 @@ def describe(model) -> dict:
 
 @dataclass(frozen=True)
 class Load:
-    """Model, and how it is loaded: `models.load(settings.model, **settings.options)`."""
+    """Model and loading options: `models.load(settings.model, **settings.options)`."""
 
     model: str
     """Embedded model, folder, or hub id such as llava-hf/llava-1.5-7b-hf or Qwen/Qwen2.5-VL-3B-Instruct."""
     device: str = "auto"
     """auto (all GPUs, else the CPU) | cpu | cuda | cuda:N."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """auto: the checkpoint's own on a GPU, float32 on a CPU."""
+    """auto: the checkpoint's type on a GPU, float32 on a CPU."""
     load_4bit: bool = False
-    """Quantise to 4 bits while loading (needs bitsandbytes and a GPU)."""
+    """Quantise to 4 bits during loading (needs bitsandbytes and a GPU)."""
     load_8bit: bool = False
-    """Quantise to 8 bits while loading (needs bitsandbytes and a GPU)."""
+    """Quantise to 8 bits during loading (needs bitsandbytes and a GPU)."""
     revision: str | None = None
     """Revision of a hub model."""
     min_pixels: int | None = None
-    """Qwen families: enlarge smaller pictures to so many pixels (default: the checkpoint's limit)."""
+    """Qwen families: enlarge smaller images to this number of pixels (default: the checkpoint's limit)."""
     max_pixels: int | None = None
-    """Qwen families: shrink larger pictures to so many pixels, and with them the prompt (default: as above)."""
+    """Qwen families: shrink larger images to this number of pixels, which shortens the prompt (default: as above)."""
 
     def __post_init__(self) -> None:
         if self.load_4bit and self.load_8bit:

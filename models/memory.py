@@ -1,6 +1,6 @@
-"""Arithmetic of the memory that a generation needs, and the memory that a device has left.
+"""Memory that a generation needs, in bytes, and free memory of a device.
 
-`benchmarks.budget` prints it for published checkpoints; `check_fits` compares it with the device at hand.
+`benchmarks.budget` prints it for published checkpoints; `check_fits` compares it with the model's device.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Decoder:
-    """Sizes of a checkpoint: parameters of the whole, and layers, heads and widths of its decoder."""
+    """Sizes of a checkpoint: parameters of the model, and layers, heads and widths of its decoder."""
 
     parameters: float
     layers: int
@@ -34,7 +34,7 @@ class Decoder:
 
     @classmethod
     def of(cls, model) -> Decoder:
-        """Sizes of a loaded model. A dimension that its config does not name is the usual one."""
+        """Sizes of a loaded model. Dimensions missing in its config take the usual value."""
         config, heads = model.get_decoder().config, model.get_decoder().config.num_attention_heads
         return cls(
             parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -49,10 +49,10 @@ class Decoder:
 
 
 def parts(decoder: Decoder, tokens: int, device: str = "cuda") -> dict[str, float]:
-    """Bytes of each part at the moment of the highest need.
+    """Peak bytes of each part.
 
-    `activations` are those of one layer's MLP on the whole prompt: three arrays of its inner width (gate, up, and their
-    product), three of the model's. `rollout` is a block of scores and its softmax, float32, and a layer's keys.
+    `activations`: one layer's MLP on the whole prompt, three arrays of its inner width (gate, up, and their product)
+    and three of the model's width. `rollout`: a block of scores and its softmax, float32, and a layer's keys.
     """
     layer = decoder.head_width * decoder.number * tokens
     block = max(BLOCK_ELEMENTS[device], BLOCK_ROWS * tokens)
@@ -67,9 +67,9 @@ def parts(decoder: Decoder, tokens: int, device: str = "cuda") -> dict[str, floa
 
 
 def needed(decoder: Decoder, tokens: int, device: str, recorded: bool = True, offload: bool = False) -> float:
-    """Bytes above the weights that a generation over so many tokens needs, plain, or `recorded` and rolled out.
+    """Bytes besides the weights of a generation over so many tokens, unrecorded, or `recorded` with a rollout.
 
-    Rollout begins when the prompt's activations are gone. On a CPU offloading moves nothing away.
+    Rollout begins after the prompt's activations are freed. On a CPU offloading has no effect.
     """
     part = parts(decoder, tokens, device)
     if not recorded:
@@ -79,18 +79,18 @@ def needed(decoder: Decoder, tokens: int, device: str, recorded: bool = True, of
 
 
 def free_bytes(device: str) -> float:
-    """Bytes that this process or another can still allocate on a device; infinite where the system keeps no count."""
+    """Bytes that this process or another can still allocate on a device; infinite if the system reports none."""
     if device != "cpu":
-        torch.cuda.empty_cache()  # what earlier runs freed counts as free
+        torch.cuda.empty_cache()  # count the memory freed by earlier runs as free
         return torch.cuda.mem_get_info()[0]
     table = Path("/proc/meminfo")
     return int(re.search(r"MemAvailable:\s+(\d+)", table.read_text())[1]) * 1024 if table.exists() else float("inf")
 
 
 def check_fits(model, samples: int, tokens: int, recorded: bool = True, offload: bool = False) -> None:
-    """Warn where `samples` generations over so many tokens, made together, need more memory than the device has free.
+    """Warn if a batch of `samples` generations over so many tokens needs more memory than the device has free.
 
-    The arithmetic leaves out the vision encoder; a model spread over several devices is not checked.
+    The estimate leaves out the vision encoder; a model spread over several devices is not checked.
     """
     if len({parameter.device for parameter in model.parameters()}) != 1:
         return

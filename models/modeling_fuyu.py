@@ -7,7 +7,7 @@ Hooks (attached by the code named; `N` is a layer, from 0):
   model.language_model.layers.N.self_attn (PersimmonAttention).
 - sinks of VAR, finder of sink dimensions: a forward pre-hook on model.language_model.layers.N
   (`models.attention.residual_stream`).
-- vision encoder: none; nothing to record.
+- vision encoder: none.
 
 `models.vlm.VisionLanguageModel` overrides `generate` and `is_custom_code` of the stock class.
 
@@ -32,11 +32,10 @@ BEGIN, BEGIN_OF_ANSWER = "<s>", "<0x04>"
 
 
 class FuyuForCausalLM(VisionLanguageModel, transformers.FuyuForCausalLM):
-    """The stock model; only what the mixin adds differs. Same name, so that checkpoints map their keys alike.
+    """The stock model with the mixin. The name is unchanged, since the mapping of checkpoint keys depends on it.
 
-    One picture per prompt, as in its training. The sequence is: rows of patches with their newlines, <s>, the prompt,
-    begin of answer. There is no chat template; the prompt is followed by a line break, and image markers in it become
-    words.
+    One image per prompt, as in its training. The sequence is: rows of patches with their newlines, <s>, the prompt,
+    begin of answer. It has no chat template: a line break follows the prompt, and image markers become words.
     """
 
     image_token = "|SPEAKER|"
@@ -46,7 +45,7 @@ class FuyuForCausalLM(VisionLanguageModel, transformers.FuyuForCausalLM):
     )  # fmt: skip
 
     def image_grid(self, processor, width: int, height: int) -> ImageGrid:
-        """The picture lies at the top left, shrunk only above the size limit; the last cells may stick out of it."""
+        """Grid of the image at the top left, shrunk only above the size limit; the last cells may extend past it."""
         settings = processor.image_processor
         limit, patch = settings.size, self.config.patch_size
         made = (settings.patch_size["width"], settings.patch_size["height"])
@@ -75,7 +74,7 @@ class FuyuForCausalLM(VisionLanguageModel, transformers.FuyuForCausalLM):
         )
 
     def input_grids(self, inputs) -> list[tuple[int, int]]:
-        """Read from the prompts: one token, the newline, stands between two rows of patches."""
+        """Grids from the prompts: one newline token separates two rows of patches."""
         grids = []
         for sample, ids in enumerate(inputs["input_ids"]):
             positions = (ids == self.config.image_token_id).nonzero().flatten()
@@ -97,10 +96,10 @@ class FuyuForCausalLM(VisionLanguageModel, transformers.FuyuForCausalLM):
         return Rendered(prompt + "\n", prompt, 0, [0])
 
     def _encode(self, processor: FuyuProcessor, texts, pictures) -> BatchFeature:
-        # One sample at a time: the processor returns a single-cell picture without its patch axis, which would be lost
-        # among others. Patches of all samples are then one list, as the model reads them.
+        # One sample at a time: the processor returns a single-cell image without its patch axis, and a batch would lose
+        # it. The patches of all samples are then joined in one list, as the model expects.
         for picture in pictures:
-            self.image_grid(processor, *picture[0].size)  # raises for one that the processor would fail on
+            self.image_grid(processor, *picture[0].size)  # raises where the processor would fail
         samples = [
             processor(images=picture[0], text=text, return_tensors="pt", return_legacy_image_output=False)
             for text, picture in zip(texts, pictures, strict=True)
@@ -127,7 +126,7 @@ class FuyuForCausalLM(VisionLanguageModel, transformers.FuyuForCausalLM):
                 "together, or the image was not resized as expected"
             )
         spans = [(min(a, len(text)), min(b, len(text))) for a, b in encoded["offset_mapping"]]
-        # A blank that the tokenizer puts before the text claims the first word's first character.
+        # A blank that the tokenizer inserts before the text is mapped to the first word's first character.
         blank = tokenizer.convert_tokens_to_ids("\u2581")
         spans = [(0, 0) if token == blank else span for token, span in zip(encoded["input_ids"], spans, strict=True)]
         return [(0, 0)] * len(before) + spans

@@ -27,10 +27,10 @@ from models.vlm import VisionLanguageModel, check_template
 
 
 class LlavaForConditionalGeneration(VisionLanguageModel, transformers.LlavaForConditionalGeneration):
-    """The stock model; only what the mixin adds differs. Same name, so that checkpoints map their keys alike."""
+    """The stock model with the mixin. The name is unchanged, since the mapping of checkpoint keys depends on it."""
 
     def image_grid(self, processor, width: int, height: int) -> ImageGrid:
-        """Pad to a square (only where the processor says so), resize, centre crop; see `resized_size`."""
+        """Pad to a square (only if the processor does), resize, centre crop; see `resized_size`."""
         settings = processor.image_processor
         patch = self.config.vision_config.patch_size
         left, top, padded_width, padded_height = 0, 0, width, height
@@ -38,8 +38,8 @@ class LlavaForConditionalGeneration(VisionLanguageModel, transformers.LlavaForCo
             padded_width = padded_height = max(width, height)
             left, top = (padded_width - width) // 2, (padded_height - height) // 2
         window = resized_size(settings, padded_width, padded_height)
-        # The picture's own share of the resized square; exact fractions of a pixel do not matter to a cell's rectangle
-        # beyond what rounding to whole resized pixels moves it.
+        # Share of the image in the resized square; fractions of a pixel change a cell's rectangle by no more than
+        # the rounding to whole resized pixels.
         resized = (window[0] * width / padded_width, window[1] * height / padded_height)
         offset = (-left * window[0] / padded_width, -top * window[1] / padded_height)
         seen = window
@@ -61,17 +61,17 @@ class LlavaForConditionalGeneration(VisionLanguageModel, transformers.LlavaForCo
         return [] if pixels is None else [(pixels.shape[-2] // patch, pixels.shape[-1] // patch)] * len(pixels)
 
     def tower_layers(self) -> range:
-        """Layers of the tower that the decoder's features went through.
+        """Layers of the vision encoder that the decoder's features pass through.
 
-        hidden_states[0] is the embedding, so hidden_states[k] is the output of layer k - 1: -2 of 24 layers reads what
-        layers 0 to 22 made.
+        hidden_states[0] is the embedding, so hidden_states[k] is the output of layer k - 1: -2 of 24 layers reads the
+        output of layers 0 to 22.
         """
         read = self.config.vision_feature_layer
         states = self.config.vision_config.num_hidden_layers + 1
         return range(max(k % states for k in ([read] if isinstance(read, int) else read)))
 
     def tower_image(self, grid: ImageGrid) -> TowerImage:
-        """One patch a cell, in raster order, behind the class token where the strategy is to drop it."""
+        """One patch per cell, in raster order, after the class token if the strategy drops it."""
         dropped = int(self.config.vision_feature_select_strategy == "default")
         cells = dropped + torch.arange(grid.rows * grid.cols).view(grid.rows, grid.cols, 1)
         return TowerImage(dropped + cells.numel(), cells)
@@ -94,7 +94,7 @@ def resized_size(settings, width: int, height: int) -> tuple[int, int]:
 
 
 def load_processor(path: str, config, **kwargs) -> LlavaProcessor:
-    """The processor of a checkpoint; what folders of older releases left unsaid is taken from the model's config."""
+    """The processor of a checkpoint; settings missing in folders of older releases come from the model's config."""
     processor = LlavaProcessor.from_pretrained(path, **kwargs)
     check_template(processor)
     if processor.patch_size is None:
@@ -109,7 +109,7 @@ def load_processor(path: str, config, **kwargs) -> LlavaProcessor:
 
 
 def check_crop(settings, vision) -> None:
-    """Raises ValueError for a centre crop of another size than CLIP's tower takes."""
+    """Raise ValueError for a centre crop of another size than CLIP's input."""
     crop = (settings.crop_size["width"], settings.crop_size["height"]) if settings.do_center_crop else None
     if vision.model_type == "clip_vision_model" and crop not in (None, (vision.image_size, vision.image_size)):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: Qwen2-VL's grid; the vision encoder works in windows, whose order is undone before the decoder.
+"""Qwen2.5-VL: Qwen2-VL's grid; the vision encoder attends in windows; the raster order is restored before the decoder.
 
 Hooks (attached by the code named; `N` is a layer, from 0):
 
@@ -31,10 +31,10 @@ from models.tower import TowerImage
 
 
 class Qwen2_5_VLForConditionalGeneration(QwenGrid, transformers.Qwen2_5_VLForConditionalGeneration):
-    """The stock model; only what the mixin adds differs. Same name, so that checkpoints map their keys alike."""
+    """The stock model with the mixin. The name is unchanged, since the mapping of checkpoint keys depends on it."""
 
     def tower_image(self, grid: ImageGrid) -> TowerImage:
-        # override: the tower holds the cells window after window; `held` lists them in its order.
+        # override: the encoder orders the cells by window; `held` lists them in that order.
         vision = self.config.vision_config
         merge = vision.spatial_merge_size
         patches = torch.tensor([[1, grid.rows * merge, grid.cols * merge]])

@@ -75,22 +75,22 @@ class QwenGrid(VisionLanguageModel):
         return [] if patches is None else [(h // merge, w // merge) for _, h, w in patches.tolist()]
 
     def tower_layers(self) -> range:
-        """Layers of the tower that the decoder's features went through: all."""
+        """Layers of the vision encoder that the decoder's features pass through: all."""
         return range(self.config.vision_config.depth)
 
     def tower_image(self, grid: ImageGrid) -> TowerImage:
-        """The patches that are merged into a cell lie together, cells in raster order."""
+        """Layout with the merged patches of a cell contiguous, cells in raster order."""
         merged = self.config.vision_config.spatial_merge_size**2
         cells = torch.arange(grid.rows * grid.cols * merged).view(grid.rows, grid.cols, merged)
         return TowerImage(cells.numel(), cells)
 
 
 class Qwen2VLForConditionalGeneration(QwenGrid, transformers.Qwen2VLForConditionalGeneration):
-    """The stock model; only what the mixin adds differs. Same name, so that checkpoints map their keys alike."""
+    """The stock model with the mixin. The name is unchanged, since the mapping of checkpoint keys depends on it."""
 
 
 def load_processor(path: str, config, kind: type = Qwen2VLImageTextProcessor, **kwargs):
-    """The processor of a checkpoint, of the family's own `kind`."""
+    """The processor of a checkpoint, of the family's class `kind`."""
     processor = kind.from_pretrained(path, **kwargs)
     check_template(processor)
     processor.tokenizer.padding_side = "left"

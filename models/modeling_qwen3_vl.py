@@ -14,7 +14,7 @@ Queries and keys are recorded after their norms and after the rotary embedding t
 
 `models.vlm.VisionLanguageModel` overrides `generate` and `is_custom_code` of the stock class.
 
-Defined here: nothing but the classes; the rest is `QwenGrid`'s.
+Defined here: only the classes; the rest is `QwenGrid`'s.
 
 Deepstack: the output of the encoder's layers `deepstack_visual_indexes` is merged like its final output and added,
 after the decoder's layers 0, 1, 2, ..., to the hidden states at the image positions, each cell's features at the cell's
@@ -39,11 +39,11 @@ from models.processors import Qwen3VLImageTextProcessor
 
 
 class Qwen3VLForConditionalGeneration(QwenGrid, transformers.Qwen3VLForConditionalGeneration):
-    """The stock model; only what the mixin adds differs. Same name, so that checkpoints map their keys alike."""
+    """The stock model with the mixin. The name is unchanged, since the mapping of checkpoint keys depends on it."""
 
 
 class Qwen3VLMoeForConditionalGeneration(QwenGrid, transformers.Qwen3VLMoeForConditionalGeneration):
-    """The same with mixtures of experts behind its attention, which nothing here looks at."""
+    """The same with mixtures of experts after its attention, which the analyses do not use."""
 
 
 load_processor = partial(load_qwen_processor, kind=Qwen3VLImageTextProcessor)

@@ -1,4 +1,4 @@
-"""Processors that work without torchvision, and still read and write the folders of those that have it."""
+"""Processors that work without torchvision and read and write the folders of the stock processors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers.models.fuyu.image_processing_pil_fuyu import FuyuImageProcesso
 
 
 class WithoutVideo:
-    """Mixed into a stock processor of images, text and videos: leaves out videos, which need torchvision."""
+    """Mixin for a stock processor of images, text and videos that leaves out videos, which need torchvision."""
 
     @classmethod
     def get_attributes(cls):
@@ -21,19 +21,19 @@ class WithoutVideo:
 
     @classmethod
     def from_args_and_dict(cls, args, processor_dict, **kwargs):
-        # override: the video section of a folder is left out too, and a constructor may insist on being told of none.
+        # override: skip the video section of a folder; some constructors require the argument, as None.
         return super().from_args_and_dict(args, processor_dict | {"video_processor": None}, **kwargs)
 
 
 class _ImageText(WithoutVideo):
-    """A Qwen processor for images and text that writes the folders which the stock one reads."""
+    """A Qwen processor for images and text that writes folders readable by the stock processor."""
 
     video_type = "Qwen2VLVideoProcessor"
     own = {"image_processor_type"}
-    """Settings of the image processor that are not the video processor's, too."""
+    """Settings of the image processor that the video processor does not share."""
 
     def save_pretrained(self, save_directory, **kwargs):
-        # override: with torchvision the stock class refuses a folder without a video section, so one is written.
+        # override: with torchvision the stock class requires a video section in a folder, so one is written.
         saved = super().save_pretrained(save_directory, **kwargs)
         path = Path(save_directory) / "processor_config.json"
         settings = json.loads(path.read_text())
@@ -55,11 +55,11 @@ class Qwen2_5_VLImageTextProcessor(_ImageText, Qwen2_5_VLProcessor):
 class Qwen3VLImageTextProcessor(_ImageText, Qwen3VLProcessor):
     stock_name = "Qwen3VLProcessor"
     video_type = "Qwen3VLVideoProcessor"
-    own = {"image_processor_type", "size"}  # limits the pixels of a picture there, of a whole video here
+    own = {"image_processor_type", "size"}  # limits the pixels of an image, but of a whole video in the video processor
 
 
 class FuyuPilImageProcessor(FuyuImageProcessorPil):
-    """Fuyu's PIL image processor, whose patches can be cut from a tensor, which is what its processor hands over."""
+    """Fuyu's PIL image processor, able to cut patches from a tensor, as its processor requires."""
 
     def patchify_image(self, image, patch_size=None):
         if torch.is_tensor(image):
@@ -73,7 +73,7 @@ class FuyuPilImageProcessor(FuyuImageProcessorPil):
 
 
 def load_fuyu_processor(path: str, **kwargs) -> FuyuProcessor:
-    """The stock Fuyu processor with our image processor in it."""
+    """The stock Fuyu processor with the PIL image processor."""
     processor = FuyuProcessor.from_pretrained(path, **kwargs)
     settings = processor.image_processor.to_dict()
     processor.image_processor = FuyuPilImageProcessor(

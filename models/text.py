@@ -1,6 +1,6 @@
-"""Plain causal language models, for what is measured on words alone: loaded and prepared like the others.
+"""Load and prepare causal language models, for measures on text without images.
 
-A checkpoint folder or hub id, or a GGUF file, which is dequantised while it loads (needs the package gguf).
+Sources: a checkpoint folder, a hub id, or a GGUF file, dequantised during loading (needs the package gguf).
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from models.trace import AttentionTrace
 from models.unpatched import check_weights
 from models.vlm import MARK, check_prompt
 
-WORDS = "one two three four"  # a prompt of several tokens: the weights of a single one are 1 under any formula
+WORDS = "one two three four"  # several tokens: the weights of a single token are 1 under any formula
 
 
 class CausalLanguageModel:
-    """Mixed into a family's stock class; prompts are prepared as for the vision-language models, without pictures."""
+    """Mixin for a family's stock class; prepares prompts as the vision-language models do, without images."""
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        # override: a subclass outside transformers would otherwise skip the renaming of checkpoint keys.
+        # override: otherwise a subclass outside transformers skips the renaming of checkpoint keys.
         return False
 
     def prepare(self, tokenizer, images, prompt: str):
-        """(inputs, TokenLayout) of one prompt; `images` must be empty. The chat template is applied where there is one.
+        """(inputs, TokenLayout) of one prompt; `images` must be empty. The chat template is applied if there is one.
 
-        Raises SampleError for a prompt that no model can use, ValueError for images.
+        Raises SampleError for an unusable prompt, ValueError for images.
         """
         if images:
             raise ValueError(f"{type(self).__name__} is a language model and sees no pictures; give images=[]")
@@ -49,7 +49,7 @@ class CausalLanguageModel:
         text, start = render(tokenizer, prompt), render(tokenizer, MARK).find(MARK)
         if not text.startswith(prompt, start):
             raise ValueError("the chat template does not hand the prompt on as it is, so its words cannot be located")
-        special = tokenizer.chat_template is None  # a template writes the special tokens itself
+        special = tokenizer.chat_template is None  # a template adds the special tokens itself
         encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
         ids = torch.tensor([encoded["input_ids"]], device=self.device)
         layout = TokenLayout(
@@ -66,7 +66,7 @@ class CausalLanguageModel:
 
 
 def render(tokenizer, prompt: str) -> str:
-    """The prompt as the chat template puts it; as it is, where there is none."""
+    """The prompt under the chat template; unchanged if there is none."""
     if tokenizer.chat_template is None:
         return prompt
     conversation = [{"role": "user", "content": prompt}]
@@ -76,7 +76,7 @@ def render(tokenizer, prompt: str) -> str:
 def load(name: str, *, min_pixels: int | None = None, max_pixels: int | None = None, **loading):
     """(model, processor or tokenizer): `load_causal` for a causal language model, `models.load` for anything else.
 
-    Settings as in `models.load`. Raises ValueError for limits of pixels given to a language model.
+    Settings as in `models.load`. Raises ValueError for pixel limits given to a language model.
     """
     if not is_causal(name, loading.get("revision")):
         return models.load(name, min_pixels=min_pixels, max_pixels=max_pixels, **loading)
@@ -86,14 +86,14 @@ def load(name: str, *, min_pixels: int | None = None, max_pixels: int | None = N
 
 
 def is_causal(name: str, revision: str | None = None) -> bool:
-    """Return whether a name leads to a plain causal language model, as far as its file or config tells."""
+    """Return whether a name is that of a causal language model, by its file or config."""
     if is_gguf(name):
         return True
     path = locate(name)
     try:
         family = PreTrainedConfig.get_config_dict(path, revision=revision)[0].get("model_type")
     except (OSError, ValueError):
-        return False  # models.load says what is wrong with it
+        return False  # models.load reports the fault
     causal, pictured = (
         {config.model_type for config in mapping}
         for mapping in (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)
@@ -109,8 +109,8 @@ def is_gguf(name: str) -> bool:
 def load_causal(name: str, device="auto", dtype="auto", load_4bit=False, load_8bit=False, revision=None):
     """(model, tokenizer) of a causal language model, in eval mode under SDPA; flags as in `models.load`.
 
-    Weights come from safetensors or a GGUF file only and no code of a checkpoint runs. Raises ValueError for a setting
-    or checkpoint that does not work, FileNotFoundError for a name that leads nowhere.
+    Weights are read from safetensors or a GGUF file only; code of a checkpoint is never run. Raises ValueError for an
+    invalid setting or checkpoint, FileNotFoundError for a name without a checkpoint.
     """
     where = place(device)
     if dtype != "auto" and dtype not in DTYPES:
@@ -122,7 +122,7 @@ def load_causal(name: str, device="auto", dtype="auto", load_4bit=False, load_8b
         config = read_config(path, name, source)
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, config=config, trust_remote_code=False, **source)
-        except Exception as error:  # tokenizers raise bare Exceptions over a damaged file
+        except Exception as error:  # tokenizers raise bare Exceptions for a damaged file
             raise ValueError(f"the tokenizer of {name!r} cannot be read: {first_line(error)}") from error
         if not tokenizer.is_fast:
             raise ValueError(f"the tokenizer of {name!r} does not tell where its tokens are in the text")
@@ -139,9 +139,9 @@ def load_causal(name: str, device="auto", dtype="auto", load_4bit=False, load_8b
 
 
 def check_causal(model: CausalLanguageModel, tokenizer, name: str) -> None:
-    """Record two generated tokens, and compare a few words with eager attention.
+    """Record two generated tokens, and compare the weights of a short prompt with eager attention.
 
-    Raises ValueError for a model that cannot be recorded, and for a tokenizer that does not belong to it.
+    Raises ValueError for a model that cannot be recorded, and for the tokenizer of another model.
     """
     try:
         inputs, _ = model.prepare(tokenizer, [], WORDS)
@@ -150,7 +150,7 @@ def check_causal(model: CausalLanguageModel, tokenizer, name: str) -> None:
         check_weights(model, inputs)
     except ValueError as error:
         raise ValueError(f"{name!r} cannot be used: {first_line(error)}") from error
-    except Exception as error:  # a tokenizer of another model and a family that was never tried here fail in any way
+    except Exception as error:  # another model's tokenizer or an untested family may raise any error
         raise ValueError(
             f"{name!r} cannot be used: model and tokenizer fail on {WORDS!r} ({type(error).__name__}: "
             f"{first_line(error)}); take all files from one release of the {model.config.model_type} family"
@@ -158,9 +158,9 @@ def check_causal(model: CausalLanguageModel, tokenizer, name: str) -> None:
 
 
 def gguf_source(name: str) -> tuple[str, dict]:
-    """Folder of a GGUF file, and how transformers is told about it.
+    """Folder of a GGUF file, and the arguments of transformers for it.
 
-    Raises FileNotFoundError where there is none, ValueError without the package gguf.
+    Raises FileNotFoundError for a missing file, ValueError without the package gguf.
     """
     file = Path(name)
     if not file.is_file():
@@ -174,7 +174,7 @@ def read_config(path: str, name: str, source: dict):
     """The config of a causal language model with full attention. Raises ValueError for any other."""
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False, **source)
-    except Exception as error:  # a config may be damaged in any way; each has an exception class of its own
+    except Exception as error:  # each kind of damage raises its own exception class
         raise ValueError(f"model {name!r} could not be read: {first_line(error)}") from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(f"{name!r} is of the family {config.model_type!r}, which is no causal language model")
@@ -189,14 +189,14 @@ def read_config(path: str, name: str, source: dict):
 
 
 def read_gguf(model_class, path: str, name: str, **settings):
-    """The model of a GGUF file, with every weight found and used. Raises ValueError otherwise."""
+    """The model of a GGUF file; every weight is found and used. Raises ValueError otherwise."""
     try:
         model, info = model_class.from_pretrained(
             path, attn_implementation="sdpa", trust_remote_code=False, output_loading_info=True, **settings
         )
-    except Exception as error:  # readers of a binary format fail in any way over a damaged file
+    except Exception as error:  # readers of a binary format may raise any error for a damaged file
         raise ValueError(f"the weights of {name!r} cannot be read: {first_line(error)}") from error
     check_keys(name, info)
     generation_settings.replace(model)
-    model.config.name_or_path = name  # the folder says little of a file
+    model.config.name_or_path = name  # the folder does not identify the file
     return model

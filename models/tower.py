@@ -1,8 +1,8 @@
 """Attention of the vision encoder, recorded with the decoder's and recomputed in the same way.
 
-A tower looks in pieces: CLIP at one whole image, class token first; Qwen's towers at one image a call, or, in
-Qwen2.5-VL's windowed layers, at one window of an image, with the patches reordered so that windows lie together. Every
-piece is kept as its queries and keys; how the pieces make up images and cells is what a family says of itself
+An encoder attends within chunks: CLIP within one whole image, class token first; Qwen's encoders within one image per
+call, or, in Qwen2.5-VL's windowed layers, within one window of an image, with the patches reordered so that windows are
+contiguous. The queries and keys of every chunk are stored; each family defines the map from chunks to images and cells
 (`tower_layers`, `tower_image`).
 """
 
@@ -27,7 +27,7 @@ from models.trace import index_of, indices_of, softmax_rows
 class TowerImage:
     """Layout of one image in the vision encoder: `length` rows; `cells` int64 [row, col, patch], the rows of each cell.
 
-    The cells are those of the decoder's grid. Rows that go to no cell (CLIP's class token) come first.
+    The cells are those of the decoder's grid. Rows outside the cells (CLIP's class token) come first.
     """
 
     length: int
@@ -35,15 +35,15 @@ class TowerImage:
 
     @property
     def order(self) -> torch.Tensor:
-        """The tower's row of each position (int64): what goes to no cell, then patches cell after cell."""
+        """The encoder's row of each position (int64): rows outside the cells, then patches cell by cell."""
         return torch.cat([torch.arange(self.length - self.cells.numel()), self.cells.flatten()])
 
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """Rows of one image, from `first` on, that look at each other and at nothing else: one call of attention.
+    """Rows of one image, from `first` on, that attend only to each other: one call of attention.
 
-    query [head, row, width] and key [key head, row, width] as they were shown; weights are computed on `device`.
+    query [head, row, width] and key [key head, row, width] as recorded; weights are computed on `device`.
     """
 
     first: int
@@ -54,26 +54,26 @@ class Chunk:
 
     @property
     def last(self) -> int:
-        """One behind the chunk's last row."""
+        """End of the chunk's rows, exclusive."""
         return self.first + self.query.shape[1]
 
     def weights(self, rows: slice | torch.Tensor) -> torch.Tensor:
-        """Weights of some rows, counted from the chunk's first: float32 [head, row, key], keys the chunk's rows."""
+        """Weights of some rows, counted from the chunk's first: float32 [head, row, key]; keys are the chunk's rows."""
         query, key = self.query[:, rows].to(self.device).float(), self.key.to(self.device).float()
         return softmax_rows(query, key, self.scaling, None)
 
 
 class TowerTrace:
-    """Records the vision tower during one forward pass or one `generate` call of a model that runs under SDPA.
+    """Records the vision encoder during one forward pass or one `generate` call of a model under SDPA.
 
         inputs, layout = model.prepare(processor, images, prompt)
         with TowerTrace(model, layout) as seen, AttentionTrace(model) as trace:
             model.generate(**inputs)
         seen.weights(layer=3, image=0)                  # float32 [head, query, key]
 
-    `layout` is what `prepare` returned with the inputs, a list of them for a batch; images count from 0 in the order in
-    which the prompts show them, through the whole batch. `depth` is the number of layers, `layers` are those whose
-    output reaches the decoder. `offload` moves queries and keys to the CPU as they come.
+    `layout` is the layout that `prepare` returned with the inputs, a list of them for a batch; images count from 0 in
+    the order of the prompts, through the whole batch. `depth` is the number of layers, `layers` are those whose output
+    reaches the decoder. `offload` moves queries and keys to the CPU during the pass.
     """
 
     def __init__(self, model: PreTrainedModel, layout: TokenLayout | Sequence[TokenLayout], offload: bool = False):
@@ -127,7 +127,7 @@ class TowerTrace:
         """Attention weights within one image, float32 [head, query, key]; each row sums to 1.
 
         Queries and keys count the image's positions in the order of the decoder's grid: CLIP's class token, then the
-        patches cell after cell (see `TowerImage.order`), whatever order the tower held them in. `queries` and `heads`
+        patches cell by cell (see `TowerImage.order`), independent of the encoder's order. `queries` and `heads`
         select in the given order (int, sequence, tensor or slice). A patch outside a query's window has weight 0.
         """
         chunks, held = self.chunks(layer, image), self.images[image]
@@ -142,7 +142,7 @@ class TowerTrace:
 
 
 def check_tower(model: PreTrainedModel) -> None:
-    """Raises ValueError for a model without a tower, or with one that cannot be recorded or told apart by images."""
+    """Raise ValueError unless the model has a vision encoder that can be recorded and separated by images."""
     attention_stack(model, "tower")
     if not hasattr(model, "tower_image"):
         raise ValueError(

@@ -1,8 +1,7 @@
-"""Recorded attention: queries are kept during generation, and weights are recomputed on demand.
+"""Recorded attention: queries are stored during generation, and weights are recomputed on demand.
 
-A softmax row of attention is a function of one query and the keys. Generation keeps the keys in its cache anyway, so
-keeping each layer's post-rotary queries, O(T) numbers, is enough to give back any row of any head exactly; the T x T
-matrices never exist.
+An attention row is the softmax of one query over the keys. The KV cache holds the keys, so each layer's post-rotary
+queries, O(T) numbers, suffice to recompute any row of any head exactly; the T x T matrices are never stored.
 """
 
 from __future__ import annotations
@@ -18,16 +17,16 @@ from transformers import PreTrainedModel
 
 from models.attention import STEERING, Offload, attached, listening
 
-BLOCK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}  # attention weights held at a time; on a CPU a block stays in its cache
-BLOCK_ROWS = 64  # as many rows of a block as make a product of matrices worth reading all keys for
+BLOCK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}  # attention weights per block; on a CPU it fits the cache
+BLOCK_ROWS = 64  # enough rows per block to make up for reading all keys
 
 
 @dataclass(eq=False)
 class Recorded:
     """Recorded tensors of one layer. Queries [sample, head, row, width]; `key` [sample, key head, key, width].
 
-    `rows` are the prompt's positions whose queries `prompt` holds, int64 [row], rising; None for all of them. `answer`
-    holds those of the decode steps, one row each until they are joined. `key` is shared with the KV cache.
+    `rows` are the prompt's positions whose queries `prompt` holds, int64 [row], ascending; None for all. `answer` holds
+    the queries of the decode steps, one row each until they are joined. `key` is shared with the KV cache.
     """
 
     prompt: torch.Tensor
@@ -35,7 +34,7 @@ class Recorded:
     key: torch.Tensor
     scaling: float
     edit: object | None  # of the layer, a `models.interventions.LayerEdit`
-    device: torch.device  # where the layer ran
+    device: torch.device  # device of the layer
     answer: list[torch.Tensor] = field(default_factory=list)
 
     def queries(self, sample: int, rows: torch.Tensor, prompt_length: int) -> torch.Tensor:
@@ -55,7 +54,7 @@ class Recorded:
         return taken
 
     def places(self, rows: torch.Tensor) -> torch.Tensor:
-        """Indices into `prompt` of the queries of these positions. Raises IndexError for one that was not kept."""
+        """Indices into `prompt` of the queries of these positions. Raises IndexError for unrecorded positions."""
         if self.rows is None or not len(rows):
             return rows
         if missing := sorted(set(rows.tolist()) - set(self.rows.tolist())):
@@ -73,12 +72,12 @@ class AttentionTrace:
             model.generate(**inputs)
         trace.weights(layer=5, queries=[40, 41])        # float32 [sample, head, query, key]
 
-    Weights are those that the model used: where the generation is steered, as steered. `layers` and `rows` say what
-    will be asked for, so that nothing else is kept: layers counted from 0, and positions of the prompt, as `weights`
-    takes them (the rows of generated tokens are always kept). `offload` moves the prompt's queries to the CPU as they
-    come, and keys and the answer's queries when the block ends; weights are then still computed on the model's device,
-    one layer at a time. Positions count from 0 at the first column of the batch, padding included. Raises IndexError
-    for layers and rows that are not there.
+    Weights are those that the model used, with the edits of a steered generation. `layers` and `rows` limit what is
+    recorded: layers counted from 0, and positions of the prompt, in the forms that `weights` accepts (the rows of
+    generated tokens are always recorded). `offload` moves the prompt's queries to the CPU during the prefill, and keys
+    and the answer's queries when the block ends; weights are still computed on the model's device, one layer at a time.
+    Positions count from 0 at the first column of the batch, padding included. Raises IndexError for layers and rows
+    that do not exist.
     """
 
     def __init__(
@@ -93,7 +92,7 @@ class AttentionTrace:
         self.start: torch.Tensor | None = None  # int64 [sample]: position of the first token that is not padding
         self.prompt_length = 0
         self._latest: int | None = None  # the layer that attended last
-        self._mask: tuple[torch.Tensor | None, ...] = ()  # the mask that was checked last
+        self._mask: tuple[torch.Tensor | None, ...] = ()  # the last checked mask
         self._layers, self._rows = layers, rows if rows is None or isinstance(rows, slice) else list(rows)
         self._kept: frozenset[int] = frozenset()
         self._recorded: dict[int, Recorded] = {}
@@ -151,10 +150,10 @@ class AttentionTrace:
         self._recorded[layer] = Recorded(kept, rows, key.detach(), scaling, edit, query.device)
 
     def _check_mask(self, layer: int, module: nn.Module, query, key, mask: torch.Tensor | None) -> None:
-        """Raises ValueError unless a layer's mask is causal with the padding on the left that all layers have.
+        """Raise ValueError unless a layer's mask is causal with the left padding that all layers share.
 
-        Weights could not be recomputed from positions alone under any other. In a prompt and in a step of generation
-        the layers share one mask, which is checked once.
+        Under another mask, weights could not be recomputed from positions. In a prompt and in a step of generation the
+        layers share one mask, which is checked once.
         """
         if mask is None and query.shape[2] > 1 and not module.is_causal:
             raise ValueError(
@@ -178,7 +177,7 @@ class AttentionTrace:
 
     @property
     def length(self) -> int:
-        """Number of positions that were fed to the model: the prompt and every generated token but the last."""
+        """Number of input positions of the model: the prompt and every generated token but the last."""
         return self._any().key.shape[2]
 
     @property
@@ -192,7 +191,7 @@ class AttentionTrace:
         return self._any().prompt.shape[1]
 
     def device(self, layer: int) -> torch.device:
-        """Device on which the weights of a layer are computed: the one that the layer ran on."""
+        """Device on which the weights of a layer are computed: the layer's own."""
         return self._of(layer).device
 
     def _any(self) -> Recorded:
@@ -218,8 +217,8 @@ class AttentionTrace:
         """Attention weights, float32 [sample, head, query, key]; each row sums to 1, later keys and padding are 0.
 
         `layer` counts from 0. `queries` are positions (int, sequence, tensor or slice), the same for every sample;
-        `heads` and `samples` select in the given order (default all). Raises IndexError for what is not there, or was
-        not kept, and ValueError for a query that is padding.
+        `heads` and `samples` select in the given order (default all). Raises IndexError for an index that does not
+        exist or was not recorded, ValueError for a query that is padding.
         """
         recorded = self._of(layer)
         rows = indices_of(queries, self.length, "query")
@@ -244,12 +243,11 @@ class AttentionTrace:
     ) -> Iterator[tuple[range, torch.Tensor]]:
         """Weights of the query rows [first, last) of one sample, block by block: (rows, float32 [head, row, key]).
 
-        The way to whole matrices. Keys run from the sample's first token (`start[sample]`) to the last one that the
-        block's rows can see, so nothing is computed above the diagonal's block. A block holds at most `elements`
-        weights, or one row (default: BLOCK_ELEMENTS, or what BLOCK_ROWS rows of one head need). Where rows are long it
-        holds fewer heads rather than fewer rows, and the same rows come again with the next heads; not so with
-        apart=False, or where an edit of rows needs to see all heads. Raises IndexError for rows that do not exist or
-        were not kept.
+        Use it for whole matrices. Keys run from the sample's first token (`start[sample]`) to the last one that the
+        block's rows attend to, so blocks above the diagonal are not computed. A block holds at most `elements` weights,
+        or one row (default: BLOCK_ELEMENTS, or the size of BLOCK_ROWS rows of one head). For long rows a block holds
+        fewer heads rather than fewer rows, and the same rows follow with the next heads, except with apart=False or if
+        an edit of rows needs all heads. Raises IndexError for rows that do not exist or were not recorded.
         """
         recorded = self._of(layer)
         begin = int(self.start[index_of(sample, self.samples, "sample")])
@@ -262,7 +260,7 @@ class AttentionTrace:
         most = self.heads if whole else max(1, elements // (BLOCK_ROWS * keys))
         heads = together(self.heads, self.heads // recorded.key.shape[1], most)
         step = max(1, elements // (heads * keys))
-        key = recorded.key[sample].to(recorded.device)  # once, where they were offloaded
+        key = recorded.key[sample].to(recorded.device)  # one transfer of offloaded keys
         for row in range(first, last, step):
             rows = range(row, min(row + step, last))
             for head in range(0, self.heads, heads):
@@ -270,9 +268,9 @@ class AttentionTrace:
                 yield rows, self._softmax(recorded, sample, key, torch.arange(rows.start, rows.stop), group)
 
     def _softmax(self, recorded: Recorded, sample: int, key, rows: torch.Tensor, heads: slice) -> torch.Tensor:
-        """Softmax rows [head, row, key] of some heads over the sample's keys, to the last one that a row can see.
+        """Softmax rows [head, row, key] of some heads over the sample's keys, to the last one that a row attends to.
 
-        key [key head, key, width]: all of the sample's. An edit of rows must be given all heads.
+        key [key head, key, width]: all of the sample's. An edit of rows needs all heads.
         """
         self._moved.wait()
         begin, stop = int(self.start[sample]), int(rows.max()) + 1
@@ -285,7 +283,7 @@ class AttentionTrace:
 
 
 def together(heads: int, shared: int, most: int) -> int:
-    """Number of query heads per block, of `heads`: at most `most`, no key head's group of `shared` cut unevenly."""
+    """Number of query heads per block, of `heads`: at most `most`; each key head's group of `shared` is cut evenly."""
     if most >= heads:
         return heads
     if most >= shared:
@@ -304,8 +302,8 @@ def softmax_rows(
     """softmax(factors * (scaling * query key^T) + bias), float32 [head, row, key].
 
     query [head, row, width] and key [key head, key, width] in float32; heads are groups of equal size over the key
-    heads (grouped-query attention), which are never repeated. `positions` [row] is the last key that each row may see
-    (None: all of them); `bias` and `factors` [row, key] are the same for all heads (None: 0, and 1).
+    heads (grouped-query attention), which are never repeated. `positions` [row] is the last key that each row attends
+    to (None: all of them); `bias` and `factors` [row, key] are the same for all heads (None: 0, and 1).
     """
     heads, rows, width = query.shape
     grouped = (query * scaling).reshape(key.shape[0], -1, width)
@@ -315,7 +313,7 @@ def softmax_rows(
     if bias is not None:
         scores += bias
     if positions is not None:
-        # Every row sees the keys up to the smallest position, so only the columns behind it need the mask.
+        # Every row attends to the keys up to the smallest position; only later columns need the mask.
         free = int(positions.min()) + 1
         hidden = torch.arange(free, key.shape[1]) > positions[:, None]
         scores[:, :, free:].masked_fill_(hidden.to(scores.device), float("-inf"))
@@ -323,7 +321,7 @@ def softmax_rows(
 
 
 def first_positions(mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor:
-    """Position of each sample's first real token, int64 [sample], as the mask of a prompt says; 0 without a mask."""
+    """Position of each sample's first real token, int64 [sample], from the mask of a prompt; 0 without a mask."""
     samples = len(query)
     if mask is None:
         return torch.zeros(samples, dtype=torch.long)
@@ -333,15 +331,15 @@ def first_positions(mask: torch.Tensor | None, query: torch.Tensor) -> torch.Ten
 def is_left_padded(mask: torch.Tensor, start: torch.Tensor, rows: int, keys: int) -> bool:
     """Return whether the rows of a mask attend to all positions from the sample's `start` [sample] up to their own.
 
-    mask: [sample or 1, head or 1, row, key], with rows for the last of `keys` positions. Rows of padding do not count:
-    their weights are never given, and transformers fills them in different ways.
+    mask: [sample or 1, head or 1, row, key], with rows for the last of `keys` positions. Rows of padding
+    are ignored: their weights are never returned, and transformers fills them in several ways.
     """
     if mask.dtype != torch.bool or mask.shape[2:] != (rows, keys):
         return False
     start = start.to(mask.device)
     columns = torch.arange(keys, device=mask.device)
     real = columns >= start[:, None]
-    step = max(1, BLOCK_ELEMENTS["cuda"] // (len(start) * mask.shape[1] * keys))  # a long mask is large without copies
+    step = max(1, BLOCK_ELEMENTS["cuda"] // (len(start) * mask.shape[1] * keys))  # limits the copies of a long mask
     for first in range(0, rows, step):
         positions = columns[keys - rows :][first : first + step]
         expected = real[:, None] & (columns <= positions[:, None])
@@ -355,7 +353,7 @@ def is_left_padded(mask: torch.Tensor, start: torch.Tensor, rows: int, keys: int
 def recorded_errors(model: PreTrainedModel, inputs) -> list[float]:
     """Relative difference (Frobenius norm) of each layer's recorded weights from eager attention's, for one prompt.
 
-    Layer 0 has the same queries and keys both times; later layers also differ by the rounding errors of earlier ones.
+    Layer 0 has the same queries and keys in both; later layers also differ by the rounding errors of earlier ones.
     Raises ValueError for a model whose eager attention does not return the weights of every layer.
     """
     with AttentionTrace(model) as trace:
@@ -376,7 +374,7 @@ def recorded_errors(model: PreTrainedModel, inputs) -> list[float]:
 
 
 def index_of(value: int, count: int, what: str) -> int:
-    """`value` counted from 0. Raises IndexError for what is not there; `what` names it in the sentence."""
+    """`value` counted from 0. Raises IndexError for one out of range; `what` names it in the message."""
     if not -count <= value < count:
         raise IndexError(f"{what} {value} does not exist; there are {count}, counted from 0")
     return value % count

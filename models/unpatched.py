@@ -1,7 +1,7 @@
-"""Families that have no file of their own here: recorded and rolled out, with their image grid unknown.
+"""Support for unpatched families: recording and rollout, with an unknown image grid.
 
-What such a family must bring is checked when it loads, not believed: image tokens marked in `input_ids`, full attention
-in every layer through transformers' interface, and recomputed weights that equal the eager model's.
+Requirements, checked when a model is loaded: image tokens marked in `input_ids`, full attention in every layer through
+transformers' interface, and recomputed weights equal to the eager model's.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from models.processors import WithoutVideo
 from models.trace import AttentionTrace, recorded_errors
 from models.vlm import VisionLanguageModel, check_template
 
-PLACED = "text_replacement_offsets"  # under this name a processor says which characters became image tokens
+PLACED = "text_replacement_offsets"  # the processor's record of the characters replaced by image tokens
 TOLERANCE = {torch.float32: 1e-3}  # relative error of a layer's weights against eager attention
-HALF_TOLERANCE = 0.1  # two kernels drift apart from layer to layer; another formula would be further off
+HALF_TOLERANCE = 0.1  # two kernels diverge over the layers; another formula gives a larger error
 
 
 class UnpatchedModel(VisionLanguageModel):
-    """Mixed into the stock class of a family; image tokens are located, but where each one looks is not known."""
+    """Mixin for the stock class of a family; image tokens are located, but their cells are unknown."""
 
     def image_grid(self, processor, width: int, height: int) -> None:
-        """None: the cells of an unknown processor must never be guessed from a token count."""
+        """None: the cells of an unknown processor are never inferred from a token count."""
 
     def prepare(self, processor, images, prompt, system=None):
-        # override: the processor's own account of its placeholders is for the layout, the model does not take it.
+        # override: the processor's record of its placeholders is for the layout, not an input of the model.
         inputs, layouts = super().prepare(processor, images, prompt, system)
         inputs.pop(PLACED, None)
         return inputs, layouts
 
     def _encode(self, processor, texts, pictures):
-        # Nested, one list per prompt: some families encode several pictures of one prompt otherwise than single ones.
+        # Nested, one list per prompt: some families encode several images of one prompt differently from single ones.
         return processor(
             images=pictures if any(pictures) else None,
             text=texts,
@@ -46,11 +46,11 @@ class UnpatchedModel(VisionLanguageModel):
         )
 
     def _locate(self, processor, inputs, sample: int, ids: list[int], text: str, grids):
-        """Offsets of every token and positions of every picture's image tokens, from the processor's own account.
+        """Offsets of every token and positions of every image's tokens, from the processor's record.
 
-        A placeholder may become anything: image tokens with line breaks and tags between them. The expanded text is
-        put together again and tokenised, so that offsets are exact, and leads back to the text before expansion.
-        Raises ValueError where the tokens are not the processor's, or a picture has no image token.
+        A placeholder may expand to image tokens with line breaks and tags between them. The expanded text is rebuilt
+        and tokenised, so that offsets are exact, and mapped to the text before expansion.
+        Raises ValueError if the tokens differ from the processor's, or an image has no image token.
         """
         placed = inputs.get(PLACED, [[]] * len(inputs["input_ids"]))[sample]
         if len(placed) != len(grids):
@@ -67,7 +67,7 @@ class UnpatchedModel(VisionLanguageModel):
 
 
 def expanded(text: str, placed: list[dict]) -> str:
-    """The text with each placeholder replaced, as the processor did; `placed` holds span and replacement of each."""
+    """The text with each placeholder replaced, as in the processor; `placed` holds span and replacement of each."""
     pieces, done = [], 0
     for each in placed:
         pieces += [text[done : each["span"][0]], each["replacement"]]
@@ -76,8 +76,8 @@ def expanded(text: str, placed: list[dict]) -> str:
 
 
 def token_spans(tokenizer, text: str, ids: list[int]) -> list[tuple[int, int]]:
-    """Characters [start, end) of `text` behind each of `ids`. Raises ValueError where the text has other tokens."""
-    for special in (True, False):  # a chat template may have written the special tokens already
+    """Characters [start, end) of `text` of each of `ids`. Raises ValueError if the text has other tokens."""
+    for special in (True, False):  # the chat template may already include the special tokens
         encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
         if encoded["input_ids"] == ids:
             return encoded["offset_mapping"]
@@ -88,9 +88,9 @@ def token_spans(tokenizer, text: str, ids: list[int]) -> list[tuple[int, int]]:
 
 
 def unexpand(character: int, placed: list[dict], end: bool = False) -> int:
-    """The character of the text before expansion that a boundary in the expanded text stands for.
+    """Character of the text before expansion for a boundary in the expanded text.
 
-    All of a replacement stands for its placeholder; `end` says that the boundary closes a span.
+    A whole replacement maps to its placeholder; `end` is true for the end of a span.
     """
     for each in reversed(placed):
         (first, last), (new_first, new_last) = each["span"], each["new_span"]
@@ -102,7 +102,7 @@ def unexpand(character: int, placed: list[dict], end: bool = False) -> int:
 
 
 def model_class(config, processor) -> type[UnpatchedModel]:
-    """The family's stock class with our mixin, under the same name, so that checkpoints map their keys alike."""
+    """The family's stock class with the mixin, under the same name, which the mapping of checkpoint keys needs."""
     stock = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
     return type(stock.__name__, (UnpatchedModel, stock), {"image_token": processor.image_token})
 
@@ -110,7 +110,7 @@ def model_class(config, processor) -> type[UnpatchedModel]:
 def load_processor(path: str, config, **kwargs) -> ProcessorMixin:
     """The family's processor, for images and text only: video processors need torchvision.
 
-    Raises ValueError where the rest needs torchvision too, or cannot render a prompt; ImportError for other packages.
+    Raises ValueError if the rest needs torchvision too, or cannot render a prompt; ImportError for other packages.
     """
     stock = PROCESSOR_MAPPING[type(config)]
     try:
@@ -134,7 +134,7 @@ def image_text(stock: type[ProcessorMixin]) -> type[ProcessorMixin]:
 
 
 def check_config(config, fields: dict) -> str | None:
-    """The reason why a model with this config cannot be recorded, as far as the config tells; None if there is none.
+    """Reason, by its config, for which a model cannot be recorded; None if there is none.
 
     `config` is None for a family that transformers does not know; `fields` are those of config.json. The reason
     continues "a family that ...".
@@ -149,13 +149,13 @@ def check_config(config, fields: dict) -> str | None:
         return "has an encoder and a decoder, whose attention to the image is another one"
     if getattr(config, "image_token_id", None) is None:
         return "does not mark its image tokens in input_ids"
-    if other := other_layer_types(config.get_text_config()):  # a sliding window has a sentence of its own
+    if other := other_layer_types(config.get_text_config()):  # a sliding window has its own message
         return f"has layers without full attention ({', '.join(other)})"
     return None
 
 
 def unknown_family(fields: dict) -> str:
-    """The sentence on a model_type that transformers does not know: too new a checkpoint, or code of its own."""
+    """Message for a model_type unknown to transformers: too new a checkpoint, or custom code."""
     here, saved = transformers.__version__, str(fields.get("transformers_version", ""))
     if "auto_map" in fields:
         return f"transformers {here} does not know, and the checkpoint's own code (auto_map) is never run"
@@ -165,9 +165,9 @@ def unknown_family(fields: dict) -> str:
 
 
 def check_recording(model: UnpatchedModel, processor) -> None:
-    """Record two generated tokens about a blank image, and compare a few words with eager attention.
+    """Record two generated tokens about a blank image, and compare a short text with eager attention.
 
-    Raises ValueError where a layer is not recorded whole, or as `check_weights` does.
+    Raises ValueError if a layer is not recorded completely, and as `check_weights` does.
     """
     attention_stack(model, "decoder")
     inputs, _ = model.prepare(processor, [Image.new("RGB", (64, 64))], "a")
@@ -178,10 +178,10 @@ def check_recording(model: UnpatchedModel, processor) -> None:
 
 
 def check_weights(model: PreTrainedModel, inputs) -> None:
-    """Raises ValueError where recorded weights are not those of eager attention, and so not the softmax of queries and
-    keys, or where eager attention does not return those of every layer."""
+    """Raise ValueError if recorded weights differ from eager attention's, and so from the softmax of queries and keys,
+    or if eager attention does not return those of every layer."""
     errors = torch.tensor(recorded_errors(model, inputs))
-    error = float(errors.max())  # NaN where any is
+    error = float(errors.max())  # NaN if any is NaN
     if not error <= TOLERANCE.get(model.dtype, HALF_TOLERANCE):
         raise ValueError(
             "its attention weights are not the softmax of queries and keys: recomputed ones differ from eager "

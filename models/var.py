@@ -1,4 +1,4 @@
-"""Visual attention redistribution (VAR): part of the weight of attention sinks goes to the other image tokens.
+"""Visual attention redistribution (VAR): move part of the weight of attention sinks to the other image tokens.
 
     model.generate(**inputs, steering=VAR.for_model(model))
 
@@ -9,11 +9,11 @@ attention on the image outside them (`select_heads`; HeadFork), and multiplies e
 the other image tokens in proportion to their weights (`redistribute`; VARProcessor).
 
 `VAR.edit` is the definition, over positions. Generation runs the same edit as `Redistribution`, two thin matrix
-products, which is ten times as fast: heads are selected by sums over groups of keys, and a weight changes by a factor
-of its group and row. Tests compare the two.
+products, ten times as fast: sums over groups of keys select the heads, and a weight changes by a factor of its group
+and row. Tests compare the two.
 
 Where we differ from the published code: a row without weight on the image outside the sinks is unchanged (theirs
-becomes NaN), sinks belong to one sample, and a layer whose sinks are all text tokens is edited as the formula says
+becomes NaN), sinks belong to one sample, and a layer whose sinks are all text tokens is edited by the formula
 (theirs is unchanged; `skip_without_visual_sinks`). `docs/corrections.md` lists them. Positions and layers count from 0.
 """
 
@@ -37,7 +37,7 @@ from models.interventions import DeferredEdit, LayerEdit, PromptBatch, RowEdit
 EPSILON = 1e-6  # of the RMS normalisation, as published
 FINDER = "find_sink_dimensions_simple.py"
 PromptRows = Literal["after-image", "all"]
-ABOUT = {"model": str, "hidden_dim": int, "num_layers": int}  # what a file of the finder says of its model
+ABOUT = {"model": str, "hidden_dim": int, "num_layers": int}  # fields of a finder's file about its model
 
 
 def spikes(hidden: torch.Tensor, dimensions: tuple[int, ...]) -> torch.Tensor:
@@ -67,7 +67,7 @@ def select_heads(
     rho: float = 0.5,
     min_image_mass: float = 0.2,
 ) -> torch.Tensor:
-    """Mask of the (head, row) with image mass, of which at most a share `rho` is on sinks: bool [..., head, row].
+    """Mask of the (head, row) whose image mass is sufficient and at most a share `rho` on sinks: bool [..., head, row].
 
     weights: softmax rows [..., head, row, key]; image and sinks: positions, int64 [cell] and [sink].
     """
@@ -78,10 +78,10 @@ def select_heads(
 
 
 def redistribute(weights: torch.Tensor, image: torch.Tensor, sinks: torch.Tensor, p: float = 0.6) -> torch.Tensor:
-    """Rows [..., key] in which every sink keeps p of its weight; image tokens that are no sinks share what it loses.
+    """Rows [..., key] in which every sink keeps p of its weight; the other image tokens receive the rest.
 
-    They get it in proportion to their weights, so each row keeps its sum. A row without any weight on them comes back
-    bit for bit, and so does every row with p = 1 or without sinks. Sinks may be any tokens. Positions as above.
+    It is distributed in proportion to their weights, so each row keeps its sum. A row without weight on them is
+    bit-identical, as is every row with p = 1 or without sinks. Sinks may be any tokens. Positions as above.
     """
     _, plain = split_image(image, sinks)
     mass = weights[..., plain].sum(-1, keepdim=True)
@@ -97,8 +97,8 @@ def redistribute(weights: torch.Tensor, image: torch.Tensor, sinks: torch.Tensor
 class VAR:
     """Settings of the redistribution. `source` is the origin of the dimensions, for a run's log.
 
-    The edit changes the layers from `first_layer` on, except the last one where `spare_last_layer`; in each, the rows
-    of the heads that `select_heads` picks, among the text rows after the last image and the decode rows. Two settings
+    The edit changes the layers from `first_layer` on, except the last one with `spare_last_layer`; in each, the rows
+    of the heads that `select_heads` selects, among the text rows after the last image and the decode rows. Two settings
     follow published code instead of the paper's formula:
 
     `skip_without_visual_sinks`: no edit in a layer whose sinks are all text tokens (seilk/VisAttnSink).
@@ -132,12 +132,11 @@ class VAR:
 
     @classmethod
     def for_model(cls, model, dimensions=None, file: str | Path | None = None, **settings) -> VAR:
-        """Settings for a model: with the given dimensions, those in a file of the finder, or those known of its LLM.
+        """Settings for a model: with the given dimensions, those in a file of the finder, or those known for its LLM.
 
-        `settings` are the other fields; tau is the file's where it is not given. Raises ValueError where no dimensions
-        are known, where the file is of a model of another size or recommends none, and where they do not fit the model;
-        FileNotFoundError for a file that does not exist. Warns where the file is of a model of another name, or does
-        not say of which.
+        `settings` are the other fields; tau defaults to the file's. Raises ValueError if no dimensions are known, if
+        the file is of a model of another size or recommends none, and if they do not fit the model; FileNotFoundError
+        for a missing file. Warns if the file is of a model of another name, or does not name it.
         """
         if dimensions is not None and file is not None:
             raise ValueError("dimensions and file were both given; choose one")
@@ -156,7 +155,7 @@ class VAR:
         return var
 
     def check(self, width: int, layers: int) -> None:
-        """Raises ValueError unless these settings make sense for a model `width` wide of so many layers."""
+        """Raise ValueError unless these settings are valid for a model of this width and number of layers."""
         if outside := [dimension for dimension in self.dimensions if dimension >= width]:
             raise ValueError(
                 f"sink dimension {outside[0]} does not exist; the model is {width} wide, so give 0 to {width - 1}"
@@ -175,7 +174,7 @@ class VAR:
         return self.p == 1
 
     def layers(self, count: int) -> range:
-        """The layers that are edited, of `count`."""
+        """The edited layers, of `count`."""
         return range(self.first_layer, count - self.spare_last_layer)
 
     def sinks(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -183,13 +182,13 @@ class VAR:
         return detect_sinks(hidden, self.dimensions, self.tau).nonzero().flatten()
 
     def select(self, weights: torch.Tensor, image: torch.Tensor, sinks: torch.Tensor) -> torch.Tensor:
-        """The (head, row) that are edited, see `select_heads`."""
+        """The edited (head, row), see `select_heads`."""
         return select_heads(weights, image, sinks, self.rho, self.min_image_mass)
 
     def edit(self, weights: torch.Tensor, image: torch.Tensor, sinks: torch.Tensor) -> torch.Tensor:
-        """Softmax rows [..., head, row, key] of one sample, redistributed where selected; others bit for bit.
+        """Softmax rows [..., head, row, key] of one sample, redistributed where selected; others are bit-identical.
 
-        Positions behind the last key, which no row of an early block sees, are left out.
+        Positions after the last key, which rows of an early block do not attend to, are left out.
         """
         keys = weights.shape[-1]
         image, sinks = image[image < keys], sinks[sinks < keys]
@@ -205,8 +204,8 @@ class VAR:
     def edit_layer(self, prompt: PromptBatch, hidden: torch.Tensor) -> LayerEdit:
         """Edits of each sample's rows, `prompt_rows` of the prompt and every decode row.
 
-        Sinks are those of the residual stream [sample, row, width]. A sample without sinks is unchanged, and so is one
-        whose image tokens are all sinks; with `skip_without_visual_sinks` also one whose image tokens include no sink.
+        Sinks are those of the residual stream [sample, row, width]. A sample without sinks, or whose image tokens are
+        all sinks, is unchanged; with `skip_without_visual_sinks` also one whose image tokens include no sink.
         """
         settings = {"rho": self.rho, "min_image_mass": self.min_image_mass, "p": self.p}
         edits, counts = {}, {}
@@ -222,7 +221,7 @@ class VAR:
 
 
 def check_dimensions(dimensions) -> tuple[int, ...]:
-    """Each dimension once, in the given order. Raises ValueError for none, or for what is no index."""
+    """Each dimension once, in the given order. Raises ValueError for an empty list, or for an invalid index."""
     try:
         found = tuple(dict.fromkeys(operator.index(dimension) for dimension in dimensions))
     except TypeError as error:
@@ -233,7 +232,7 @@ def check_dimensions(dimensions) -> tuple[int, ...]:
 
 
 class LanguageModel(NamedTuple):
-    """A language model of known sink dimensions: what it and its offspring are called, and its sizes."""
+    """A language model of known sink dimensions: the names of it and of models fine-tuned from it, and its sizes."""
 
     names: str  # a regular expression
     sizes: dict[str, int]
@@ -241,7 +240,7 @@ class LanguageModel(NamedTuple):
 
 
 # Sun et al., "Massive Activations in Large Language Models" (COLM 2024), and the table of VAR's published code. Vicuna
-# 1.5 is LLaMA-2 trained on (1.3 and before are LLaMA-1), LLaVA-1.5 is Vicuna 1.5 trained on: their dimensions stay.
+# 1.5 is fine-tuned from LLaMA-2 (1.3 and before from LLaMA-1), LLaVA-1.5 from Vicuna 1.5: they keep its dimensions.
 KNOWN = {
     "LLaMA-2-7B": LanguageModel(
         r"llama-?2-7b|vicuna-7b-v1\.5|llava-v?1\.5-7b",
@@ -257,10 +256,10 @@ KNOWN = {
 
 
 def known_dimensions(model) -> tuple[tuple[int, ...], str]:
-    """Sink dimensions of a model's language model, and by what it was recognised: its name and its sizes, both.
+    """Sink dimensions of a model's language model, and a description of the match, by both name and sizes.
 
-    The name is what the text config says it was made from, else what the whole model is called. Raises ValueError
-    where it is none that is known.
+    The name is that of the text config, else that of the whole model. Raises ValueError for an unknown language
+    model.
     """
     text = model.config.get_text_config(decoder=True)
     called = [name for name in (text.name_or_path, model.config.name_or_path) if name]
@@ -280,7 +279,7 @@ def known_dimensions(model) -> tuple[tuple[int, ...], str]:
 
 
 class Findings(NamedTuple):
-    """Contents of a file of the finder: its recommendation and its model; None for values that it does not state."""
+    """Contents of a file of the finder: its recommendation and its model; None for missing values."""
 
     file: Path
     dimensions: tuple[int, ...]
@@ -291,11 +290,11 @@ class Findings(NamedTuple):
 
     @property
     def source(self) -> str:
-        """For a run's log."""
+        """Origin of the dimensions, for a run's log."""
         return str(self.file) if self.model is None else f"{self.file}, found on {self.model}"
 
     def check(self, model) -> None:
-        """Raises ValueError where the file is of a model of another size; warns as `VAR.for_model` does."""
+        """Raise ValueError if the file is of a model of another size; warn as `VAR.for_model` does."""
         config, own = model.config.get_text_config(decoder=True), model.config.name_or_path
         width, layers = config.hidden_size, config.num_hidden_layers
         if self.width not in (None, width) or self.layers not in (None, layers):
@@ -315,8 +314,8 @@ class Findings(NamedTuple):
 def read_findings(file: str | Path) -> Findings:
     """Read a file of the finder; the published finder's files, which have no tau, are accepted.
 
-    Raises FileNotFoundError for a file that does not exist, ValueError for another kind of file and for one that
-    recommends no dimension.
+    Raises FileNotFoundError for a missing file, ValueError for another kind of file and for one without recommended
+    dimensions.
     """
     path = Path(file)
     if not path.is_file():
@@ -342,7 +341,7 @@ def read_findings(file: str | Path) -> Findings:
 
 
 def _stated(found: dict, name: str, kind):
-    """A value of the file, None where it is not there. Raises ValueError for one of another type."""
+    """A value of the file, None if it is missing. Raises ValueError for one of another type."""
     value = found.get(name)
     if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
         raise ValueError(f"{name} is {value!r}")
@@ -353,8 +352,8 @@ def _stated(found: dict, name: str, kind):
 class Redistribution:
     """`VAR.edit` for one sample and layer: called with rows [head, row, key], returns new ones.
 
-    `groups` float32 [key, 3] marks the keys of the prompt that are image sinks, image tokens that are none, and any
-    sinks; keys that come later are in no group.
+    `groups` float32 [key, 3] marks the keys of the prompt that are image sinks, other image tokens, and any sinks;
+    later keys belong to none.
     """
 
     groups: torch.Tensor
@@ -364,7 +363,7 @@ class Redistribution:
 
     @classmethod
     def of(cls, image: torch.Tensor, sinks: torch.Tensor, keys: int, **settings: float) -> Redistribution:
-        """Of the positions of image tokens and of all sinks, int64 [cell] and [sink], among the prompt's keys."""
+        """Redistribution for the positions of image tokens and of all sinks, int64 [cell] and [sink], of the prompt."""
         groups = torch.zeros(keys, 3, device=image.device)
         groups[image, 1] = 1
         groups[sinks, 2] = 1
@@ -373,14 +372,14 @@ class Redistribution:
         return cls(groups, **settings)
 
     def __call__(self, weights: torch.Tensor) -> torch.Tensor:
-        groups = self.groups.to(weights.device)  # a model may lie on several devices
+        groups = self.groups.to(weights.device)  # a model may span several devices
         groups = pad(groups, (0, 0, 0, weights.shape[-1] - len(groups)))
         on_sinks, on_others, sunk = (weights @ groups).unbind(-1)
         on_image = on_sinks + on_others
-        # Below the smallest normal number the quotient would overflow; that little counts as nothing.
+        # Below the smallest normal number the quotient would overflow; such a weight counts as 0.
         chosen = (on_others >= torch.finfo(weights.dtype).tiny) & (on_image >= self.min_image_mass)
         chosen &= on_sinks <= self.rho * on_image
         gain = torch.where(chosen, (1 - self.p) * sunk / on_others, 0)
         loss = chosen * (self.p - 1)
-        # weights + weights * 0 are the weights bit for bit, so rows that are not chosen come back as they were.
+        # weights + weights * 0 equals the weights bit for bit, so rows that are not selected are unchanged.
         return torch.addcmul(weights, weights, torch.stack([gain, loss], -1) @ groups[:, 1:].T)

@@ -1,12 +1,10 @@
-"""Shared part of the patched models: generation with interventions, prepared prompts and their token layouts.
+"""Shared part of the patched models: generation with interventions, prompt checks, inputs and token layouts.
 
-Refuse a prompt that the model would read as something other than words.
+A prompt with a control token raises SampleError, since the model would not read that token as text.
 
-Image markers in a prompt: `<image 1>` stands for the first image of its sample, `<image 2>` for the second.
-
-A prompt without markers has its images in front of it. Markers that name every image exactly once stand where the
-images belong, in any order; they are kept in place where the chat template can interleave images and text. Otherwise
-the images go in front, in the order in which they are given, and each marker becomes the words "image 1".
+Image markers in a prompt: `<image 1>` is the first image of its sample, `<image 2>` the second. Markers that name every
+image exactly once, in any order, are replaced by the images where the chat template can interleave images and text.
+Otherwise the images precede the prompt in the given order, and each marker becomes the words "image 1".
 """
 
 from __future__ import annotations
@@ -31,13 +29,13 @@ from models.generation_settings import FiniteScores, check_recordable
 from models.interventions import DeferredEdit, LayerEdit, PromptBatch, apply_edits
 from models.layout import TokenLayout, locate
 
-ASPECT_LIMIT = 200  # of an image; beyond it a resize by the shortest edge makes gigabytes out of a few pixels
+ASPECT_LIMIT = 200  # longest side / shortest; above it, a resize by the shortest edge takes gigabytes
 MARK = "\ue000"  # from Unicode's private use area
 
 
 class Rendered(NamedTuple):
-    """A prompt under the chat template: `prompt` is `text[start:start + len(prompt)]` with blanks over what the
-    template put between its words; `order` lists the images, by index, as the text shows them."""
+    """A prompt under the chat template: `prompt` is `text[start:start + len(prompt)]` with blanks over the template's
+    insertions; `order` lists the images, by index, in the order of the text."""
 
     text: str
     prompt: str
@@ -46,27 +44,27 @@ class Rendered(NamedTuple):
 
 
 class VisionLanguageModel:
-    """Mixed into a family's own class. A family adds `image_token` and `image_grid`."""
+    """Mixin for a family's class. A family adds `image_token` and `image_grid`."""
 
     image_token = "<image>"
-    control_tokens: tuple[str, ...] = ()  # read as structure although the tokenizer lists them as ordinary text
+    control_tokens: tuple[str, ...] = ()  # control tokens that the tokenizer lists as ordinary text
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        # override: a subclass outside transformers would otherwise skip the renaming of checkpoint keys and silently
-        # keep random weights under the names that changed.
+        # override: otherwise a subclass outside transformers skips the renaming of checkpoint keys and silently keeps
+        # random weights under the changed names.
         return False
 
     def image_grid(self, processor, width: int, height: int) -> ImageGrid | None:
-        """The grid of a picture of width x height original pixels after this family's processor; None if unknown."""
+        """Grid of an image of width x height original pixels after this family's processor; None if unknown."""
         raise TypeError(f"{type(self).__name__} does not define its image grid")
 
     @classmethod
     def limit_pixels(cls, processor, smallest: int | None, largest: int | None) -> dict[str, int] | None:
-        """Set the numbers of pixels between which the processor resizes a picture; None keeps its own limit.
+        """Set the limits, in pixels, of the processor's image resize; None keeps a limit of the checkpoint.
 
-        Returns the limits that hold then, None for a family without any. Raises ValueError for limits that do not
-        work, and for limits given to a family without any.
+        Returns the limits in force, None for a family without limits. Raises ValueError for invalid limits and for
+        limits given to a family without limits.
         """
         if smallest is not None or largest is not None:
             raise ValueError(
@@ -76,23 +74,23 @@ class VisionLanguageModel:
         return None
 
     def input_grids(self, inputs) -> list[tuple[int, int]]:
-        """(rows, cols) of every image in the model inputs, in the order in which the prompts show them."""
+        """(rows, cols) of every image in the model inputs, in the order of the prompts."""
         raise ValueError(
             f"where the image tokens of {type(self).__name__} lie in the picture is not known, so gaze cannot be put "
             f"on them; load {PATCHED}"
         )
 
     def generate(self, *args, mask_type=None, scanpaths=None, steering=None, report=None, **kwargs):
-        """The stock `generate`, with an intervention on attention for this call alone.
+        """The stock `generate`, with an intervention on attention for this call only.
 
         steering: an intervention (`models.interventions.Intervention`), such as `VAR.for_model(model)` or
         `Gaze(mask, scanpaths)`. report: a new `models.interventions.InterventionReport`, which receives the changes.
         mask_type, scanpaths: the same as steering=Gaze(mask_type, scanpaths), with mask_type {"type": "gaussian" |
         "non-gaussian" | "salient-head", "margin": int, "target-layer": None | int | [int]} or settings.
-        Raises ValueError for settings that do not fit, before the model runs, SampleError where the activations of a
-        sample are not finite.
+        Raises ValueError for invalid settings, before the model runs, SampleError if the activations of a sample are
+        not finite.
         """
-        # override: applies edits; refuses options under which they, or a trace, would be wrong, and tokens from NaN.
+        # override: apply edits; raise for options under which edits or a trace are wrong, and for tokens from NaN.
         if mask_type is not None or scanpaths is not None:
             steering = Gaze.from_arguments(mask_type, scanpaths, steering)
         edits = {} if steering is None else self._plan(steering, kwargs)
@@ -110,7 +108,7 @@ class VisionLanguageModel:
 
     @torch.no_grad()
     def first_logits(self, inputs) -> torch.Tensor:
-        """Logits of the first token after each prompt, [sample, vocabulary]; costs one prefill."""
+        """Logits of the first token after each prompt, [sample, vocabulary], from one prefill."""
         options = {"max_new_tokens": 1, "return_dict_in_generate": True, "output_logits": True}
         return self.generate(**inputs, **options).logits[0]
 
@@ -136,7 +134,7 @@ class VisionLanguageModel:
         return intervention.plan(prompt)
 
     def _grids_by_sample(self, ids: torch.Tensor, inputs) -> list[list[tuple[int, int]]]:
-        """(rows, cols) of the images of each sample, shared out by the samples' image tokens."""
+        """(rows, cols) of the images of each sample, assigned by the samples' image token counts."""
         left = iter(self.input_grids(inputs))
         shared = []
         for sample, count in enumerate((ids == self.config.image_token_id).sum(1).tolist()):
@@ -158,9 +156,9 @@ class VisionLanguageModel:
         One sample: `images` is a list of RGB images (PIL) and `prompt` a string; returns (inputs, TokenLayout).
         A batch: `images` is a list of such lists and `prompt` a list of strings; returns (inputs, [TokenLayout, ...]),
         padded on the left. The family's chat template is applied. Inputs lie on the model's device.
-        Images stand in front of the prompt, or where it holds `<image 1>`, `<image 2>` (`models.vlm`).
-        `system` is a system prompt, the same for all. Raises SampleError for a prompt or an image that no model can
-        use, ValueError for input of another form and for a system prompt that the chat template drops.
+        Images precede the prompt, or replace its markers `<image 1>`, `<image 2>` (`models.vlm`).
+        `system` is a system prompt, the same for all. Raises SampleError for an unusable prompt or image, ValueError
+        for input of another form and for a system prompt that the chat template drops.
         """
         single = isinstance(prompt, str)
         if isinstance(images, Image.Image):
@@ -186,8 +184,8 @@ class VisionLanguageModel:
         return inputs, layouts[0] if single else layouts
 
     def _render(self, processor, prompt: str, images: int, system: str | None = None) -> Rendered:
-        """The prompt under the chat template. Images take the places of their markers where the template shows images
-        and text in the order of the message, else they stand in front of the prompt."""
+        """The prompt under the chat template. Images replace their markers if the template keeps the order of images
+        and text in the message; otherwise they precede the prompt."""
         order = marked_order(prompt, images)
         if order:
             content = interleaved(prompt)
@@ -202,8 +200,8 @@ class VisionLanguageModel:
         return rendered
 
     def _fill(self, processor, content: list[dict], system: str | None, order: list[int]) -> Rendered | None:
-        """The template around the content of a message; None where the texts do not come out as they are. Their places
-        are found with a character that nobody types."""
+        """The content of a message under the template; None if the template changes its texts. A private-use character
+        (MARK) locates the texts."""
         texts = [part["text"] for part in content if part["type"] == "text"]
         text = self._apply_template(processor, content, system)
         *gaps, after = self._apply_template(processor, blanked(content), system).split(MARK)
@@ -223,7 +221,7 @@ class VisionLanguageModel:
             text = processor.apply_chat_template(messages, add_generation_prompt=True)
         except TemplateError as error:
             raise ValueError(f"the chat template refuses a system prompt: {error}") from error
-        if system.strip() not in text or str(first) in text:  # dropped, or printed as the list that it came in
+        if system.strip() not in text or str(first) in text:  # dropped, or printed as a list
             raise ValueError("the chat template drops the system prompt; put its text into the prompts instead")
         return text
 
@@ -236,7 +234,7 @@ class VisionLanguageModel:
         return locate(text, ids, processor.tokenizer, self.image_token, cells)
 
     def _locate(self, processor, inputs, sample: int, ids: list[int], text: str, grids):
-        """Characters of `text` behind each of `ids` (without padding), and each picture's positions among them."""
+        """Characters of `text` of each of `ids` (without padding), and the positions of each image's tokens."""
         cells = [grid.rows * grid.cols for grid in grids]
         offsets = self._offsets(processor, text, ids, grids)
         positions = (torch.tensor(ids) == self.config.image_token_id).nonzero().flatten()
@@ -261,12 +259,12 @@ class VisionLanguageModel:
 
 
 def blanked(content: list[dict]) -> list[dict]:
-    """The content of a message with MARK for each text."""
+    """The content of a message with MARK in place of each text."""
     return [part | {"text": MARK} if part["type"] == "text" else part for part in content]
 
 
 def check_intervention(intervention) -> None:
-    """Raises ValueError for an object without `plan`, and for a gaze mask without scanpaths."""
+    """Raise ValueError for an object without `plan`, and for a gaze mask without scanpaths."""
     if isinstance(intervention, GazeMask | Mapping):
         raise ValueError(
             f"steering is the gaze mask {intervention!r} without scanpaths; give steering=Gaze(mask, scanpaths) of "
@@ -280,9 +278,9 @@ def check_intervention(intervention) -> None:
 
 
 def check_inputs(inputs) -> tuple[torch.Tensor, torch.Tensor]:
-    """input_ids [sample, position] and where each sample's padding ends, int64 [sample], of inputs that can be steered.
+    """input_ids [sample, position] and the end of each sample's padding, int64 [sample], of inputs to steer.
 
-    Raises ValueError for inputs without them, and for padding anywhere but on the left.
+    Raises ValueError for inputs without input_ids or attention_mask, and for padding that is not on the left.
     """
     ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
     if ids is None or mask is None or inputs.get("past_key_values") is not None:
@@ -299,7 +297,7 @@ def check_inputs(inputs) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def check_images(images: list[Image.Image]) -> None:
-    """Raises ValueError for what is not an RGB picture, SampleError for one that is all length and no width."""
+    """Raise ValueError for anything but an RGB image, SampleError for an aspect ratio above ASPECT_LIMIT."""
     for index, image in enumerate(images):
         if not isinstance(image, Image.Image) or image.mode != "RGB":
             found = f"mode {image.mode}" if isinstance(image, Image.Image) else type(image).__name__
@@ -314,14 +312,14 @@ def check_images(images: list[Image.Image]) -> None:
 
 
 def check_template(processor) -> None:
-    """Raises ValueError for a processor that does not know how a prompt is put to its model."""
+    """Raise ValueError for a processor without a chat template."""
     if not processor.chat_template:
         raise ValueError("it has no chat template (chat_template.jinja), so prompts cannot be rendered")
 
 
 BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 DELIMITED = re.compile(r"<\S.*>|\[\S.*\]|\|\S.*\|", re.DOTALL)
-# Markup that some tokenizers (Gemma's) keep as single tokens and that is text all the same.
+# Markup that some tokenizers (Gemma's) keep as single tokens; it is text.
 TAGS = re.compile(
     "</?(table|caption|thead|tbody|tfoot|tr|th|td|h[1-6]|blockquote|ul|ol|li|dl|dt|dd|strong|em|b|i|u|s|sub|sup|code|p|br)>"
 )
@@ -385,7 +383,7 @@ def marked_order(prompt: str, images: int) -> list[int]:
 
 
 def interleaved(prompt: str) -> list[dict]:
-    """The prompt as content of a chat message: text and images in the order in which they stand."""
+    """The prompt as content of a chat message: text and images in the order of the prompt."""
     texts = MARKER.split(prompt)[::2]
     content = [{"type": "image"}] * (2 * len(texts) - 1)
     content[::2] = [{"type": "text", "text": text} for text in texts]
