@@ -1,4 +1,4 @@
-"""From a shell to `main` and back: flags, one-sentence errors, exit status (0 done, 1 nothing usable, 2 wrong use)."""
+"""Run a script from the shell: flags, one-sentence errors, exit status (0 done, 1 no usable sample, 2 usage error)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NOTHING_USABLE, WRONG_USE, INTERRUPTED = 1, 2, 130
 def run(main: Callable, config: type, description: str) -> None:
     """Parse the flags of a script's `Config`, call `main(config)`, and exit with the status that it returns.
 
-    A result that cannot be written (disk full) and Ctrl-C end with one sentence; rows already written stay. A warning
+    A result that cannot be written (disk full) and Ctrl-C end the run with one sentence; written rows stay. A warning
     is one line.
     """
     settings = parse(config, description)
@@ -65,7 +65,7 @@ def setting_up() -> Iterator[None]:
 
 
 def conclude(run: RunFolder) -> int:
-    """Writes the page of a finished run and tells the user what came out of it; returns its exit status."""
+    """Write the page of a finished run, print its outcome and return its exit status."""
     page = write_report(run.folder, run.views)
     print(f"{run.done} of {run.done + run.skipped.total()} samples done; results in {run.folder}, to look at in {page}")
     if run.skipped:
@@ -74,7 +74,7 @@ def conclude(run: RunFolder) -> int:
 
 
 def conclude_finished(folder: Path) -> int:
-    """Report that `folder` holds this run already; write its page if a kill left none. Returns the exit status."""
+    """Print that `folder` holds this run already; write its page if it is missing. Returns the exit status."""
     page = folder / PAGE
     if not page.is_file():
         write_report(folder)
@@ -83,18 +83,18 @@ def conclude_finished(folder: Path) -> int:
 
 
 def tell_left_out(found: Mapping[str, Mapping[str, int]]) -> None:
-    """One line on what was left out of the input, by kind and reason; none where nothing was."""
+    """Print one line with the counts of skipped input, by kind and reason; no line for complete input."""
     parts = [f"{kind}: {counted(reasons)}" for kind, reasons in found.items() if reasons]
     if parts:
         print(f"left out of {'; of '.join(parts)}")
 
 
 def counted(reasons: Mapping[str, int]) -> str:
-    """Reasons with their counts, the commonest first."""
+    """Reasons with their counts, in falling order of count."""
     return ", ".join(f"{reason} ({count})" for reason, count in Counter(reasons).most_common())
 
 
 def stop(sentence: str, status: int) -> int:
-    """Tells the user why the run ends; returns the exit status."""
+    """Print the reason why the run ends; return the exit status."""
     print(f"error: {sentence}", file=sys.stderr)
     return status

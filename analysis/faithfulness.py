@@ -1,20 +1,18 @@
-"""Does the answer rest on the cells that a map points at? Insertion and deletion curves, beside where the map looks.
+"""Faithfulness of attention maps to the answer by insertion and deletion curves, with attention mass in the box.
 
-Deletion hides a map's cells from the highest on, a tenth of the picture at a time, and reads the log-probability of the
-answer after each step; insertion begins with everything hidden and shows them in the same order (Petsiuk et al.,
-"RISE", BMVC 2018; log-probability where they read the probability). What is hidden takes the picture's median colour.
-The area under a curve is its mean over the share of cells, in nats. A map that points at what the answer rests on has a
-smaller area under deletion and a larger one under insertion than its baseline, so that both gains,
+Deletion hides a map's cells in falling order, a tenth of the image per step, and records the log-probability of the
+answer after each step; insertion starts with all cells hidden and reveals them in the same order (Petsiuk et al.,
+"RISE", BMVC 2018; log-probability instead of probability). Hidden cells take the image's median colour. The area under
+a curve is its mean over the share of cells, in nats. A faithful map, with high values on cells that the answer depends
+on, has a smaller area under deletion and a larger one under insertion than its baseline, so that both gains,
 
     deletion    area of the baseline's order - area of the map's order
     insertion   area of the map's order - area of the baseline's order
 
-are above 0. The baseline is the same map shifted: its rows and columns moved by a random offset, around the edges. It
-is as smooth and as peaked, and lies somewhere else, so a map that has nothing to do with the answer gains 0 on average.
-The second baseline, a random order of the cells, scatters where a map comes in patches. Hiding a patch anywhere can do
-more than hiding as many cells all over the picture, so that a smooth map gains on it whatever it points at.
-
-What the answer rests on beside what is looked at: files and figures of insertion and deletion.
+are above 0. The baseline is the same map with its rows and columns shifted cyclically by a random offset. It is equally
+smooth and peaked, at another position, so a map unrelated to the answer gains 0 on average. The second baseline, a
+random order of the cells, is scattered, while a map is clustered. Hiding any cluster can have a larger effect than
+hiding as many scattered cells, so a smooth map gains on this baseline at any position.
 """
 
 from __future__ import annotations
@@ -40,13 +38,13 @@ LOG_PROBABILITY: Bounds = (None, 0.0)
 
 @dataclass(frozen=True)
 class FaithfulnessSettings:
-    """Test of whether the answer rests on the cells that words and boxes rank highest."""
+    """Settings of the faithfulness test: effect on the answer of the cells that words and boxes rank highest."""
 
     faithfulness: int = 50
-    """Samples whose cells are also hidden and shown one tenth after the other, to see whether the answer, whatever the
-    model says to the prompt, rests on them; 0 leaves it out. This is most of the run's time."""
+    """Number of samples for the faithfulness test, which hides and reveals cells in steps of a tenth and measures the
+    log-probability of the model's own answer; 0 skips the test. It takes most of the run's time."""
     batch_size: int = 24
-    """Pictures with hidden cells that the model sees together."""
+    """Number of images with hidden cells per batch."""
 
     def __post_init__(self) -> None:
         check_at_least(self, faithfulness=0, batch_size=1)
@@ -54,16 +52,16 @@ class FaithfulnessSettings:
 
 @dataclass(frozen=True, eq=False)
 class Curves:
-    """Log-probability of the answer with more and more cells shown, or hidden: float64 [step], from 0 to all cells."""
+    """Log-probability of the answer by number of revealed, or hidden, cells: float64 [step], from 0 to all cells."""
 
     insertion: np.ndarray
     deletion: np.ndarray
 
 
 def ranking(cells: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Cells (raster indices) of a map [row, col] from the highest to the lowest; ties in random order.
+    """Cells (raster indices) of a map [row, col] in falling order; ties in random order.
 
-    Raises ValueError for a map with a value that is not finite.
+    Raises ValueError for a map with a non-finite value.
     """
     cells = np.asarray(cells, np.float64)
     if not np.isfinite(cells).all():
@@ -73,8 +71,8 @@ def ranking(cells: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def hidden_cells(order: np.ndarray, shape: tuple[int, int], direction: str, steps: int = STEPS) -> np.ndarray:
-    """Cells hidden at each step of a curve, bool [step, row, col]: step i of 0..steps has moved i / steps of the
-    cells of `order`, rounded to whole cells."""
+    """Hidden cells at each step of a curve, bool [step, row, col]: step i of 0..steps hides (deletion) or reveals the
+    first i / steps of the cells of `order`, rounded to whole cells."""
     moved = np.zeros((steps + 1, order.size), bool)
     for step, count in enumerate(np.rint(np.linspace(0, order.size, steps + 1)).astype(int)):
         moved[step, order[:count]] = True
@@ -87,10 +85,10 @@ def curves(
     score: Callable[[np.ndarray], np.ndarray],
     steps: int = STEPS,
 ) -> dict[Hashable, Curves]:
-    """Both curves of each order of one picture's cells.
+    """Both curves of each order of one image's cells.
 
-    score: of bool [picture, row, col], the cells that are hidden, gives the answer's log-probability [picture]; it is
-    called once, with every different picture.
+    score: maps hidden cells, bool [image, row, col], to the answer's log-probability [image]; it is called once, with
+    every distinct masked image.
     """
     asked = np.concatenate(
         [hidden_cells(order, shape, direction, steps) for order in orders.values() for direction in DIRECTIONS]
@@ -108,8 +106,8 @@ def area(curve: np.ndarray) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Used:
-    """One sample: the curves of every order, those of the same maps shifted, and by order what it looks at: (share of
-    the map's attention that is in its box, the same of an even map). NaN where there is no map."""
+    """Faithfulness of one sample: the curves of every order, those of the shifted maps, and by order `looks`: (share of
+    the map's attention in its box, the same for the uniform baseline). NaN without a map."""
 
     name: str
     curves: dict[str, Curves]
@@ -121,12 +119,12 @@ class Used:
         return area(getattr(self.curves[order], direction))
 
     def baseline(self, order: str, direction: str, kind: str) -> float:
-        """Area of what an order is held against, one of BASELINES."""
+        """Area under the curve of an order's baseline, one of BASELINES, in nats."""
         return area(getattr(self.curves[RANDOM] if kind == RANDOM else self.shifted[order], direction))
 
 
 def shift(cells: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A map [row, col] moved by a random offset over rows and columns, never by none, around the edges."""
+    """Shift a map [row, col] cyclically by a random nonzero offset over rows and columns."""
     offset = divmod(int(rng.integers(1, max(2, cells.size))), cells.shape[1])
     return np.roll(cells, offset, (0, 1))
 
@@ -139,8 +137,8 @@ def use(
     rng: np.random.Generator,
     steps: int = STEPS,
 ) -> Used:
-    """Measures one sample: the order of each map [row, col], each held against its box's cell weights [row, col], that
-    of the map shifted, and a random order. `score` as in `curves`. A map of NaN, of a word that is not there, has none.
+    """Measure one sample: curves of the order of each map [row, col], of the shifted map and of a random order, and the
+    map's mass in its box, cell weights [row, col]. `score` as in `curves`. A map of NaN (missing word) gives NaN.
     """
     shape = next(iter(maps.values())).shape
     there = {order: cells for order, cells in maps.items() if np.isfinite(cells).all()}
@@ -157,12 +155,12 @@ def use(
 
 
 def summarise(found: Sequence[Used], seed: int) -> dict[str, dict]:
-    """Attention mass and faithfulness gains by order: {"looks": mass in the box - an even map's, "insertion_gain",
-    "deletion_gain": over the map shifted, "insertion_gain_random", "deletion_gain_random": over a random order,
+    """Attention mass and faithfulness gains by order: {"looks": mass in the box - uniform baseline, "insertion_gain",
+    "deletion_gain": over the shifted map, "insertion_gain_random", "deletion_gain_random": over a random order,
     "insertion", "deletion": areas}.
 
-    The first five are paired over samples, with interval, p of the sign-flip test and q of all of them as one family,
-    which "family_of_q" of each order states. The random order has areas alone.
+    The first five are paired over samples, with interval, p of the sign-flip test and q over all of them as one family,
+    which "family_of_q" of each order states. The random order has only areas.
     """
     summary, tests = {}, []
     for order in found[0].curves:
@@ -200,12 +198,12 @@ COLUMNS = (
 )
 AGAINST_RANDOM = tuple(f"{way}_gain_random" for way in DIRECTIONS)
 PARTS = ("mean", "low", "high", "n", "p", "q")
-BANDS = ("first", RANDOM)  # curves with their intervals: more of them could not be told apart
+BANDS = ("first", RANDOM)  # curves drawn with intervals; more of them would overlap
 
 
 def save_faithfulness(run: RunFolder, found: Sequence[Used], seed: int) -> dict:
-    """Writes faithfulness.csv (one row per sample and order), looks_and_uses.csv (one row per order), curves.npz,
-    curves.png and looks_and_uses.png; returns the summary."""
+    """Write faithfulness.csv (one row per sample and order), looks_and_uses.csv (one row per order), curves.npz,
+    curves.png and looks_and_uses.png; return the summary."""
     rows = [
         {
             "sample": each.name, "order": order,
@@ -234,7 +232,7 @@ def save_faithfulness(run: RunFolder, found: Sequence[Used], seed: int) -> dict:
 
 
 def stack(found: Sequence[Used]) -> dict[str, np.ndarray]:
-    """The curves of all samples, [sample, step] by <order>_<direction> and <order>_shifted_<direction>."""
+    """Curves of all samples, [sample, step] by <order>_<direction> and <order>_shifted_<direction>."""
     own = {
         f"{order}_{way}": np.stack([getattr(each.curves[order], way) for each in found])
         for order in found[0].curves for way in DIRECTIONS
@@ -247,10 +245,9 @@ def stack(found: Sequence[Used]) -> dict[str, np.ndarray]:
 
 
 def curve_figure(stacked: Mapping[str, np.ndarray]) -> Figure:
-    """Mean curves of every order, of some with 95 % intervals: insertion on the left, deletion on the right.
+    """Mean curves of every order, insertion on the left, deletion on the right; those of BANDS have 95 % intervals.
 
-    stacked: [sample, step] by name, as `stack` returns it and curves.npz holds it. The words' maps shifted are one
-    line, the mean of them.
+    stacked: [sample, step] by name, as in `stack` and curves.npz. The words' shifted maps are averaged into one line.
     """
     figure = Figure(figsize=(7.2, 3.2), dpi=200, layout="constrained")
     for axes, way in zip(figure.subplots(1, 2, sharey=True), DIRECTIONS, strict=True):
@@ -279,9 +276,9 @@ def curve_figure(stacked: Mapping[str, np.ndarray]) -> Figure:
 
 
 def looks_and_uses(summary: dict) -> Figure:
-    """Attention mass in the box and faithfulness gains as columns of one table: a row per map, means with 95 %
-    intervals; 0 is what an even map and the map shifted have. Hollow: the gain over a random order. The true boxes,
-    which are in themselves by definition, look at nothing."""
+    """Attention mass in the box and faithfulness gains as columns of one figure: a row per map, means with 95 %
+    intervals; 0 is the uniform baseline and the shifted map. Hollow: the gain over a random order. The true boxes have
+    a mass of 1 by definition, which is not drawn."""
     names = [order for order in summary if order != RANDOM][::-1]
     figure = Figure(figsize=(7.2, 0.4 * len(names) + 1.5), dpi=200, layout="constrained")
     for axes, (key, title, label) in zip(figure.subplots(1, 3, sharey=True), COLUMNS, strict=True):
@@ -304,7 +301,7 @@ def looks_and_uses(summary: dict) -> Figure:
 
 
 def _mean_and_interval(axes, value: dict, place: float, colour: str, hollow: bool = False) -> None:
-    """A mark with whiskers; nothing where the mean is not known, no whiskers where the interval is not."""
+    """Draw a mark with whiskers; skip an unknown mean, and omit the whiskers of an unknown interval."""
     if value["mean"] is None:
         return
     low, high = (value["mean"] if value[end] is None else value[end] for end in ("low", "high"))

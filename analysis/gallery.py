@@ -1,11 +1,10 @@
-"""The pictures and raw maps of one answer, in the sample's own folder, and its row of the table.
+"""Figures, raw maps and table row of one answer, and the view of a sample that is embedded in the report.
 
-What a report shows of one sample: its picture, its words, and where each of them looked, small enough to embed.
-
-A `Way` is one answer to the sample's question, such as the plain one or the one under a gaze mask; a view holds the
-ways beside each other. Maps are packed: bytes of 1/255 of each map's largest value, compressed. The maps of single
-heads are most of it (32 x 32 heads x 100 tokens x 576 cells are 59 million numbers), so where they do not fit the
-budget, those of every second layer are kept, every fourth, and so on; the means over heads are kept of every layer.
+A view holds the sample's image, its tokens and their attention maps under one or more conditions. A `Way` is the answer
+under one condition, such as without or with a gaze mask. Maps are packed: bytes of 1/255 of each map's largest value,
+compressed. Maps of single heads take most of the size (32 x 32 heads x 100 tokens x 576 cells are 59 million numbers):
+if they exceed the budget, those of every second layer are kept, every fourth, and so on; the means over heads are kept
+of every layer.
 """
 
 from __future__ import annotations
@@ -39,13 +38,13 @@ def report_answer(
     run: RunFolder, sample, pictures: list[Image.Image], said, rollout: Rollout, style: OverlayStyle,
     page_mb: float = 0.0,
 ) -> dict:  # fmt: skip
-    """Saves what `save_answer` and `save_tower` save and returns the sample's row, the values of COLUMNS.
+    """Save the files of `save_answer` and `save_tower`; return the sample's row, the values of COLUMNS.
 
-    The first picture's view goes into the run (see `add_view`), and the heads that it shows into maps.npz.
+    The first image's view is added to the run (see `add_view`), and the heads in the view to maps.npz.
 
     sample: has name, path, prompt, gold. said: the answer, with `text`, `tokens` and `probabilities` (one per generated
-    token), the `trace` and `layout` of which `rollout` was made, `unknown`, words that the model does not know, and
-    `tower`, the trace of the vision tower or None.
+    token), the `trace` and `layout` of the rollout, `unknown`, words outside the model's vocabulary, and `tower`, the
+    trace of the vision encoder or None.
     """
     if said.unknown:
         tqdm.write(f"note: the model does not know the words {', '.join(said.unknown)}", file=sys.stderr)
@@ -75,7 +74,7 @@ def report_answer(
 
 
 def lengths_line(rows: list[dict]) -> str:
-    """One line with the lengths of the prompts of `report_answer`'s rows, in tokens."""
+    """Line with the prompt lengths in tokens of the rows of `report_answer`."""
     total, image = ([row[name] for row in rows] for name in ("prompt_tokens", "image_tokens"))
     return f"prompts of {_range(total)} tokens, {_range(image)} of them of the image"
 
@@ -88,7 +87,7 @@ def _range(counts: list[int]) -> str:
 def add_view(
     run: RunFolder, name: str, prompt: str, picture: Image.Image, said, rollout: Rollout, page_mb: float, tower=None
 ) -> Way:
-    """Adds the view of one answer to the run's page, of at most `page_mb` where that is enough; see `way`."""
+    """Add the view of one answer to the run's page; `page_mb` MB is the budget of `way`."""
     seen = way(said, rollout, page_mb, tower=tower)
     run.views.append(view(name, prompt, picture, rollout.layout.grids[0], {"answer": seen}))
     return seen
@@ -104,14 +103,14 @@ def save_answer(
     style: OverlayStyle,
     **further: np.ndarray,
 ) -> Path:
-    """Writes overlay_mean, overlay_max, overlay_tokens and image_share (PNG) and maps.npz; returns the folder.
+    """Write overlay_mean, overlay_max, overlay_tokens and image_share (PNG) and maps.npz; return the folder.
 
-    `tokens` and `shares` [token] have one entry per map of `rollout`. Further pictures of the prompt get the same files
-    with `-1`, `-2`, ... behind their names; `further` arrays go into the first one's maps. A picture whose grid is not
-    known (None) gets its maps and no overlay.
+    `tokens` and `shares` [token] have one entry per map of `rollout`. Further images of the prompt get the same files
+    with the suffixes `-1`, `-2`, ...; `further` arrays are added to the first image's maps. An image with an unknown
+    grid (None) gets maps without overlays.
     """
     folder = run.sample_folder(sample)
-    share_of_one = shares if len(pictures) == 1 else None  # of several pictures, no single one has this share
+    share_of_one = shares if len(pictures) == 1 else None  # the share is the sum over all images
     save_overlays(run, folder, pictures, tokens, rollout, style, shares=share_of_one, **further)
     run.save(share_plot(tokens, shares), folder.name, "image_share.png")
     return folder
@@ -120,9 +119,9 @@ def save_answer(
 def save_tower(
     run: RunFolder, folder: Path, pictures, tokens: list[str], rollout: Rollout, tower, style: OverlayStyle
 ) -> None:
-    """Writes overlays and maps of a rollout that the vision tower handed on, under its own names with `-tower`.
+    """Write overlays and maps of a rollout propagated through the vision encoder, with `-tower` in their names.
 
-    overlay_tower.png and tower.npz (`look` [row, col]) hold where the tower looked on average. `tower` is its trace.
+    overlay_tower.png and tower.npz (`look` [row, col]) hold the encoder's mean attention. `tower` is its trace.
     """
     save_overlays(run, folder, pictures, tokens, rollout, style, kind="-tower")
     for index, picture in enumerate(pictures):
@@ -135,9 +134,9 @@ def save_tower(
 def save_overlays(
     run, folder: Path, pictures, tokens, rollout: Rollout, style: OverlayStyle, shares=None, kind="", **further
 ) -> None:
-    """Writes the maps of every picture and, where its grid is known, their overlays; `kind` goes into the names.
+    """Write the maps of every image and, if its grid is known, the overlays; `kind` is a suffix of the names.
 
-    `further` arrays go into the maps of the first one.
+    `further` arrays are added to the maps of the first image.
     """
     for index, picture in enumerate(pictures):
         suffix = f"{kind}-{index}" if index else kind
@@ -153,7 +152,7 @@ def save_overlays(
         run.save(strip(frames, tokens, shares, title=NOTE), folder.name, f"overlay_tokens{suffix}.png")
 
 
-LONGEST = 640  # pixels of an embedded picture
+LONGEST = 640  # pixels of an embedded image
 
 
 @dataclass(frozen=True)
@@ -161,14 +160,14 @@ class Page:
     """Size of the report page."""
 
     page_mb: float = 5.0
-    """How large report.html may grow for the sake of single heads; where that is not enough, some layers have none."""
+    """Size in MB up to which report.html holds maps of single heads; beyond it, some layers lack them."""
 
     def __post_init__(self) -> None:
         check_at_least(self, page_mb=0)
 
 
 def pack(values: np.ndarray, axes: int = 1, top: float | None = None) -> dict:
-    """Numbers >= 0, [..., map], as compressed bytes, `axes` trailing axes to a map: value = scale * byte / 255.
+    """Pack numbers >= 0, [..., map], as compressed bytes, `axes` trailing axes per map: value = scale * byte / 255.
 
     The scale of a map is its largest value, or `top` for all. Returns {"shape", "axes", "scale", "data"}, the last two
     in base64: float32, little-endian, and deflated uint8.
@@ -182,7 +181,7 @@ def pack(values: np.ndarray, axes: int = 1, top: float | None = None) -> dict:
 
 
 def packed_size(packed) -> int:
-    """Characters that packed arrays, however nested, take in a page."""
+    """Size in characters of packed arrays, nested to any depth, in a page."""
     if isinstance(packed, dict):
         return sum(map(packed_size, packed.values()))
     return len(packed) if isinstance(packed, str) else 0
@@ -190,10 +189,10 @@ def packed_size(packed) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Way:
-    """One answer as a view holds it.
+    """Answer under one condition of a view.
 
-    `data`: what the page gets. `layers`: those whose single heads are in it, and `heads` float32 [kept layer, head,
-    token, row, col] their maps in full, to be saved beside the page.
+    `data`: JSON content of the page. `layers`: layers whose single heads are in it, and `heads` float32 [kept layer,
+    head, token, row, col] their unpacked maps, to be saved with the page.
     """
 
     data: dict
@@ -204,7 +203,7 @@ class Way:
 def way(said, rolled: Rollout, budget: float, tower: np.ndarray | None = None, mask: np.ndarray | None = None) -> Way:
     """The answer `said` (see `analysis.gallery.report_answer`) and its rollout, for a view of at most `budget` MB.
 
-    tower: the rollout handed on by the vision tower [token, row, col]; mask: what steered the answer [row, col].
+    tower: the rollout through the vision encoder [token, row, col]; mask: the mask that steered the answer [row, col].
     """
     layout, count = said.layout, len(rolled.relevance)
     grid, image = layout.grids[0], layout.images[0]
@@ -243,23 +242,23 @@ def way(said, rolled: Rollout, budget: float, tower: np.ndarray | None = None, m
     }
     kept = thinned([packed_size(each) for each in single], budget * MEGABYTE - packed_size(data))
     data["head"] = {str(layer): single[layer] for layer in kept}
-    # Made once more, since those of every layer would be far larger than what the page keeps of them.
+    # Computed again: storing all layers would take far more memory than the kept ones.
     again = (rows[..., image] for rows in layer_rows(said.trace, layout, positions, kept))
     whole = [cells.reshape(*cells.shape[:2], grid.rows, grid.cols) for cells in again]
     return Way(data, kept, np.stack(whole) if whole else np.empty((0,), np.float32))
 
 
 def layer_rows(trace, layout, positions: range, layers: Iterable[int]) -> Iterator[np.ndarray]:
-    """The attention of some rows of one sample, layer after layer: float32 [head, row, key], keys to the last row."""
+    """Attention of some rows of one sample, layer by layer: float32 [head, row, key], keys up to the last row."""
     for layer in layers:
         rows = trace.weights(layer, positions, samples=[layout.sample])[0, :, :, : positions[-1] + 1]
         yield rows.cpu().numpy()
 
 
 def thinned(sizes: list[int], budget: float) -> tuple[int, ...]:
-    """Layers to keep: all, or every second, fourth, ... such that their sizes fit the budget; none where one does not.
+    """Layers to keep: all, or every second, fourth, ... so that their sizes fit the budget; () if one layer exceeds it.
 
-    The last layer is always among them.
+    Otherwise the last layer is always kept.
     """
     step = 1
     while step <= len(sizes):
@@ -271,7 +270,7 @@ def thinned(sizes: list[int], budget: float) -> tuple[int, ...]:
 
 
 def view(name: str, prompt: str, picture: Image.Image, grid, ways: dict[str, Way]) -> dict:
-    """A sample's view: its picture, where the cells lie in it (as fractions of its sides), and the ways."""
+    """View of a sample: its image, the rectangle of the cells (as fractions of its sides), and the conditions."""
     rects = [grid.rect(row, col) for row, col in ((0, 0), (grid.rows - 1, grid.cols - 1))]
     return {
         "name": name,

@@ -1,16 +1,15 @@
 """Metrics of a map over image cells against a box: pure functions, vectorised over the axes before [row, col].
 
-METRICS declares them. An entry added there stands in measures.csv, heads.csv, summary.json, the page and the figures of
-the spatial analyses (docs/extending.md).
+METRICS declares them. Each entry appears in measures.csv, heads.csv, summary.json, the page and the figures of the
+spatial analyses (docs/extending.md).
 
-`maps` are [..., row, col], finite and >= 0, of any scale: each is divided by its own sum first, so that it says how the
-attention that is on the image is spread over it. A box is given as cell weights [row, col], the share of each cell's
-area that lies in it (`cell_weights`). Lengths are in patches: the side of a cell, whatever the picture's size; x counts
-columns to the right and y rows down.
+`maps` are [..., row, col], finite and >= 0, of any scale: each is divided by its own sum first and is then the
+distribution of the image attention over the cells. A box is given as cell weights [row, col], the share of each cell's
+area inside it (`cell_weights`). Lengths are in patches, the side of a cell, for any image size; x counts columns to the
+right and y rows down.
 
-Every function returns float64 [...]. A map without any attention gives NaN, and so does a box of which no cell holds
-anything (because the model's crop removed it) wherever a box is asked for. ValueError is raised for what is no map, and
-for a box on another grid.
+Every function returns float64 [...]. The result is NaN for a map without attention, and for an empty box (removed by
+the model's crop) in functions that take a box. ValueError is raised for an invalid map and for a box on another grid.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ import numpy as np
 from analysis.statistics import DIFFERENCE, NONNEGATIVE, REAL, SHARE, Bounds
 
 CONTROLS = ("shuffled", "other", "centre", "uniform")
-HIT = 0.5  # share of a cell that lies in the box, from which on the cell counts as on it
+HIT = 0.5  # smallest share of a cell inside the box for a hit
 
 
 def cell_weights(box: tuple[float, float, float, float], grid) -> np.ndarray:
-    """Share of each cell's area that lies in a box, float64 [row, col], each in 0..1.
+    """Share of each cell's area inside a box, float64 [row, col], each in 0..1.
 
-    box: (left, top, right, bottom) in pixels of the original picture. grid: has `rows`, `cols` and `rect(row, col)`, a
-    cell's rectangle in the same pixels; what a crop removed has no cell, so a box may have no weight at all. Raises
-    ValueError for a box whose sides are the wrong way round.
+    box: (left, top, right, bottom) in pixels of the original image. grid: has `rows`, `cols` and `rect(row, col)`, a
+    cell's rectangle in the same pixels; cropped pixels belong to none of the cells, so all weights of a box can be 0.
+    Raises ValueError for a box with left > right or top > bottom.
     """
     left, top, right, bottom = box
     if not (left <= right and top <= bottom):
@@ -43,13 +42,13 @@ def cell_weights(box: tuple[float, float, float, float], grid) -> np.ndarray:
 
 
 def _overlap(spans: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Share of each span [span, 2] that lies between low and high."""
+    """Share of each span [span, 2] between low and high."""
     shared = np.minimum(spans[:, 1], high) - np.maximum(spans[:, 0], low)
     return np.maximum(shared, 0) / (spans[:, 1] - spans[:, 0])
 
 
 def distance(maps, box) -> np.ndarray:
-    """Distance of the map's centre of mass from the box's: 0 (the same place) to the grid's diagonal; patches."""
+    """Distance of the map's centre of mass from the box's: 0 (same centre) to the grid's diagonal; patches."""
     maps, box = _checked(maps, box)
     return np.linalg.norm(centre(maps) - centre(box), axis=-1)
 
@@ -57,8 +56,8 @@ def distance(maps, box) -> np.ndarray:
 def topk_iou(maps, box) -> np.ndarray:
     """Intersection over union of the map's k highest cells and the box's k fullest, 0..1; 1 for a perfect map.
 
-    k is the box's area in cells, rounded, at least 1. Cells that tie for the last places share them evenly, so that no
-    order of cells is preferred: an even map gets about what random cells would.
+    k is the box's area in cells, rounded, at least 1. Cells tied for the last ranks share them evenly, so the result is
+    independent of the order of cells: the uniform baseline scores about as random cells do.
     """
     maps, box = _checked(maps, box)
     k = max(1, round(float(box.sum())))
@@ -66,7 +65,7 @@ def topk_iou(maps, box) -> np.ndarray:
 
 
 def soft_iou(maps, box) -> np.ndarray:
-    """Sum of the smaller over sum of the larger of map and box, both divided by their sums: 0 (apart) to 1 (equal)."""
+    """Sum of minima over sum of maxima of map and box, both divided by their sums: 0 (disjoint) to 1 (equal)."""
     maps, box = _checked(maps, box)
     return _iou(distribution(maps), distribution(box))
 
@@ -84,10 +83,10 @@ def wasserstein_y(maps, box) -> np.ndarray:
 
 
 def wasserstein_relation(maps, axis: str, between: np.ndarray) -> np.ndarray:
-    """Wasserstein-1 distance, along the axis of a relation, of the map from where that relation is; patches.
+    """Wasserstein-1 distance, along the axis of a relation, of the map from the relation's distribution; patches.
 
-    `axis` and `between` [place] are those of `relation_distribution`. 0 to the grid's length along the axis - 1. Raises
-    ValueError for a relation on another grid.
+    `axis` and `between` [place] are the results of `relation_distribution`. The range is 0 to the grid's length along
+    the axis - 1. Raises ValueError for a relation on another grid.
     """
     along = marginal(_checked(maps), axis)
     if along.shape[-1:] != np.shape(between):
@@ -96,7 +95,7 @@ def wasserstein_relation(maps, axis: str, between: np.ndarray) -> np.ndarray:
 
 
 def mass(maps, box) -> np.ndarray:
-    """Share of the attention that is in the box, 0..1; a cell that lies in it in part counts in part."""
+    """Share of the image attention inside the box, 0..1; a partly covered cell counts by its covered share."""
     maps, box = _checked(maps, box)
     return _undefined_where_empty((distribution(maps) * box).sum((-2, -1)), maps, box)
 
@@ -104,10 +103,10 @@ def mass(maps, box) -> np.ndarray:
 def entity_background(maps, box, background) -> np.ndarray:
     """Attention per area in the box against that on the background: r / (1 + r) of their ratio r, 0..1.
 
-    0.5 says that the two get the same, 1 that the background gets nothing. `background` are cell weights as well: what
-    lies in neither shape's box; a cell on a box's rim is background in part, so that a perfect map of a box that is not
-    whole cells stays just below 1. The bounded form has a mean; the ratio itself is s / (1 - s). NaN where neither gets
-    any, or there is no background.
+    0.5 is equal attention per area, 1 zero attention on the background. `background` [row, col] holds the cell weights
+    outside both shapes' boxes; a cell on a box's rim is partly background, so a perfect map of a box that is not whole
+    cells scores just below 1. The bounded form has a mean; the ratio itself is s / (1 - s). NaN if both attentions are
+    0, or for an empty background.
     """
     maps, box = _checked(maps, box)
     spread = distribution(maps)
@@ -116,8 +115,7 @@ def entity_background(maps, box, background) -> np.ndarray:
 
 
 def dispersion(maps) -> np.ndarray:
-    """Root mean square distance of the attention from its own centre of mass: 0 (one cell) to half the diagonal;
-    patches."""
+    """Root mean square distance of the map from its own centre of mass: 0 (one cell) to half the diagonal; patches."""
     maps = _checked(maps)
     spread, middle = distribution(maps), centre(maps)
     rows, cols = np.indices(maps.shape[-2:])
@@ -126,17 +124,17 @@ def dispersion(maps) -> np.ndarray:
 
 
 def entropy(maps) -> np.ndarray:
-    """Shannon entropy of the map, in bits: 0 (one cell) to log2 of the number of cells (even)."""
+    """Shannon entropy of the map, in bits: 0 (one cell) to log2 of the number of cells (uniform)."""
     spread = distribution(_checked(maps))
     logs = np.log2(spread, out=np.zeros_like(spread), where=spread > 0)
-    return np.abs((spread * logs).sum((-2, -1)))  # abs: a sum of nothing but zeros is -0
+    return np.abs((spread * logs).sum((-2, -1)))  # abs: a sum of zeros is -0
 
 
 def pointing(maps, box) -> np.ndarray:
-    """Pointing game (Zhang et al., "Top-down neural attention by excitation backprop", ECCV 2016): 1 where the highest
-    cell is on the box, else 0; of tied highest cells the share that is.
+    """Pointing game (Zhang et al., "Top-down neural attention by excitation backprop", ECCV 2016): 1 if the highest
+    cell is on the box, else 0; for tied highest cells, the share of them on the box.
 
-    A cell is on the box if at least half of it lies inside, or as much as of any cell (of a box smaller than that).
+    A cell is on the box if at least half of it lies inside (for a smaller box: the largest share of any cell).
     """
     maps, box = _checked(maps, box)
     highest = maps == maps.max((-2, -1), keepdims=True)
@@ -149,10 +147,10 @@ def relation_distribution(first, second, relation: str) -> tuple[str, np.ndarray
 
     The axis is "x" for left and right, "y" for above and below.
 
-    It is the stretch between the two shapes: along the axis, what lies behind one and before the other, F_a - F_b of
-    their cumulative distributions, a being the shape that the relation puts nearer to 0. Cells are cut in their middle
-    (F counts half of its own cell), so that the stretch lies evenly between the two. first, second: cell weights of the
-    shapes, "first is left of second". NaN for boxes that contradict the relation, or are empty.
+    It covers the gap between the two shapes along the axis: F_a - F_b of their cumulative distributions, where a is the
+    shape that the relation puts nearer to 0. F counts half of its own cell, so the gap lies evenly between the two.
+    first, second: cell weights of the shapes, "first is left of second". NaN for boxes that contradict the relation, or
+    are empty.
     Raises ValueError for an unknown relation.
     """
     sides = {"left": ("x", first, second), "right": ("x", second, first)}
@@ -166,13 +164,13 @@ def relation_distribution(first, second, relation: str) -> tuple[str, np.ndarray
 
 
 def wasserstein(first, second) -> np.ndarray:
-    """Wasserstein-1 distance of distributions [..., place] over places one apart: the sum of the absolute differences
-    of their cumulative sums, which is exact in one dimension (and, unlike scipy's, takes all heads in one call)."""
+    """Wasserstein-1 distance of distributions [..., place] at unit spacing: the sum of the absolute differences of
+    their cumulative sums, exact in one dimension (and, unlike scipy's, vectorised over heads)."""
     return np.abs(np.cumsum(np.asarray(first) - np.asarray(second), axis=-1)[..., :-1]).sum(-1)
 
 
 def distribution(maps) -> np.ndarray:
-    """Each map divided by its sum; NaN for one without any attention."""
+    """Each map divided by its sum; NaN for a map without attention."""
     return _ratio(maps, np.broadcast_to(maps.sum((-2, -1), keepdims=True), maps.shape))
 
 
@@ -192,7 +190,7 @@ def _middle_sums(spread: np.ndarray) -> np.ndarray:
 
 
 def _highest(maps: np.ndarray, k: int) -> np.ndarray:
-    """Membership of each cell in its map's k highest: 1, 0, or an equal share of the places left for ties."""
+    """Membership of each cell in its map's k highest: 1, 0, or for tied cells an equal share of the remaining ranks."""
     flat = maps.reshape(*maps.shape[:-2], -1)
     last = np.sort(flat, axis=-1)[..., -k, None]
     above, tied = flat > last, flat == last
@@ -228,9 +226,9 @@ def _checked(maps, box=None):
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """Reference for the maps of one query, all [row, col]: cell weights of the `box`, of the `other` shape's box (None:
-    there is none) and of the `background`; bool `seen`, the cells that count; `between`, the arguments `axis` and
-    `between` of `wasserstein_relation` (None: the query is no relation)."""
+    """Reference for the maps of one query, all [row, col]: cell weights of the `box`, of the `other` shape's box (or
+    None) and of the `background`; bool `seen`, the cells that count; `between`, the arguments `axis` and `between` of
+    `wasserstein_relation` (None except for a relation)."""
 
     box: np.ndarray
     other: np.ndarray | None
@@ -240,12 +238,12 @@ class Target:
 
 
 class Metric(NamedTuple):
-    """A metric of the spatial analyses.
+    """Metric of the spatial analyses.
 
-    label, unit: its name and unit in figures. better: 1 where values above those of a control are better, -1 where
-    those below are, 0 for neither. bounds: its range. measure: values [...] of maps [..., row, col], float64, against a
-    target; None where the target has none. The maps sum to the share of a query's attention that is on the cells that
-    count. controls: those under which it can differ.
+    label, unit: name and unit in figures. better: 1 if values above those of a control are better, -1 if those below
+    are, 0 for neither. bounds: range of values. measure: values [...] of maps [..., row, col], float64, against a
+    target; None if undefined for the target. The maps sum to the share of a query's attention on the cells that count.
+    controls: controls under which the metric can differ.
     """
 
     label: str

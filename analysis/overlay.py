@@ -1,13 +1,13 @@
-"""Show a map over image cells on the picture itself.
+"""Overlay a map of image cells on the original image.
 
-A model cuts its input into square cells; the input is a resized and then cropped (or padded) copy of the picture. What
-is drawn here is that map in the picture's own pixels: the nearest upscale to the model's input, taken back through crop
-and resize. As both steps are separable, they are two small matrices, [pixel, cell] down and across the picture. A blur,
-being separable too, only softens these matrices: it is exact, has no border effects and costs the same at any size.
+A model splits its input into square cells; the input is a resized and then cropped (or padded) copy of the image. The
+overlay draws the map in the original image's pixels: the nearest upscale to the model's input, mapped back through crop
+and resize. Both steps are separable, so they are two small matrices [pixel, cell], along y and x. A separable blur
+changes only these matrices: it is exact, has no border effects and costs the same at any size.
 
-`grid` is anything with `rows, cols` (cells), `cell` (model pixels per cell side), `width, height` (the picture's
-pixels), `resized` (width, height after the resize) and `offset` (left, top: where the model's input starts inside the
-resized picture; a crop is positive, padding is negative).
+`grid` is any object with `rows, cols` (cells), `cell` (model pixels per cell side), `width, height` (pixels of the
+image), `resized` (width, height after the resize) and `offset` (left, top of the model's input inside the resized
+image; a crop is positive, padding is negative).
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from scipy.special import ndtr
 from analysis.plots import Figure, visible
 
 COLOURMAP = "turbo"
-"""Any matplotlib name. Seen on a photograph, on black and on light grounds, turbo keeps a weak second spot visible on
-all three, where inferno, plasma and viridis fade into skin, dark cloth or paper; it is jet without false bands."""
+"""Any matplotlib name. On a photograph, on black and on light grounds, turbo keeps a weak second peak visible, while
+inferno, plasma and viridis fade into skin, dark cloth or paper; it resembles jet without its false bands."""
 
 TOP = {"turbo": 0.84, "jet": 0.88}
-"""How far up a colour map is used: these two end in a dark red that would make a peak look weaker than its rim."""
+"""Upper end of a colour map: these two end in a dark red that would make a peak weaker than its rim."""
 
-LONGER_SIDE = 480  # pixels of a saved image, at least
+LONGER_SIDE = 480  # pixels of a saved image, minimum
 COLUMNS = 8  # images in a row of a strip
 FLATTEST, TALLEST = 0.1, 3.0
-"""Least and largest height of the axes of an image, in widths; 10 x 4000 pixels would otherwise make a strip of 120,000
-pixels."""
+"""Smallest and largest height of the axes of an image, in widths; without them, an image of 10 x 4000 pixels would give
+a strip of 120,000 pixels."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class OverlayStyle:
     """Drawing of a map over its image; see `overlay`."""
 
     alpha: float = 0.7
-    """Opacity of the overlay where attention is highest."""
+    """Opacity of the overlay at the maximum of attention."""
     power: float = 1.5
-    """Exponent on the map before it is coloured; higher shows only the peaks."""
+    """Exponent on the map before colouring; a higher value keeps only the peaks."""
     blur: float = 0.5
     """Standard deviation of the overlay's blur, in cells."""
     colourmap: str = COLOURMAP
@@ -58,12 +58,12 @@ class OverlayStyle:
 
 
 def to_pixels(cell_map: np.ndarray, grid, blur: float = 0.0, size: tuple[int, int] | None = None) -> np.ndarray:
-    """The map in the picture's pixels: float32 [height, width], 0 where the model sees nothing.
+    """The map in the image's pixels: float32 [height, width], 0 outside the model's input.
 
     cell_map: [row, col], one value per cell, finite and >= 0.
-    blur: standard deviation of a Gaussian, in cells; 0 leaves every pixel with exactly the value of its own cell.
-    size: (width, height) of the whole picture where it is drawn larger or smaller than it is.
-    Raises ValueError for a map of another size than the grid's, or with other values.
+    blur: standard deviation of a Gaussian, in cells; with 0 every pixel has exactly the value of its own cell.
+    size: (width, height) of the drawn image, if it differs from the original size.
+    Raises ValueError for a map of another size than the grid's, or with negative or non-finite values.
     """
     cell_map = np.asarray(cell_map, dtype=np.float32)
     if cell_map.shape != (grid.rows, grid.cols):
@@ -75,7 +75,7 @@ def to_pixels(cell_map: np.ndarray, grid, blur: float = 0.0, size: tuple[int, in
 
 
 def seen(grid, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Pixels of the image (drawn at `size`) that reach the model: bool [height, width]."""
+    """Pixels of the image (drawn at `size`) inside the model's input: bool [height, width]."""
     across, down = _axes(grid, size, blur=0.0)
     return np.logical_and.outer(down.any(axis=1), across.any(axis=1))
 
@@ -89,14 +89,14 @@ def overlay(
     at_least: int = 0,
     at_most: int | None = None,
 ) -> Image.Image:
-    """The picture with the map laid over it: PIL RGB, at the picture's own size unless a bound below asks for another.
+    """Overlay the map on the image: PIL RGB, at the image's own size unless `at_least` or `at_most` changes it.
 
-    The map [row, col] is divided by its maximum and raised to `style.power`, which gives the colour; `style.alpha`
-    times the square root of that is the opacity. Where there is no attention the picture stays as it is.
-    unseen: brightness left to the margins that the model never sees (1 leaves them as they are).
-    at_least: enlarge the picture by a whole number until its longer side has this many pixels.
-    at_most: shrink the picture until its longer side has this many pixels (for strips of large photographs).
-    Raises ValueError for a picture of another size than the grid was made for, and as `to_pixels` does.
+    The map [row, col] divided by its maximum and raised to `style.power` gives the colour; `style.alpha` times the
+    square root of that is the opacity. Pixels without attention are unchanged.
+    unseen: brightness factor of the margins outside the model's input (1 leaves them unchanged).
+    at_least: enlarge the image by an integer factor until its longer side has this many pixels.
+    at_most: shrink the image until its longer side has this many pixels (for strips of large photographs).
+    Raises ValueError for an image of another size than the grid's, and as `to_pixels` does.
     """
     if image.size != (grid.width, grid.height):
         raise ValueError(
@@ -118,7 +118,7 @@ def overlay(
 
 
 def enlarge(image: Image.Image, at_least: int = 400) -> Image.Image:
-    """A copy, each pixel repeated a whole number of times until the longer side has `at_least` pixels."""
+    """Copy of an image with each pixel repeated by an integer factor until the longer side has `at_least` pixels."""
     scale = max(1, math.ceil(at_least / max(image.size)))
     return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
 
@@ -129,8 +129,8 @@ def axes_height(image: Image.Image, width: float) -> float:
 
 
 def show_image(axes, image: Image.Image) -> None:
-    """Draw an image, undistorted, into axes of its own shape; one taller or flatter than TALLEST and FLATTEST allow
-    stands in the middle of axes of that shape."""
+    """Draw an image, undistorted, into axes of its own shape; an image beyond TALLEST or FLATTEST is centred in axes of
+    the limiting shape."""
     axes.imshow(image)
     width, height = max(image.width, image.height / TALLEST), max(image.height, image.width * FLATTEST)
     x, y = (image.width - 1) / 2, (image.height - 1) / 2  # pixel i reaches from i - 1/2 to i + 1/2
@@ -143,7 +143,7 @@ def strip(
     shares: Sequence[float] | None = None,
     title: str = "",
 ) -> Figure:
-    """One figure of per-token pictures in reading order, each with its token underneath; rows of COLUMNS pictures.
+    """Figure of per-token overlays in reading order, COLUMNS to a row, each above its token.
 
     shares: per token, the attention mass on the image (0..1), printed below the token as "attention on image". Raises
     ValueError for an empty strip, or if the numbers of overlays, tokens and shares differ.
@@ -156,7 +156,7 @@ def strip(
         raise ValueError(f"a strip needs one share per token, but got {len(shares)} for {len(tokens)} tokens")
     columns = min(COLUMNS, len(tokens))
     rows = math.ceil(len(tokens) / columns)
-    width = 1.5  # inches per picture
+    width = 1.5  # inches per overlay
     height = axes_height(overlays[0], width) + (0.27 if shares is None else 0.57)
     head = 0.35 if title else 0.05
     figure = Figure(figsize=(max(width * columns, 2.0), height * rows + head), dpi=200, layout="compressed")
@@ -176,7 +176,7 @@ def strip(
 
 
 def _axes(grid, size, blur):
-    """Weights [pixel, cell] across and down the picture."""
+    """Weights [pixel, cell] along x and y of the image."""
     return tuple(
         _weights(pixels, resized, offset, grid.cell, cells, blur)
         for pixels, resized, offset, cells in zip(
@@ -186,10 +186,10 @@ def _axes(grid, size, blur):
 
 
 def _weights(pixels, resized, offset, cell, cells, blur):
-    """Weight of each cell in each pixel along one axis: float32 [pixel, cell]; rows sum to 1, or are 0 if unseen.
+    """Weight of each cell in each pixel along one axis: float32 [pixel, cell]; rows sum to 1, or 0 outside the input.
 
-    The middle of pixel i of n lies at (i + 1/2) * resized / n in the resized picture. Whole numbers keep the border
-    between two cells exact: the numerator and the denominator below are both doubled.
+    The centre of pixel i of n lies at (i + 1/2) * resized / n in the resized image. Integers keep the border between
+    two cells exact: the numerator and the denominator below are both doubled.
     """
     numerator = (2 * np.arange(pixels, dtype=np.int64) + 1) * resized - 2 * pixels * offset
     denominator = 2 * pixels * cell

@@ -1,9 +1,8 @@
-"""Figures of numbers. Every function returns a matplotlib Figure of its own; the caller saves it.
-
-Figures whose text is drawn with whatever installed font has its characters.
+"""Figures of numbers as bars, lines and heat maps. Every function returns a new matplotlib Figure; the caller saves it.
 
 Matplotlib draws a box for each character that its default font, DejaVu Sans, lacks, such as all Chinese, Japanese and
-Korean ones. `Figure` draws them with the first installed font of FAMILIES that has them; matplotlib's settings stay.
+Korean ones. `Figure` falls back on the first installed font of FAMILIES with the character; matplotlib's settings are
+unchanged.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ RANDOM = "precision of random dimensions, as many tokens"
 def share_plot(tokens: Sequence[str], shares: Sequence[float]) -> Figure:
     """Bars of the attention mass on the image, 0..1, one per generated token, with the token as its label.
 
-    Raises ValueError for no token, or another number of shares than of tokens.
+    Raises ValueError for an empty list of tokens, or if the numbers of shares and tokens differ.
     """
     if not len(tokens) or len(tokens) != len(shares):
         raise ValueError(
@@ -56,11 +55,10 @@ def share_plot(tokens: Sequence[str], shares: Sequence[float]) -> Figure:
 def head_heatmap(
     panels: Sequence[tuple[str, np.ndarray]], marked: np.ndarray | Sequence[np.ndarray] | None = None
 ) -> Figure:
-    """Values of heads as layers x heads, one panel per (title, values [layer, head]), each on a scale of its own.
+    """Heat map of layers x heads, one panel per (title, values [layer, head]), each with its own colour scale.
 
-    Layer 0 is at the top. Scales begin at 0, or are symmetric around it where values are negative. `marked` bool
-    [layer, head] puts a dot on heads, the same in every panel or, given as a list, in each its own; values that are not
-    known (NaN) stay white.
+    Layer 0 is at the top. Scales begin at 0, or are symmetric around 0 for negative values. `marked` bool [layer, head]
+    puts a dot on heads: one array for all panels, or a list with one array per panel. Unknown values (NaN) are white.
     """
     marks = marked if isinstance(marked, list) else [marked] * len(panels)
     layers, heads = panels[0][1].shape
@@ -99,11 +97,10 @@ def ranked_bars(
     order_by: Sequence[float] | None = None,
     title: str = "",
 ) -> Figure:
-    """Bars with whiskers from `lows` to `highs` in falling order of `order_by` (default: of their means), at `most`
-    that many.
+    """Bars with whiskers from `lows` to `highs` in falling order of `order_by` (default: the means), the first `most`.
 
     `controls` is drawn over each bar as a mark. `label` and `axis_label` name the axes of values and of bars,
-    `control_label` the marks.
+    `control_label` names the marks.
     """
     means, lows, highs = (np.asarray(values, np.float64) for values in (means, lows, highs))
     ranks = means if order_by is None else np.asarray(order_by, np.float64)
@@ -129,9 +126,9 @@ def ranked_bars(
 
 
 def dimension_heatmap(values: np.ndarray, dimensions: Sequence[int], marked: np.ndarray, title: str = "") -> Figure:
-    """Values of hidden dimensions, [layer, column], as layers x dimensions from 0 up; layer 0 is at the top.
+    """Heat map of hidden dimensions, values [layer, column], on a scale from 0; layer 0 is at the top.
 
-    `dimensions` names the columns, and `marked` bool [layer, column] puts a dot on some.
+    `dimensions` names the columns; `marked` bool [layer, column] puts a dot on entries.
     """
     layers, columns = values.shape
     size = (min(14, max(3.4, 0.34 * columns + 1.6)), max(1.9, 0.2 * layers + 1.1))  # inches
@@ -152,7 +149,7 @@ def dimension_heatmap(values: np.ndarray, dimensions: Sequence[int], marked: np.
 
 
 class Panel(NamedTuple):
-    """Input of `precision_and_recall`: `scores` at `places` of the axis `label`, of which `used` is marked."""
+    """Input of `precision_and_recall`: `scores` at the positions `places` of the axis `label`; `used` is marked."""
 
     label: str
     places: Sequence[float]
@@ -163,9 +160,9 @@ class Panel(NamedTuple):
 def precision_and_recall(panels: Sequence[Panel], chance: float, random: dict, title: str = "") -> Figure:
     """Precision and recall as lines with their intervals.
 
-    Each of a panel's scores holds "precision" and "recall" as `analysis.statistics.mean_interval` returns them; what is
-    not defined leaves a gap. The controls of precision: `random`, that of random dimensions, in the same form, is
-    dashed on its interval, and `chance`, that of guessing, is dotted.
+    Each score of a panel holds "precision" and "recall" in the form of `analysis.statistics.mean_interval`; undefined
+    values leave a gap. The controls of precision are `random`, for random dimensions, in the same form (dashed, with
+    its interval), and `chance`, for guessing (dotted).
     """
     figure = Figure(figsize=(3.4 * len(panels), 3.0), dpi=200, layout="constrained")
     figure.suptitle(title, fontsize=9, x=0.01, ha="left")
@@ -193,19 +190,19 @@ def precision_and_recall(panels: Sequence[Panel], chance: float, random: dict, t
 
 
 def whole_numbers(axis) -> None:
-    """Ticks at whole numbers alone, at least one, however short the axis is."""
+    """Set ticks at integers only, at least one for any length of the axis."""
     axis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 4, 5, 10], min_n_ticks=1))
 
 
 def for_lines(axes) -> None:
-    """A faint grid, no frame above and beside it."""
+    """Style axes of lines: a faint grid; the top and right spines are hidden."""
     axes.tick_params(labelsize=7)
     axes.grid(True, linewidth=0.5, alpha=0.4)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def for_rows(axes) -> None:
-    """Of figures with a row for each name: faint vertical lines behind the marks, a frame below alone."""
+    """Style axes with one row per name: faint vertical lines below the marks; only the bottom spine is drawn."""
     axes.tick_params(axis="x", labelsize=7)
     axes.tick_params(axis="y", length=0)
     axes.xaxis.grid(True, linewidth=0.5, alpha=0.4)
@@ -214,7 +211,7 @@ def for_rows(axes) -> None:
 
 
 def for_bars(axes) -> None:
-    """Faint horizontal lines behind the bars, no ticks under them, no frame above and beside them."""
+    """Style axes of bars: faint horizontal lines below the bars; x ticks, top and right spines are hidden."""
     axes.tick_params(axis="x", length=0)
     axes.tick_params(axis="y", labelsize=7)
     axes.yaxis.grid(True, linewidth=0.5, alpha=0.4)
@@ -231,19 +228,19 @@ FAMILIES = (
     "Noto Sans Telugu", "Noto Sans Thai", "Nirmala UI", "Segoe UI", "Noto Sans Symbols", "Noto Sans Symbols2",
     "Noto Emoji", "Segoe UI Symbol", "Segoe UI Emoji",
 )  # fmt: skip
-"""Asked in this order for characters that a text's own font lacks; those that are not installed are left out."""
+"""Fallback fonts, in this order, for characters that a text's own font lacks; missing fonts are skipped."""
 REMEDY = (
     "install one, for Chinese, Japanese and Korean Noto Sans CJK (apt-get install fonts-noto-cjk), for other scripts"
     " Noto Sans (fonts-noto-core)"
 )
 
-_reported = False  # whether this run has printed its sentence
+_reported = False  # True once this run has printed the note
 
 
 class Figure(matplotlib.figure.Figure):
-    """A matplotlib figure whose texts fall back on the installed fonts of FAMILIES.
+    """Matplotlib figure whose texts fall back on the installed fonts of FAMILIES.
 
-    Characters that none of them has are drawn as boxes; one sentence on stderr names the first of them, once per run.
+    Characters that all of them lack are drawn as boxes; one note on stderr lists the first of them, once per run.
     """
 
     def draw(self, renderer) -> None:
@@ -251,12 +248,12 @@ class Figure(matplotlib.figure.Figure):
         if lacking:
             _report(lacking)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", r"Glyph \d+ ", UserWarning)  # the sentence stands for them
+            warnings.filterwarnings("ignore", r"Glyph \d+ ", UserWarning)  # replaced by the note
             super().draw(renderer)
 
 
 def _extend_fonts(text: Text) -> str:
-    """Append to a text's families the installed ones that its characters need; return what none of them has."""
+    """Append the installed families that a text's characters need; return the characters that all of them lack."""
     lacking = _lacking(text.get_text(), text.get_fontfamily())
     if not lacking:
         return ""
@@ -270,7 +267,7 @@ def _extend_fonts(text: Text) -> str:
 
 
 def _lacking(characters: str, families: Collection[str]) -> str:
-    """The characters that no font of these families has; control characters and the like need none."""
+    """Characters that all fonts of these families lack, without control characters and the like."""
     unusual = {char for char in characters if ord(char) > 126 and not unicodedata.category(char).startswith("C")}
     for path in {_path(family) for family in families} if unusual else ():
         font = get_font(path)
@@ -283,14 +280,14 @@ def _path(family: str):
 
 
 def installed() -> list[str]:
-    """The families of FAMILIES that matplotlib knows of."""
+    """Families of FAMILIES in matplotlib's list of fonts."""
     names = {entry.name for entry in fontManager.ttflist}
     return [family for family in FAMILIES if family in names]
 
 
 @cache
 def _installed_anew() -> list[str]:
-    """The same after a search for fonts that were installed since matplotlib wrote its list of fonts."""
+    """`installed` after a search for fonts that were installed after matplotlib wrote its list of fonts."""
     listed = {str(entry.fname) for entry in fontManager.ttflist}
     for path in set(findSystemFonts()) - listed:
         try:
@@ -310,7 +307,7 @@ def _report(lacking: str) -> None:
 
 
 def visible(token: str, longest: int = 14) -> str:
-    """A token as a label: white space and control characters made visible, a long one cut."""
+    """Label of a token: white space and control characters are made visible, a long token is truncated."""
     text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in token)
     text = text if text.strip() else "␣" * max(1, len(text))
     return text if len(text) <= longest else text[: longest - 1] + "…"

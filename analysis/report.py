@@ -1,16 +1,13 @@
-"""The page of a run: one file, report.html, that needs no network and no server and holds what is worth looking at.
+"""Render a run folder as one self-contained page, report.html, and sections of text as an HTML page or Markdown.
 
     write_report(run.folder, views)                    at the end of a script
-    python -m analysis.report results/some/run         of a folder that has none, or an old one; without the viewer
+    python -m analysis.report results/some/run         for a folder without a page, or an old one; without the viewer
 
-Whatever a run folder holds goes in: the figures of summary.json with their intervals, the pictures, the rows of
-samples.csv, the settings and links to the raw files; and the views of single samples (`analysis.gallery`), in
-which a reader chooses token, layer and head. All text from data and models is escaped: by jinja2 in the page, by
-`in_script` in the JSON, and the page's own policy lets no other script run.
-
-Text, tables and pictures as sections of a document: one self-contained HTML page, or Markdown.
-
-The page needs no script, no network and no other file: pictures are part of it. All text is escaped.
+report.html works without network or server. It holds the numbers of summary.json with their intervals, the figures,
+the rows of samples.csv, the settings, links to the raw files, and the views of single samples (`analysis.gallery`)
+with a choice of token, layer and head. All text from data and models is escaped: by jinja2 in the page, by `in_script`
+in the JSON; the page's content security policy blocks all other scripts. A page of sections (`as_page`) embeds its
+figures and has no script.
 """
 
 from __future__ import annotations
@@ -37,18 +34,18 @@ from analysis.runs import ORIGINS, read_table, write_whole
 
 NAME = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
-COLOURS = ("viridis", "inferno", "turbo", "jet")  # the first is the page's own: even steps in it look even
+COLOURS = ("viridis", "inferno", "turbo", "jet")  # the first is the default: it is perceptually uniform
 LIMIT_MB = 5.0
 MEGABYTE = 2**20
 MOST_ROWS, MOST_FILES = 1000, 200
-THUMBNAIL, SMALL_THUMBNAIL, MANY_ROWS = 240, 64, 200  # pixels of pictures in a table; rows from which on small ones
-THUMBNAILED = ("PNG", "JPEG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF", "JPEG2000")  # none that runs other programs
-OPEN_ROWS = 24  # rows of plots that are unfolded at first
-WHISKER = (8, 192)  # where a plot of 200 units begins and ends
+THUMBNAIL, SMALL_THUMBNAIL, MANY_ROWS = 240, 64, 200  # pixels of images in a table; rows above which they are small
+THUMBNAILED = ("PNG", "JPEG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF", "JPEG2000")  # none runs other programs
+OPEN_ROWS = 24  # rows of plots that are unfolded initially
+WHISKER = (8, 192)  # start and end of a plot of 200 units
 
 
 class Figure(NamedTuple):
-    """A number of summary.json with its interval; `low` and `high` are None where there is none."""
+    """A number of summary.json with its interval; `low` and `high` are None without an interval."""
 
     path: tuple[str, ...]
     value: float
@@ -58,12 +55,12 @@ class Figure(NamedTuple):
 
 
 def write_report(folder: str | Path, views: Sequence[dict] = (), rows: Sequence[dict] | None = None) -> Path:
-    """Writes report.html into a run folder, from what lies in it and the `views` of some of its samples; returns it.
+    """Write report.html into a run folder, from its files and the `views` of some samples; return its path.
 
-    `rows` are those of the table, each with the same keys (default: those of samples.csv). Of them, "sample" names the
-    view that a row opens, "image" (or the first that ends in "_image") is the path of its picture, and "folder" that of
-    its files. A page of more than LIMIT_MB is written all the same, and said so. Raises FileNotFoundError where there
-    is no summary.json, for then the run is not finished.
+    `rows` are the rows of the table, with equal keys (default: samples.csv). Key "sample" names the view that a row
+    opens, "image" (or the first key ending in "_image") the path of its image, and "folder" that of its files. A page
+    of more than LIMIT_MB is written with a note on stderr. Raises FileNotFoundError for a folder without summary.json,
+    an unfinished run.
     """
     folder = Path(folder)
     if not (folder / "summary.json").is_file():
@@ -76,7 +73,7 @@ def write_report(folder: str | Path, views: Sequence[dict] = (), rows: Sequence[
 
 
 def render(folder: Path, views: Sequence[dict], rows: Sequence[dict]) -> str:
-    """The page's text."""
+    """Render the HTML text of the page."""
     settings, summary = (_read_json(folder / name) for name in ("settings.json", "summary.json"))
     columns, shown = table(folder, rows, {view["name"]: index for index, view in enumerate(views)})
     style, script = (TEMPLATES.joinpath(f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
@@ -113,39 +110,39 @@ def render(folder: Path, views: Sequence[dict], rows: Sequence[dict]) -> str:
 
 
 def origins(settings: dict, summary: dict) -> list[dict]:
-    """The origins of a run's data and fixations, each with its `line`, from settings.json or else summary.json."""
+    """Origins of a run's data and fixations, each with its `line`, from settings.json or else summary.json."""
     named = (settings.get(name) or summary.get(name) for name in ORIGINS)
     return [each for each in named if isinstance(each, dict) and "line" in each]
 
 
 def opening(summary: dict, settings: dict) -> str:
-    """The first line: how many samples, when."""
+    """First line of the page: number of samples and start time."""
     count = summary.get("n")
     parts = [f"{count} samples" if count is not None else "", str(settings.get("started", "")).replace("T", " ")]
     return ", ".join(part for part in parts if part)
 
 
 def in_script(values) -> str:
-    """JSON that cannot end the script element that it stands in, or begin a comment there."""
+    """Encode JSON so that it cannot end its script element or begin a comment in it."""
     text = json.dumps(values, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.translate({ord(mark): f"\\u{ord(mark):04x}" for mark in "<>\u2028\u2029"})
 
 
 def policy_hash(text: str) -> str:
-    """The name under which a content security policy lets exactly this text be run or used."""
+    """Hash source with which a content security policy allows exactly this text."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 def colours() -> dict[str, str]:
-    """256 colours of each map that a reader may choose, three bytes each, in base64."""
+    """256 colours of each selectable colour map, three bytes each, in base64."""
     steps = {name: np.linspace(0, TOP.get(name, 1.0), 256) for name in COLOURS}
     tables = {name: matplotlib.colormaps[name](at, bytes=True)[:, :3] for name, at in steps.items()}
     return {name: base64.b64encode(np.ascontiguousarray(each).tobytes()).decode() for name, each in tables.items()}
 
 
 def found(summary, path: tuple[str, ...] = ()) -> Iterator[Figure]:
-    """Every figure of a summary: objects with `mean`, `rate` or `accuracy`, and perhaps `low`, `high` and `n`, however
-    deep. One that is named accuracy is found under that name, so that all of a run stand in one plot."""
+    """Every figure of a summary: objects with `mean`, `rate` or `accuracy`, and optionally `low`, `high` and `n`, at
+    any depth. An accuracy gets that name as the end of its path, so that all accuracies of a run share one plot."""
     if not isinstance(summary, dict):
         return
     for kind, name in (("mean", ()), ("rate", ()), ("accuracy", ("accuracy",))):
@@ -157,7 +154,7 @@ def found(summary, path: tuple[str, ...] = ()) -> Iterator[Figure]:
 
 
 def plots(figures: list[Figure]) -> list[dict]:
-    """Figures of one name (the last part of their paths) become the rows of one plot with one axis."""
+    """Group figures by name (the last part of their paths) into plots; each is a row of its plot."""
     groups: dict[str, list[Figure]] = {}
     for figure in figures:
         groups.setdefault(figure.path[-1] if figure.path else "", []).append(figure)
@@ -167,7 +164,7 @@ def plots(figures: list[Figure]) -> list[dict]:
 
 
 def plot(name: str, figures: list[Figure]) -> dict:
-    """One plot: where each point and interval lies on an axis of 200 units, and what it says in words."""
+    """One plot: position of each point and interval on an axis of 200 units, and its text."""
     ends = [end for each in figures for end in (each.value, each.low, each.high) if end is not None]
     low, high = min(ends), max(ends)
     spread = (high - low) or abs(high) or 1.0
@@ -191,12 +188,12 @@ def plot(name: str, figures: list[Figure]) -> dict:
 
 
 def number(value: float) -> str:
-    """Three digits that mean something."""
+    """Format a number with three significant digits, or more for numbers of 1000 and above."""
     return f"{value:.3g}" if value == 0 or abs(value) < 1000 else f"{value:.0f}"
 
 
 def pictures(folder: Path) -> list[dict]:
-    """The run's own pictures, small enough to look at here; each links to the file."""
+    """Figures of the run folder, shrunk for the page; each links to its file."""
     return [
         {"name": path.stem.replace("_", " "), "alt": f"Figure: {path.stem.replace('_', ' ')}", "link": quote(path.name),
          "source": shown}
@@ -205,13 +202,13 @@ def pictures(folder: Path) -> list[dict]:
 
 
 def read_rows(folder: Path) -> list[dict]:
-    """The rows of samples.csv; none where there is no such file."""
+    """Rows of samples.csv; [] if the file is missing."""
     path = folder / "samples.csv"
     return read_table(path) if path.is_file() else []
 
 
 def table(folder: Path, rows: Sequence[dict], views: dict[str, int]) -> tuple[list[str], list[dict]]:
-    """The columns in which any row has something, and the first MOST_ROWS rows; `views` are places by sample."""
+    """Non-empty columns and the first MOST_ROWS rows; `views` maps samples to indices of views."""
     rows = [{name: "" if value is None else str(value) for name, value in row.items()} for row in rows]
     columns = [name for name in (rows[0] if rows else ()) if any(row[name] for row in rows)]
     side = THUMBNAIL if len(rows) <= MANY_ROWS else SMALL_THUMBNAIL
@@ -232,12 +229,12 @@ def is_picture(column: str) -> bool:
 
 
 def picture_in(values: dict[str, str]) -> str | None:
-    """The path of a row's first picture; None where it has none."""
+    """Path of a row's first image, or None."""
     return next((path for column, path in values.items() if is_picture(column) and path), None)
 
 
 def cell(column: str, text: str) -> dict:
-    """A cell of the table: a folder is a link, a path shows its end, and a number of many digits is rounded."""
+    """Cell of the table: a folder is a link, a path is cut to its last part, a number of many digits is rounded."""
     if column == "folder" and text:
         return {"text": text, "number": False, "link": quote(text) + "/", "whole": None}
     if is_picture(column):
@@ -256,7 +253,7 @@ def is_number(text: str) -> bool:
 
 
 def files(folder: Path) -> list[dict]:
-    """Files beside the page, and those of samples, the first MOST_FILES of them; hidden ones are left out."""
+    """Files of the run folder and of its samples, the first MOST_FILES, without hidden files."""
     paths = [path for path in folder.rglob("*") if path.is_file() and path.name != NAME and path.name[0] != "."]
     paths = sorted(path.relative_to(folder) for path in paths)
     paths.sort(key=lambda path: len(path.parts))
@@ -266,13 +263,13 @@ def files(folder: Path) -> list[dict]:
 
 
 def _embed(path: str | Path | None, longest: int) -> str | None:
-    """An image file as a data URI; None where there is none that can be read, which costs the reader a thumbnail."""
+    """An image file as a data URI; None for a missing or unreadable file, whose row then lacks a thumbnail."""
     if path is None:
         return None
     try:
         with Image.open(path, formats=THUMBNAILED) as picture:
             return embedded(picture, longest)
-    except Exception:  # decoders raise errors of many classes for a damaged image, which the table names by its reason
+    except Exception:  # decoders raise many error classes for a damaged image; the table holds the reason
         return None
 
 
@@ -281,7 +278,7 @@ def _read_json(path: Path) -> dict:
 
 
 def embedded(picture: Image.Image, longest: int) -> str:
-    """A picture as a data URI: whole and lossless where it is small, else shrunk to `longest` pixels, as JPEG."""
+    """An image as a data URI: a small one unchanged as PNG, else shrunk to `longest` pixels as JPEG."""
     shown = picture.convert("RGB")
     shown.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     small = max(picture.size) <= longest and picture.width * picture.height <= 2**16
@@ -300,7 +297,7 @@ TEMPLATE = Path(__file__).parent / "templates" / "pictures.html.jinja"
 
 
 class Picture(NamedTuple):
-    """A PNG file; `alt` says what it shows to who cannot see it, `caption` stands below it."""
+    """A PNG file; `alt` is its text alternative, `caption` is printed below it."""
 
     path: Path
     alt: str
@@ -313,7 +310,7 @@ class Table(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A title with what stands under it, in this order; `small` pictures stand in a row at their own size."""
+    """A title and its content, in this order; `small` figures share one row at their own size."""
 
     title: str
     paragraphs: tuple[str, ...] = ()
@@ -323,7 +320,7 @@ class Section(NamedTuple):
 
 
 def as_page(title: str, sections: Sequence[Section]) -> str:
-    """An HTML document with the pictures in it."""
+    """Render sections as an HTML document with embedded figures."""
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -333,7 +330,7 @@ def as_page(title: str, sections: Sequence[Section]) -> str:
 
 
 def as_markdown(title: str, sections: Sequence[Section]) -> str:
-    """The text and the tables as Markdown, without the pictures."""
+    """Render text and tables as Markdown, without figures."""
     parts = [f"# {title}"]
     for section in sections:
         if section.paragraphs or section.tables:
@@ -347,5 +344,5 @@ def _markdown_table(table: Table) -> str:
 
 
 def data_uri(path: Path) -> str:
-    """A PNG file as the address of itself."""
+    """A PNG file as a data URI."""
     return f"data:image/png;base64,{base64.b64encode(Path(path).read_bytes()).decode()}"

@@ -1,23 +1,18 @@
-"""Attention rollout of generated tokens onto the image, exact and in memory that grows with T, not T x T.
+"""Attention rollout of generated tokens onto image cells, attention mass on the image, and vision encoder attention.
 
-Rollout (Abnar & Zuidema, ACL 2020) composes A_L ... A_1, A_l = (1 - w) (mean over heads of layer l) + w I. Only the
-rows of the generated tokens are ever needed, so they are carried down as row vectors, V <- V A_l, from the last layer
-to the first, and A_l is made block by block from recorded queries and keys. The trace is duck-typed (`layers`, `heads`,
-`length`, `prompt_length`, `start`, `device`, `blocks`).
+Rollout (Abnar & Zuidema, ACL 2020) composes A_L ... A_1, A_l = (1 - w) (mean over heads of layer l) + w I. It is exact,
+in memory that grows with T, not T x T: only the rows of the generated tokens are propagated, as row vectors V <- V A_l
+from the last layer to the first, and A_l is computed block by block from recorded queries and keys. The decoder's trace
+is duck-typed (`layers`, `heads`, `length`, `prompt_length`, `start`, `device`, `blocks`).
 
-How much of its attention a generated token spends on the image.
-
-Where the image tokens themselves come from: the vision tower's attention as a linear map between cells.
-
-The decoder's map names image tokens, but the tower has mixed the patches behind them. M [cell, cell] says where the
-tower looked for each token: for every layer that reaches the decoder, attention averaged over heads, what goes to no
-cell (CLIP's class token) dropped and the rows renormalised; then the mean over these layers. A cell of several patches
-is the mean over its queries and the sum over its keys. So every row of M sums to 1. This is `aggregate_vit_attention`
-of VLM-Visualizer (github.com/zjysteven/VLM-Visualizer), which renormalises each layer before it averages them too, but
-M is never made: row vectors are carried through blocks of attention, in memory that grows with the number of patches.
-
-The trace is duck-typed: `layers`, `images` (each with `length` and `cells` [row, col, patch]) and `chunks`, whose
-`first`, `last`, `query` [head, row, width], `device` and `weights` are used.
+The vision encoder mixes patches before the decoder reads them. M [cell, cell] is its attention between cells as a
+linear map: for every layer that reaches the decoder, attention averaged over heads, without keys outside the cells
+(CLIP's class token), rows renormalised; then the mean over these layers. A cell of several patches is the mean over its
+queries and the sum over its keys. Every row of M sums to 1. This is `aggregate_vit_attention` of VLM-Visualizer
+(github.com/zjysteven/VLM-Visualizer), which also renormalises each layer before averaging, without storing M: row
+vectors pass through blocks of attention, in memory that grows with the number of patches. The encoder's trace is
+duck-typed: `layers`, `images` (each with `length` and `cells` [row, col, patch]) and `chunks` (`first`, `last`, `query`
+[head, row, width], `device` and `weights`).
 """
 
 from __future__ import annotations
@@ -35,7 +30,7 @@ from data.errors import SampleError
 class Maps:
     """Relevance of one image's cells: `per_token` [token, row, col]; `mean` and `max` over tokens [row, col].
 
-    Where the grid is not known, one row holds all image tokens in their order: [token, 1, image token].
+    If the grid is unknown, one row holds all image tokens in order: [token, 1, image token].
     """
 
     per_token: np.ndarray
@@ -45,17 +40,17 @@ class Maps:
 
 @dataclass(frozen=True)
 class RolloutSettings:
-    """Composition of the layers of a decoder."""
+    """Settings of attention rollout over the decoder's layers."""
 
     rows: Literal["predicting", "query"] = "predicting"
-    """Map of a token: the row that predicted it, or the row in which it is read as the query."""
+    """Map of a token: the row that predicted it, or the row in which it is the query."""
     residual: float = 0.5
     """Weight w of the identity in each layer's (1 - w) A + w I."""
     drop_first: bool = False
     """Exclude attention to the first token, a common attention sink."""
     lowest: float = 0.0
-    """Where the product of layers ends, as a share of the depth: 0 composes all, 0.5 the upper half. In a causal
-    decoder the lower layers carry every map towards the first positions."""
+    """Lowest layer of the product, as a share of the depth: 0 composes all layers, 0.5 the upper half. In a causal
+    decoder the lower layers shift every map towards the first positions."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.residual < 1:
@@ -68,9 +63,9 @@ class RolloutSettings:
 class Rollout:
     """Relevance of every position for each generated token: `relevance` float32 [token, key], rows sum to 1.
 
-    `rows` says which query a token's map belongs to: "predicting" (the row that produced it) or "query" (the row in
-    which the token itself is read; the last token generated, end token included, was never read and has none).
-    `composed` are the settings of the product: residual, drop_first, lowest.
+    `rows` is the query row of a token's map: "predicting" (the row that produced the token) or "query" (the row in
+    which the token is the query; the last generated token, end token included, lacks this row).
+    `composed` holds the settings of the product: residual, drop_first, lowest.
     """
 
     relevance: torch.Tensor
@@ -79,7 +74,7 @@ class Rollout:
     composed: dict[str, float] = field(default_factory=dict)
 
     def maps(self, image: int = 0) -> Maps:
-        """The maps of one image of the prompt, in the order in which the prompt shows them."""
+        """Maps of one image of the prompt; `image` counts from 0 in prompt order."""
         positions, grid = self.layout.images[image], self.layout.grids[image]
         shape = (1, len(positions)) if grid is None else (grid.rows, grid.cols)
         cells = self.relevance[:, positions].reshape(-1, *shape).numpy()
@@ -99,9 +94,9 @@ class Rollout:
 
 
 def answer_rows(trace, rows: str, tokens: int | None = None) -> range:
-    """Sequence positions whose attention stands for the generated tokens, first token first; may be empty.
+    """Sequence positions of the attention rows of the generated tokens, in order; may be empty.
 
-    `tokens` limits them to the first so many. Raises ValueError for an unknown convention.
+    `tokens` limits them to that many first tokens. Raises ValueError for an unknown convention.
     """
     if rows not in ("predicting", "query"):
         raise ValueError(f"rows {rows!r} is unknown; choose 'predicting' or 'query'")
@@ -110,7 +105,7 @@ def answer_rows(trace, rows: str, tokens: int | None = None) -> range:
 
 
 def check_layout(trace, layout) -> None:
-    """Raises ValueError unless the layout is of the prompt that the trace recorded."""
+    """Raise ValueError unless the layout belongs to the recorded prompt of the trace."""
     start = int(trace.start[layout.sample])
     if (start, trace.prompt_length) != (layout.start, layout.length):
         raise ValueError(
@@ -123,12 +118,12 @@ def check_layout(trace, layout) -> None:
 def rollout(
     trace, layout, settings: RolloutSettings = RolloutSettings(), *, tokens: int | None = None
 ) -> Rollout:
-    """Rolls the generated tokens of one sample out to every position of its sequence.
+    """Attention rollout of the generated tokens of one sample to every position of its sequence.
 
-    `tokens` limits the map to the first so many generated tokens (default all). `drop_first` takes the first token's
-    column out of every A_l before the rows are renormalised; a row without any other attention keeps it. Where `lowest`
-    is 0.5, the maps say from which positions the states at half depth were read. Without `tokens`, a sample of a batch
-    that ended early also gets maps of its end and padding tokens. Raises SampleError where no token has a row.
+    `tokens` limits the map to that many first generated tokens (default all). `drop_first` removes the first token's
+    column from every A_l before the rows are renormalised; a row without other attention keeps it. With `lowest` 0.5,
+    the maps give the relevance of the positions' states at half depth. Without `tokens`, a sample of a batch that ended
+    early also gets maps of its end and padding tokens. Raises SampleError if all tokens lack a row.
     """
     check_layout(trace, layout)
     start, rows = layout.start, settings.rows
@@ -150,10 +145,10 @@ def rollout(
 
 
 def through(trace, layer: int, sample: int, vectors, start: int, residual: float, drop_first: bool) -> torch.Tensor:
-    """V A_l for row vectors V [token, key], keys counted from the sample's first token `start`."""
+    """V A_l for row vectors V [token, key]; keys count from the sample's first token `start`."""
     vectors = vectors.to(trace.device(layer))
     mixed = torch.zeros_like(vectors)
-    carrying = int(vectors.any(0).int().argmax())  # in the last layer only the generated tokens' own rows do
+    carrying = int(vectors.any(0).int().argmax())  # first nonzero key; in the last layer only the tokens' own rows
     first, last = start + carrying, start + vectors.shape[1]
     for rows, weights in trace.blocks(layer, sample, first, last, apart=not drop_first):
         share = 1 / trace.heads
@@ -161,14 +156,14 @@ def through(trace, layer: int, sample: int, vectors, start: int, residual: float
             weights, share = without_first(weights.mean(0, keepdim=True)), 1
         carried = vectors[:, rows.start - start : rows.stop - start].repeat(1, len(weights))
         mixed[:, : weights.shape[-1]].addmm_(carried, weights.flatten(0, 1), alpha=share)  # sums heads and rows at once
-        del weights  # or two blocks would be held while the next one is made
+        del weights  # otherwise two blocks would be in memory at once
     return residual * vectors + (1 - residual) * mixed
 
 
 def without_first(weights: torch.Tensor) -> torch.Tensor:
     """Weights [1, row, key] with the first key's column removed and the rows renormalised.
 
-    A row that looks at nothing else, as row 0 must, is left as it is: there is nothing to renormalise.
+    A row without other attention, such as row 0, is unchanged, since its remaining sum is 0.
     """
     rest = weights.clone()
     rest[:, :, 0] = 0
@@ -177,9 +172,9 @@ def without_first(weights: torch.Tensor) -> torch.Tensor:
 
 
 def image_share(trace, layout, *, rows: str = "predicting", tokens: int | None = None) -> np.ndarray:
-    """Attention on all image keys, mean over heads, float32 [layer, token], each in [0, 1].
+    """Attention mass on all image keys, mean over heads, float32 [layer, token], each in [0, 1].
 
-    Plain attention of single layers, not rollout; `rows` and `tokens` as in `analysis.rollout.rollout`.
+    Attention of single layers, not rollout; `rows` and `tokens` as in `analysis.rollout.rollout`.
     """
     check_layout(trace, layout)
     positions = answer_rows(trace, rows, tokens)
@@ -190,15 +185,15 @@ def image_share(trace, layout, *, rows: str = "predicting", tokens: int | None =
     return np.stack([share.numpy() for share in shares])
 
 
-BLOCK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}  # attention weights held at a time
+BLOCK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}  # attention weights in memory at a time
 
 
 @torch.no_grad()
 def through_tower(cells: np.ndarray, trace, image: int = 0) -> np.ndarray:
-    """V M: each cell's relevance handed on to the cells where the tower looked for it, float32 [token, row, col].
+    """V M: the decoder's relevance propagated through the vision encoder's attention, float32 [token, row, col].
 
     `cells` are the decoder's maps of one image [token, row, col]; `image` counts the images of the trace. The sum of
-    each map stays. Raises ValueError for maps on another grid than the image's.
+    each map is preserved. Raises ValueError for maps on another grid than the image's.
     """
     held = trace.images[image]
     if cells.ndim != 3 or cells.shape[1:] != held.cells.shape[:2]:
@@ -221,9 +216,9 @@ def through_tower(cells: np.ndarray, trace, image: int = 0) -> np.ndarray:
 
 
 def rollout_through_tower(rollout: Rollout, trace, first: int = 0) -> Rollout:
-    """The same rollout with the relevance of every image handed on by the tower, see `through_tower`.
+    """Rollout with the relevance of every image propagated through the vision encoder, see `through_tower`.
 
-    `first` is the number, among the trace's images, of the first image of the rollout's sample.
+    `first` is the index, among the trace's images, of the first image of the rollout's sample.
     """
     relevance = rollout.relevance.clone()
     for image, positions in enumerate(rollout.layout.images):
@@ -241,7 +236,7 @@ def tower_look(trace, image: int = 0) -> np.ndarray:
 def through_chunk(chunk, vectors: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
     """V A for row vectors V [token, row] over a chunk's rows; A the mean over heads, renormalised over `kept` keys.
 
-    A row that looks at none of them stays where it is: there is nothing to renormalise.
+    A row without attention on kept keys acts as the identity, since its sum is 0.
     """
     heads, count, _ = chunk.query.shape
     vectors, kept = vectors.to(chunk.device), kept.to(chunk.device)

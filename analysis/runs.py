@@ -1,13 +1,12 @@
-"""The folder a run leaves behind: settings.json, samples.csv, pictures and maps per sample, summary.json.
+"""Results folder of a run (settings.json, samples.csv, figures and maps per sample, summary.json) and the sample loop.
 
-Rows are written as they come and every other file is written beside its name and then moved there, so what stands under
-its final name is complete: a folder without summary.json is a run that did not finish.
+The loop measures the samples in order and counts each skipped sample by reason. Each row is written at once; every
+other file is written under a partial name and then renamed, so a file under its final name is complete. A folder
+without summary.json is an unfinished run.
 
-A text that a spreadsheet would run as a formula (`= + - @` at its start, or a tab or line break) has a single quote put
-before it in every CSV file, as OWASP advises against CSV injection; numbers stay as they are. `read_table` takes the
-quote away, so that a text is read back as it was written.
-
-The loop of every script: one sample after the other, each measured or counted by the reason why not.
+In every CSV file, a single quote precedes a text that a spreadsheet would run as a formula (`= + - @` at its start, or
+a tab or line break), as OWASP advises against CSV injection; numbers are unchanged. `read_table` removes the quote, so
+a text is read back as it was written.
 """
 
 from __future__ import annotations
@@ -42,22 +41,22 @@ from data.errors import SampleError
 
 SETTINGS, SUMMARY = "settings.json", "summary.json"
 LOCK = ".lock"  # held by the run that writes into the folder (analysis.processes)
-AT_START = {LOCK, f"partial-{SETTINGS}"}  # files that a run killed at its start leaves
+AT_START = {LOCK, f"partial-{SETTINGS}"}  # files left by a run that was killed at its start
 RESULTS = {".csv", ".html", ".json", ".md", ".npy", ".npz", ".png"}  # suffixes of the files of a run
-FREE_FLAGS = ("out_dir", "batch_size")  # flags that do not decide a result
+FREE_FLAGS = ("out_dir", "batch_size")  # flags that do not affect a result
 PACKAGES = ("torch", "transformers", "numpy", "pillow")
-FOOT_SIZE, FOOT_COLUMNS, FOOT_LINE = 6, 22, 0.11  # points; characters to an inch and inches to a line at that size
-ORIGINS = ("data", "fixations")  # of settings.json: each has a `line`, which figures and the page repeat, and a `label`
-FORMULA = re.compile("'*[=+\\-@\t\r\n＝＋－＠]")  # quotes before it, so that a text which has some keeps them
+FOOT_SIZE, FOOT_COLUMNS, FOOT_LINE = 6, 22, 0.11  # points; characters per inch and inches per line at that size
+ORIGINS = ("data", "fixations")  # in settings.json: each has a `line`, repeated in figures and the page, and a `label`
+FORMULA = re.compile("'*[=+\\-@\t\r\n＝＋－＠]")  # with leading quotes, so that a text keeps its own quotes
 NUMERAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 class OutputError(OSError):
-    """A result could not be written; the message is one sentence for the user (what, where, why)."""
+    """Error in writing a result; the message is one sentence with the result, its path and the reason."""
 
 
 def default_out_dir(script: str, model: str) -> Path:
-    """results/<script>/<model's last name>-<date-time>, with a number behind it where that already exists."""
+    """results/<script>/<last part of the model's name>-<date-time>, with a numeric suffix if that folder exists."""
     name = re.sub(r"[^\w.-]", "-", Path(model).name or Path(model).resolve().name)
     base = Path("results") / Path(script).stem / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     candidate, number = base, 1
@@ -68,11 +67,11 @@ def default_out_dir(script: str, model: str) -> Path:
 
 
 def refuse_existing(out_dir: str | Path) -> Path:
-    """Return `out_dir` as a Path if it is new or an empty folder that can be written. Creates nothing.
+    """Return `out_dir` as a Path if it is new or an empty folder that can be written. Has no side effects.
 
-    Files that a run leaves when it is killed at its start (AT_START) do not count.
+    Files left by a run that was killed at its start (AT_START) do not count.
 
-    Raises FileExistsError where something lies in it already, ValueError where it cannot be made.
+    Raises FileExistsError if it holds other files, ValueError if it cannot be created.
     """
     out_dir = Path(out_dir)
     if out_dir.exists() and not (out_dir.is_dir() and {path.name for path in out_dir.iterdir()} <= AT_START):
@@ -86,7 +85,7 @@ def refuse_existing(out_dir: str | Path) -> Path:
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """Place of the results."""
+    """Folder of the results."""
 
     out_dir: str | None = None
     """New or empty folder for the results (default: results/<script>/<model>-<date>)."""
@@ -96,13 +95,13 @@ class Output:
         return refuse_existing(self.place(config, about))
 
     def place(self, config, about: str) -> Path:
-        """The folder, not checked. Its default name is that of the script that defines the class of `config`, and of
-        `about`, a model."""
+        """The folder, not checked. Its default name holds the script that defines the class of `config`, and `about`,
+        a model."""
         return Path(self.out_dir or default_out_dir(inspect.getfile(type(config)), about))
 
 
 def flat_flags(config) -> dict:
-    """Every flag of a config with its value, by its name with underscores; a group of flags adds its own."""
+    """Every flag of a config with its value, by its name with underscores; flags of groups have no prefix."""
     flags = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -149,10 +148,10 @@ def _differences(path: Path, settings: Mapping[str, Mapping]) -> str:
 
 
 def check_place(path: Path, called: str) -> None:
-    """Raises ValueError where `path`, which the message calls so, could not be made or written. Leaves nothing there.
+    """Raise ValueError if `path`, named `called` in the message, cannot be created or written. Creates no file.
 
-    Asked is the nearest folder that exists, by a file without a name: permissions alone do not tell of a system's own
-    folders, and not of a disk that can only be read.
+    The test opens an unnamed file in the nearest existing folder: permissions alone do not reveal system folders or a
+    read-only disk.
     """
     above = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     try:
@@ -163,33 +162,32 @@ def check_place(path: Path, called: str) -> None:
 
 
 def provenance() -> dict:
-    """First entries of every settings.json: the command line, the time, and the versions that decide results."""
+    """First entries of every settings.json: the command line, the time, and the versions that affect results."""
     versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
     started = datetime.now().astimezone().isoformat(timespec="seconds")
     return {"command": sys.argv, "started": started, "versions": versions}
 
 
 class RunFolder:
-    """Results of one run. `columns` of samples.csv are fixed from the start: sample, the given ones, skipped."""
+    """Results of one run. The columns of samples.csv are fixed at the start: sample, `columns`, skipped."""
 
     def __init__(self, folder: str | Path, columns: Sequence[str]):
         self.folder = Path(folder)
         self.columns = ("sample", *columns, "skipped")
         self.done = 0
         self.skipped = Counter()
-        self.views: list[dict] = []  # of samples, for the run's page (analysis.gallery)
-        self.origins: dict[str, dict] = {}  # by ORIGINS, for summary.json and the foot of every figure
-        self._folders = dict.fromkeys((SETTINGS, "samples.csv", SUMMARY))  # taken names -> their sample
+        self.views: list[dict] = []  # views of samples for the run's page (analysis.gallery)
+        self.origins: dict[str, dict] = {}  # by ORIGINS; in summary.json and the foot of every figure
+        self._folders = dict.fromkeys((SETTINGS, "samples.csv", SUMMARY))  # used names -> their sample
         self._append(self.columns)
 
     @classmethod
     def create(cls, out_dir: str | Path, settings: dict, columns: Sequence[str]) -> RunFolder:
         """Make `out_dir` and write settings.json into it.
 
-        settings: what the caller alone knows: every flag, model id and revision, seed, device, and under ORIGINS the
-        facts of `data.folders.Source` and `data.gaze_samples.GazeSource`. The command line, the time and the versions
-        are added.
-        Raises FileExistsError where `out_dir` holds anything already.
+        settings: from the caller: every flag, model id and revision, seed, device, and under ORIGINS the fields of
+        `data.folders.Source` and `data.gaze_samples.GazeSource`. The command line, the time and the versions are added.
+        Raises FileExistsError if `out_dir` is not empty.
         """
         out_dir = refuse_existing(out_dir)
         with writing(out_dir):
@@ -200,9 +198,9 @@ class RunFolder:
         return run
 
     def add(self, sample: str, **values) -> None:
-        """One row for a sample that was measured; a column that is not given stays empty.
+        """Write the row of a measured sample; a column without a value stays empty.
 
-        Raises ValueError for a value without a column, OutputError where the row cannot be written.
+        Raises ValueError for a value without a column, OutputError if the row cannot be written.
         """
         unknown = set(values) - set(self.columns[1:-1])
         if unknown:
@@ -211,7 +209,7 @@ class RunFolder:
         self.done += 1
 
     def skip(self, sample: str, reason: str) -> None:
-        """One row for a sample that could not be measured, counted under `reason`."""
+        """Write the row of a skipped sample and count it under `reason`."""
         self._append([sample, *("" for _ in self.columns[1:-1]), reason])
         self.skipped[reason] += 1
 
@@ -223,7 +221,7 @@ class RunFolder:
         return write_whole(target, picture.save)
 
     def sample_folder(self, sample: str) -> Path:
-        """A folder of its own for a sample, whatever characters its name has; the same one when asked again."""
+        """The folder of one sample, under a safe name; repeated calls return the same folder."""
         plain = re.sub(r"[^\w.-]", "-", str(sample)).strip(".")[:80] or "sample"
         name, number = plain, 1
         while self._folders.setdefault(name, sample) != sample:
@@ -235,8 +233,8 @@ class RunFolder:
         return folder
 
     def finish(self, summary: dict) -> Path:
-        """Write summary.json: the numbers of samples measured and skipped (by reason), the origin of the data, then the
-        caller's figures."""
+        """Write summary.json: the numbers of samples measured and skipped (by reason), the origin of the data, then
+        `summary`."""
         head = {"n": self.done, "skipped": dict(self.skipped), **self.origins}
         return write_json(self.folder / SUMMARY, {**head, **summary})
 
@@ -247,9 +245,9 @@ class RunFolder:
 
 
 def draw(figure: Figure, foot: str) -> Image.Image:
-    """A matplotlib figure as an image, cropped to its content, above the lines of `foot`, where that is not empty.
+    """Render a matplotlib figure as an image, cropped to its content, above the lines of `foot` unless that is empty.
 
-    The lines are an image of their own, since a text below the figure's edge would shift its outer legends.
+    The lines are a separate image, because a text below the figure's edge would shift its outer legends.
     """
     above = _rasterise(figure, bbox_inches="tight", pad_inches=0.05)
     if not foot:
@@ -274,16 +272,16 @@ def _rasterise(figure: Figure, **options) -> Image.Image:
 def save_maps(
     folder: str | Path, maps, tokens: Sequence[str], rows: str, grid, name: str = "maps.npz", **further
 ) -> Path:
-    """Write folder/name, the raw maps of one sample with what is needed to read them later.
+    """Write folder/name, the raw maps of one sample with their geometry.
 
     maps: has per_token [token, row, col], mean and max [row, col]. tokens: the generated tokens as text.
-    rows: which attention row a token's map is ("predicting" or "query"). grid: as in `analysis.overlay`, with
+    rows: the attention row of a token's map ("predicting" or "query"). grid: as in `analysis.overlay`, with
     `rect(row, col)`. The file holds no pickle: `numpy.load` with its defaults reads it. Besides the maps (float32),
-    `tokens` and `rows` there are `cells` [row, col, 4], left, top, right, bottom of each cell in the original picture's
-    pixels, and the grid's `image_size` and `resized` (width, height), `offset` (left, top) and `cell`; `further`
-    numbers and arrays stand there under their own names, such as the settings of the rollout. A grid that is not known
-    is None: the maps are one row of image tokens then, and all that would say where they lie is NaN. Raises ValueError
-    for maps of another size than grid and tokens say.
+    `tokens` and `rows` it holds `cells` [row, col, 4], left, top, right, bottom of each cell in pixels of the original
+    image, and the grid's `image_size` and `resized` (width, height), `offset` (left, top) and `cell`; `further` numbers
+    and arrays, such as the settings of the rollout, keep their own names. An unknown grid is None: the maps are then
+    one row of image tokens, and the geometry is NaN. Raises ValueError for maps whose size differs from that of grid
+    and tokens.
     """
     per_token, mean, top = (np.asarray(array, np.float32) for array in (maps.per_token, maps.mean, maps.max))
     shape = (1, per_token.shape[-1]) if grid is None else (grid.rows, grid.cols)
@@ -305,7 +303,7 @@ def save_arrays(path: str | Path, **arrays: np.ndarray) -> Path:
 
 
 def cell_rects(grid) -> np.ndarray:
-    """Left, top, right and bottom of every cell in the original picture's pixels, float32 [row, col, 4]."""
+    """Left, top, right and bottom of every cell in pixels of the original image, float32 [row, col, 4]."""
     cells = [[grid.rect(row, col) for col in range(grid.cols)] for row in range(grid.rows)]
     return np.array(cells, np.float32)
 
@@ -322,7 +320,7 @@ def _geometry(grid, shape: tuple[int, int]) -> dict[str, np.ndarray]:
 
 
 def write_table(path: str | Path, rows: Sequence[dict], columns: Sequence[str] | None = None) -> Path:
-    """Rows with the same keys as CSV, under `columns` (default: the keys of the first row)."""
+    """Write rows with the same keys as CSV, under `columns` (default: the keys of the first row)."""
 
     def write(partial: Path) -> None:
         with open(partial, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
@@ -335,14 +333,14 @@ def write_table(path: str | Path, rows: Sequence[dict], columns: Sequence[str] |
 
 
 def read_table(path: str | Path) -> list[dict[str, str]]:
-    """The rows of a CSV file that `RunFolder` or `write_table` wrote, by column; cells are the texts as written."""
+    """Read the rows of a CSV file from `RunFolder` or `write_table`, by column; cells are the texts as written."""
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file, restkey="", restval=""))
     return [{_from_cell(name): _from_cell(cell) for name, cell in row.items() if name} for row in rows]
 
 
 def _to_cell(value):
-    """A value as a CSV file holds it: numbers as they are, a text that a spreadsheet would run behind a quote."""
+    """A value as a CSV cell: numbers unchanged, a text that a spreadsheet would run after a single quote."""
     if value is None or isinstance(value, Number):
         return value
     text = str(value)
@@ -354,14 +352,14 @@ def _from_cell(text: str) -> str:
 
 
 def write_json(path: str | Path, values) -> Path:
-    """JSON with paths as text, arrays as lists, dataclasses as objects, and null for what is not a finite number."""
+    """Write JSON with paths as text, arrays as lists, dataclasses as objects, and null for non-finite numbers."""
     text = json.dumps(_plain(values), indent=2, ensure_ascii=False, allow_nan=False)
     data = (text + "\n").encode("utf-8", errors="backslashreplace")
     return write_whole(path, lambda partial: partial.write_bytes(data))
 
 
 def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
-    """Call `write(partial path)`, then move the result to `path`: nobody ever sees half a file under that name."""
+    """Call `write(partial path)`, then rename the result to `path`, so that a file of that name is complete."""
     path = Path(path)
     partial = path.with_name(f"partial-{path.name}")
     with writing(path):
@@ -376,7 +374,7 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
 
 @contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """Turn the system's error while writing `path` (disk full, no permission, ...) into an OutputError."""
+    """Convert a system error while writing `path` (disk full, no permission, ...) into an OutputError."""
     try:
         yield
     except OSError as error:
@@ -386,7 +384,7 @@ def writing(path: str | Path) -> Iterator[None]:
 
 
 def _plain(value):
-    """`value` in JSON's own types."""
+    """Convert `value` to JSON types."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     if isinstance(value, np.ndarray | np.generic):
@@ -406,11 +404,11 @@ def measure_each(
     measure: Callable[..., dict],
     unusable: Iterable[tuple[str, str]] = (),
 ) -> list[dict]:
-    """Adds the row that `measure(sample)` returns for each sample to the run; returns the rows, in order.
+    """Add the row that `measure(sample)` returns for each sample to the run; return the rows, in order.
 
-    A sample (anything with a `name`) that raises SampleError is reported on stderr and counted under its reason; so is
-    one for which memory runs out. Any other error ends the run.
-    `unusable` are (name, reason) of samples that were given up before.
+    A sample (any object with a `name`) that raises SampleError or runs out of memory is reported on stderr and counted
+    under its reason. Any other error ends the run.
+    unusable: (name, reason) of samples that were rejected before.
     """
     return measure_batches(run, samples, lambda batch: [measure(batch[0])], 1, unusable)
 
@@ -422,9 +420,9 @@ def measure_batches(
     size: int,
     unusable: Iterable[tuple[str, str]] = (),
 ) -> list[dict]:
-    """As `measure_each`, with `measure(batch)` for up to `size` samples at a time, which returns a row for each.
+    """`measure_each` in batches: `measure(batch)` returns one row for each of up to `size` samples.
 
-    Where a batch holds a bad sample, its samples are measured one by one.
+    If a batch holds a bad sample, its samples are measured one by one.
     """
     for name, reason in unusable:
         run.skip(name, reason)
@@ -444,19 +442,19 @@ def measure_batches(
 
 
 def attempt(measure: Callable[[Sequence], list], batch: Sequence) -> list:
-    """The result of `measure(batch)` for each sample of a batch, or the SampleError of a sample that has none."""
+    """Result of `measure(batch)` for each sample of a batch, or the SampleError of a failed sample."""
     try:
         return measure(batch)
     except SampleError as error:
-        failed = error.with_traceback(None)  # whose frames would keep what was recorded
+        failed = error.with_traceback(None)  # its frames would keep the recorded tensors
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
         failed = SampleError("out of memory", "out of memory; fewer or smaller pictures or half precision may fit")
-    torch.cuda.empty_cache()  # here, where the error and its frames are gone
+    torch.cuda.empty_cache()  # here, after the error and its frames are freed
     return [failed] if len(batch) == 1 else [found for one in batch for found in attempt(measure, [one])]
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory ran out; torch's CPU allocator has no exception of its own for it."""
+    """Return whether an error is an out-of-memory error; torch's CPU allocator raises a generic RuntimeError for it."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)

@@ -1,25 +1,22 @@
 """Attention of words and cells compared with the boxes of two shapes: maps, targets, controls and their summary.
 
-A *query* is whose attention it is: the words of the caption's first shape, of its relation and of its second shape
+A *query* is the source of attention: the words of the caption's first shape, of its relation and of its second shape
 (text to image), or a seed cell, at each shape's centre and on the background (image to image). Its map is [row, col]
-over the image's cells. What it is held against is its *target*:
+over the image's cells. Its *target* is the reference of the map:
 
     query               box                 the other box
     first, seed_first   the first shape's   the second shape's
     second, seed_second the second shape's  the first shape's
-    relation            both boxes, and along its axis the stretch between them
+    relation            both boxes, and along its axis the gap between them
     seed_background     both boxes
 
-A seed does not count as a place to look at, nor does what it cannot see (in a causal decoder, the cells behind it):
-those are taken out of the map, of the box and of every control alike; of the other box, for a fair comparison, its
-centre too.
+The seed's own cell and the cells that it cannot attend to (in a causal decoder, the later ones) are excluded from the
+map, the box and every control; the other box's centre is excluded from the other box, too, for a fair comparison.
 
-Controls, each under every metric for which it can differ: `shuffled`, the model reads the same words and sees the same
-cells in random order, while the boxes stay where they were: a difference says that the map reacts to the picture, not
-that it finds the shape; `other`, the same map against the other shape's box; `centre`, a Gaussian about the middle of
-the picture in place of the map; `uniform`, an even map.
-
-What many samples say together of where words and cells look: tables, and the summary's figures.
+Controls, each under every metric for which it can differ: `shuffled`, the same words with the image's cells in random
+order and the boxes unchanged: a difference shows that the map depends on the image, not that it locates the shape;
+`other`, the same map against the other shape's box; `centre`, a Gaussian about the image's centre instead of the map;
+`uniform`, the uniform baseline.
 """
 
 from __future__ import annotations
@@ -49,7 +46,7 @@ from data.errors import SampleError
 WORDS = ("first", "relation", "second")
 SEEDS = ("seed_first", "seed_second", "seed_background")
 QUERIES = WORDS + SEEDS
-SPREAD = 0.25  # standard deviation of the centre prior, as a share of the picture's side
+SPREAD = 0.25  # standard deviation of the centre bias, as a share of the image's side
 @dataclass(frozen=True, eq=False)
 class Scene:
     """Two shapes on a model's cells: `first` and `second` cell weights [row, col] in the order of the caption, the
@@ -62,15 +59,15 @@ class Scene:
 
     @property
     def both(self) -> np.ndarray:
-        """Cell weights [row, col] of what lies in either box; where they overlap in a cell, at most all of it."""
+        """Cell weights [row, col] of the union of both boxes: their sum, at most 1 per cell."""
         return np.minimum(self.first + self.second, 1)
 
 
 def place(sample, grid, rng: np.random.Generator) -> Scene:
-    """A two-shapes sample on the model's grid; the background's seed is any cell that no box touches.
+    """Scene of a two-shapes sample on the model's grid; the background's seed is a random cell outside both boxes.
 
     sample: has `first`, `second` (each with `box`, `centre`, in pixels) and `relation`, in the order of the caption.
-    Raises SampleError for a shape whose centre the model's crop removed, and for boxes that leave no background.
+    Raises SampleError if the model's crop removed a shape's centre, or if the boxes touch every cell.
     """
     first, second = (cell_weights(shape.box, grid) for shape in (sample.first, sample.second))
     seeds = {}
@@ -87,7 +84,7 @@ def place(sample, grid, rng: np.random.Generator) -> Scene:
 
 
 def targets(scene: Scene, causal: bool) -> dict[str, Target]:
-    """Target of each query; `causal`: seeds attend only to the cells before them."""
+    """Target of each query; `causal`: seeds attend only to earlier cells."""
     everything = np.ones(scene.first.shape, bool)
     background = 1 - scene.both
     between = relation_distribution(scene.first, scene.second, scene.relation)
@@ -108,8 +105,7 @@ def targets(scene: Scene, causal: bool) -> dict[str, Target]:
 
 
 def measure(maps, target: Target, condition: str = "own") -> dict[str, np.ndarray]:
-    """Every metric of maps [..., row, col] under a condition, each [...]; cells that do not count are taken out first.
-    """
+    """Every metric of maps [..., row, col] under a condition, each [...]; excluded cells are removed first."""
     maps = np.asarray(maps, np.float64) * target.seen
     values = {
         name: metric.measure(maps, target)
@@ -134,18 +130,18 @@ def with_controls(own, shuffled, target: Target) -> dict[str, dict[str, np.ndarr
 
 
 def centre_prior(shape: tuple[int, int]) -> np.ndarray:
-    """A Gaussian about the middle of the cells, [row, col], a quarter of each side wide: where photographs have their
-    subject, whatever the picture shows."""
+    """Centre bias of photographs, independent of the image: a Gaussian about the grid's centre, [row, col], with a
+    standard deviation of a quarter of each side."""
     along = [np.exp(-((((np.arange(side) + 0.5) / side - 0.5) / SPREAD) ** 2) / 2) for side in shape]
     return np.outer(*along)
 
 
 @torch.no_grad()
 def decoder_maps(trace, layouts: Sequence, rows: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
-    """Attention to the image's cells of some rows of the decoder, mean over each name's rows: float32
-    [sample, layer, head, row, col] by name; each map sums to the share of its attention that is on the image.
+    """Attention of decoder rows to the image's cells, mean over each name's rows: float32
+    [sample, layer, head, row, col] by name; each map sums to its attention mass on the image.
 
-    `layouts` are of the trace's samples, with one image each on one grid; rows are positions, the same in all of them.
+    `layouts` belong to the trace's samples, with one image each on one grid; rows are positions, equal in all samples.
     """
     grid, cells = layouts[0].grids[0], layouts[0].images[0]
     if any(layout.images[0].tolist() != cells.tolist() for layout in layouts):
@@ -162,9 +158,9 @@ def decoder_maps(trace, layouts: Sequence, rows: Mapping[str, Sequence[int]]) ->
 
 @torch.no_grad()
 def tower_maps(tower, seeds: Mapping[str, tuple[int, int]]) -> dict[str, np.ndarray]:
-    """Attention of cells to cells in the vision tower: float32 [image, layer, head, row, col] by name, for each seed
-    (row, col). A cell of several patches is the mean over its queries and the sum over its keys; what goes to no cell
-    (CLIP's class token) is left out, and so are layers that do not reach the decoder."""
+    """Attention of cells to cells in the vision encoder: float32 [image, layer, head, row, col] by name, for each seed
+    (row, col). A cell of several patches is the mean over its queries and the sum over its keys; keys outside the cells
+    (CLIP's class token) and layers that do not reach the decoder are excluded."""
     rows, cols, patches = tower.images[0].cells.shape
     first = tower.images[0].length - rows * cols * patches
     queries = [first + (row * cols + col) * patches + patch for row, col in seeds.values() for patch in range(patches)]
@@ -178,7 +174,7 @@ def tower_maps(tower, seeds: Mapping[str, tuple[int, int]]) -> dict[str, np.ndar
 
 
 def seed_rows(layout, seeds: Mapping[str, tuple[int, int]]) -> dict[str, list[int]]:
-    """Positions of the image tokens of some cells (row, col)."""
+    """Positions of the image tokens of the seed cells (row, col)."""
     cols = layout.grids[0].cols
     return {name: [int(layout.images[0][row * cols + col])] for name, (row, col) in seeds.items()}
 
@@ -186,8 +182,8 @@ def seed_rows(layout, seeds: Mapping[str, tuple[int, int]]) -> dict[str, list[in
 def all_maps(
     trace, layouts: Sequence, rows: Mapping[str, Sequence[int]], seeds: Mapping[str, tuple[int, int]], tower=None
 ) -> dict[str, np.ndarray]:
-    """The maps of words (their rows) and seeds (their cells), of the trace and, for seeds, of `tower` if it is given:
-    float32 [sample, layer, head, row, col] by query; NaN for a word without rows."""
+    """Maps of words (by rows) and seeds (by cells) from the trace or, for seeds, from `tower` if it is given: float32
+    [sample, layer, head, row, col] by query; NaN for a word without rows."""
     if tower is None:
         return decoder_maps(trace, layouts, {**rows, **seed_rows(layouts[0], seeds)})
     return decoder_maps(trace, layouts, rows) | tower_maps(tower, seeds)
@@ -195,28 +191,28 @@ def all_maps(
 
 @dataclass(frozen=True)
 class SpatialSettings:
-    """Layers and rows of the attention that is measured."""
+    """Layers and rows of the measured attention."""
 
     layers: str = "mid_third"
     """Decoder layers to average: all | first_third | mid_third | last_third | last_4 | 3,7,12 (0-based)."""
     seeds_in: Literal["auto", "tower", "decoder"] = "auto"
-    """Whose image-to-image attention: the vision tower's, or the decoder's, where a cell sees only those before it;
-    auto: the tower's where there is one."""
+    """Source of image-to-image attention: the vision encoder, or the decoder (a cell attends only to earlier ones);
+    auto: the vision encoder if the model has one."""
     tower_layers: str = "all"
-    """Layers of the tower to average, of those that reach the decoder; as --layers."""
+    """Layers of the vision encoder to average, of those that reach the decoder; values as for --layers."""
     rows: Literal["predicting", "query"] = "predicting"
-    """A word of the answer: the row that predicted it, or the row in which it is read."""
+    """Row of a word of the answer: the row that predicted it, or the row in which it is the query."""
     words_in: Literal["prompt", "answer"] = "prompt"
-    """Which counts where a word stands both in the prompt and in the answer."""
+    """Occurrence to use if a word is both in the prompt and in the answer."""
 
     def __post_init__(self) -> None:
         check_layers(self.layers)
         check_layers(self.tower_layers)
 
     def queried_layers(self, decoder: int, tower: int | None) -> dict[str, tuple[int, ...]]:
-        """The layers that are averaged for each query, of so many; `tower` None: seeds are those of the decoder.
+        """Layers to average for each query, given the numbers of layers; `tower` None: seeds are from the decoder.
 
-        Raises ValueError for layers that are not there.
+        Raises ValueError for layers outside the model.
         """
         words = select_layers(self.layers, decoder)
         seeds = words if tower is None else select_layers(self.tower_layers, tower)
@@ -226,7 +222,7 @@ class SpatialSettings:
 FAMILY = "every query, metric and control of this summary"
 CONDITIONS = ("own", *CONTROLS)
 OF_HEADS = ("own", "other", "shuffled")
-SHOWN = ("mass", "pointing", "distance")  # in samples.csv, of the words; everything is in measures.csv
+SHOWN = ("mass", "pointing", "distance")  # metrics of words in samples.csv; all metrics are in measures.csv
 
 
 COLUMNS = (
@@ -237,9 +233,9 @@ COLUMNS = (
 
 @dataclass(frozen=True, eq=False)
 class Looked:
-    """One sample measured. `values` {query: {condition: {metric: float}}} of the chosen layers, heads averaged;
+    """Metrics of one sample. `values` {query: {condition: {metric: float}}} of the chosen layers, heads averaged;
     `heads` {query: {condition: {metric: float64 [layer, head]}}}, of OF_HEADS; `maps` {query: [2, row, col]}, own and
-    shuffled, as `values`. All NaN for a word that is not there."""
+    shuffled, averaged as `values`. All NaN for a missing word."""
 
     name: str
     values: dict[str, dict[str, dict[str, float]]]
@@ -250,9 +246,9 @@ class Looked:
 def look(
     name: str, scene: Scene, maps: Mapping[str, np.ndarray], layers: Mapping[str, Sequence[int]], causal: bool
 ) -> Looked:
-    """Measures one sample's maps [2, layer, head, row, col] by query, of the picture and of the shuffled one.
+    """Measure one sample's maps [2, layer, head, row, col] by query, of the image and of the shuffled one.
 
-    layers: for each query the layers (indices into its maps) that are averaged; `causal` as in `targets`.
+    layers: for each query the layers (indices into its maps) to average; `causal` as in `targets`.
     """
     values, heads, means = {}, {}, {}
     for query, target in targets(scene, causal).items():
@@ -271,9 +267,9 @@ def look(
 
 
 def sample_row(sample, answer: str, looked: Looked, folder: str) -> dict:
-    """The row of a sample, the values of COLUMNS, of the chosen layers with heads averaged; `reversed`: the world lists
-    its shapes the other way round than the caption, `answered_right`: the answer holds the true relation. sample: has
-    `prompt`, `words` and `pair`; folder: its pictures."""
+    """Table row of a sample, the values of COLUMNS, of the chosen layers with heads averaged; `reversed`: the world and
+    the caption list the shapes in opposite order, `answered_right`: the answer holds the true relation. sample: has
+    `prompt`, `words` and `pair`; folder: its figures."""
     shown = {f"{metric}_{word}": looked.values[word]["own"][metric] for word in WORDS for metric in SHOWN}
     return {
         "image": sample.pair.image_path, "prompt": sample.prompt, "answer": answer,
@@ -285,7 +281,7 @@ def sample_row(sample, answer: str, looked: Looked, folder: str) -> dict:
 def summarise(found: Sequence[Looked], seed: int) -> dict:
     """{query: {metric: interval of its own values and, in "controls", of every control with the paired difference}}.
 
-    A difference is own - control over samples that have both, with p of the sign-flip test, and q over all queries,
+    A difference is own - control over samples with both values, with p of the sign-flip test, and q over all queries,
     metrics and controls as one family.
     """
     summary, tests = {}, []
@@ -308,35 +304,35 @@ def summarise(found: Sequence[Looked], seed: int) -> dict:
 
 
 def missing_words(found: Sequence[Looked]) -> dict[str, int]:
-    """Number of samples without a map of a word, by reason; their other words count."""
+    """Number of samples that lack a map of a word, by reason; their other words count."""
     missing = {word: sum(not np.isfinite(each.maps[word]).all() for each in found) for word in WORDS}
     return {why_missing(word): count for word, count in missing.items() if count}
 
 
 def metrics_of(found: Sequence[Looked], query: str) -> list[str]:
-    """The metrics of a query, in the order of METRICS."""
+    """Metrics of a query, in the order of METRICS."""
     return [metric for metric in METRICS if metric in found[0].values[query]["own"]]
 
 
 def column(found: Sequence[Looked], query: str, condition: str, metric: str) -> np.ndarray:
-    """One figure of every sample, float64 [sample]."""
+    """One metric of every sample, float64 [sample]."""
     return np.array([each.values[query][condition][metric] for each in found])
 
 
 def mean_of(values: np.ndarray) -> float | None:
-    """Mean of what is known; None of nothing."""
+    """Mean of the known values; None without a known value."""
     mean = float(known_mean(values))
     return None if np.isnan(mean) else mean
 
 
 def compare_heads(found: Sequence[Looked]) -> dict[str, dict[str, dict[str, np.ndarray]]]:
-    """{query: {metric: arrays [layer, head]}}: means "own", "other" and "shuffled", and "difference", own - "against",
-    as `head_tests` says.
+    """{query: {metric: arrays [layer, head]}}: means "own", "other" and "shuffled", and the results of `head_tests` for
+    "difference", own - "against".
 
-    The test compares own with the other shape's box, or, where there is none, with the shuffled picture. That tells
-    less: the boxes are those of the picture and lie on anything in the shuffled one, so that a head which looks at
-    whatever is drawn differs as well; such a test says that a head reacts to the picture. Of seeds, own - other does
-    not tell a head that finds the seed's shape from one that looks nearby, which the shuffled picture does.
+    The test compares own with the other shape's box or, for queries without one, with the shuffled image. The second is
+    weaker: the image's boxes lie on arbitrary cells of the shuffled image, so a head that attends to any drawn object
+    differs, too; the test shows only that a head depends on the image. For seeds, own - other does not separate a head
+    that locates the seed's shape from one that attends to nearby cells; the shuffled image does.
     """
     tested = {}
     for query in QUERIES:
@@ -352,8 +348,8 @@ def compare_heads(found: Sequence[Looked]) -> dict[str, dict[str, dict[str, np.n
 
 
 def head_values(found: Sequence[Looked], query: str, metric: str) -> tuple[dict[str, np.ndarray], str]:
-    """Values of a metric by OF_HEADS, each [sample, layer, head], NaN where there are none; and which of them "own" is
-    tested against."""
+    """Values of a metric by OF_HEADS, each [sample, layer, head], NaN if missing; and the key that "own" is tested
+    against."""
     missing = np.full_like(found[0].heads[query]["own"][metric], np.nan)
     values = {
         kind: np.stack([each.heads[query].get(kind, {}).get(metric, missing) for each in found]) for kind in OF_HEADS
@@ -362,7 +358,7 @@ def head_values(found: Sequence[Looked], query: str, metric: str) -> tuple[dict[
 
 
 def summarise_heads(found: Sequence[Looked], tested: dict, seed: int) -> dict:
-    """Counts of heads that differ from what they are compared "against" (q <= LEVEL), each way, by query and metric.
+    """Counts of heads above and below the value "against" which they are tested (q <= LEVEL), by query and metric.
 
     "strongest" is the head of largest effect on one half of the samples with its difference, effect and p on the other
     (`strongest_head`), and q over the strongest heads of all queries and metrics.
@@ -388,7 +384,7 @@ def summarise_heads(found: Sequence[Looked], tested: dict, seed: int) -> dict:
 
 
 def _family(q: np.ndarray) -> str:
-    """The tests among which q [layer, head] corrects."""
+    """Statement of the family of tests that q [layer, head] corrects over."""
     return f"{np.isfinite(q).sum()} heads, one query and metric"
 
 

@@ -1,6 +1,6 @@
-"""Output of the spatial analyses: figures of samples, tables and figures over all samples, findings.
+"""Output of the spatial analyses: attention of words and cells over the image, per head, and metrics with controls.
 
-Figures of where words and cells look: over the picture, per head, and every metric beside its controls.
+It consists of figures of samples, tables and figures over all samples, and sentences with the main results.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from data.errors import check_at_least
 
 @dataclass(frozen=True)
 class FigureSettings:
-    """Figures that a run draws."""
+    """Settings of the figures of a run."""
 
     pictures: int = 4
-    """Samples that get a picture of what looks where, and their raw maps."""
+    """Number of samples with a figure of their attention maps (looks.png) and raw maps."""
     figures: bool = True
     """Draw controls-*.png and heads/ (a quarter of a minute)."""
 
@@ -54,8 +54,8 @@ class FigureSettings:
 def draw_sample(
     run: RunFolder, sample, pictures: Sequence[Image.Image], layouts: Sequence, scene: Scene, looked: Looked
 ) -> str:
-    """Writes looks.png and maps.npz of one sample (`own` and `shuffled` [query, row, col], the boxes' cell weights
-    `first` and `second`, `cells` as in every maps.npz); returns its folder's name."""
+    """Write looks.png and maps.npz of one sample (`own` and `shuffled` [query, row, col], the boxes' cell weights
+    `first` and `second`, `cells` as in every maps.npz); return its folder's name."""
     folder = run.sample_folder(sample.name)
     grids = [layout.grids[0] for layout in layouts]
     run.save(looks(pictures, grids, scene, sample, looked), folder.name, "looks.png")
@@ -68,15 +68,16 @@ def draw_sample(
 
 
 def hidden_by(scene: Scene, looked: Looked) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The maps in whose order cells are hidden, and the boxes that each is held against, [row, col] by name: each
-    word's, and "boxes", the true boxes themselves."""
+    """Maps that rank the cells to hide, and the box of each, [row, col] by name: those of each word, and "boxes", the
+    true boxes themselves."""
     boxes = {"first": scene.first, "relation": scene.both, "second": scene.second, "boxes": scene.both}
     return {**{word: looked.maps[word][0] for word in WORDS}, "boxes": scene.both}, boxes
 
 
 def report(run: RunFolder, found: Sequence[Looked], used: Sequence[Used], seed: int, figures: bool = True) -> dict:
-    """Writes the tables and (unless told not to) figures of all samples and says the most important; returns the
-    summary's figures. Nothing where no sample could be measured.
+    """Write the tables and (if `figures`) figures of all samples, print the main results and return the summary.
+
+    Returns {} if all samples were skipped.
     """
     if not found:
         return {}
@@ -97,7 +98,7 @@ def report(run: RunFolder, found: Sequence[Looked], used: Sequence[Used], seed: 
 
 
 def sentences(summary: dict) -> list[str]:
-    """For a reader at the terminal: what the words look at, and whether the answer rests on it."""
+    """Main results for the terminal: attention mass of the words in their boxes and faithfulness gains."""
     lines = [f"{reason}: left out of {count} samples" for reason, count in summary["skipped_words"].items()]
     few = too_few(max(summary["queries"][word]["mass"]["n"] for word in WORDS))
     lines += [few] if few else []
@@ -142,10 +143,10 @@ REACTIONS = {"other": "dot: differs from other shape's box", "shuffled": "dot: r
 
 
 def looks(pictures: Sequence[Image.Image], grids: Sequence, scene: Scene, sample, looked: Looked) -> Figure:
-    """A column per query: its map over the picture above, over the shuffled one below, with the share of its image
-    attention that is in the box. Solid: the first shape's box, dashed: the second's; a cross marks a seed.
+    """Figure with a column per query: its map over the image (top) and the shuffled image (bottom), with the share of
+    its image attention in the box. Solid: the first shape's box, dashed: the second's; a cross marks a seed.
 
-    pictures, grids: the picture and the shuffled one. sample: has `words` by query and `pair`, with the two shapes.
+    pictures, grids: of the image and the shuffled one. sample: has `words` by query and `pair`, with the two shapes.
     """
     figure = Figure(figsize=(1.75 * len(QUERIES) + 0.3, 4.5), dpi=200, layout="compressed")
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03)
@@ -157,13 +158,13 @@ def looks(pictures: Sequence[Image.Image], grids: Sequence, scene: Scene, sample
         ):
             seen = np.nan_to_num(cells)
             if query in SEEDS:
-                seen[scene.seeds[query]] = 0  # as in the figures: a seed does not count as a place to look at
+                seen[scene.seeds[query]] = 0  # as in the metrics: the seed's own cell is excluded
             _picture(shown, picture, grid, seen)
             _boxes(shown, picture, sample.pair, grids[0], grid)
             if query in SEEDS:
                 _seed(shown, picture, grid, scene.seeds[query])
             share, even = (looked.values[query][each]["mass"] for each in (kind, "uniform"))
-            known = np.isfinite(share) and np.isfinite(even)  # a box may be the seed's own cell, and nothing else
+            known = np.isfinite(share) and np.isfinite(even)  # a box may hold only the seed's own cell
             unknown = "box not to be seen" if np.isfinite(cells).all() else "word is not there"
             shown.set_xlabel(f"{share:.0%} in box (even: {even:.0%})" if known else unknown, fontsize=7)
     axes[0, 0].set_ylabel("picture", fontsize=8)
@@ -195,12 +196,12 @@ def _picture(axes, picture, grid, cells) -> None:
 
 
 def _scale(axes, picture) -> float:
-    """Pixels of the drawn picture per pixel of the picture."""
+    """Pixels of the drawn image per pixel of the image."""
     return axes.images[0].get_array().shape[1] / picture.width
 
 
 def _boxes(axes, picture, pair, original, grid) -> None:
-    """Both shapes' boxes, which are in pixels of the `original` picture, on one that may be another size."""
+    """Draw both shapes' boxes, given in pixels of the `original` image, on an image of any size."""
     scale = _scale(axes, picture)
     (left, top, *_), (_, _, right, bottom) = original.rect(0, 0), original.rect(original.rows - 1, original.cols - 1)
     (x, y, *_), (_, _, x_end, y_end) = grid.rect(0, 0), grid.rect(grid.rows - 1, grid.cols - 1)
@@ -220,8 +221,8 @@ def _seed(axes, picture, grid, cell: tuple[int, int]) -> None:
 
 
 def save_heads(run: RunFolder, tested: dict, n: int) -> None:
-    """Writes heads/<words or seeds>-<metric>.png: the metric's mean for every head, a panel per query, with a dot on
-    heads that differ from what they are held against."""
+    """Write heads/<words or seeds>-<metric>.png: the metric's mean for every head, a panel per query, with a dot on
+    heads that differ from their control."""
     for group, queries in GROUPS.items():
         for metric, of in METRICS.items():
             held = [query for query in queries if metric in tested[query]]
@@ -240,14 +241,14 @@ def save_heads(run: RunFolder, tested: dict, n: int) -> None:
 
 
 def save_controls(run: RunFolder, found: Sequence[Looked]) -> None:
-    """Writes controls-words.png and controls-seeds.png: every metric over samples beside its controls."""
+    """Write controls-words.png and controls-seeds.png: every metric over samples with its controls."""
     for group, queries in GROUPS.items():
         run.save(control_boxes(found, queries), f"controls-{group}.png")
 
 
 def control_boxes(found: Sequence[Looked], queries: Sequence[str]) -> Figure:
-    """A panel per metric with a box per query and condition: quartiles and median, whiskers to the 5th and 95th
-    percentile, a diamond on the mean. The pointing game, a hit or a miss, has bars of rates with 95 % score intervals.
+    """Figure with a panel per metric and a box per query and condition: quartiles and median, whiskers to the 5th and
+    95th percentile, a diamond on the mean. The pointing game (binary) has bars of rates with 95 % score intervals.
     """
     shown = [metric for metric in METRICS if any(metric in metrics_of(found, query) for query in queries)]
     rows = -(-len(shown) // 4)

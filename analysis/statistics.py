@@ -1,9 +1,9 @@
 """Estimates with their uncertainty: confidence intervals, paired tests against a control, corrections for many tests.
 
-Unknown values (NaN, infinite, None) are left out and counted: every result has `n`, the number of values it rests on,
-and `skipped` where values can be missing. Every interval names its method under "interval"; docs/statistics.md says
-which method is used where, and `python -m benchmarks.coverage` measures how often each holds the truth. Sign flips are
-seeded; intervals are deterministic.
+Unknown values (NaN, infinite, None) are excluded and counted: every result has `n`, the number of values used, and
+`skipped` where values can be missing. Every interval names its method under "interval"; docs/statistics.md lists the
+use of each method, and `python -m benchmarks.coverage` measures the coverage of each. Sign flips are seeded; intervals
+are deterministic.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import optimize, special, stats
 
-CONFIDENCE = 0.95  # of every interval
-LEVEL = 0.05  # of q and of p, at which a test counts as a finding
-RESAMPLES = 9_999  # random sign flips; all 2 ** n are used where these are fewer (n <= 13)
-EXACT_RANKS = 50  # differences up to which the distribution of the signed ranks is exact
-ROUNDING = 1e-3  # by which values may lie outside their quantity's range: shares are sums in half or single precision
-MIN_SPLIT = 4  # samples, two in each half, from which heads can be chosen on one half and tested on the other
+CONFIDENCE = 0.95  # level of every interval
+LEVEL = 0.05  # significance level of q and of p
+RESAMPLES = 9_999  # random sign flips; all 2 ** n are used if these are fewer (n <= 13)
+EXACT_RANKS = 50  # largest number of differences with an exact distribution of the signed ranks
+ROUNDING = 1e-3  # tolerance of values outside their quantity's range: shares are sums in half or single precision
+MIN_SPLIT = 4  # fewest samples, two in each half, to choose heads on one half and test them on the other
 WILSON, SCORE, SKEWED_T = "Wilson score", "score", "Student's t, skewness-corrected"
 NO_VALUE, ONE_VALUE, NO_SPREAD = "none: no value", "none: one value", "none: no spread"
 
 Bounds = tuple[float | None, float | None]
-"""Smallest and largest possible value of a quantity; None where it has no such end."""
+"""Smallest and largest possible value of a quantity; None for an unbounded end."""
 SHARE: Bounds = (0.0, 1.0)
-DIFFERENCE: Bounds = (-1.0, 1.0)  # of two shares
+DIFFERENCE: Bounds = (-1.0, 1.0)  # range of the difference of two shares
 NONNEGATIVE: Bounds = (0.0, None)
 REAL: Bounds = (None, None)
 
@@ -33,15 +33,15 @@ REAL: Bounds = (None, None)
 def mean_interval(values, bounds: Bounds | None = None, confidence: float = CONFIDENCE) -> dict:
     """Mean of values, one per sample, with a confidence interval that stays within `bounds`, the quantity's range.
 
-    Student's t after Hall's transformation (1992), which corrects for skewness. Where values repeat (at most half of
-    them are different, or all lie at the two ends of the range) and both ends are known, the score interval: Wilson's
-    for 0 and 1, Tango's (1998) for paired differences -1, 0, 1, and the same construction for more values; it has a
-    width even where all values are equal. Without `bounds`, values that are all 0 or 1 are outcomes of a rate, and
-    others have no known range.
+    The method is Student's t after Hall's transformation (1992), which corrects for skewness. If values repeat (at most
+    half of them are different, or all lie at the two ends of the range) and both ends are known, it is the score
+    interval: Wilson's for 0 and 1, Tango's (1998) for paired differences -1, 0, 1, and the same construction for more
+    values; its width is above 0 even for equal values. Without `bounds`, values that are all 0 or 1 are outcomes of a
+    rate, and others have an unknown range.
 
     Returns {"mean", "low", "high", "n", "skipped", "interval"}; the mean is None without a known value. "interval"
-    names the method; low and high are None where it is NO_VALUE, ONE_VALUE, or NO_SPREAD, equal values of unknown
-    range, whose interval cannot be estimated. Raises ValueError for values outside `bounds`.
+    names the method; low and high are None for NO_VALUE, ONE_VALUE, or NO_SPREAD (equal values of unknown range, whose
+    interval cannot be estimated). Raises ValueError for values outside `bounds`.
     """
     values, skipped = known(values)
     bounds = _range_of(values, bounds)
@@ -66,17 +66,17 @@ def rate_interval(outcomes) -> dict:
 def paired_difference(values, control, seed: int = 0, bounds: Bounds | None = None) -> dict:
     """Mean of value - control over samples that have both: interval, and p of the sign-flip test.
 
-    values, control: [sample], in the same order; a single number as control stands for all samples. bounds: range of
-    the difference; where it is not given, that of two outcomes 0 or 1 is known, and any other is not.
+    values, control: [sample], in the same order; a single number as control applies to all samples. bounds: range of
+    the difference; the default is -1..1 for two outcomes 0 or 1, else an unknown range.
     Returns {"mean", "low", "high", "n", "skipped", "interval", "p", "smallest_p"}: p is None for fewer than two pairs;
-    smallest_p is the least p that so many pairs can give (`smallest_p`). Raises ValueError for a control of another
-    number of samples, or differences outside `bounds`.
+    smallest_p is the least possible p for that number of pairs (`smallest_p`). Raises ValueError if the numbers of
+    samples differ, or for differences outside `bounds`.
     """
     values = np.asarray(values, np.float64)
     control = np.asarray(control, np.float64)
     if control.ndim and control.shape != values.shape:
         raise ValueError(f"{values.size} values but {control.size} of the control; give one for each sample")
-    with np.errstate(invalid="ignore"):  # infinite on both sides is unknown as well
+    with np.errstate(invalid="ignore"):  # infinite values on both sides are unknown, too
         differences = values - control
     if bounds is None:
         outcomes = all(np.isin(known(side)[0], (0, 1)).all() for side in (values, control))
@@ -90,9 +90,9 @@ def paired_difference(values, control, seed: int = 0, bounds: Bounds | None = No
 def sign_flip_test(differences, seed: int = 0) -> float | None:
     """Two-sided p of the mean of paired differences [sample] against 0; None for fewer than two known ones.
 
-    Under the hypothesis that value and control could be exchanged within each pair, every sign is as likely as its
-    opposite. All 2 ** n flips are used for up to 13 pairs, else 9,999 random ones (seeded). `smallest_p` gives the
-    least p possible: of 5 pairs none is below 0.0625.
+    Under the null hypothesis that value and control are exchangeable within each pair, both signs are equally likely.
+    All 2 ** n flips are used for up to 13 pairs, else 9,999 random ones (seeded). `smallest_p` gives the least possible
+    p: 0.0625 for 5 pairs.
     """
     differences, _ = known(differences)
     if len(differences) < 2:
@@ -111,15 +111,15 @@ def sign_flip_test(differences, seed: int = 0) -> float | None:
 
 
 def smallest_p(pairs: int) -> float:
-    """The least two-sided p of the sign-flip test, McNemar's and Wilcoxon's, with so many differences that are not 0.
+    """Least two-sided p of the sign-flip test, McNemar's and Wilcoxon's, for `pairs` differences other than 0.
 
-    Two of 2 ** pairs ways to give signs are the most extreme ones; of random flips at most 1 + RESAMPLES are counted.
+    Two of the 2 ** pairs sign assignments are the most extreme; random flips count at most 1 + RESAMPLES of them.
     """
     return max(min(1.0, 2.0 ** (1 - pairs)), 2 / (1 + RESAMPLES))
 
 
 def too_few(pairs: int) -> str:
-    """A sentence where so many pairs cannot give any p of LEVEL or less, else ""."""
+    """Sentence that `pairs` pairs cannot give a p of LEVEL or less; "" if they can."""
     least = smallest_p(pairs)
     return "" if least <= LEVEL else f"n = {pairs} pairs allow no p below {least:.2g}: no test can reach {LEVEL}"
 
@@ -127,8 +127,8 @@ def too_few(pairs: int) -> str:
 def mcnemar(only_a: int, only_b: int) -> float:
     """Two-sided p of McNemar's exact test, from the numbers of samples that only A and only B answered correctly.
 
-    The smaller count under a binomial of one half; 1 where the two never disagree. The least p possible is
-    `smallest_p(only_a + only_b)`.
+    The smaller count is tested under a binomial with probability 1/2; p is 1 if A and B always agree. The least
+    possible p is `smallest_p(only_a + only_b)`.
     """
     return float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
@@ -136,8 +136,8 @@ def mcnemar(only_a: int, only_b: int) -> float:
 def benjamini_hochberg(p) -> np.ndarray:
     """q-values (Benjamini and Hochberg, 1995) of p-values of any shape, all one family, in the same shape.
 
-    Calling everything with q <= 0.05 a finding keeps the expected share of false ones among them at 0.05. NaN, a test
-    that was not made, stays NaN and does not count.
+    Rejecting all tests with q <= 0.05 bounds the expected share of false rejections (FDR) by 0.05. NaN, a missing
+    test, stays NaN and does not count.
     """
     return _corrected(p, stats.false_discovery_control)
 
@@ -156,8 +156,8 @@ def correct_family(tests: Sequence[dict], name: str) -> str:
 def holm(p) -> np.ndarray:
     """p-values of any shape adjusted by Holm's step-down method (1979), all one family, in the same shape.
 
-    The i-th smallest of m becomes the largest of (m - j + 1) p_j over j <= i, at most 1: the chance of any false
-    finding stays at the level. NaN, a test that was not made, stays NaN and does not count.
+    The i-th smallest of m becomes the largest of (m - j + 1) p_j over j <= i, at most 1: the level bounds the
+    probability of any false rejection (FWER). NaN, a missing test, stays NaN and does not count.
     """
     return _corrected(p, _holm)
 
@@ -165,13 +165,13 @@ def holm(p) -> np.ndarray:
 def head_tests(differences) -> dict[str, np.ndarray]:
     """Wilcoxon's signed-rank test of every head against its control, over samples; all heads are one family.
 
-    differences: [sample, layer, head], value - control; NaN where a sample has no value for a head.
+    differences: [sample, layer, head], value - control; NaN if a sample lacks a value for a head.
     Returns arrays [layer, head]: "mean"; "effect", the matched-pairs rank-biserial correlation (Kerby, 2014)
     (W+ - W-) / (W+ + W-), with W+ and W- the sums of the ranks of |difference| over positive and negative differences:
-    -1..1, 0 where neither side prevails; "p" two-sided (exact for up to 50 differences, ties included, else by the
-    normal approximation), "q" after `benjamini_hochberg`; "n" and "skipped", samples that are known and not.
-    Differences of 0 have no sign and count in the mean and n alone; where all are 0, effect is 0 and p is 1. Where n is
-    0, all but n and skipped are NaN. Raises ValueError for differences of another shape.
+    -1..1, 0 for balanced sides; "p" two-sided (exact for up to 50 differences, ties included, else by the normal
+    approximation), "q" after `benjamini_hochberg`; "n" and "skipped", the numbers of known and unknown samples.
+    Differences of 0 have no sign and count only in the mean and n; if all are 0, effect is 0 and p is 1. If n is 0, all
+    but n and skipped are NaN. Raises ValueError for differences of another shape.
     """
     differences = np.asarray(differences, np.float64)
     if differences.ndim != 3:
@@ -185,18 +185,18 @@ def head_tests(differences) -> dict[str, np.ndarray]:
 
 
 def halves(count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of `count` samples in two random halves; of an odd number, the second has one more."""
+    """Indices of `count` samples in two random halves; for an odd count, the second has one more."""
     order = rng.permutation(count)
     return np.sort(order[: count // 2]), np.sort(order[count // 2 :])
 
 
 def strongest_head(differences, seed: int = 0, bounds: Bounds | None = REAL) -> dict | None:
-    """The head of largest |effect| (`head_tests`) on a random half of the samples, and its figures on the other half.
+    """Head of largest |effect| (`head_tests`) on a random half of the samples, with its results on the other half.
 
-    differences: [sample, layer, head]. The choice favours a head whose effect came out large by chance, so what is
-    stated is from samples that had no part in it. Returns {"layer", "head", "chosen_on" (samples), "difference"
-    (`mean_interval`), "effect", "p", "smallest_p"}, all of the other half; None for fewer than MIN_SPLIT samples, or
-    where no effect is known in the first half.
+    differences: [sample, layer, head]. The split removes selection bias: the choice favours a head whose effect is
+    large by chance. Returns {"layer", "head", "chosen_on" (samples), "difference" (`mean_interval`), "effect", "p",
+    "smallest_p"}, the results all from the other half; None for fewer than MIN_SPLIT samples, or if every effect in the
+    first half is unknown.
     """
     differences = np.asarray(differences, np.float64)
     if len(differences) < MIN_SPLIT:
@@ -216,14 +216,14 @@ def strongest_head(differences, seed: int = 0, bounds: Bounds | None = REAL) -> 
 
 
 def known(values) -> tuple[np.ndarray, int]:
-    """The finite of some values, float64 [value], and how many were not."""
+    """Finite values, float64 [value], and the number of non-finite ones."""
     values = np.asarray(values, np.float64).ravel()
     finite = np.isfinite(values)
     return values[finite], int((~finite).sum())
 
 
 def known_mean(values) -> np.ndarray:
-    """Mean over the first axis of what is finite, [sample, ...] to [...]; NaN where nothing is."""
+    """Mean of the finite values over the first axis, [sample, ...] to [...]; NaN without a finite value."""
     values = np.asarray(values, np.float64)
     finite = np.isfinite(values)
     count = finite.sum(0)
@@ -231,7 +231,7 @@ def known_mean(values) -> np.ndarray:
 
 
 def _range_of(values: np.ndarray, bounds: Bounds | None) -> Bounds:
-    """The declared bounds, or those of outcomes 0 and 1; rounding errors beyond them are allowed."""
+    """The given bounds, or those of outcomes 0 and 1; rounding errors beyond them are allowed."""
     if bounds is None:
         return SHARE if len(values) and np.isin(values, (0, 1)).all() else REAL
     low, high = (end if end is not None else sign * np.inf for end, sign in zip(bounds, (-1, 1), strict=True))
@@ -272,9 +272,9 @@ def _skewed_t(values: np.ndarray, confidence: float) -> tuple[float, float]:
 
     With T = (mean - m) / (s / sqrt(n)), skewness g and a = g / (3 sqrt(n)), T + a T^2 + a^2 T^3 / 3 + a / 2 is nearly
     symmetric; its inverse is ((1 + 3 a (y - a / 2))^(1/3) - 1) / a. P. Hall, "On the removal of skewness by
-    transformation", J. R. Statist. Soc. B 54, 1992, with a normal quantile where this has Student's. The cube root is
-    kept at 0 or above: past that point, 3 s / |g| from the mean, the transformation is flat, and the interval's end
-    would run away (with hardly a change in coverage).
+    transformation", J. R. Statist. Soc. B 54, 1992, uses a normal quantile instead of Student's. The cube root is kept
+    at 0 or above: past that point, 3 s / |g| from the mean, the transformation is flat, and the interval's end would
+    diverge (with little change in coverage).
     """
     n, mean, deviation = len(values), values.mean(), values.std(ddof=1)
     a = ((values - mean) ** 3).mean() / values.std() ** 3 / (3 * np.sqrt(n))
@@ -287,8 +287,8 @@ def _skewed_t(values: np.ndarray, confidence: float) -> tuple[float, float]:
 def _score(values: np.ndarray, bounds: Bounds, confidence: float) -> tuple[float, float]:
     """Score interval of a mean, of values [value] in a closed range: the means m with |mean - m| <= z sqrt(V(m) / n).
 
-    V(m) is the variance of the multinomial distribution over the observed values and the ends of the range that is the
-    likeliest among those of mean m. For values 0 and 1 this is Wilson's interval, for -1, 0 and 1 Tango's
+    V(m) is the variance of the maximum likelihood multinomial distribution of mean m over the observed values and the
+    ends of the range. For values 0 and 1 this is Wilson's interval, for -1, 0 and 1 Tango's
     ("Equivalence test and confidence interval for the difference in proportions for the paired-sample design",
     Statist. Med. 17, 1998).
     """
@@ -301,7 +301,7 @@ def _score_end(values: np.ndarray, end: float, z: float) -> float:
     """The largest m of the score interval; end: the largest possible value."""
     points, counts = np.unique(values, return_counts=True)
     mean, n = values.mean(), len(values)
-    if end - mean <= 1e-12 + 1e-6 * abs(end):  # a mean at the end, but for rounding: no number lies between
+    if end - mean <= 1e-12 + 1e-6 * abs(end):  # the mean equals the end up to rounding: the interval has no interior
         return float(end)
     margin = 1e-9 * (end - mean)
     return float(
@@ -314,10 +314,10 @@ def _score_end(values: np.ndarray, end: float, z: float) -> float:
 
 
 def _variance_at(m: float, points: np.ndarray, counts: np.ndarray, end: float) -> float:
-    """Variance of the likeliest distribution of mean m, above that of the counted points.
+    """Variance of the maximum likelihood distribution of mean m, for m above the mean of the counted points.
 
-    With d = point - m it has the weights counts / (n (1 + l d)), l the Lagrange multiplier of its mean; where even the
-    smallest l, -1 / (end - m), leaves the mean below m, the weight that is left lies at the end of the range.
+    With d = point - m its weights are counts / (n (1 + l d)), l the Lagrange multiplier of its mean; if even the
+    smallest l, -1 / (end - m), leaves the mean below m, the remaining weight lies at the end of the range.
     """
     d, n = points - m, counts.sum()
     smallest = -(1 - 1e-12) / (end - m)
@@ -346,10 +346,11 @@ def _signed_ranks(differences: np.ndarray) -> tuple[float, float]:
 
 
 def _exact_ranks(ranks: np.ndarray, positive: np.ndarray) -> float:
-    """Two-sided p of the sum of positive ranks over all ways to give signs to the ranks, tied ones included.
+    """Two-sided p of the sum of positive ranks over all sign assignments of the ranks, ties included.
 
-    Twice a mid-rank is a whole number, so the sums are counted one rank after the other. scipy's exact distribution
-    knows no ties, and its normal approximation falls below the smallest p possible: .046 for four equal differences.
+    Twice a mid-rank is an integer, so the sums are counted by dynamic programming over the ranks. scipy's exact
+    distribution excludes ties, and its normal approximation falls below the least possible p: .046 for four equal
+    differences.
     """
     doubled = np.rint(2 * ranks).astype(int)
     ways = np.zeros(doubled.sum() + 1)
@@ -368,7 +369,7 @@ def _holm(p: np.ndarray) -> np.ndarray:
 
 
 def _corrected(p, correct) -> np.ndarray:
-    """`correct` of the p-values that are not NaN, put back in their places."""
+    """Apply `correct` to the p-values that are not NaN and keep their positions."""
     adjusted = np.array(p, np.float64)
     made = ~np.isnan(adjusted)
     if made.any():

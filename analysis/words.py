@@ -1,9 +1,7 @@
-"""Attention rows of a word in the prompt or in the answer.
+"""Attention rows of a word in the prompt or in the answer, and layer numbers from a --layers flag.
 
-A word of the prompt is read in its own tokens' rows. A word of the answer has two: the row that predicted each token
-(which lies one position earlier, the last of the prompt for the first token), and the row in which the token is read.
-
-Which layers an analysis averages over: the words that a --layers flag takes, turned into layer numbers.
+A word of the prompt has the rows of its own tokens. A token of the answer has two rows: the row that predicted it (one
+position earlier; for the first token the last position of the prompt), and the row in which it is the query.
 """
 
 from __future__ import annotations
@@ -18,20 +16,20 @@ NAMES = {"first": "first shape", "relation": "relation", "second": "second shape
 
 
 def find_word(text: str, word: str) -> tuple[int, int] | None:
-    """[start, end) of the characters of a word or phrase, in the singular or with -s or -es: its first occurrence.
+    """Character span [start, end) of the first occurrence of a word or phrase, in the singular or with -s or -es.
 
-    Whole words, ignoring case and Unicode normal form (`models.layout`). None if the text does not hold it.
+    Matches whole words, ignoring case and Unicode normal form (`models.layout`). None if the text lacks the word.
     """
     spans = find_words(text, word, plural=True)
     return spans[0] if spans else None
 
 
 def word_rows(layout, spoken, word: str, rows: str = "predicting", prefer: str = "prompt") -> list[int]:
-    """Sequence positions of the rows that stand for a word; empty if neither prompt nor answer holds it.
+    """Sequence positions of the rows of a word; empty if both prompt and answer lack it.
 
-    layout: `TokenLayout` of the prompt. spoken: the answer, with `text` and `offsets` (characters of each token), which
-    follows the prompt. `rows`, for a word of the answer: "predicting" or "query". `prefer` says which counts where
-    "prompt" and "answer" both hold the word; in either, its first occurrence.
+    layout: `TokenLayout` of the prompt. spoken: the answer after the prompt, with `text` and `offsets` (characters of
+    each token). rows: "predicting" or "query", for a word of the answer. prefer: "prompt" or "answer", used if both
+    hold the word; its first occurrence counts.
     """
     check_choices(rows, prefer)
     found = {"prompt": _in_prompt(layout, word), "answer": _in_answer(layout, spoken, word, rows)}
@@ -39,7 +37,7 @@ def word_rows(layout, spoken, word: str, rows: str = "predicting", prefer: str =
 
 
 def rows_of_words(layout, spoken, words: Mapping[str, str], rows: str, prefer: str) -> dict[str, list[int]]:
-    """`word_rows` of each of some words by name, empty for one that is missing. Raises SampleError where all are."""
+    """`word_rows` of several words by name, empty for a missing word. Raises SampleError if all are missing."""
     found = {name: word_rows(layout, spoken, word, rows, prefer) for name, word in words.items()}
     if not any(found.values()):
         raise SampleError(
@@ -51,12 +49,12 @@ def rows_of_words(layout, spoken, words: Mapping[str, str], rows: str, prefer: s
 
 
 def why_missing(name: str) -> str:
-    """Under what a missing word is counted."""
+    """Reason under which a missing word is counted."""
     return f"{NAMES[name]} is neither in prompt nor answer"
 
 
 def check_choices(rows: str, prefer: str) -> None:
-    """Raises ValueError for an unknown convention or preference."""
+    """Raise ValueError for an unknown convention or preference."""
     for value, known in ((rows, ("predicting", "query")), (prefer, ("prompt", "answer"))):
         if value not in known:
             raise ValueError(f"{value!r} is unknown; choose {known[0]!r} or {known[1]!r}")
@@ -80,16 +78,16 @@ MODES = "all, first_third, mid_third, last_third, last_K such as last_4, or numb
 
 
 def check_layers(mode: str) -> None:
-    """Raises ValueError for a mode that fits no model at all, which can be known before one is loaded."""
+    """Raise ValueError for a mode that is invalid for every model, before a model is loaded."""
     if mode != "all" and mode not in THIRDS and not re.fullmatch(r"last_0*[1-9]\d*|\d+(,\d+)*", _plain(mode)):
         raise ValueError(f"layers {mode!r} is unknown; give {MODES}")
 
 
 def select_layers(mode: str, layers: int) -> tuple[int, ...]:
-    """The layers that a mode stands for in a model of so many: numbers from 0, each once, rising.
+    """Layers of a mode in a model of `layers` layers: unique 0-based numbers in rising order.
 
-    all | first_third | mid_third | last_third | last_K | numbers with commas. The thirds share out all layers, as
-    evenly as they go. Raises ValueError for an unknown mode, and for layers that the model does not have.
+    all | first_third | mid_third | last_third | last_K | numbers with commas. The thirds split all layers as evenly as
+    possible. Raises ValueError for an unknown mode, and for layer numbers outside the model.
     """
     check_layers(mode)
     if mode == "all":
