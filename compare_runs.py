@@ -3,11 +3,11 @@
     python compare_runs.py results/evaluate/plain results/evaluate/var
     python compare_runs.py RUN_A RUN_B --intersect
 
-Both are folders of evaluate.py, over the same records and under the same judge; all differences are B minus A. Records
+Both are folders of evaluate.py, over the same records and with the same judge; all differences are B minus A. Records
 that failed in either run are left out of both, and counted. summary.json has both accuracies with Wilson intervals, the
 paired difference with a score interval, McNemar's exact test, and the same per sub-task with Holm's correction;
-samples.csv every record with both answers, flips.csv those that one run alone answered rightly. accuracy.png draws the
-figures; gained-*.png and lost-*.png show flipped records with their pictures. Takes seconds; needs no model.
+samples.csv every record with both answers, flips.csv those that only one run answered correctly. accuracy.png draws the
+accuracies; gained-*.png and lost-*.png draw flipped records with their images. Takes seconds; needs no model.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ TITLES = {GAINED: "wrong in A, right in B", LOST: "right in A, wrong in B"}
 @dataclass(frozen=True)
 class Config:
     run_a: tyro.conf.Positional[str]
-    """Folder of the run that is the baseline."""
+    """Folder of the baseline run."""
     run_b: tyro.conf.Positional[str]
-    """Folder of the run that is compared with it."""
+    """Folder of the run to compare with it."""
     intersect: bool = False
-    """Where the runs are over different records, compare those that both have."""
+    """Compare the common records of runs over different records."""
     data_root: str | None = None
-    """Where the pictures are, if no longer where run A read them."""
+    """Folder of the images, if moved since run A."""
     pictures: int = 12
-    """Flipped records drawn with their pictures, each way; 0 draws none."""
+    """Flipped records drawn with their images, in each direction; 0 draws none."""
     output: Output = Output()
-    """Place of the results; their default is results/compare_runs/<A>-<B>-<date>."""
+    """Results folder; default: results/compare_runs/<A>-<B>-<date>."""
 
     def __post_init__(self) -> None:
         check_at_least(self, pictures=0)
@@ -81,12 +81,12 @@ class Records:
         return cls({question.id: question for question in questions})
 
     def file(self, name: str) -> Path | None:
-        """The record's first picture, where it is a file."""
+        """File of the record's first image, if it is a file."""
         question = self.by_id.get(name)
         return next((image for image in question.images if isinstance(image, Path)), None) if question else None
 
     def picture(self, name: str) -> Image.Image | str:
-        """The record's pictures side by side, or why there are none."""
+        """Images of the record side by side, or the reason for their absence."""
         question = self.by_id.get(name)
         if question is None:
             return self.fault or "the data do not hold this record, or not in a form that can be used"
@@ -130,7 +130,7 @@ def main(config: Config) -> int:
 
 
 def draw_flips(run: RunFolder, flips: Sequence[Pair], records: Records, count: int) -> dict:
-    """Draws the first `count` records that flipped, each way; returns how many, and why pictures are missing."""
+    """Draw the first `count` flipped records of each direction; return their numbers and reasons for missing images."""
     by_way = {way: [each for each in flips if each.flip == way] for way in (GAINED, LOST)}
     chosen = {way: each[:count] for way, each in by_way.items()}
     shown = {each.a.id: records.picture(each.a.id) for ways in chosen.values() for each in ways}
@@ -145,7 +145,7 @@ def draw_flips(run: RunFolder, flips: Sequence[Pair], records: Records, count: i
 
 
 def warn_cut(overall: dict) -> None:
-    """A warning on stderr where a run's token limit cut answers, since these are judged as they stand."""
+    """Warn on stderr if a run's token limit cut answers, since these are judged as cut."""
     cut = {name.upper(): overall[f"cut_{name}"] for name in "ab" if overall[f"cut_{name}"]}
     if cut:
         counts = " and ".join(f"{count} in {name}" for name, count in cut.items())
@@ -153,7 +153,7 @@ def warn_cut(overall: dict) -> None:
 
 
 def sentence(overall: dict, names: tuple[str, str]) -> str:
-    """The outcome for a reader at the terminal."""
+    """Result as one sentence for the terminal."""
     difference = overall["difference"]
     interval = "" if difference["low"] is None else f" [{difference['low']:+.3f}, {difference['high']:+.3f}]"
     p = "< 0.0001" if overall["p"] < 1e-4 else f"= {overall['p']:.4f}"

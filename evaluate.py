@@ -7,11 +7,11 @@
     accelerate launch --multi_gpu --num_processes 8 evaluate.py --device cuda --dataset sat2 --data-root DATA
 
 predictions.jsonl has one line per record (and rotation of its options, with --circular), summary.json the accuracy with
-its interval over all and per sub-task, unparsed answers, and what was skipped or failed, by reason. A record that runs
-out of memory when it is asked alone fails as well. An answer that --max-new-tokens cut says so (`cut`). A run that was
-killed goes on when the same command is started again, with any number of processes and any --batch-size; a finished one
-prints its summary. Another model, code of a --runner, question, image or setting is refused, and so is a second run in
-the same folder. --limit may grow: the records are taken in the set's order. compare_runs.py compares two runs.
+its interval over all and per sub-task, unparsed answers, and skipped or failed records by reason. A record that runs
+out of memory in a batch of its own counts as failed. `cut` marks an answer that --max-new-tokens cut. The same command
+resumes a killed run, with any number of processes and any --batch-size; for a finished one it prints the summary.
+Another model, code of a --runner, question, image or setting is an error, and so is a second run in the same folder.
+--limit may grow: the records are taken in the set's order. compare_runs.py compares two runs.
 The embedded model answers some twenty records a second on one core.
 """
 
@@ -62,7 +62,7 @@ from models.methods import MethodSettings
 
 EXAMPLES, EXAMPLE_COUNT = Path("data", "generated", "spatial-500-seed-0"), 500
 DEFAULT_MODEL = "tiny-qwen2.5-vl"
-# Of the flags; all others decide answers or verdicts.
+# Flags that do not decide answers or verdicts; all others do.
 DECIDE_NOTHING = ("device", "limit", "follow_links", "batch_size", "retry_failed", "out_dir")
 
 
@@ -74,11 +74,11 @@ class Config:
     decoding: Decoding = Decoding(max_new_tokens=512, temperature=0.0, top_p=1.0)
     steering: MethodSettings = MethodSettings(method="default")
     runner: str | None = None
-    """Instead of --model: python:module:callable, a model of your own; see models/answering.py."""
+    """Your own model instead of --model: python:module:callable; see models/answering.py."""
     batch_size: int = 8
     """Batch size; does not affect predictions in float32 (half precision may round differently)."""
     retry_failed: bool = False
-    """Of a run that goes on: ask records that failed once more."""
+    """In a resumed run, retry the records that failed."""
     out_dir: str | None = None
     """Folder for the results (default: results/evaluate/<dataset>-<method>-<model>-<hash of the settings>)."""
 
@@ -92,7 +92,7 @@ class Config:
                 raise ValueError("--runner and --model were both given; choose one")
 
     def deciding(self) -> dict:
-        """The flags that decide answers or verdicts, and hashes of the files and code that they name; of a model on the
+        """Flags that decide answers or verdicts, with hashes of the files and code that they name; for a model on the
         hub its commit. Raises FileNotFoundError for a file or model that does not exist."""
         flags = {name: value for name, value in flat_flags(self).items() if name not in DECIDE_NOTHING}
         hashes, model = self.steering.method_contents(), self.load.model
@@ -115,9 +115,9 @@ def main(config: Config) -> int:
 
 
 def evaluate(config: Config, processes: Team) -> int:
-    """This process's share of the work; the leading one then makes the tables of all shares.
+    """Run this process's share of the work; the leading process then makes the tables of all shares.
 
-    From the first look into the run's folder to the end no other run can use it.
+    The run's folder is locked against other runs from the first read to the end.
     """
     with ExitStack() as held:
         with command.setting_up(), following_links(config.questions.follow_links):
@@ -150,9 +150,9 @@ def evaluate(config: Config, processes: Team) -> int:
 
 
 def begin(held: ExitStack, folder: Path, deciding: dict, asked: dict[Key, Question]) -> None:
-    """Locks the folder for as long as `held` lasts, and checks that what it holds belongs to this run.
+    """Lock the folder for as long as `held` lasts, and check that its content belongs to this run.
 
-    Raises ValueError where it does not, or where another run holds the folder.
+    Raises ValueError if it does not, or if another run holds the folder.
     """
     held.enter_context(lock(folder))
     predictions, broken = Predictions(folder, deciding), Counter()
@@ -166,8 +166,8 @@ def answer_remaining(
     predictions: Predictions, asker, about: dict, asked: dict[Key, Question], remaining: Sequence[Key], config: Config,
     processes: Team,
 ) -> None:  # fmt: skip
-    """Writes settings.json, then this process's share of the answers; returns once all processes have."""
-    processes.wait()  # nobody writes before all have read
+    """Write settings.json, then this process's share of the answers; return once all processes have."""
+    processes.wait()  # all processes read before one writes
     if processes.leads:
         if versions := predictions.other_versions():
             print(f"note: the answers so far were made with {versions}", file=sys.stderr)
@@ -181,14 +181,14 @@ def answer_remaining(
 
 
 def rotations(question: Question, config: Config) -> range:
-    """By how many places the options of a question are rotated, each time it is asked."""
+    """Numbers of places by which the options of a question are rotated, one per generation."""
     return range(len(question.options) if config.judging.circular and question.can_rotate else 1)
 
 
 def data_of(config: Config, processes: Team) -> tuple[Config, bool]:
-    """The config with its data set and data root, and whether the set is a generated one.
+    """Config with its data set and data root, and whether the set is generated.
 
-    Without --dataset the set is that of data/spatial_reasoning where it lies, else one that the leading process makes.
+    Without --dataset the set is that of data/spatial_reasoning if present, else one that the leading process generates.
     """
     def reading(dataset: str, data_root: str | None) -> Config:
         return replace(config, questions=replace(config.questions, dataset=dataset, data_root=data_root))
@@ -209,16 +209,16 @@ def data_of(config: Config, processes: Team) -> tuple[Config, bool]:
 
 
 def default_out_dir(config: Config, deciding: dict) -> Path:
-    """The same for the same settings, so that the same command goes on where it was."""
+    """Default folder, the same for the same settings, so that the same command resumes the run."""
     dataset, model = Path(config.questions.dataset).stem, Path(config.runner or config.load.model).name
     names = (dataset, config.steering.method, model, digest(deciding)[:8])
     return Path("results", "evaluate", "-".join(re.sub(r"[^\w.-]", "-", name) for name in names))
 
 
 def check_same(asked: dict[Key, Question], answered: dict[Key, dict], predictions: Predictions) -> None:
-    """Raises ValueError for answers to records that are not asked now, or that have changed since.
+    """Compare the stored answers with the current records. Raises ValueError for missing or changed records.
 
-    The images of a record that failed are not compared: it has no answer of them.
+    The images of failed records are not compared: these have no answer.
     """
     hashes: dict[str, list[str]] = {}  # by record, since its rotations share them
     for key, record in answered.items():
@@ -248,12 +248,12 @@ def about_question(question: Question) -> dict:
 
 
 def image_hashes(question: Question) -> list[str]:
-    """The hash of each image's bytes, in order; "" for a file that cannot be read."""
+    """Hash of each image's bytes, in order; "" for an unreadable file."""
 
     def hashed(image: Path | bytes) -> str:
         try:
             return content_hash(image) if isinstance(image, bytes) or image.is_file() else ""
-        except OSError:  # reading the image says why
+        except OSError:  # reading the image gives the reason
             return ""
 
     return [hashed(image) for image in question.images]
@@ -262,7 +262,7 @@ def image_hashes(question: Question) -> list[str]:
 def prepare(config: Config, device: str, asked: dict[Key, Question], told: bool):
     """Object that answers the questions, and its description for settings.json; `told`: print skipped scanpaths.
 
-    Raises ValueError for what does not fit.
+    Raises ValueError for settings that do not fit the model or the data.
     """
     if config.runner is not None:
         runner = runners.load(config.runner)
@@ -280,7 +280,7 @@ def prepare(config: Config, device: str, asked: dict[Key, Question], told: bool)
     settings = config.steering.method_settings(checkpoint)
     model, processor = models.load(config.load.model, **config.load.options | {"device": device})
     if (system_prompt := config.decoding.system_prompt) is not None:
-        model.prepare(processor, [Image.new("RGB", (64, 64))], "a", system_prompt)  # raises where it is dropped
+        model.prepare(processor, [Image.new("RGB", (64, 64))], "a", system_prompt)  # raises if the template drops it
     about = describe(model)
     if known is not None and model.image_grid(processor, 64, 64) is None:
         raise ValueError(f"--method {config.steering.method} needs a known image grid: {models.PATCHED}")
@@ -295,17 +295,17 @@ def gaze_points(asked: dict[Key, Question], known: Scanpaths, config: Config, ke
 
 
 def answer_all(part: Part, asker, asked: dict[Key, Question], keys: Sequence[Key], config: Config, shown: bool) -> None:
-    """Asks batch after batch and writes each down before the next."""
+    """Answer batch by batch and write each batch before the next."""
 
     def ask(batch: Sequence[Key]) -> list[Reply]:
         questions = [asked[key] for key in batch]
         return asker.ask(batch, [each.prompt for each in questions], [each.pictures() for each in questions])
 
-    size = 1 if config.runner else config.batch_size  # a runner is never asked twice because another record failed
+    size = 1 if config.runner else config.batch_size  # a runner is not called again after the failure of another record
     with tqdm(total=len(keys), unit="record", disable=not shown) as progress:
         for first in range(0, len(keys), size):
             batch = keys[first : first + size]
-            hashes = [image_hashes(asked[key]) for key in batch]  # before the answers: a later change is then noticed
+            hashes = [image_hashes(asked[key]) for key in batch]  # before the answers, to detect a later change
             replies = attempt(ask, batch)
             part.append(
                 {**record(key, asked[key], reply, config), "image_hashes": each}
@@ -315,7 +315,7 @@ def answer_all(part: Part, asker, asked: dict[Key, Question], keys: Sequence[Key
 
 
 def record(key: Key, question: Question, reply: Reply | Exception, config: Config) -> dict:
-    """One line of the predictions, without the hashes of images; one that failed is told on stderr, too."""
+    """Line of the predictions without image hashes; a failed record is also reported on stderr."""
     about = {"id": question.id, **about_question(question), "rotation": key[1]}
     if isinstance(reply, Exception):
         tqdm.write(f"failed {question.id}: {reply}", file=sys.stderr)
@@ -330,7 +330,7 @@ def conclude(
     predictions: Predictions, keys: Mapping[Key, Question], skipped: Sequence[Skip], config: Config, processes: Team,
     source: Source,
 ) -> int:  # fmt: skip
-    """Makes the tables of all parts and the page, and tells the user what came out; returns the exit status."""
+    """Write the tables of all parts and the page, and print the summary; return the exit status."""
     answered = predictions.answered(processes.size)
     if lost := [key for key in keys if key not in answered]:
         sentence = f"{len(lost)} of {len(keys)} answers are not there; start the same command again to ask for them"
@@ -351,8 +351,8 @@ def conclude(
 
 
 def cautions(questions: Iterable[Question], rows: Sequence[dict], config: Config) -> dict:
-    """Counts of pictures that were not shown and of questions asked once under --circular, by reason, and warnings
-    about the set."""
+    """Counts by reason of images left out and of questions without rotation under --circular, and warnings about
+    the set."""
     known = {question.id: question for question in questions}.values()
     fixed = [each for each in known if len(each.options) > 1 and not each.can_rotate] if config.judging.circular else []
     return {
@@ -371,7 +371,7 @@ def origins(config: Config, source: Source, asked: Mapping[Key, Question]) -> di
 
 
 def page_row(question: Question, answer: dict) -> dict:
-    """A record as the page shows it."""
+    """Row of a record on the page."""
     [image, *_] = question.images
     columns = ("task", "prompt", "gold", "rotation", "prediction", "value", "correct", "failed")
     shown = {name: answer[name] for name in columns} | {"cut": "cut" if answer["cut"] else ""}
@@ -395,7 +395,7 @@ def tell(summary: dict) -> None:
 
 
 def warn_cut(overall: Mapping, config: Config) -> None:
-    """A warning on stderr where the token limit cut answers."""
+    """Warn on stderr if the token limit cut answers."""
     if overall["cut"]:
         print(
             f"warning: {overall['cut']} of {overall['n']} records have an answer that --max-new-tokens "

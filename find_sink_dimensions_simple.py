@@ -4,10 +4,10 @@
     python find_sink_dimensions_simple.py --model model.gguf --text README.md
 
 sink_dimensions.json has at most two recommended dimensions and a threshold tau, or none and the reason; the dimensions
-that are consistent over layers, each half of the samples by itself, and the largest of every layer. heatmap.png shows
-layers x dimensions; samples.csv what each prompt gave. docs/sink-dimensions.md explains what good looks like;
-validate_sink_dimensions.py checks what is found here.
-A prompt passes the model twice. The embedded model takes a second per ten pictures; it has no sinks, and is told so.
+that are consistent over layers, for each half of the samples separately, and the largest of every layer. heatmap.png
+shows layers x dimensions; samples.csv has the results per prompt. docs/sink-dimensions.md explains the interpretation;
+validate_sink_dimensions.py validates the result.
+Two forward passes per prompt. The embedded model takes a second per ten images; it has no sinks, which is reported.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SHOWN = 20  # dimensions in the heatmap
 @dataclass(frozen=True)
 class Config:
     load: Load = Load(model="tiny-llava")
-    """A model of images and text, or of text alone; or a .gguf file."""
+    """Vision-language model, causal language model, or .gguf file."""
     prompts: Prompts = Prompts(num_samples=20)
     probe: ProbeSettings = ProbeSettings(top_percent=0.1)
     findings: FindingsFile = FindingsFile()
@@ -83,7 +83,7 @@ def main(config: Config) -> int:
 
 
 def draw(profile: Profile, samples: int):
-    """The dimensions of largest gap in any layer, all layers, mean over samples; dots where one stands out."""
+    """Heatmap of the dimensions of largest gap in any layer, mean over samples; dots where one stands out."""
     shown = np.sort(np.argsort(-profile.gap.max(0), kind="stable")[:SHOWN])
     title = f"|x| / RMS(x): the most attended tokens above the rest (dot: a spike); mean over n = {samples} prompts"
     return dimension_heatmap(profile.gap[:, shown], shown.tolist(), profile.stands_out[:, shown], title)

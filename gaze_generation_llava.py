@@ -3,13 +3,13 @@
     python gaze_generation_llava.py --limit 200
     python gaze_generation_llava.py --data-root pictures --scanpaths gaze.jsonl --prompt "describe the image ."
 
-Each picture is asked about without gaze and under each mask type. samples.csv has the answers side by side, one row
-for each picture and scanpath file, with the probability of every token and the share of attention inside the gaze;
+Each image gets an answer without gaze and one under each mask type. samples.csv has the answers in columns, one row
+per image and scanpath file, with the probability of every token and the fraction of attention inside the gaze;
 summary.json the paired differences (steered minus plain) with intervals. The first --pictures rows also get
 comparison.png, with masks and rollout overlays, and the raw maps.
-Without --data-root it takes data/spatial_twoshapes where that lies, else it makes images of two shapes of different
-colour; their gaze is simulated, on the first shape, on the second and on neither. It asks for "the" colour:
-colours.png shows how often the answer follows the gaze. The embedded model takes a minute for 200 of them.
+Without --data-root the images are those of data/spatial_twoshapes if present, else generated ones of two shapes of
+different colour; gaze is simulated on the first shape, on the second and on neither. The prompt asks for "the" colour:
+colours.png shows the rate of answers that follow the gaze. The embedded model takes a minute for 200 images.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from models.loading import Load, describe
 @dataclass(frozen=True)
 class Config:
     load: Load = Load(model="tiny-llava")
-    """Any of LLaVA-1.5, Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Fuyu."""
+    """Model: LLaVA-1.5, Qwen2-VL, Qwen2.5-VL, Qwen3-VL or Fuyu."""
     samples: Samples = Samples(prompt="what colour is the shape ?", limit=100)
     """Images and the question; {first} and {second} in it are the shapes of a two-shapes set."""
     reading: ScanpathSettings = ScanpathSettings(margin=1)
@@ -51,12 +51,12 @@ class Config:
     page: Page = Page(page_mb=5.0)
     output: Output = Output()
     scanpaths: tuple[str, ...] = ()
-    """Fixations: .json, .jsonl or .csv files, one answer for each (default: those of --data-root; without it, simulated
-    ones)."""
+    """Fixations: .json, .jsonl or .csv files, one answer for each (default: those of --data-root; without it,
+    simulated ones)."""
     batch_size: int = 8
     """Samples generated together."""
     pictures: int = 6
-    """Rows of the table that get pictures and maps."""
+    """Rows of the table that get figures and maps."""
 
     def __post_init__(self) -> None:
         check_at_least(self, batch_size=1, pictures=0)
@@ -92,7 +92,7 @@ def main(config: Config) -> int:
         ]  # fmt: skip
 
     def answered(batch: list[GazeSample], pictures, mask: GazeMask | None) -> list[Outcome]:
-        """One way, whose trace is gone when the next begins; only maps need the prompt's rows."""
+        """Answers under one condition; its trace is freed before the next. Only maps need the prompt's rows."""
         pages = [share if sample.name in drawn else None for sample in batch]
         rows = [-1] if all(page is None for page in pages) else None
         said = ask(model, processor, batch, pictures, mask, config, rows)
@@ -111,9 +111,9 @@ def main(config: Config) -> int:
 
 
 def ask(model, processor, batch, pictures, mask: GazeMask | None, config: Config, rows) -> list[Answer]:
-    """The batch's answers one way, with the prompt's `rows` kept. Raises SampleError where one is empty.
+    """Answers of the batch under one condition, with the prompt's `rows` kept. Raises SampleError for an empty one.
 
-    Without a mask, scanpaths on one picture share its answer, which is generated once.
+    Without a mask, scanpaths on one image share its answer, which is generated once.
     """
     places, steering = list(range(len(batch))), {}
     if mask is None:
@@ -132,7 +132,7 @@ def ask(model, processor, batch, pictures, mask: GazeMask | None, config: Config
 
 
 def outcome(processor, sample: GazeSample, said: Answer, mask: GazeMask | None, config: Config, page_mb: float | None):
-    """Results of one answer, without its large trace: with maps and a view of so many MB, or, for None, without."""
+    """Results of one answer, without its large trace; `page_mb`: size of the view in MB, None: no maps and no view."""
     rows, cols = sample.grid.rows, sample.grid.cols
     gaze = check_scanpath(sample.points, rows, cols)
     count = len(said.tokens)
@@ -154,7 +154,7 @@ def outcome(processor, sample: GazeSample, said: Answer, mask: GazeMask | None, 
 
 
 def colours(sample: GazeSample) -> tuple[str, ...]:
-    """Of the picture's first and second shape; empty where they are not known or alike."""
+    """Colours of the image's first and second shape; empty where unknown or equal."""
     found = tuple(colour for colour, _ in sample.sample.shapes)
     return found if len(set(found)) == 2 else ()
 

@@ -3,13 +3,12 @@
     python gaze_head_similarity_llava.py
     python gaze_head_similarity_llava.py --data-root pictures --scanpaths gaze.jsonl --prompt "describe the image ."
 
-Without --data-root it takes data/spatial_twoshapes where that lies, else it makes images of two shapes; it asks where
-the first one is, and simulates gaze on that shape.
-heads.csv has every head's similarity with the gaze (mean, deviation, n), the same with another image's gaze, and how
-much it looks at the image at all; heads.png shows them as layers x heads, ranked.png as bars. summary.json proposes
-tau, k and the layers, chosen on one half of the images, and says how well they do on the other half; they are printed
-as flags of gaze_generation_llava.py, too. similarity.npz has the values of every image. The embedded model takes
-20 seconds for 200.
+Without --data-root the images are those of data/spatial_twoshapes if present, else generated ones of two shapes; the
+prompt asks for the position of the first shape, and gaze is simulated on that shape.
+heads.csv has every head's similarity with the gaze (mean, deviation, n), the same with another image's gaze, and its
+attention mass on the image; heads.png shows them as layers x heads, ranked.png as bars. summary.json proposes tau, k
+and the layers, chosen on one half of the images, with their scores on the other half; they are also printed as flags
+of gaze_generation_llava.py. similarity.npz has the values of every image. The embedded model takes 20 seconds for 200.
 """
 
 from __future__ import annotations
@@ -46,25 +45,25 @@ from models.loading import Load, describe
 @dataclass(frozen=True)
 class Config:
     load: Load = Load(model="tiny-llava")
-    """Any of LLaVA-1.5, Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Fuyu."""
+    """Model: LLaVA-1.5, Qwen2-VL, Qwen2.5-VL, Qwen3-VL or Fuyu."""
     samples: Samples = Samples(prompt="where is the {first} ?", limit=100)
     """Images and the question; {first} and {second} in it are the shapes of a two-shapes set."""
     reading: ScanpathSettings = ScanpathSettings(margin=1)
     output: Output = Output()
     scanpaths: str | None = None
-    """Fixations: a .json, .jsonl or .csv file (default: scanpaths-first.jsonl of --data-root; without it, simulated
-    ones)."""
+    """Fixations: a .json, .jsonl or .csv file (default: scanpaths-first.jsonl of --data-root; without it,
+    simulated ones)."""
     sigma: float = 1.5
-    """Fall-off of the mask around the gaze, in cells of a 24 x 24 grid (other grids in proportion)."""
+    """Fall-off of the mask around the gaze, in cells of a 24 x 24 grid (scaled for other grids)."""
     max_new_tokens: int = 16
-    """Longest answer, in tokens."""
+    """Max new tokens."""
 
     def __post_init__(self) -> None:
         check_at_least(self, max_new_tokens=1)
         self.mask()
 
     def mask(self) -> SalientHead:
-        """Mask with which the heads are compared. Raises ValueError as `SalientHead` does."""
+        """Mask to compare the heads with. Raises ValueError as `SalientHead` does."""
         return SalientHead((0,), margin=self.reading.margin, sigma=self.sigma)
 
 
@@ -101,7 +100,7 @@ def main(config: Config) -> int:
 
 
 def report(run: RunFolder, found: list[tuple[str, Inside]], config: Config) -> dict:
-    """The files about all images together; returns the summary's figures."""
+    """Write the files over all images; return the values of the summary."""
     measured = Measured(found)
     published = parse_mask_type({"type": "salient-head"}, *measured.own.shape[1:])
     proposal, summary = study(measured, Settings(published.layers, published.tau, published.heads), config.samples.seed)
@@ -113,7 +112,7 @@ def report(run: RunFolder, found: list[tuple[str, Inside]], config: Config) -> d
 
 
 def flags(settings: Settings, config: Config) -> list[str]:
-    """Flags of gaze_generation_llava.py for these settings and the mask that they were measured with."""
+    """Flags of gaze_generation_llava.py for these settings and the mask of this run."""
     chosen = ["--mask-types", "salient-head", "--target-layer", *map(str, settings.layers)]
     chosen += ["--tau", f"{settings.tau:g}", "--salient-heads", str(settings.heads)]
     for name, value in (("margin", config.reading.margin), ("sigma", config.sigma)):

@@ -4,14 +4,14 @@
     python text_only_llm_analysis_llava.py --data-root data/generated/twoshapes
     python text_only_llm_analysis_llava.py --model tinyllama-folder --layers mid_third
 
-Each caption is read by the language model alone, beside three counterfactuals: the entities swapped, the relation
-flipped, and both. The asymmetry of a sentence is (m1 - m2) / (m1 + m2), with m1 and m2 the attention of the relation
-word to the entity named first and second; a pair's symmetry score is its distance from the line on which the entities
-keep their attention: 0 where it goes with the entities, not with their places (analysis/text_symmetry.py has it all).
-The control is the article before each entity. pairs.png has the scatter with the line of ideal symmetry, examples.png
-some captions as bars, layers.png and heads-*.png the scores by layer and head; samples.csv, heads.csv, symmetry.npz and
-summary.json the figures. Without --data-root the captions are those of data/spatial_twoshapes where that lies, else
-synthetic. The embedded model takes 20 seconds for 300.
+Input of the language model is each caption and its three counterfactuals: the entities swapped, the relation flipped,
+and both. The asymmetry of a sentence is (m1 - m2) / (m1 + m2), with m1 and m2 the attention of the relation word to the
+entity named first and second; a pair's symmetry score is its distance from the ideal line: 0 where attention follows
+the entities, not their positions (definitions: analysis/text_symmetry.py). The control is the article before each
+entity. pairs.png has the scatter with the ideal line of symmetry, examples.png some captions as bars, layers.png and
+heads-*.png the scores by layer and head; samples.csv, heads.csv, symmetry.npz and summary.json the values. Without
+--data-root the captions are those of data/spatial_twoshapes if present, else synthetic. The embedded model takes 20
+seconds for 300.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from models.text import load
 @dataclass(frozen=True)
 class Config:
     load: Load = Load(model="tiny-llava")
-    """The language model of a vision-language model, or a plain causal language model, such as a Vicuna or Llama folder
+    """Language model of a vision-language model, or a plain causal language model, such as a Vicuna or Llama folder
     or a .gguf file."""
     captions: Captions = Captions(limit=0)
     symmetry: SymmetrySettings = SymmetrySettings(layers="all", examples=4)

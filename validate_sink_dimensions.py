@@ -4,12 +4,12 @@
     python validate_sink_dimensions.py --dimensions 42 16 --tau 1.7
     python validate_sink_dimensions.py --model MODEL --data-root PICTURES --prompt "what is this ?" --file sinks.json
 
-Precision and recall of the tokens that spike in the given dimensions against the tenth of the tokens that receives
-most attention, with intervals: over all layers that VAR edits, per layer, for other values of tau, and for random
-dimensions. Without --dimensions and --file, the dimensions that are known of the model's language model.
-The verdict is good (precision > 0.5 and recall > 0.3), fair (precision > 0.3) or poor; the exit status is 0 when it is
-good and 1 when not. summary.json has the figures, agreement.png shows them, samples.csv has those of each prompt.
-A prompt passes the model twice; the embedded model takes a second per ten pictures.
+Tokens that spike in the given dimensions are compared with the tenth of the tokens that receives most attention, with
+intervals: over all layers that VAR edits, per layer, for other values of tau, and for random dimensions. Without
+--dimensions and --file, the known dimensions of the model's language model are used.
+The verdict is good (precision > 0.5 and recall > 0.3), fair (precision > 0.3) or poor; the exit status is 0 for good
+and 1 otherwise. summary.json has the values, agreement.png draws them, samples.csv has those of each prompt.
+Two forward passes per prompt; the embedded model takes a second per ten images.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ from models.trace import AttentionTrace
 from models.var import VAR
 
 COLUMNS = ("tokens", "candidates", "detected", "precision", "recall")
-SWEEP = 12  # values of tau, evenly spaced up to the largest that is possible
+SWEEP = 12  # values of tau, evenly spaced up to the largest possible one
 
 
 @dataclass(frozen=True)
 class Config:
     load: Load = Load(model="tiny-llava")
-    """A model of images and text, or of text alone; or a .gguf file."""
+    """Vision-language model, causal language model, or .gguf file."""
     prompts: Prompts = Prompts(num_samples=20)
     sinks: SinkDimensions = SinkDimensions(dimensions=(), tau=None)
     probe: ProbeSettings = ProbeSettings(top_percent=0.1)
@@ -107,7 +107,7 @@ def main(config: Config) -> int:
 
 
 def draw(settings: VAR, summary: dict, samples: int):
-    """Precision and recall by layer and by tau, over those of random dimensions that detect as many tokens."""
+    """Precision and recall by layer and tau, with those of random dimensions that detect the same number of tokens."""
     numbers = " ".join(map(str, settings.dimensions))
     title = f"dimension{'s' * (len(settings.dimensions) > 1)} {numbers} at tau {settings.tau:g}, n = {samples} prompts"
     by_layer, by_tau = summary["by_layer"], summary["by_tau"]

@@ -1,16 +1,14 @@
-"""The folder of an evaluation: answers are appended as they come, and a run that was killed anywhere goes on.
+"""Folder and summary of an evaluation: answers are appended one by one, and a killed run can be resumed.
 
     settings.json         every flag, versions, model; the settings that decide the answers, and a hash of them
-    parts/part-RRRRR.jsonl    answers of process R in the order in which they came, one JSON object a line
-    predictions.jsonl     made of the parts when all is answered, in the order of the questions
-    summary.json          made of predictions.jsonl
-    .lock                 held by the run that goes on here (`analysis.processes`)
+    parts/part-RRRRR.jsonl    answers of process R in the order of generation, one JSON object a line
+    predictions.jsonl     merged from the parts after the last answer, in the order of the questions
+    summary.json          computed from predictions.jsonl: accuracy over all and per sub-task; omissions by reason
+    .lock                 held by the active run (`analysis.processes`)
 
-The parts are the record of the run; everything else can be made of them again. A line is known by its "id" and
-"rotation", and is an answer where it holds all FIELDS with their types. What stands before a line's end is complete: a
-last line without one was torn by the end of a process or a full disk, is dropped, and its question asked again.
-
-The summary of an evaluation's records: accuracy over all and per sub-task, and what was left out and why.
+The parts are the record of the run; all other files can be rebuilt from them. The key of a line is its "id" and
+"rotation"; it is an answer if it holds all FIELDS with their types. A line is complete up to its line end: a last line
+without one, torn by a killed process or a full disk, is dropped, and its question is answered again.
 """
 
 from __future__ import annotations
@@ -28,12 +26,12 @@ from analysis.judges import circular, summarise
 from analysis.runs import SETTINGS, SUMMARY, provenance, refuse_existing, write_json, write_whole, writing
 
 Key = tuple[str, int]
-"""The id of a record, and by how many places its options are rotated."""
+"""Id of a record, and the number of places by which its options are rotated."""
 
 PARTS, PREDICTIONS = "parts", "predictions.jsonl"
-FORMAT = 2  # of settings.json and the parts; 1 had no hashes of images and did not say whether an answer was cut
-SAME_MODEL = ("revision", "dtype", "family")  # of a model's description: what must not change within a run
-LIBRARIES = ("torch", "transformers")  # whose other version may give other answers
+FORMAT = 2  # format of settings.json and the parts; format 1 had no image hashes and no `cut`
+SAME_MODEL = ("revision", "dtype", "family")  # of a model's description: fields that must not change within a run
+LIBRARIES = ("torch", "transformers")  # another version of these may change answers
 
 
 def _is(*types: type) -> Callable[[object], bool]:
@@ -45,7 +43,7 @@ def _is_texts(value: object) -> bool:
 
 
 def _is_touched(value: object) -> bool:
-    """Numbers by name, and `layers`, rows of numbers of which one is the layer; see `models.answering.Reply`."""
+    """Return whether a value holds numbers by name, and `layers`, rows with "layer"; see `models.answering.Reply`."""
     if not isinstance(value, dict):
         return False
     layers, number = value.get("layers", []), _is(int, float)
@@ -59,20 +57,20 @@ FIELDS: dict[str, Callable[[object], bool]] = {
     "prediction": _is(str, type(None)), "value": _is(str), "parsed": _is(bool), "correct": _is(bool),
     "failed": _is(str, type(None)), "cut": _is(bool, type(None)), "image_hashes": _is_texts,
 }  # fmt: skip
-"""Fields of an answer in predictions.jsonl, each with the test of its type. `cut`: the token limit ended the answer
-(None: unknown); `image_hashes`: of each image's bytes, in order ("" for one that cannot be read)."""
+"""Fields of an answer in predictions.jsonl, each with its type test. `cut`: the token limit ended the answer
+(None: unknown); `image_hashes`: of each image's bytes, in order ("" for an unreadable one)."""
 PART_FIELDS = {**FIELDS, "touched": _is_touched}
-"""Those of a line of the parts; the summary is made of `touched`."""
+"""Fields of a line of the parts; the summary uses `touched`."""
 
 
 def digest(settings: Mapping) -> str:
-    """A hash of settings, in hexadecimal digits; the same for the same settings, in whatever order."""
+    """Hash of settings, in hexadecimal digits; independent of their order."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold an evaluation's folder against other runs until the block ends. Raises as `refuse_foreign` and
+    """Lock an evaluation's folder against other runs until the block ends. Raises as `refuse_foreign` and
     `processes.lock` do."""
     refuse_foreign(folder)
     with processes.lock(folder):
@@ -80,16 +78,16 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Raises as `refuse_existing` does for a folder without settings.json. Changes nothing; needs no lock."""
+    """Raise as `refuse_existing` does for a folder without settings.json. Changes no file; needs no lock."""
     if not (folder / SETTINGS).exists():
         refuse_existing(folder)
 
 
 class Predictions:
-    """An evaluation's folder. `deciding`: the settings that decide the answers, by flag; JSON types only.
+    """Folder of an evaluation. `deciding`: the settings that decide the answers, by flag; JSON types only.
 
-    Creates and changes nothing. Raises ValueError for a folder that holds answers under other settings, and as
-    `refuse_existing` does for one that is no evaluation's.
+    Changes no file. Raises ValueError for a folder with answers under other settings, and as `refuse_existing` does
+    for one of another kind.
     """
 
     def __init__(self, folder: str | Path, deciding: Mapping):
@@ -121,19 +119,19 @@ class Predictions:
         return known
 
     def _differences(self) -> str:
-        """The settings that are not those of the folder, with both values, or the files that changed; "" for none."""
+        """Settings that differ from those of the folder, with both values, or the changed files; "" for none."""
         there, here = self.known["deciding"], self.deciding
         names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
         return ", ".join(_difference(name, there.get(name), here.get(name)) for name in names)
 
     def other_versions(self) -> str:
-        """The LIBRARIES whose version is not that of the answers in the folder, with both; "" for none."""
+        """LIBRARIES whose version differs from that of the folder's answers, with both versions; "" for none."""
         there, here = ({} if self.known is None else self.known.get("versions", {})), provenance()["versions"]
         names = [name for name in LIBRARIES if there.get(name, here[name]) != here[name]]
         return ", ".join(f"{name} {there[name]}, now {here[name]}" for name in names)
 
     def check_model(self, model: Mapping) -> None:
-        """Raises ValueError where the answers in the folder are of a model that was another one; see `describe`."""
+        """Compare the model with that of the folder's answers; see `describe`. Raises ValueError for another model."""
         there = {} if self.known is None else self.known["model"]
         for name in SAME_MODEL:
             if there.get(name, model.get(name)) != model.get(name):
@@ -143,9 +141,9 @@ class Predictions:
                 )
 
     def start(self, flags: Mapping, model: Mapping) -> None:
-        """Makes the folder and writes settings.json, with the versions and the command line, before the first answer.
+        """Make the folder and write settings.json, with the versions and the command line, before the first answer.
 
-        Of a run that goes on, the flags are the latest ones: those that may change decide no answer.
+        A resumed run stores the latest flags: those that may change decide no answer.
         """
         about = {**provenance(), "flags": flags, "model": model}
         with writing(self.folder):
@@ -154,10 +152,10 @@ class Predictions:
         write_json(self.folder / SETTINGS, {**about, **deciding})
 
     def answered(self, processes: int = 0, broken: Counter | None = None) -> dict[Key, dict]:
-        """The answers of all parts, by record; of a record that stands there twice, the first that has not failed.
+        """Answers of all parts, by record; of a record with two, the first that has not failed.
 
-        Lines that are no answers are left out, and counted in `broken` by part. The parts of so many `processes` are
-        opened by name, since a folder that machines share may list new files late.
+        Other lines are left out, and counted in `broken` by part. The parts of `processes` processes are opened by
+        name, since a shared file system may list new files late.
         """
         answers: dict[Key, dict] = {}
         for path in sorted({*self.parts.glob("part-*.jsonl"), *map(self._path, range(processes))}):
@@ -173,15 +171,15 @@ class Predictions:
         return answers
 
     def part(self, rank: int) -> Part:
-        """Opens the part that process `rank` writes to."""
+        """Open the part that process `rank` writes to."""
         return Part(self._path(rank))
 
     def _path(self, rank: int) -> Path:
         return self.parts / f"part-{rank:05}.jsonl"
 
     def merge(self, lines: Iterable[dict], summary: Mapping) -> bool:
-        """Writes predictions.jsonl and summary.json whole, each unless it is on disk already as it would be written;
-        returns whether one was written. Both are made of the parts, so a broken one is made again."""
+        """Write predictions.jsonl and summary.json whole, each unless the file already has this content; return whether
+        one was written. Both are computed from the parts, so a broken file is rewritten."""
         merged, answers, figures = b"".join(map(encode, lines)), self.folder / PREDICTIONS, self.folder / SUMMARY
         known = answers.is_file() and answers.read_bytes() == merged
         if not known:
@@ -193,9 +191,9 @@ class Predictions:
 
 
 class Part:
-    """One process's file of answers, held against any other process until it is closed.
+    """File of answers of one process, locked against other processes until closed.
 
-    Raises ValueError where another run holds it, OutputError where it cannot be written.
+    Raises ValueError if another run holds the lock, OutputError if the file cannot be written.
     """
 
     def __init__(self, path: Path):
@@ -211,7 +209,7 @@ class Part:
             raise
 
     def close(self) -> None:
-        """Lets go of the file, which another process may then write to."""
+        """Close the file and release its lock."""
         os.close(self._file)
 
     def _drop_torn_line(self) -> None:
@@ -221,7 +219,7 @@ class Part:
             os.lseek(self._file, 0, os.SEEK_END)
 
     def append(self, records: Iterable[dict]) -> None:
-        """Adds lines, on disk when this returns. Raises OutputError where they cannot be written."""
+        """Append lines; they are on disk on return. Raises OutputError if they cannot be written."""
         data = memoryview(b"".join(map(encode, records)))
         with writing(self.path):
             while data:
@@ -230,12 +228,12 @@ class Part:
 
 
 def encode(record: Mapping) -> bytes:
-    """One line of JSON; what UTF-8 cannot hold (half a surrogate pair) is written as JSON's own escape."""
+    """One line of JSON; characters that UTF-8 cannot encode (half a surrogate pair) become JSON escapes."""
     return (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", errors="backslashreplace")
 
 
 def holds(path: Path, values: Mapping) -> bool:
-    """Return whether a file of JSON says this; not where it is broken or missing."""
+    """Return whether a JSON file holds these values; False for a broken or missing file."""
     try:
         return json.loads(path.read_bytes()) == json.loads(json.dumps(values))
     except (FileNotFoundError, ValueError, RecursionError):
@@ -243,7 +241,7 @@ def holds(path: Path, values: Mapping) -> bool:
 
 
 def parse(line: bytes) -> dict | None:
-    """An answer, or None for a line that is none: one that lacks a field, or holds one of another type."""
+    """Answer of a line; None for a line that lacks a field or has one of another type."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -255,7 +253,7 @@ def parse(line: bytes) -> dict | None:
 
 
 def _difference(name: str, there: object, here: object) -> str:
-    """One setting in both runs; of hashes by file or module, those that differ."""
+    """One setting with its values in both runs; for hashes by file or module, those that differ."""
     if isinstance(there, dict) and isinstance(here, dict):
         changed = [part for part in {**there, **here} if there.get(part) != here.get(part)]
         return f"{name} has changed: {', '.join(changed)}"
@@ -263,17 +261,17 @@ def _difference(name: str, there: object, here: object) -> str:
 
 
 def in_order(rows: Iterable[Mapping]) -> list[dict]:
-    """Records as predictions.jsonl holds them: without what only the summary needs."""
+    """Records as predictions.jsonl holds them: without the fields that only the summary needs."""
     return [{name: value for name, value in row.items() if name in FIELDS} for row in rows]
 
 
 def summarise_run(rows: Sequence[Mapping], skipped: Sequence[tuple[str, str]]) -> dict:
-    """summary.json of an evaluation. rows: one per record and rotation, with `touched`; skipped: (where, reason).
+    """Content of summary.json. rows: one per record and rotation, with `touched`; skipped: (where, reason).
 
-    The rotations of a record count as one, right only if all are. `overall` and `tasks` are as `judges.summarise` gives
-    them, each with `cut`, the number of answered records of which the token limit cut an answer (None where no record
-    says); `failed` counts records by reason, `skipped` those that could not be read, which `skipped_records` names;
-    `touched` adds up what steering did to the answers (empty where it did nothing).
+    The rotations of a record count as one, correct only if all are. `overall` and `tasks` as from `judges.summarise`,
+    each with `cut`, the number of answered records with an answer cut by the token limit (None where unknown for all
+    records); `failed` counts records by reason, `skipped` unreadable records, with their names in `skipped_records`;
+    `touched` sums the effects of steering on the answers (empty without an effect).
     """
     by_record: dict[str, list] = {}
     for row in rows:
@@ -299,7 +297,7 @@ def summarise_run(rows: Sequence[Mapping], skipped: Sequence[tuple[str, str]]) -
 
 
 def constant_gold(rows: Iterable[Mapping]) -> str | None:
-    """A warning where all questions with options, of at least two, have the same letter for a gold; else None."""
+    """Warning if all questions with options (at least two) have the same gold letter; else None."""
     golds = [row["gold"] for row in rows if row["options"]]
     if len(golds) < 2 or len(set(golds)) > 1:
         return None
@@ -310,13 +308,13 @@ def constant_gold(rows: Iterable[Mapping]) -> str | None:
 
 
 def any_cut(rows: Iterable[Mapping]) -> bool | None:
-    """Return whether the token limit cut one of the answers; None where no row says."""
+    """Return whether the token limit cut one of the answers; None where unknown for all rows."""
     known = [row["cut"] for row in rows if row.get("cut") is not None]
     return any(known) if known else None
 
 
 def count_cut(records: Iterable[Mapping]) -> int | None:
-    """The number of answered records with a cut answer; None where no record says."""
+    """Number of answered records with a cut answer; None where unknown for all records."""
     known = [record["cut"] for record in records if record["failed"] is None and record["cut"] is not None]
     return sum(known) if known else None
 

@@ -1,9 +1,9 @@
-"""One answer beside another, with and without gaze: the row of a sample, and what all rows say together.
+"""Table rows, paired summaries and figures of answers with and without gaze steering.
 
-A *way* is how an answer was made: "plain", or the name of a mask type. A row holds one picture under one scanpath, with
-every way side by side; the paired differences are each steered way minus plain.
+A condition (`way`) is "plain" or the name of a mask type. A row holds one image under one scanpath, with all
+conditions in columns; the paired differences are each steered condition minus plain.
 
-Figures of steering by gaze: one picture under every way side by side, and how often answers follow the gaze.
+Figures: one image under every condition in columns, and rates of answers that follow the gaze.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ PAIRED = ("inside", "image_attention", "probability")
 
 @dataclass(frozen=True)
 class Outcome:
-    """One answer to one question: `text`, its `tokens` with their `probabilities`; of the answer's attention, the share
-    on the image (`image_attention`, mean over layers and heads), and of that the share `inside` the gaze's windows.
+    """One answer to one question: `text`, its `tokens` with their `probabilities`; `image_attention`, its attention
+    mass on the image (mean over layers and heads), and the fraction of that mass `inside` the gaze windows.
 
-    `colours`: probability that the answer begins with the colour of the picture's first and second shape.
-    `mask` [row, col] is what steered it, `maps` its rollout and `way` what its view shows; None where there is none.
+    `colours`: probability that the answer begins with the colour of the image's first and second shape.
+    `mask` [row, col]: the mask that steered it; `maps`: its rollout; `way`: its view. None where absent.
     """
 
     text: str
@@ -50,15 +50,15 @@ class Outcome:
 
 
 def columns(ways: Sequence[str]) -> tuple[str, ...]:
-    """Of the table: what the sample is, then each measure for one way after the other."""
+    """Column names of the table: sample fields, then each measure under every condition."""
     return (*ABOUT, *(f"{measure}_{way}" for measure in MEASURES for way in ways))
 
 
 def table_row(sample, colours: Sequence[str], outcomes: dict[str, Outcome], folder: str) -> dict:
-    """The row of one picture under one scanpath, the values of `columns`.
+    """Row of one image under one scanpath, the values of `columns`.
 
-    sample: a `GazeSample`. colours: of its first and second shape, empty where they are not known or alike. `folder`
-    holds its pictures, "" where none were drawn.
+    sample: a `GazeSample`. colours: of its first and second shape, empty where unknown or equal. `folder` holds its
+    figures, "" without figures.
     """
     first, second = colours or ("", "")
     row = {
@@ -83,12 +83,12 @@ def spelt(outcome: Outcome, between: str = " | ") -> str:
 
 
 def names(text: str, word: str) -> bool:
-    """Return whether an answer holds a word, case ignored."""
+    """Return whether an answer contains a word, ignoring case."""
     return word.lower() in re.findall(r"\w+", text.lower())
 
 
 def summarise(rows: Sequence[dict], ways: Sequence[str]) -> dict:
-    """Per scanpath file and way: each measure of the plain answer, and the paired difference that the way makes."""
+    """Per scanpath file and condition: each measure of the plain answer, and the paired difference to it."""
     found = {}
     for gaze in dict.fromkeys(row["gaze"] for row in rows):
         mine = [row for row in rows if row["gaze"] == gaze]
@@ -100,7 +100,7 @@ def _way_summary(rows: Sequence[dict], way: str) -> dict:
     summary = {}
     for measure in PAIRED:
         values, before = (np.array([row[f"{measure}_{each}"] for row in rows], np.float64) for each in (way, PLAIN))
-        known = np.isfinite(values - before)  # of a model that does not look at the image at all, no share is inside
+        known = np.isfinite(values - before)  # NaN where a model has no attention on the image
         summary[measure] = mean_interval(values[known], SHARE)
         if way != PLAIN:
             summary[f"{measure}_difference"] = mean_interval((values - before)[known], DIFFERENCE)
@@ -110,13 +110,13 @@ def _way_summary(rows: Sequence[dict], way: str) -> dict:
 
 
 def summarise_colours(rows: Sequence[dict], ways: Sequence[str]) -> dict:
-    """Effect of gaze on a shape on the colour that the answer names. Empty where no row has two different colours.
+    """Effect of gaze on a shape on the colour in the answer. Empty where no row has two different colours.
 
-    Without gaze, and per way and gaze: the share of answers that name the first and the second shape's colour (Wilson);
-    for a way also the paired differences to plain, of these shares (score interval) and of the probabilities that the
-    answer begins with the colour. "first_against_second": the change on the same picture when gaze moves from the
-    second shape to the first, of the share that names the first shape's colour minus the share that names the second's
-    (score interval of values -1, -.5, 0, .5, 1).
+    Without gaze, and per condition and gaze: the rate of answers that name the first and the second shape's colour
+    (Wilson); for a steered condition also the paired differences to plain, of these rates (score interval) and of the
+    probabilities that the answer begins with the colour. "first_against_second": the change on the same image when the
+    gaze moves from the second shape to the first, of the rate of the first shape's colour minus the rate of the
+    second's (score interval of values -1, -.5, 0, .5, 1).
     """
     rows = [row for row in rows if row["first_colour"]]
     if not rows:
@@ -151,7 +151,7 @@ def _named(rows: Sequence[dict], way: str, shape: str) -> np.ndarray:
 
 
 def _moved(rows: Sequence[dict], way: str) -> list[float]:
-    """Per picture with both scanpaths: (names first - names second) under gaze on the first, minus that on the second,
+    """Per image with both scanpaths: (names first - names second) under gaze on the first, minus that on the second,
     halved: 1 where the answer follows the gaze from one shape to the other, -1, -0.5, 0 or 0.5 otherwise."""
     leaning: dict[str, dict[str, int]] = {}
     for row in rows:
@@ -162,18 +162,18 @@ def _moved(rows: Sequence[dict], way: str) -> list[float]:
 
 
 OF_MASKS = OverlayStyle(alpha=0.6, power=1, blur=0)
-LINE, LINES = 26, 5  # characters of an answer under a picture
+LINE, LINES = 26, 5  # characters and lines of an answer under an image
 COLOURS = (BLUE, ORANGE, GREEN)
-CRIMSON = "#d4004b"  # seen on skin, sky, paper and black
+CRIMSON = "#d4004b"  # visible on skin, sky, paper and black
 WHISKER = {"linewidth": 0.9, "capsize": 2}
 
 
 def save_sample(
     run: RunFolder, sample, picture: Image.Image, outcomes: dict[str, Outcome], rows: str, style: OverlayStyle
 ) -> str:
-    """Writes comparison.png, masks.npz and maps-<way>.npz of one picture under one scanpath; returns the folder's name.
+    """Write comparison.png, masks.npz and maps-<way>.npz of one image under one scanpath; return the folder's name.
 
-    Its view goes into the run.
+    Adds the sample's view to the run.
 
     sample: a `GazeSample`. `rows`: the convention of the maps.
     """
@@ -191,9 +191,9 @@ def save_sample(
 
 
 def comparison(sample, picture: Image.Image, outcomes: dict[str, Outcome], style: OverlayStyle) -> Figure:
-    """A column per way: above the scanpath or the mask over the picture, below the rollout of the answer, its tokens
-    with their probabilities, and the share of its image attention that is on the gaze."""
-    width = 1.9  # inches of a picture
+    """Column per condition: above the image with the scanpath or the mask, below the rollout of the answer, its tokens
+    with their probabilities, and the fraction of its image attention inside the gaze."""
+    width = 1.9  # inches of an image
     height = axes_height(picture, width)
     fixations = "simulated fixations" if sample.simulated else "recorded fixations"
     texts = {way: caption(outcome) for way, outcome in outcomes.items()}
@@ -220,7 +220,7 @@ def comparison(sample, picture: Image.Image, outcomes: dict[str, Outcome], style
 
 
 def _scanpath(axes, sample, picture: Image.Image) -> None:
-    """The picture with its gaze points, in the middle of their cells and joined in their order."""
+    """Draw the image with its gaze points at the centres of their cells, joined in order."""
     shown = overlay(picture, np.zeros((sample.grid.rows, sample.grid.cols)), sample.grid, at_least=LONGER_SIDE)
     scale = shown.width / picture.width
     rects = np.array([sample.grid.rect(int(y), int(x)) for x, y, *_ in sample.points]) * scale
@@ -231,7 +231,7 @@ def _scanpath(axes, sample, picture: Image.Image) -> None:
 
 
 def caption(outcome: Outcome) -> str:
-    """The answer's tokens with their probabilities, cut to what fits under a picture, and its share on the gaze."""
+    """The answer's tokens with probabilities, truncated to the width of an image, and its fraction inside the gaze."""
     pairs = zip(outcome.tokens, outcome.probabilities, strict=True)
     words = [f"{visible(token).strip()} ({probability:.2f})" for token, probability in pairs]
     lines, line = [], ""
@@ -244,7 +244,7 @@ def caption(outcome: Outcome) -> str:
 
 
 def rate_bars(groups: Sequence[str], series: dict[str, Sequence[dict]], base: dict, label: str) -> Figure:
-    """Bars of rates with whiskers, one of each series in each group, over the line and band of the rate `base`.
+    """Bars of rates with intervals, one of each series in each group, over the line and band of the rate `base`.
 
     Rates as `analysis.statistics.rate_interval` returns them.
     """
@@ -267,7 +267,7 @@ def rate_bars(groups: Sequence[str], series: dict[str, Sequence[dict]], base: di
 
 
 def colour_figure(colours: dict) -> Figure:
-    """Of `analysis.gaze.summarise_colours`: how often answers name the first shape's colour, by way and gaze."""
+    """Bars of the rate of answers that name the first shape's colour, by condition and gaze (`summarise_colours`)."""
     ways = [way for way in colours if way != "without_gaze"]
     gazes = [name for name in colours[ways[0]] if name.startswith("gaze_on_")]
     series = {name.replace("_", " "): [colours[way][name]["first"] for way in ways] for name in gazes}

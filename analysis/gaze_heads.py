@@ -1,19 +1,17 @@
-"""Settings of the salient-head method for a model: measured on one half of the images, tested on the other.
-
-The method takes, in some layers, at most k heads whose Sim (analysis/gaze_heads.py), divided by the layer's largest, is
-above tau. Published are 19..26, 8 and 0.5232, for LLaVA-1.5-7B alone. Here every head's Sim with its image's own gaze
-is compared with its Sim with another image's gaze. The difference (the lift) tells heads that follow this gaze from
-heads with a bias to the common places of gaze; from it follow the layers, k and tau.
-
-Share of each head's attention to the image that falls on the gaze.
+"""Similarity (Sim) of attention heads to gaze, and settings of the salient-head method for a model.
 
     Sim(h) = sum over the generated tokens and the image cells of A_h * G / the same sum of A_h
 
-with A_h the attention of the rows that stand for the generated tokens and G a mask over the cells, in 0..1. The
-salient-head method divides it by the layer's largest. A head can have a large Sim and hardly look at the image at all,
-so the attention that it is a share of is reported with it; where that is below 1e-9, Sim is undefined (NaN).
+with A_h the attention of the rows of the generated tokens and G a mask over the cells, in 0..1. A head can have a
+large Sim and little attention on the image, so its attention mass on the image is reported as well; below a mass of
+1e-9, Sim is undefined (NaN).
 
-What a run over heads and gaze leaves behind: heads.csv, similarity.npz, two figures, and the proposal in words.
+The method takes, in some layers, at most k heads whose Sim divided by the layer's largest is above tau. Published
+values are layers 19..26, k = 8 and tau = 0.5232, for LLaVA-1.5-7B alone. The lift of a head is its Sim with the image's
+own gaze minus its Sim with another image's gaze; it separates heads that follow this gaze from heads with a centre
+bias. Layers, k and tau are derived from the lift on one half of the images and tested on the other half.
+
+A run writes heads.csv, similarity.npz, two figures, and the proposed settings as a sentence.
 """
 
 from __future__ import annotations
@@ -31,10 +29,10 @@ from analysis.runs import RunFolder, save_arrays, write_table
 from analysis.statistics import DIFFERENCE, MIN_SPLIT, SHARE, Bounds, halves, known_mean, mean_interval
 from data.errors import SampleError
 
-LIFT_SHARE = 0.5  # of the largest lift of all heads that a head must reach
-CONFIDENCE = 0.95  # of the statement that no head of the model is a follower by chance
-LOOKS = 0.1  # of its attention that a head must spend on the image to be worth editing
-LEAST = 10  # images in a half
+LIFT_SHARE = 0.5  # minimum lift of a follower, as a fraction of the largest lift of all heads
+CONFIDENCE = 0.95  # confidence that no head of the model is a follower by chance
+LOOKS = 0.1  # minimum attention mass on the image for a head that is worth editing
+LEAST = 10  # minimum number of images in a half
 RESAMPLES = 2000
 
 
@@ -47,7 +45,7 @@ class Settings(NamedTuple):
 
 
 class Proposal(NamedTuple):
-    """Settings and how they were found; `followers` bool [layer, head]; without any follower `settings` is None."""
+    """Settings and their derivation; `followers` bool [layer, head]; `settings` is None without a follower."""
 
     settings: Settings | None
     reason: str
@@ -57,7 +55,7 @@ class Proposal(NamedTuple):
 def find_followers(lift: np.ndarray) -> np.ndarray:
     """Heads that follow the gaze: bool [layer, head] of lifts [image, layer, head].
 
-    Those whose mean lift is at least LIFT_SHARE of the largest and above 0 with CONFIDENCE by a two-sided t test,
+    A follower has a mean lift of at least LIFT_SHARE of the largest, and above 0 with CONFIDENCE by a two-sided t test,
     corrected for the number of heads (Bonferroni).
     """
     found = mean_heads(lift, DIFFERENCE)
@@ -71,9 +69,9 @@ def find_followers(lift: np.ndarray) -> np.ndarray:
 def propose(own: np.ndarray, shuffled: np.ndarray, seen: np.ndarray) -> Proposal:
     """Settings from similarities [image, layer, head] with the image's own gaze and with another image's.
 
-    Layers: those that hold a follower that spends LOOKS or more of its attention on the image (`seen`, of the same
-    shape); to edit a head that does not look changes nothing. k: the most followers that such a layer holds, those
-    that do not look included, since the method takes them as well. tau: see `best_threshold`.
+    Layers: those with a follower whose attention mass on the image (`seen`, same shape) is at least LOOKS; editing a
+    head without image attention has no effect. k: the largest number of followers in one such layer, those below LOOKS
+    included, since the method takes them as well. tau: see `best_threshold`.
     """
     if len(own) < LEAST:
         few = (
@@ -108,11 +106,11 @@ def propose(own: np.ndarray, shuffled: np.ndarray, seen: np.ndarray) -> Proposal
 
 
 def best_threshold(high: np.ndarray, low: np.ndarray) -> tuple[float, float, float]:
-    """(tau, share of `high` above it, share of `low` above it) of values [image, head] that are to be told apart.
+    """(tau, share of `high` above it, share of `low` above it) that best separates values [image, head].
 
-    The difference of the two shares is often flat over a wide range, where its peak is an accident. So, as in pruning
-    trees (Breiman et al., 1984), tau is the smallest value at which it is within one standard error over the images of
-    its peak: a stricter one gains nothing that can be measured and loses some of `high`. 0 where `low` is empty.
+    The difference of the two shares is often flat near its maximum, whose position is then random. As in pruning of
+    trees (Breiman et al., 1984), tau is the smallest value whose difference is within one standard error over the
+    images of the maximum: a larger tau has no measurable gain and loses some of `high`. 0 for an empty `low`.
     """
     high, low = (np.nan_to_num(values, nan=-1.0) for values in (high, low))
     if not low.size:
@@ -127,7 +125,7 @@ def best_threshold(high: np.ndarray, low: np.ndarray) -> tuple[float, float, flo
 
 
 def select(similarity: np.ndarray, settings: Settings) -> np.ndarray:
-    """Heads that the method would take: bool [image, layer, head] of similarities of that shape, by whole answers."""
+    """Heads that the method takes: bool [image, layer, head] of similarities of that shape, over whole answers."""
     near = np.nan_to_num(relative(similarity), nan=-1.0)
     rank = (-near).argsort(-1, kind="stable").argsort(-1, kind="stable")
     chosen = (near > settings.tau) & (rank < settings.heads)
@@ -139,9 +137,8 @@ def score(settings: Settings, own: np.ndarray, shuffled: np.ndarray) -> dict:
     """Similarity to the gaze of the heads that `settings` select, mean over images with intervals.
 
     own, shuffled: similarities [image, layer, head].
-    Returned are similarity: of the heads taken; shuffled: the same all the way (taken and measured) with another
-    image's gaze, so that picking the largest gains as much there; lift: the difference, paired; heads: how many are
-    taken an image.
+    Returns similarity: of the selected heads; shuffled: selected and measured with another image's gaze, so that the
+    gain from selecting the largest is equal; lift: the paired difference; heads: number selected per image.
     """
     taken, control = (_mean_over(values, select(values, settings)) for values in (own, shuffled))
     both = ~np.isnan(taken + control)
@@ -154,17 +151,17 @@ def score(settings: Settings, own: np.ndarray, shuffled: np.ndarray) -> dict:
 
 
 def _mean_over(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Mean of values [image, layer, head] over the chosen ones of each image, [image]; NaN where none is."""
+    """Mean over the chosen values [image, layer, head] of each image, [image]; NaN for an image without any."""
     counts = chosen.sum((1, 2))
     total = np.where(chosen, values, 0).sum((1, 2))
     return np.divide(total, counts, out=np.full(len(values), np.nan), where=counts > 0)
 
 
 def carries_over(proposal: Proposal, own: np.ndarray, shuffled: np.ndarray, first_lift: np.ndarray, seed: int) -> dict:
-    """Scores of a proposal on images that it was not made from.
+    """Scores of a proposal on images that were not used to derive it.
 
     own, shuffled: similarities [image, layer, head] of these images; first_lift: mean lift [layer, head] of the images
-    that the proposal is from. Returns the figures of `score`; how many followers are found again; how many of each
+    used for the proposal. Returns the values of `score`; the number of followers that are found again; how many of each
     image's followers tau and k take, and how many of its other heads in these layers; and the rank correlation of all
     heads' lifts in both halves with a bootstrap interval over these images.
     """
@@ -188,7 +185,7 @@ def carries_over(proposal: Proposal, own: np.ndarray, shuffled: np.ndarray, firs
 def rank_correlation(first: np.ndarray, second: np.ndarray, seed: int) -> dict:
     """Spearman's correlation of heads' values [layer, head] with the mean of values [image, layer, head].
 
-    Percentile bootstrap over the images (RESAMPLES resamples, seeded); NaN counts as 0, a head without a lift.
+    Percentile bootstrap over the images (RESAMPLES resamples, seeded); NaN counts as 0 (no lift).
     """
     values = np.nan_to_num(second).reshape(len(second), -1)
     rng = np.random.default_rng(seed)
@@ -201,25 +198,25 @@ def rank_correlation(first: np.ndarray, second: np.ndarray, seed: int) -> dict:
     return {"correlation": float(correlations[0]), "low": float(low), "high": float(high), "n": len(values)}
 
 
-MIN_IMAGE_MASS = 1e-9  # as the salient-head method has it: less is a matter of rounding
+MIN_IMAGE_MASS = 1e-9  # threshold of the salient-head method; smaller masses are rounding errors
 
 
 class Inside(NamedTuple):
-    """Attention to the image, mean over the rows: `seen` float64 [layer, head] in all, `inside` [mask, layer, head]
-    with each cell times the mask's value there."""
+    """Attention on the image, mean over the rows: `seen` float64 [layer, head] is the total mass, `inside` [mask,
+    layer, head] the mass weighted by each mask."""
 
     seen: np.ndarray
     inside: np.ndarray
 
     @property
     def similarity(self) -> np.ndarray:
-        """Sim of every head with every mask, float64 [mask, layer, head]; NaN for an image mass below the least."""
+        """Sim of every head with every mask, float64 [mask, layer, head]; NaN for a mass below MIN_IMAGE_MASS."""
         enough = self.seen >= MIN_IMAGE_MASS
         return np.divide(self.inside, self.seen, out=np.full_like(self.inside, np.nan), where=enough)
 
     @property
     def share(self) -> np.ndarray:
-        """Share of the whole model's image attention that is inside each mask, float64 [mask]; NaN where none is."""
+        """Fraction of the model's image attention inside each mask, float64 [mask]; NaN without image attention."""
         total = self.seen.sum()
         return self.inside.sum((1, 2)) / total if total > 0 else np.full(len(self.inside), np.nan)
 
@@ -228,10 +225,10 @@ class Inside(NamedTuple):
 def attention_inside(
     trace, layout, masks: Sequence, *, rows: str = "predicting", tokens: int | None = None
 ) -> Inside:
-    """Attention of the generated tokens' rows to the prompt's first image, and how much of it falls on each mask.
+    """Attention of the generated tokens' rows to the prompt's first image, in total and inside each mask.
 
     masks: each [row, col] over the image's grid, in 0..1. `rows` and `tokens` as in `analysis.rollout.rollout`.
-    Raises ValueError for a mask of another size, SampleError where the prompt has no image or no token has a row.
+    Raises ValueError for a mask of another size, SampleError without an image or without a row for any token.
     """
     check_layout(trace, layout)
     if not layout.images:
@@ -262,8 +259,8 @@ def relative(similarity: np.ndarray) -> np.ndarray:
 def mean_heads(values: np.ndarray, bounds: Bounds) -> dict[str, np.ndarray]:
     """Mean over images of values [image, layer, head] with the interval of `mean_interval`, each array [layer, head].
 
-    Returns {"mean", "deviation", "low", "high", "n"}; images in which a head is undefined (NaN) do not count for it,
-    and what cannot be estimated is NaN. Each interval is that of one head, without a correction for their number.
+    Returns {"mean", "deviation", "low", "high", "n"}; images with an undefined head (NaN) do not count for that head;
+    values that cannot be estimated are NaN. Intervals are per head, without correction for the number of heads.
     """
     values = np.asarray(values, np.float64)
     shape = values.shape[1:]
@@ -287,8 +284,8 @@ CONTROL = "with another image's gaze"
 
 
 def sample_row(sample, said, mask, inside: Inside) -> dict:
-    """The row of one image, the values of COLUMNS: `mask` is G's mean, which even attention would have as similarity;
-    `image_attention` the mean over heads of what they spend on the image; best is the head of largest similarity."""
+    """Row of one image, the values of COLUMNS: `mask` is the mean of G (the similarity of uniform attention);
+    `image_attention` the mean over heads of the attention mass on the image; best is the head of largest similarity."""
     own, shuffled = inside.similarity[0], inside.similarity[1:]
     layer, head = np.unravel_index(np.nan_to_num(own, nan=-1).argmax(), own.shape)
     return {
@@ -309,9 +306,9 @@ def sample_row(sample, said, mask, inside: Inside) -> dict:
 
 
 class Measured:
-    """Every image's figures as arrays: `own`, `shuffled` (Sim) and `seen`, each [image, layer, head], and `names`.
+    """Values of all images as arrays: `own`, `shuffled` (Sim) and `seen`, each [image, layer, head], and `names`.
 
-    Without a second image there is nothing to shuffle, and `shuffled` is NaN.
+    `shuffled` is NaN for a single image.
     """
 
     def __init__(self, measured: Sequence[tuple[str, Inside]]):
@@ -325,7 +322,7 @@ class Measured:
 
     @property
     def lift(self) -> np.ndarray:
-        """Similarity with the image's own gaze minus that with another's, [image, layer, head]."""
+        """Similarity with the image's own gaze minus that with another image's, [image, layer, head]."""
         return self.own - self.shuffled
 
 
@@ -347,10 +344,10 @@ def save_heads(run: RunFolder, measured: Measured, proposal: Proposal, seed: int
 
 
 def ranking(measured: Measured, seed: int) -> Figure:
-    """Bars of the most similar heads, ranked on one half of the images and drawn with the values of the other half.
+    """Bars of the most similar heads, ranked on one half of the images, with the values of the other half.
 
-    Heads ranked on the images that are drawn would owe a part of their height to chance, and their intervals would
-    miss it. Below MIN_SPLIT images there are no halves, which the title then states.
+    Ranking on the drawn images would bias the values upward (selection effect), and the intervals would not cover it.
+    Below MIN_SPLIT images all are used for both, which the title states.
     """
     count = len(measured.names)
     first = second = np.arange(count)
@@ -372,8 +369,8 @@ def head_rows(measured: Measured, followers: np.ndarray) -> list[dict]:
     """One row per head, layer by layer; `followers` bool [layer, head].
 
     similarity: mean over images, with deviation, 95 % interval and n; relative: divided by the layer's largest; lift:
-    similarity minus that with another image's gaze, paired. Every interval is that of one head alone; `follows` is
-    corrected for the number of heads (`analysis.gaze_heads.find_followers`).
+    similarity minus that with another image's gaze, paired. Intervals are per head; `follows` is corrected for the
+    number of heads (`find_followers`).
     """
     own, lift = mean_heads(measured.own, SHARE), mean_heads(measured.lift, DIFFERENCE)
     shuffled, seen = known_mean(measured.shuffled), measured.seen.mean(0)
@@ -391,7 +388,7 @@ def head_rows(measured: Measured, followers: np.ndarray) -> list[dict]:
 
 
 def study(measured: Measured, published: Settings, seed: int) -> tuple[Proposal, dict]:
-    """The proposal from one half of the images, and the summary: how it does on the other half, beside `published`."""
+    """Proposal from one half of the images, and the summary of its scores on the other half and of `published`."""
     first, second = halves(len(measured.names), np.random.default_rng(seed))
     own, shuffled, lift = measured.own, measured.shuffled, measured.lift
     proposal = propose(own[first], shuffled[first], measured.seen[first])
@@ -412,7 +409,7 @@ def study(measured: Measured, published: Settings, seed: int) -> tuple[Proposal,
 
 
 def sentence(proposal: Proposal) -> str:
-    """The proposal for a reader at the terminal."""
+    """Proposal as one sentence for the terminal."""
     if proposal.settings is None:
         return f"no settings for the salient-head method: {proposal.reason}"
     layers, tau, heads = proposal.settings

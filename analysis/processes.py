@@ -1,12 +1,10 @@
-"""Several processes with one task: who is who, and waiting for each other. Started by accelerate or torchrun, not here.
+"""Ranks and synchronisation of several processes of one run, and the lock of a run's folder.
 
-They exchange only that one has got this far, over gloo, on GPUs too: what is computed goes into files.
-gloo notices at once when a process dies, where NCCL would wait.
+accelerate or torchrun starts the processes. They exchange only barriers and flags, over gloo, on GPUs too; results go
+into files. gloo fails at once when a process dies; NCCL would wait.
 
-The lock of a run's folder: one run at a time reads and writes there.
-
-It is flock's lock on FOLDER/.lock, which ends with the process that holds it, however that ends: a file that a killed
-run left holds nothing.
+The lock allows one run at a time to read and write a folder. It is flock's lock on FOLDER/.lock, which ends with the
+process that holds it, even if killed; a remaining file is not a lock.
 """
 
 from __future__ import annotations
@@ -25,11 +23,11 @@ from typing import TypeVar
 from analysis.runs import LOCK, SETTINGS, is_finished, refuse_existing, writing
 
 Result = TypeVar("Result")
-PATIENCE = timedelta(days=1)  # how long a process that is done waits for the slowest
+PATIENCE = timedelta(days=1)  # how long a finished process waits for the slowest
 
 
 class ProcessLost(RuntimeError):
-    """Another process of the run is gone; the message is one sentence for the user."""
+    """Loss of another process of the run; the message is one sentence for the user."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +40,15 @@ class Team:
 
     @property
     def leads(self) -> bool:
-        """Return whether this is the process that writes what is of all."""
+        """Return whether this process writes the shared files."""
         return self.rank == 0
 
     def share(self, items: Sequence) -> Sequence:
-        """Every n-th item, so that all processes have as many, give or take one."""
+        """Every n-th item, so that the shares of the processes differ by one item at most."""
         return items[self.rank :: self.size]
 
     def wait(self) -> None:
-        """Returns once all processes have called it. Raises ProcessLost where one is gone."""
+        """Wait until all processes have called it. Raises ProcessLost if one has died."""
         if self.size == 1:
             return
         import torch.distributed
@@ -59,9 +57,9 @@ class Team:
             torch.distributed.barrier()
 
     def lead(self, action: Callable[[], Result]) -> Result | None:
-        """The result of `action`, called in the leading process while the others wait for it; None in the others.
+        """Result of `action`, called in the leading process while the others wait for it; None in the others.
 
-        Where it raises, the leading process raises it, and the others exit with status 2 and without a word.
+        If it raises, the leading process raises the error, and the others exit with status 2 without a message.
         """
         succeeded, result = False, None
         try:
@@ -74,7 +72,7 @@ class Team:
         return result
 
     def _of_leader(self, value: bool) -> bool:
-        """The value that the leading process passes, in all processes. Raises ProcessLost where one is gone."""
+        """Broadcast of the leading process's value to all processes. Raises ProcessLost if one has died."""
         if self.size == 1:
             return value
         import torch.distributed
@@ -87,7 +85,7 @@ class Team:
 
 @contextmanager
 def _lost_process() -> Iterator[None]:
-    """Turns the error of an exchange with a process that is gone into a ProcessLost."""
+    """Convert the error of an exchange with a lost process into a ProcessLost."""
     try:
         yield
     except RuntimeError as error:
@@ -99,7 +97,7 @@ def _lost_process() -> Iterator[None]:
 
 @contextmanager
 def team() -> Iterator[Team]:
-    """The processes that were launched together; this one alone, and no process group, where nothing launched any."""
+    """Processes that were launched together; without a launcher this one alone, and no process group."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Team()
         return
@@ -114,7 +112,7 @@ def team() -> Iterator[Team]:
 
 
 def own_device(device: str, team: Team) -> str:
-    """The device of this process, of a --device flag. Raises ValueError for one that several processes cannot share."""
+    """Device of this process for a --device flag. Raises ValueError for one that processes cannot share."""
     if team.size == 1 or device == "cpu":
         return device
     if device != "cuda":
@@ -132,15 +130,15 @@ def own_device(device: str, team: Team) -> str:
     return f"cuda:{team.local_rank}"
 
 
-ATTEMPTS = 100  # to open a file whose folder other runs remove meanwhile
+ATTEMPTS = 100  # attempts to open a file whose folder other runs remove meanwhile
 
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold a folder against every other run until the block ends; makes the folder, and removes it if it stays empty.
+    """Lock a folder against every other run until the block ends; make the folder, and remove it if it stays empty.
 
-    Where the system has no lock to give, says so on stderr and goes on. Raises ValueError where another run holds the
-    folder, OutputError where it cannot be made.
+    On a system without locks, warn on stderr and continue. Raises ValueError if another run holds the folder,
+    OutputError if it cannot be made.
     """
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     file = _locked(folder)
@@ -151,7 +149,7 @@ def lock(folder: Path) -> Iterator[None]:
             (folder / LOCK).unlink(missing_ok=True)
             os.close(file)
         for place in made:
-            with suppress(OSError):  # not empty: the run left something there, or another one began beside it
+            with suppress(OSError):  # not empty: the run left files there, or another run began meanwhile
                 place.rmdir()
 
 
@@ -168,14 +166,14 @@ def claim(folder: Path, settings: Mapping[str, Mapping]) -> Iterator[bool]:
 
 
 def _locked(folder: Path) -> int | None:
-    """The open and locked file of a folder; None where none may be opened."""
+    """Open and locked file of a folder; None if it cannot be opened."""
     path = folder / LOCK
     while True:
         try:
             file = _opened(path)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-                _tell_unlocked(folder, error)  # a finished run can be read all the same
+                _tell_unlocked(folder, error)  # a finished run can still be read
                 return None
             with writing(folder):
                 raise
@@ -191,7 +189,7 @@ def _locked(folder: Path) -> int | None:
 
 
 def _opened(path: Path, attempts: int = ATTEMPTS) -> int:
-    """Opens the lock's file, and makes it and its folder where they are not there."""
+    """Open the lock's file; make it and its folder if missing."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -202,9 +200,9 @@ def _opened(path: Path, attempts: int = ATTEMPTS) -> int:
 
 
 def hold(file: int, folder: Path) -> OSError | None:
-    """Lock an open file until it is closed; returns the system's error where its file system has no locks.
+    """Lock an open file until it is closed; return the system's error if its file system has no locks.
 
-    Raises ValueError, in the name of `folder`, where another process holds it.
+    Raises ValueError, with the name of `folder`, if another process holds it.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

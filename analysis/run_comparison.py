@@ -1,11 +1,11 @@
-"""Two evaluation runs over the same records, paired: what changed, and whether chance explains it.
+"""Paired comparison of two evaluation runs over the same records: differences, tests, and figures.
 
 A run is the folder of `evaluate.py`: settings.json, and predictions.jsonl with one line per record (per record and
-rotation of its options where they were rotated; such a record is right only if every rotation is). Differences are
-always B minus A. A record that failed in either run tells no difference: it is left out of both, and counted. Lines
-without `cut` and `image_hashes`, as older versions wrote them, are read; these are then unknown.
+rotation for rotated options; such a record is correct only if every rotation is). Differences are always B minus A.
+Records that failed in either run are left out of both, and counted. Lines of older versions without `cut` and
+`image_hashes` are read; these fields are then unknown.
 
-Figures of two runs side by side: accuracies with their difference, and the records that flipped.
+Figures: accuracies of both runs with their difference, and the records that flipped.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ COLUMNS = (
     "image", "task", "prompt", "gold", "prediction_a", "value_a", "correct_a", "cut_a", "prediction_b", "value_b",
     "correct_b", "cut_b", "flip",
 )  # fmt: skip
-REQUIRED = [name for name in FIELDS if name not in ("cut", "image_hashes")]  # which all versions wrote
-GAINED, LOST = "gained", "lost"  # wrong in A and right in B; the reverse
+REQUIRED = [name for name in FIELDS if name not in ("cut", "image_hashes")]  # fields of all versions
+GAINED, LOST = "gained", "lost"  # wrong in A and correct in B; the reverse
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of one record in a run; lists go with the rotations of its options, one where they were not rotated."""
+    """Result of one record in a run; lists hold one item per rotation of its options, one without rotation."""
 
     id: str
     task: str
@@ -55,7 +55,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class EvaluationRun:
-    """A run as its folder holds it: `flags` of settings.json, and `outcomes` by record id, in the order of the file."""
+    """Run read from its folder: `flags` of settings.json, and `outcomes` by record id, in the order of the file."""
 
     folder: Path
     flags: dict
@@ -70,20 +70,20 @@ class Pair(NamedTuple):
 
     @property
     def failed(self) -> str | None:
-        """In which of the runs it failed, as the reason under which it is counted; None where in neither."""
+        """Reason under which a failed record is counted, with the failed runs; None without a failure."""
         where = [name for name, outcome in zip("AB", self, strict=True) if outcome.failed is not None]
         return f"failed in {' and '.join(where)}" if where else None
 
     @property
     def flip(self) -> str:
-        """GAINED, LOST, or "" where both runs are right or both wrong."""
+        """GAINED, LOST, or "" if both runs are correct or both wrong."""
         if self.a.correct == self.b.correct:
             return ""
         return GAINED if self.b.correct else LOST
 
 
 def read_run(folder: str | Path) -> EvaluationRun:
-    """Raises FileNotFoundError where the folder is no run, ValueError where its files are not as they should be."""
+    """Run of a folder. Raises FileNotFoundError if it holds no run, ValueError for malformed files."""
     folder = Path(folder)
     settings, predictions = folder / "settings.json", folder / "predictions.jsonl"
     for path in (settings, predictions):
@@ -138,10 +138,10 @@ def _outcome(rotations: dict[int, dict]) -> Outcome:
 
 
 def pair(a: EvaluationRun, b: EvaluationRun, intersect: bool = False) -> tuple[list[Pair], dict[str, int]]:
-    """The records of both runs in A's order, and how many only one of them has: {"only_in_a", "only_in_b"}.
+    """Records of both runs in A's order, and the number in only one of them: {"only_in_a", "only_in_b"}.
 
-    Raises ValueError for runs that cannot be compared: of other judges; without a common record, or over different
-    records unless `intersect`; with another question, right answer, options, rotations, or images for the same record.
+    Raises ValueError for runs that cannot be compared: different judges; no common record, or different records
+    without `intersect`; another question, gold answer, options, rotations, or images for the same record.
     """
     if a.flags["judge"] != b.flags["judge"]:
         raise ValueError(
@@ -179,7 +179,7 @@ def pair(a: EvaluationRun, b: EvaluationRun, intersect: bool = False) -> tuple[l
 
 
 def _other_images(one: Outcome, other: Outcome) -> bool:
-    """Return whether both runs answered, and say of which images, and these differ."""
+    """Return whether both runs answered and recorded image hashes, and these differ."""
     answered = one.failed is None and other.failed is None
     known = one.image_hashes is not None and other.image_hashes is not None
     return answered and known and one.image_hashes != other.image_hashes
@@ -188,8 +188,8 @@ def _other_images(one: Outcome, other: Outcome) -> bool:
 def compare(pairs: Sequence[Pair]) -> dict:
     """Accuracy of both runs and their difference, over all records and per sub-task; failed pairs are left out.
 
-    Returns {"overall": contrast, "tasks": {task: contrast with "p_holm"}}, each contrast as `contrast` makes it;
-    p_holm corrects for the number of sub-tasks.
+    Returns {"overall": contrast, "tasks": {task: contrast with "p_holm"}}, each from `contrast`; p_holm corrects for
+    the number of sub-tasks.
     """
     usable = [pair for pair in pairs if pair.failed is None]
     names = sorted({pair.a.task for pair in usable})
@@ -201,8 +201,8 @@ def compare(pairs: Sequence[Pair]) -> dict:
 
 def contrast(pairs: Sequence[Pair]) -> dict:
     """Both accuracies with Wilson's interval ("a", "b"), their paired "difference" b - a with Tango's score interval,
-    the counts "gained" and "lost", McNemar's exact "p" of them with the smallest p that so many flips allow, and how
-    many answers of each run could not be parsed, and were cut by its token limit (None where the run does not say).
+    the counts "gained" and "lost", McNemar's exact "p" with the smallest p possible for so many flips, and per run the
+    numbers of unparsed answers and of answers cut by the token limit (None where unknown).
     """
     right_a, right_b = (np.array([outcome.correct for outcome in side], int) for side in _sides(pairs))
     sides = dict(zip("ab", _sides(pairs), strict=True))
@@ -227,8 +227,8 @@ def _sides(pairs: Sequence[Pair]) -> tuple[list[Outcome], list[Outcome]]:
 
 
 def table_row(pair: Pair, image: Path | None) -> dict:
-    """The row of one record, the values of COLUMNS; rotations stand one behind the other. `image`: its first picture's
-    file, where it has one."""
+    """Row of one record, the values of COLUMNS; rotations in order. `image`: the file of its first image, None
+    without one."""
     row = {"image": image, "task": pair.a.task, "prompt": pair.a.prompt, "gold": spelt(pair.a.golds), "flip": pair.flip}
     for name, outcome in zip("ab", pair, strict=True):
         row |= {
@@ -246,7 +246,7 @@ def spelt(answers: Sequence) -> str:
 
 
 def run_names(a: EvaluationRun, b: EvaluationRun) -> tuple[str, str]:
-    """Labels of the runs in a figure: model (or runner) and method where these differ, else their folders."""
+    """Labels of the runs in a figure: model (or runner) and method if these differ, else their folders."""
     asked = [
         (Path(run.flags.get("runner") or str(run.flags.get("model"))).name, run.flags.get("method")) for run in (a, b)
     ]
@@ -259,22 +259,22 @@ def run_names(a: EvaluationRun, b: EvaluationRun) -> tuple[str, str]:
 
 
 def other_flags(a: EvaluationRun, b: EvaluationRun) -> dict[str, list]:
-    """The flags that the runs do not share, each with its value in A and in B; where results went does not count."""
+    """Flags that differ between the runs, each with its value in A and in B; the results folder is ignored."""
     flags = [flag for flag in {**a.flags, **b.flags} if flag != "out_dir"]
     return {flag: [a.flags.get(flag), b.flags.get(flag)] for flag in flags if a.flags.get(flag) != b.flags.get(flag)}
 
 
-MARKS = ((BLUE, "o", -0.14), (ORANGE, "D", 0.14))  # of A and B: colour, marker, place within the row
-CARDS, ACROSS = 6, 3  # records on a page, and side by side
-LINE, QUESTION_LINES, ANSWER_LINES = 44, 5, 2  # characters and lines under a picture
+MARKS = ((BLUE, "o", -0.14), (ORANGE, "D", 0.14))  # of A and B: colour, marker, offset within the row
+CARDS, ACROSS = 6, 3  # records on a page, and per row
+LINE, QUESTION_LINES, ANSWER_LINES = 44, 5, 2  # characters and lines under an image
 TALL = 300  # pixels
 
 
 def accuracy_figure(contrasts: dict[str, dict], names: Sequence[str]) -> Figure:
-    """A row per (label, contrast of `analysis.run_comparison`): left both accuracies with Wilson intervals, right their
-    paired difference with its score interval, the number of records that flipped each way, and McNemar's p.
+    """Row per (label, contrast): left both accuracies with Wilson intervals, right their paired difference with its
+    score interval, the number of records that flipped in each direction, and McNemar's p.
 
-    The first row is all records; the p of others is the one corrected over sub-tasks.
+    The first row is all records; the p of the others is corrected over sub-tasks.
     """
     rows = np.arange(len(contrasts))
     figure = Figure(figsize=(7.2, 1.4 + 0.36 * len(rows)), dpi=200, layout="constrained")
@@ -309,7 +309,7 @@ def accuracy_figure(contrasts: dict[str, dict], names: Sequence[str]) -> Figure:
 
 
 def _whiskers(figures: Sequence[dict], key: str) -> np.ndarray:
-    """(middle, low, high) of each as float64 [row, 3]; NaN where they are not defined."""
+    """(middle, low, high) of each as float64 [row, 3]; NaN where undefined."""
     return np.array([[each[key], each["low"], each["high"]] for each in figures], np.float64)
 
 
@@ -319,7 +319,7 @@ def _points(axes, values: np.ndarray, places: np.ndarray, color: str, marker: st
 
 
 def flip_pages(pairs: Sequence[Pair], pictures: Sequence[Image.Image | str], title: str) -> list[Figure]:
-    """Records with both answers, six on a page. `pictures`: what each shows, or why that cannot be shown."""
+    """Pages of six records with both answers. `pictures`: the image of each, or the reason for its absence."""
     starts = range(0, len(pairs), CARDS)
     pages = []
     for number, start in enumerate(starts, 1):
@@ -334,7 +334,7 @@ def _page(pairs: Sequence[Pair], pictures: Sequence[Image.Image | str], title: s
     aspects = [0.6 if isinstance(picture, str) else picture.height / picture.width for picture in pictures]
     cards = [_card(pair) for pair in pairs]
     lines = max(card.count("\n") + 1 for card in cards)
-    height = 2.4 * min(1.0, max(aspects)) + 0.14 * lines + 0.35  # inches of a picture, its name and its text
+    height = 2.4 * min(1.0, max(aspects)) + 0.14 * lines + 0.35  # inches of an image, its name and its text
     figure = Figure(figsize=(2.5 * ACROSS, height * rows + 0.3), dpi=200, layout="constrained")
     figure.suptitle(title, fontsize=9, parse_math=False)
     places = list(figure.subplots(rows, ACROSS, squeeze=False).flat)
@@ -353,7 +353,7 @@ def _page(pairs: Sequence[Pair], pictures: Sequence[Image.Image | str], title: s
 
 
 def _card(pair: Pair) -> str:
-    """The question, the right answer, and what both runs said."""
+    """Question, gold answer, and the answers of both runs."""
     lines = _cut(pair.a.prompt, QUESTION_LINES)
     lines += _cut(f"right answer: {spelt(pair.a.golds)}", ANSWER_LINES)
     for name, outcome in zip("AB", pair, strict=True):
@@ -368,7 +368,7 @@ def _cut(text: str, most: int) -> list[str]:
 
 
 def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
-    """The images of one question in a row, scaled to one height; flatter ones than FLATTEST to one width."""
+    """Images of one question in a row, scaled to one height; those flatter than FLATTEST to one width."""
     scaled = []
     for picture in pictures:
         scale = TALL / max(picture.height, FLATTEST * picture.width)

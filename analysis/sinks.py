@@ -1,29 +1,25 @@
-"""Dimensions of the residual stream with spikes at the most attended tokens.
+"""Sink dimensions of the residual stream, and their precision and recall for the most attended tokens.
 
-A sink is a token that draws attention without meaning anything, and shows it: in a few dimensions of the model its
-residual stream is far larger than elsewhere (Sun et al., "Massive Activations in Large Language Models", COLM 2024).
-All magnitudes here are m = |x| / RMS(x), each token's own: 1 is ordinary, sqrt(width) is all of a token in one
-dimension. Per layer the candidates (the image's tokens, or those of the first half of a text) are split into the tokens
-that receive most attention and the rest, and every dimension is asked four things:
+A sink is a token that attracts attention regardless of its meaning; in a few dimensions its residual stream is far
+larger than elsewhere (Sun et al., "Massive Activations in Large Language Models", COLM 2024). Magnitudes are
+m = |x| / RMS(x) per token: 1 is the RMS, sqrt(width) a token with a single nonzero dimension. Per layer the candidates
+(the tokens of the images, or those of the first half of a text) are split into the most attended tokens and the rest;
+four statistics per dimension:
 
-    top     its mean over the most attended tokens, weighted by the attention that they receive, since few of them are
-            sinks and those few receive most of it
-    gap     how far that is above its mean over the rest; a dimension that is large everywhere has none
-    above   the share of the rest that is below top
-    high    what nine tenths of the rest stay below; a threshold lies between it and top
+    top     mean over the most attended tokens, weighted by the attention that they receive, since few of them are
+            sinks and those receive most of it
+    gap     top minus the mean over the rest; near 0 for a dimension that is large at all tokens
+    above   fraction of the rest below top
+    high    90th percentile of the rest; a threshold lies between high and top
 
-It stands out where top is a spike and above nearly 1. Nothing here holds more than one layer of one sample; layers
-count from 0, layer l meaning what enters layer l.
+A dimension stands out where top is a spike and above is nearly 1. At most one layer of one sample is in memory.
+Layers count from 0; layer l is the input of layer l.
 
-Do the tokens that spike in given dimensions receive the attention: precision and recall, beside chance.
-
-Detected are the candidates whose |RMSNorm(x)| is above tau in one of the dimensions; wanted are the top tenth of the
-candidates by attention received (see `analysis.sinks` for who the candidates are and whose attention counts). Pooled
-over the layers that VAR edits, per sample; means and intervals are over samples. A sample in which nothing is detected
-has recall 0 and no precision.
-
-Random dimensions stand beside them twice: with the same tau, where they mostly detect nothing, and with as many tokens
-as the given dimensions detect, the highest ones, where precision compares. Layers count from 0.
+Validation: detected are the candidates whose |RMSNorm(x)| is above tau in one of the dimensions; wanted are the top
+tenth of the candidates by attention received. Counts are pooled over the layers that VAR edits, per sample; means and
+intervals are over samples. A sample without a detected token has recall 0 and no precision. Random dimensions are the
+control, twice: with the same tau, where they mostly detect nothing, and with the same number of detected tokens (the
+highest ones), where precision is comparable.
 """
 
 from __future__ import annotations
@@ -40,9 +36,9 @@ from analysis.statistics import SHARE, mean_interval
 from data.errors import SampleError, check_at_least
 from models.var import VAR, read_findings
 
-ABOVE = 0.9  # share of the other tokens that a spike must be above
-FIRST_LAYER = 2  # sinks form in the first layers, which are shown and not counted
-FEWEST = 10  # candidates, so that a tenth of them is a token
+ABOVE = 0.9  # minimum fraction of the other tokens below a spike
+FIRST_LAYER = 2  # sinks form in the first layers, which are drawn and not counted
+FEWEST = 10  # minimum number of candidates, so that a tenth of them is one token
 EPSILON = 1e-6  # of the RMS normalisation
 
 
@@ -64,13 +60,13 @@ class ProbeSettings:
 
 @dataclass(frozen=True)
 class FindingsFile:
-    """Place of the findings."""
+    """Output file of the findings."""
 
     output: str | None = None
-    """Where to write the JSON (default: sink_dimensions.json in the results folder)."""
+    """JSON output file (default: sink_dimensions.json in the results folder)."""
 
     def path(self, out_dir: Path) -> Path:
-        """Path of the JSON file. Raises FileExistsError or ValueError where it cannot be written."""
+        """Path of the JSON file. Raises FileExistsError or ValueError for one that cannot be written."""
         if self.output is None:
             return out_dir / "sink_dimensions.json"
         output = Path(self.output)
@@ -82,15 +78,15 @@ class FindingsFile:
 
 @dataclass(frozen=True)
 class SinkDimensions:
-    """Dimensions and threshold to validate (default: those that are known of the language model)."""
+    """Dimensions and threshold to validate (default: the known ones of the language model)."""
 
     dimensions: tuple[int, ...] = ()
     """Hidden dimensions, counted from 0."""
     file: str | None = None
-    """Instead of --dimensions: what find_sink_dimensions_simple.py wrote."""
+    """JSON file of find_sink_dimensions_simple.py, instead of --dimensions."""
     tau: float | None = None
-    """A token is a sink where |RMSNorm(x)| is above tau in one of the dimensions (default: the file's, else 20, which
-    belongs to a model 4096 wide)."""
+    """Sink threshold: |RMSNorm(x)| above tau in one of the dimensions (default: the file's, else 20, published for
+    a width of 4096)."""
 
     def __post_init__(self) -> None:
         if self.dimensions and self.file:
@@ -102,21 +98,21 @@ class SinkDimensions:
         return {} if self.tau is None else {"tau": self.tau}
 
     def check_file(self) -> None:
-        """Raises FileNotFoundError or ValueError for a --file that cannot be read."""
+        """Read --file. Raises FileNotFoundError or ValueError where that fails."""
         if self.file:
             read_findings(self.file)
 
     def for_model(self, model) -> VAR:
-        """Settings of VAR to validate on this model. Raises as `VAR.for_model` does."""
+        """VAR settings to validate on this model. Raises as `VAR.for_model` does."""
         return VAR.for_model(model, self.dimensions or None, self.file, **self._threshold)
 
 
 @dataclass(frozen=True)
 class RandomControl:
-    """Random dimensions to compare with."""
+    """Random dimensions as a control."""
 
     random_sets: int = 20
-    """How many sets of random dimensions stand beside the given ones."""
+    """Number of random sets of dimensions."""
     seed: int = 0
     """Seed of the random dimensions."""
 
@@ -126,9 +122,9 @@ class RandomControl:
 
 @dataclass(frozen=True, eq=False)
 class Watch:
-    """Whose attention counts, and for which tokens: `candidates` int64 [candidate], and rows `first` to `last` - 1.
+    """Tokens and rows whose attention counts: `candidates` int64 [candidate], and rows `first` to `last` - 1.
 
-    Every row sees every candidate. Were rows counted that see only some, early tokens would seem to receive more.
+    All these rows attend to all candidates; rows before some candidates would favour early tokens.
     """
 
     candidates: torch.Tensor
@@ -137,9 +133,9 @@ class Watch:
 
 
 def watch(layout) -> Watch:
-    """The tokens of all images, seen from the rows behind them; without images, the first half from the second.
+    """The tokens of all images and the rows after them; without images, the first half and the rows of the second.
 
-    Raises SampleError where there are fewer than ten candidates, or no row.
+    Raises SampleError for fewer than ten candidates, or without a row.
     """
     candidates, last = layout.image_positions, layout.length
     first = int(candidates.max()) + 1 if len(candidates) else (layout.start + last + 1) // 2
@@ -161,17 +157,17 @@ def attention_received(trace, watched: Watch, sample: int = 0) -> torch.Tensor:
     for layer in range(trace.layers):
         for _, weights in trace.blocks(layer, sample, watched.first, watched.last):
             received[layer] += weights.sum((0, 1)).cpu()[watched.candidates - begin]
-            del weights  # or two blocks would be held while the next one is made
+            del weights  # otherwise two blocks would be in memory at once
     return received / (trace.heads * (watched.last - watched.first))
 
 
 def spike(width: int) -> float:
-    """The magnitude that makes a spike: the published tau, 20 of a model 4096 wide, as a share of sqrt(width)."""
+    """Minimum magnitude of a spike: the published tau (20 at width 4096), scaled by sqrt(width)."""
     return 20 * math.sqrt(width / 4096)
 
 
 def magnitudes(rows: torch.Tensor) -> torch.Tensor:
-    """m = |x| / RMS(x) of residual rows [row, width], float32 of the same shape; squares may be beyond float16."""
+    """m = |x| / RMS(x) of residual rows [row, width], float32 of the same shape; squares may overflow float16."""
     square = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=torch.float32) ** 2 / rows.shape[-1]
     return rows.float().abs() * torch.rsqrt(square + EPSILON)
 
@@ -182,9 +178,9 @@ def top_count(candidates: int, top_percent: float) -> int:
 
 
 class Contrast:
-    """Of one sample: what sets its most attended tokens apart, per layer and dimension.
+    """Statistics of one sample that contrast its most attended tokens with the rest, per layer and dimension.
 
-    `see` takes the residual stream of one layer after the other.
+    `see` takes the residual stream of one layer after another.
     """
 
     def __init__(self, received: torch.Tensor, candidates: torch.Tensor, top_percent: float):
@@ -193,7 +189,7 @@ class Contrast:
         self._layers: list[torch.Tensor] = []
 
     def see(self, layer: int, hidden: torch.Tensor) -> None:
-        """Reduces what enters a layer, [sample, row, width] with one sample, to its [4, width]."""
+        """Reduce the input of a layer, [sample, row, width] with one sample, to its [4, width]."""
         magnitude = magnitudes(hidden[0, self.candidates.to(hidden.device)])
         most = torch.zeros(len(magnitude), dtype=torch.bool, device=hidden.device)
         most[self.most[layer].to(hidden.device)] = True
@@ -206,7 +202,7 @@ class Contrast:
 
     @property
     def top_share(self) -> float:
-        """Share of the attention on all candidates that the most attended ones receive, mean over layers."""
+        """Fraction of the attention on all candidates that the most attended ones receive, mean over layers."""
         return float((self.received.gather(1, self.most).sum(1) / self.received.sum(1)).mean())
 
     @property
@@ -226,7 +222,7 @@ class Profile:
 
     @property
     def stands_out(self) -> np.ndarray:
-        """Dimensions that spike at the most attended tokens and not at the others: bool [layer, width]."""
+        """Dimensions with a spike at the most attended tokens and not at the others: bool [layer, width]."""
         return (self.top >= spike(self.top.shape[1])) & (self.above >= ABOVE)
 
     def consistent(self) -> list[dict]:
@@ -245,14 +241,14 @@ class Profile:
         return sorted(found, key=lambda each: (-each["frequency"], -each["avg_score"]))
 
     def per_layer_top(self, count: int = 10) -> dict[str, list[dict]]:
-        """The dimensions of largest gap in each layer."""
+        """Dimensions of largest gap in each layer."""
         return {
             f"layer_{layer}": [{"dim": int(d), "score": float(gaps[d])} for d in np.argsort(-gaps)[:count]]
             for layer, gaps in enumerate(self.gap)
         }
 
     def tau(self, dimensions: list[int]) -> float | None:
-        """Halfway from what most of the rest stay below to the attended tokens, in the largest of these dimensions.
+        """Midpoint between `high` of the rest and `top` of the attended tokens, in the largest of these dimensions.
 
         Mean over the counted layers in which one of them stands out, rounded to a tenth; None without dimensions.
         """
@@ -264,14 +260,14 @@ class Profile:
 
 
 class SinkSearch:
-    """Sums over samples, in two halves (every other sample), so that a finding can be checked against itself."""
+    """Sums over samples, in two halves (every other sample), so that one half can validate the other."""
 
     def __init__(self):
         self._sums: list[torch.Tensor | None] = [None, None]
         self._counts = [0, 0]
 
     def add(self, contrast: Contrast) -> None:
-        """One more sample."""
+        """Add one sample."""
         half = sum(self._counts) % 2
         statistics = contrast.statistics.double()
         self._sums[half] = statistics if self._sums[half] is None else self._sums[half] + statistics
@@ -283,7 +279,7 @@ class SinkSearch:
         return sum(self._counts)
 
     def profile(self, half: int | None = None) -> Profile:
-        """Of all samples, or of one half. Raises ValueError where there is no sample."""
+        """Profile of all samples, or of one half. Raises ValueError without a sample."""
         chosen = [0, 1] if half is None else [half]
         count = sum(self._counts[each] for each in chosen)
         if not count:
@@ -294,8 +290,8 @@ class SinkSearch:
     def findings(self, most: int = 2) -> dict:
         """Results under the names of the published script: recommended and consistent dimensions, the top per layer.
 
-        Recommended are the first `most` consistent dimensions that are consistent in each half of the samples, too;
-        `reason` says why there are no more, `tau` is a threshold to begin with.
+        Recommended are the first `most` consistent dimensions that are also consistent in each half of the samples;
+        `reason` explains a smaller number, `tau` is an initial threshold.
         """
         whole = self.profile()
         consistent = [{**each, **self._other_half(each["dim"])} for each in whole.consistent()]
@@ -318,9 +314,9 @@ class SinkSearch:
 
     def _other_half(self, dimension: int) -> dict:
         """{"other_half_score": mean gap of a dimension in the second half of the samples, over the counted layers in
-        which it stands out in the first half}; None where it stands out in none, or there is no second half.
+        which it stands out in the first half}; None without such a layer or a second half.
 
-        avg_score is of the samples that chose dimension and layers, hence too large.
+        avg_score uses the samples that selected dimension and layers, hence is biased upward.
         """
         if not all(self._counts):
             return {"other_half_score": None}
@@ -350,13 +346,13 @@ class SinkSearch:
         return f"{kept}, the first {most} are recommended" if len(stable) > most else kept
 
 
-GOOD_PRECISION, GOOD_RECALL, FAIR_PRECISION = 0.5, 0.3, 0.3  # of the published script
+GOOD_PRECISION, GOOD_RECALL, FAIR_PRECISION = 0.5, 0.3, 0.3  # from the published script
 
 
 class Spikes:
-    """Of one sample: max over each set of dimensions of |RMSNorm(x)_d|, of the candidates, `values` [set, layer, key].
+    """Max over each set of dimensions of |RMSNorm(x)_d| of one sample's candidates, `values` [set, layer, key].
 
-    `see` takes the residual stream of one layer after the other. All sets have the same number of dimensions.
+    `see` takes the residual stream of one layer after another. All sets have the same number of dimensions.
     """
 
     def __init__(self, candidates: torch.Tensor, sets: np.ndarray):
@@ -364,7 +360,7 @@ class Spikes:
         self._layers: list[torch.Tensor] = []
 
     def see(self, layer: int, hidden: torch.Tensor) -> None:
-        """Reduces what enters a layer, [sample, row, width] with one sample, to a number per set and candidate."""
+        """Reduce the input of a layer, [sample, row, width] with one sample, to a number per set and candidate."""
         magnitude = magnitudes(hidden[0, self.candidates.to(hidden.device)])
         self._layers.append(magnitude[:, self.sets.to(hidden.device)].amax(-1).T.cpu())
 
@@ -376,29 +372,29 @@ class Spikes:
 
 @dataclass(frozen=True, eq=False)
 class Counts:
-    """Of one sample, per layer: candidates that were detected, that were wanted, and that were both; int [layer]."""
+    """Detected, wanted, and both detected and wanted candidates of one sample per layer; int [layer]."""
 
     detected: np.ndarray
     wanted: np.ndarray
     both: np.ndarray
 
     def precision(self, layers=slice(None)) -> float | None:
-        """Share of the detected that was wanted, pooled over `layers`; None where nothing was detected."""
+        """Fraction of the detected tokens that are wanted, pooled over `layers`; None without a detected token."""
         detected = self.detected[layers].sum()
         return float(self.both[layers].sum() / detected) if detected else None
 
     def recall(self, layers=slice(None)) -> float:
-        """Share of the wanted that was detected, pooled over `layers`."""
+        """Fraction of the wanted tokens that are detected, pooled over `layers`."""
         return float(self.both[layers].sum() / self.wanted[layers].sum())
 
 
 def most_attended(received: np.ndarray, top_percent: float) -> np.ndarray:
-    """The top tokens of each layer by attention received [layer, candidate]: bool of the same shape."""
+    """Top tokens of each layer by attention received [layer, candidate]: bool of the same shape."""
     return highest(received, np.full(len(received), top_count(received.shape[1], top_percent)))
 
 
 def highest(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The `counts` [layer] largest of each layer's values [layer, candidate], of equals the first: bool."""
+    """The `counts` [layer] largest of each layer's values [layer, candidate], ties by lowest index: bool."""
     rank = np.argsort(np.argsort(-values, axis=1, kind="stable"), axis=1)
     return rank < counts[:, None]
 
@@ -411,7 +407,7 @@ def compare(detected: np.ndarray, wanted: np.ndarray) -> Counts:
 def random_sets(width: int, dimensions: tuple[int, ...], sets: int, rng: np.random.Generator) -> np.ndarray:
     """The given dimensions, then `sets` random sets of as many others: int [1 + sets, dimension].
 
-    Raises ValueError where too few others are left in a model `width` wide.
+    Raises ValueError where a model `width` wide has too few other dimensions.
     """
     others = np.setdiff1d(np.arange(width), dimensions)
     if len(others) < len(dimensions):
@@ -432,7 +428,7 @@ class Agreement:
         self._chance: list[float] = []
 
     def add(self, values: np.ndarray, received: np.ndarray) -> Counts:
-        """One sample: spikes [set, layer, candidate], the given dimensions first, and attention [layer, candidate]."""
+        """Add one sample: spikes [set, layer, candidate], given dimensions first, and attention [layer, candidate]."""
         wanted = most_attended(received, self.top_percent)
         given, others = values[0], values[1:]
         own = compare(given > self.tau, wanted)
@@ -466,7 +462,7 @@ class Agreement:
 
 
 def edited_layers(layers: int) -> slice:
-    """The layers that VAR edits. Raises ValueError where a model has none."""
+    """Layers that VAR edits. Raises ValueError for a model without any."""
     if layers - 1 <= FIRST_LAYER:
         raise ValueError(f"a model of {layers} layers has none that VAR edits (from layer {FIRST_LAYER}, not the last)")
     return slice(FIRST_LAYER, layers - 1)
@@ -475,7 +471,7 @@ def edited_layers(layers: int) -> slice:
 def scores(samples: list[list[Counts]], layers: slice) -> dict:
     """Precision and recall pooled over layers: per sample the mean over its sets, then mean and interval over samples.
 
-    `detected` is the mean number of detected tokens per layer. A set that detects nothing has no precision.
+    `detected` is the mean number of detected tokens per layer. A set without a detected token has no precision.
     """
     precisions, recalls, detected = [], [], []
     for sets in samples:
@@ -493,7 +489,7 @@ def scores(samples: list[list[Counts]], layers: slice) -> dict:
 
 
 def verdict(precision: float | None, recall: float) -> str:
-    """good, fair or poor, by the published script's rule; no precision (nothing detected) is poor."""
+    """good, fair or poor, by the published script's rule; poor without a precision (no detected token)."""
     if precision is None:
         return "poor"
     if precision > GOOD_PRECISION and recall > GOOD_RECALL:

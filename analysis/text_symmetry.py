@@ -1,36 +1,33 @@
-"""Does the relation word of a sentence look at the entities themselves, or at where they stand in the sentence?
+"""Symmetry of the relation word's attention under counterfactual captions, with its tables and figures.
 
-With m1 and m2 the attention that the relation word spends on the entity named first and on the one named second (per
-token of its words, mean over the relation word's rows, over heads and over the chosen layers), a sentence has
+m1 and m2 are the attention of the relation word to the entity named first and second: per token of the entity, mean
+over the relation word's rows, over heads and over the chosen layers. The asymmetry of a sentence is
 
-    asymmetry  a = (m1 - m2) / (m1 + m2)        in -1..1; 1 looks at the first only, 0 at both alike
+    a = (m1 - m2) / (m1 + m2)        in -1..1; 1: attention to the first only, 0: equal attention
 
-A counterfactual of the sentence has an asymmetry a' of its own, and symmetry says what a' should be:
+A counterfactual of the sentence has an asymmetry a'. Attention that follows the entities gives:
 
-    entities swapped    a' = -a    each entity keeps the attention that it had, though the places were exchanged
-    relation flipped    a' =  a    which relation is said does not matter to where it looks
-    both                a' = -a    the sentence says the same of the picture, the entities keep their attention
+    entities swapped    a' = -a    each entity keeps its attention although the positions are exchanged
+    relation flipped    a' =  a    attention does not depend on the relation
+    both                a' = -a    same meaning as the caption; the entities keep their attention
 
-With s = -1, 1, -1 the sign of the ideal line a' = s a, a pair is taken apart into
+With s = -1, 1, -1 the sign of the ideal line a' = s a, a pair is split into
 
-    lean   (a - s a') / 2     what breaks the symmetry; for swapped entities the preference for a place (> 0: first)
-    along  (a + s a') / 2     what keeps it; for swapped entities the preference for one entity over the other
+    lean   (a - s a') / 2     part that breaks the symmetry; for swapped entities the position bias (> 0: first)
+    along  (a + s a') / 2     part that keeps it; for swapped entities the preference for one entity
 
-so that a = along + lean, and the pair's symmetry score is |lean|, in 0..1: its distance from the ideal line over the
-largest one possible. For swapped entities, a model whose attention goes with the entities scores 0 and one that looks
-at a place, whatever stands there, scores |a|. A score of 0 alone does not say that entities are looked at: a model
-that treats all words alike has it too, and an |along| of 0 beside it.
+so that a = along + lean. The pair's symmetry score is |lean|, in 0..1: its distance from the ideal line divided by the
+largest possible one. For swapped entities, a model whose attention follows the entities scores 0; one whose attention
+follows the positions scores |a|. A score of 0 does not prove attention to entities: uniform attention also scores 0,
+with |along| = 0.
 
-Two controls. Articles: the same figures of the "a" before each entity, which stands next to it and, in a causal model,
-has not yet read it, so they tell what the places alone attract. Shuffled: the score of each caption with another one's
-counterfactual; a model that looks at a place scores as high there, one that follows the entities scores higher.
-Uniform attention has a = 0, hence 0 all through.
+Controls. Articles: the same values for the "a" before each entity, which is adjacent to it and, in a causal model,
+precedes it, so it measures the effect of position alone. Shuffled: the score of each caption with another caption's
+counterfactual; it equals the score under pure position bias and exceeds it where attention follows the entities.
+Uniform attention has a = 0 and all values 0.
 
-A relation word that comes before an entity cannot see it in a causal model; such sentences are refused.
-
-What a run over sentences and their counterfactuals leaves behind: rows, arrays, heads.csv, figures, summary.
-
-Figures of sentences and their counterfactuals: pairs about the line of ideal symmetry, examples, layers.
+A relation word before an entity cannot attend to it in a causal model; such sentences raise SampleError.
+A run writes arrays, heads.csv and figures: scatter of pairs around the ideal line, example captions, layers, heads.
 """
 
 from __future__ import annotations
@@ -60,19 +57,19 @@ from analysis.words import check_layers
 from data.errors import SampleError, check_at_least
 
 IDEAL = {"swapped": -1, "flipped": 1, "both": -1}
-"""Counterfactual -> sign of the line of ideal symmetry."""
+"""Counterfactual -> sign of the ideal line of symmetry."""
 SENTENCES = ("caption", *IDEAL)
 MEASURED = ("entities", "articles")
-"""What the asymmetry is of; the second is the control of the first."""
+"""Word pairs whose asymmetry is computed; the second is the control of the first."""
 ASYMMETRIES = (-2.0, 2.0)  # range of the difference of two asymmetries
 
 
 @torch.no_grad()
 def relation_attention(trace, sample: int, relation: torch.Tensor, words: Sequence[torch.Tensor]) -> np.ndarray:
-    """Attention of the relation word to each of some words, float64 [word, layer, head].
+    """Attention of the relation word to each of the given words, float64 [word, layer, head].
 
-    relation, words: positions of the tokens of each. Mean over the relation word's rows and over the tokens of a word,
-    so that a word of many tokens is not favoured. Raises SampleError where a word lies behind the relation word.
+    relation, words: token positions of each. Mean over the relation word's rows and over the tokens of a word, so that
+    the number of tokens has no effect. Raises SampleError for a word after the relation word.
     """
     if max(int(word.max()) for word in words) > int(relation.min()):
         raise SampleError("relation before an entity", "the relation word comes before an entity and cannot see it")
@@ -85,28 +82,28 @@ def relation_attention(trace, sample: int, relation: torch.Tensor, words: Sequen
 
 
 def asymmetry(first, second) -> np.ndarray:
-    """(first - second) / (first + second) in -1..1; NaN where there is no attention on either."""
+    """(first - second) / (first + second) in -1..1; NaN where both are 0."""
     first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
     total = first + second
     return np.divide(first - second, total, out=np.full(total.shape, np.nan), where=total > 0)
 
 
 def lean(caption, counterfactual, kind: str) -> np.ndarray:
-    """(a - s a') / 2 of asymmetries a and a' [...], in -1..1; the pair's symmetry score is its absolute value."""
+    """(a - s a') / 2 of asymmetries a and a' [...], in -1..1; its absolute value is the pair's symmetry score."""
     return (np.asarray(caption) - IDEAL[kind] * np.asarray(counterfactual)) / 2
 
 
 def along(caption, counterfactual, kind: str) -> np.ndarray:
-    """(a + s a') / 2 of asymmetries a and a' [...], in -1..1: what a pair has along the line of ideal symmetry."""
+    """(a + s a') / 2 of asymmetries a and a' [...], in -1..1: component along the ideal line of symmetry."""
     return (np.asarray(caption) + IDEAL[kind] * np.asarray(counterfactual)) / 2
 
 
 class Asymmetries:
     """Asymmetries of all sentences of all samples, from `attention` [sample, sentence, word, layer, head].
 
-    The sentences are SENTENCES, the words first and second entity, first and second article. Of what is MEASURED:
-    `overall` [sample, sentence] over `layers` together, `by_layer` [sample, sentence, layer] over the heads of each
-    layer, `by_head` [sample, sentence, layer, head]; the last two over all layers.
+    The sentences are SENTENCES; the words are first and second entity, first and second article. For each of MEASURED:
+    `overall` [sample, sentence] over `layers`, `by_layer` [sample, sentence, layer] over the heads of each layer,
+    `by_head` [sample, sentence, layer, head]; the last two cover all layers.
     """
 
     def __init__(self, attention: np.ndarray, layers: Sequence[int]):
@@ -124,7 +121,7 @@ class Asymmetries:
 
 
 def pair_of(asymmetries: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """Of asymmetries [sample, sentence, ...], the captions' and their counterfactuals' of one kind, [sample, ...]."""
+    """Asymmetries of captions and of one kind of counterfactual, each [sample, ...], from [sample, sentence, ...]."""
     return asymmetries[:, 0], asymmetries[:, SENTENCES.index(kind)]
 
 
@@ -132,8 +129,8 @@ def summarise(found: Asymmetries, seed: int = 0) -> dict:
     """Every estimate with n, interval and control, for each kind of pair.
 
     "asymmetry": of the captions. "pairs": per kind the "score", "along" (its absolute value), "shuffled" score and
-    "lean" with p against 0, of entities and of articles; "against_articles" and "against_shuffled" are the score of the
-    entities minus that control, paired. All p are one family, with q, as "family_of_q" states.
+    "lean" with p against 0, for entities and for articles; "against_articles" and "against_shuffled" are the paired
+    differences of the entities' score minus that control. All p form one family for q; see "family_of_q".
     """
     entities, articles = (found.overall[measured] for measured in MEASURED)
     difference = paired_difference(entities[:, 0], articles[:, 0], seed, ASYMMETRIES)
@@ -175,7 +172,7 @@ def _pair_summary(entities: np.ndarray, articles: np.ndarray, kind: str, seed: i
 
 
 def others_of(count: int, seed: int) -> np.ndarray:
-    """For each of some samples the index of another one, each taken once; of a single sample its own."""
+    """Index of another sample for each sample, each index used once; a single sample gets its own index."""
     order = np.random.default_rng(seed).permutation(count)
     found = np.empty(count, int)
     found[order] = np.roll(order, 1)
@@ -183,7 +180,7 @@ def others_of(count: int, seed: int) -> np.ndarray:
 
 
 def score_by_layer(found: Asymmetries, kind: str) -> dict[str, list[dict]]:
-    """Mean symmetry score of each layer with its interval, of entities and of articles."""
+    """Mean symmetry score of each layer with its interval, for entities and for articles."""
     return {
         measured: [
             mean_interval(scores, SHARE) for scores in np.abs(lean(*pair_of(found.by_layer[measured], kind), kind)).T
@@ -193,8 +190,8 @@ def score_by_layer(found: Asymmetries, kind: str) -> dict[str, list[dict]]:
 
 
 def heads_that_lean(found: Asymmetries, kind: str) -> dict[str, dict[str, np.ndarray]]:
-    """`head_tests` of the lean of every head, arrays [layer, head], of entities and of articles; each of the two is a
-    family of its own."""
+    """`head_tests` of the lean of every head, arrays [layer, head], for entities and for articles; each of the two is a
+    separate family."""
     return {measured: head_tests(lean(*pair_of(found.by_head[measured], kind), kind)) for measured in MEASURED}
 
 
@@ -223,7 +220,7 @@ class SymmetrySettings:
 
 
 class Study:
-    """Gathers the attention of one caption after the other; `found` are the asymmetries of all of them."""
+    """Accumulator of the attention of captions; `found` holds the asymmetries of all of them."""
 
     def __init__(self, layers: Sequence[int]):
         self.layers = tuple(layers)
@@ -231,9 +228,9 @@ class Study:
         self._attention: list[np.ndarray] = []
 
     def add(self, caption, attention: Mapping[str, np.ndarray]) -> dict:
-        """Keeps `attention` of each sentence, [word, layer, head], and returns the caption's row, values of COLUMNS.
+        """Store `attention` of each sentence, [word, layer, head]; return the caption's row, values of COLUMNS.
 
-        caption: with `name`, and `sentences` by name, each with `first`, `second` and `relation`.
+        caption: has `name`, and `sentences` by name, each with `first`, `second` and `relation`.
         """
         self.captions.append(caption)
         self._attention.append(np.stack([attention[sentence] for sentence in SENTENCES]))
@@ -249,12 +246,12 @@ class Study:
 
     @property
     def found(self) -> Asymmetries:
-        """Of all captions that were added."""
+        """Asymmetries of all added captions."""
         return Asymmetries(np.stack(self._attention), self.layers)
 
 
 def save_study(run: RunFolder, study: Study, examples: int, seed: int) -> dict:
-    """Writes symmetry.npz, heads.csv and the figures; returns the summary."""
+    """Write symmetry.npz, heads.csv and the figures; return the summary."""
     found = study.found
     save_arrays(
         run.folder / "symmetry.npz",
@@ -280,15 +277,15 @@ def save_study(run: RunFolder, study: Study, examples: int, seed: int) -> dict:
 
 
 def spread(scores: np.ndarray, count: int) -> list[int]:
-    """Indices of at most `count` known scores [sample], from the largest to the smallest in even steps of rank."""
+    """Indices of at most `count` finite scores [sample], from the largest to the smallest in even steps of rank."""
     order = [int(index) for index in np.argsort(-scores, kind="stable") if np.isfinite(scores[index])]
     steps = np.linspace(0, len(order) - 1, min(count, len(order)))
     return [order[round(step)] for step in steps]
 
 
 def _leaning(tested: dict) -> dict:
-    """Counts of heads that break the symmetry one way, of entities and of articles; "smallest_p" is the least p that
-    the samples allow."""
+    """Counts of heads that break the symmetry in each direction, for entities and for articles; "smallest_p" is the
+    least p possible with this number of samples."""
     return {
         measured: {
             "leaning": int((found["q"] <= LEVEL).sum()), "heads": found["q"].size, "level_of_q": LEVEL,
@@ -299,17 +296,17 @@ def _leaning(tested: dict) -> dict:
 
 
 def _family(q: np.ndarray, measured: str) -> str:
-    """The tests among which q corrects."""
+    """Description of the family of tests that q corrects for."""
     return f"{np.isfinite(q).sum()} heads, lean of {measured}, one kind of pair"
 
 
 def mean_along(found: Asymmetries, kind: str) -> np.ndarray:
-    """Mean of |along| of the entities over samples, [layer, head]; NaN where it is known of none."""
+    """Mean of |along| of the entities over samples, [layer, head]; NaN where no sample has a finite value."""
     return known_mean(np.abs(along(*pair_of(found.by_head["entities"], kind), kind)))
 
 
 def head_figure(found: Asymmetries, tested: dict, kind: str):
-    """Layers x heads: the lean of entities and of articles, with dots where they lean, and what keeps the symmetry."""
+    """Layers x heads: lean of entities and of articles, with dots at significant heads, and mean |along|."""
     panels = [
         (f"{kind}, n = {len(found)}; dot: q ≤ {LEVEL}\nlean of entities", tested["entities"]["mean"]),
         ("\nlean of articles (control)", tested["articles"]["mean"]),
@@ -320,7 +317,7 @@ def head_figure(found: Asymmetries, tested: dict, kind: str):
 
 def head_rows(tests: dict, found: Asymmetries) -> list[dict]:
     """One row per kind of pair and head: the test of its lean, the articles' lean, and mean |along|. `q` and
-    `articles_q` each correct over the heads of one kind of pair, as "family_of_q" states of q."""
+    `articles_q` each correct over the heads of one kind of pair; see "family_of_q" for q."""
     return [
         {
             "kind": kind, "layer": head[0], "head": head[1],
@@ -338,9 +335,9 @@ LABELS = {"entities": "entities", "articles": "articles (control)"}
 
 
 def pair_scatter(found: Asymmetries, figures: dict) -> Figure:
-    """A panel per kind of pair: asymmetry of the caption across, of its counterfactual up, with the ideal line.
+    """Scatter per kind of pair: asymmetry of the caption (x) and of its counterfactual (y), with the ideal line.
 
-    figures: "pairs" of `analysis.text_symmetry.summarise`.
+    figures: "pairs" of `summarise`.
     """
     figure = Figure(figsize=(2.75 * len(IDEAL), 3.35), dpi=200, layout="constrained")
     for axes, (kind, sign) in zip(figure.subplots(1, len(IDEAL)), IDEAL.items(), strict=True):
@@ -375,10 +372,10 @@ def _interval(figure: dict) -> str:
 
 
 def example_bars(found: Asymmetries, captions: Sequence, chosen: Sequence[int]) -> Figure:
-    """For some captions, the attention of the relation word to each entity in every sentence, in the order of naming.
+    """Bars of the relation word's attention to each entity in every sentence of some captions, in order of naming.
 
-    chosen: indices of captions. Bars of one colour are one entity: where attention goes with the entities, the colours
-    keep their heights though they change places.
+    chosen: indices of captions. One colour is one entity: where attention follows the entities, each colour keeps its
+    height at its new position.
     """
     masses = found.attention[:, :, :2][..., list(found.layers), :].mean((-2, -1))  # [sample, sentence, place]
     scores = np.abs(lean(*pair_of(found.overall["entities"], "swapped"), "swapped"))
@@ -402,10 +399,10 @@ def example_bars(found: Asymmetries, captions: Sequence, chosen: Sequence[int]) 
 
 
 def layer_lines(scores: dict[str, dict[str, list[dict]]], chosen: Sequence[int]) -> Figure:
-    """A panel per kind of pair: mean symmetry score of every layer with its interval, entities and articles.
+    """Panel per kind of pair: mean symmetry score of every layer with its interval, for entities and articles.
 
-    scores: per kind what `analysis.text_symmetry.score_by_layer` returns. The `chosen` layers stand on grey where they
-    are not all.
+    scores: per kind the result of `score_by_layer`. The `chosen` layers have a grey background unless all layers are
+    chosen.
     """
     layers = len(next(iter(scores.values()))["entities"])
     figure = Figure(figsize=(2.75 * len(scores), 2.7), dpi=200, layout="constrained")

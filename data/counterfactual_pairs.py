@@ -9,8 +9,8 @@
         images/pair_00000_control.png   the same without the subject
 
 Boxes are in pixels of the images. The relation is that of the subject to the object, so it names the corner. Pair i
-of one seed shows the same two shapes in the same places of their cells, whatever the corner and the number of pairs.
-Where the folder holds these pairs already, the command changes nothing and its exit status is 0.
+of one seed has the same two shapes at the same positions in their cells for every corner and number of pairs.
+If the folder holds these pairs already, the command changes no file and its exit status is 0.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from data.shapes import COLOURS, SHAPES, Shape, draw, sample_shape, to_pixels
 
 Corner = Literal["topleft", "topright", "bottomleft", "bottomright"]
 CORNERS = {"topleft": (0, 0), "topright": (0, 2), "bottomleft": (2, 0), "bottomright": (2, 2)}
-"""Each corner's cell of the 3 x 3 grid, (row, col)."""
+"""Cell of each corner in the 3 x 3 grid, (row, col)."""
 RELATIONS = {
     "topleft": "upper_left_of",
     "topright": "upper_right_of",
@@ -46,8 +46,8 @@ FIELDS = ("id", "caption", "relation", "subject_shape", "object_shape", "boundin
 NOTE = "the control has no subject; the object stays where it is"
 GROUND = (245 / 255,) * 3
 SIZE = (0.09, 0.13)  # half of a shape's width, as a fraction of the image
-PAD = 0.03  # between a shape and the border of its cell
-LEAST = 32  # pixels; smaller images would let shapes run over the border of their cells
+PAD = 0.03  # between a shape and the border of its cell, as a fraction of the image
+LEAST = 32  # pixels; in smaller images shapes would cross the border of their cells
 
 
 class Pair(NamedTuple):
@@ -66,15 +66,15 @@ class Pair(NamedTuple):
 
     @property
     def corner(self) -> str | None:
-        """The corner in which the subject lies; None where the relation names none."""
+        """Corner of the subject; None if the relation names none."""
         return next((corner for corner, relation in RELATIONS.items() if relation == self.relation), None)
 
 
 def read(folder: str | Path) -> tuple[list[Pair], list[Skip]]:
-    """All usable pairs of a folder in the order of its lines, and those that cannot be used with their reasons.
+    """All usable pairs of a folder in the order of its lines, and the unusable ones with their reasons.
 
-    Images are searched in images/, under the names that `full_image` and `control_image` end with, or those above.
-    Raises FileNotFoundError where the layout is not there.
+    Images are searched in images/, under the names at the end of `full_image` and `control_image`, or those above.
+    Raises FileNotFoundError for a missing layout.
     """
     root = Path(folder).resolve()
     table = root / "metadata.jsonl"
@@ -123,7 +123,7 @@ def _pair(root: Path, record: dict) -> Pair:
 
 
 def _image_path(root: Path, record: dict, kind: str) -> Path:
-    """Path of one image of a pair. Only the name counts, so that a folder may be moved."""
+    """Path of one image of a pair. Only the file name is used, so that a folder may be moved."""
     given = record.get(f"{kind}_image", f"{record['id']}_{kind}.png")
     name = Path(given).name if isinstance(given, str) and "\0" not in given else ""
     path = root / "images" / name
@@ -136,7 +136,7 @@ def _image_path(root: Path, record: dict, kind: str) -> Path:
 
 def _box(boxes: object, shape: str) -> tuple[float, float, float, float]:
     try:
-        left, top, right, bottom = (float(edge + 0) for edge in boxes[shape])  # + 0: "3" is no number
+        left, top, right, bottom = (float(edge + 0) for edge in boxes[shape])  # + 0 raises for a string such as "3"
     except (TypeError, KeyError, ValueError, IndexError, OverflowError) as error:
         raise SampleError(f"bounding box of the {shape} is not four numbers") from error
     if not all(map(math.isfinite, (left, top, right, bottom))) or left >= right or top >= bottom:
@@ -145,7 +145,7 @@ def _box(boxes: object, shape: str) -> tuple[float, float, float, float]:
 
 
 def open_pair(pair: Pair) -> tuple[Image.Image, Image.Image]:
-    """Both images in RGB, full and control. Raises SampleError for one that cannot be read, or where sizes differ."""
+    """Both images in RGB, full and control. Raises SampleError for an unreadable image or different sizes."""
     full, control = read_image(pair.full), read_image(pair.control)
     if full.size != control.size:
         raise SampleError(
@@ -157,12 +157,12 @@ def open_pair(pair: Pair) -> tuple[Image.Image, Image.Image]:
 
 
 def question(corner: str) -> str:
-    """Question about anything in a corner."""
+    """Question about any object in a corner."""
     return f"is there anything in the {named(corner)} corner ?"
 
 
 def named(corner: str) -> str:
-    """A corner in words, such as "top left"."""
+    """Words for a corner, such as "top left"."""
     return corner.replace("left", " left").replace("right", " right")
 
 
@@ -171,12 +171,12 @@ class Pairs(Links):
     """Pairs of images, and the question about both images of each."""
 
     dataset: str | None = None
-    """Folder of pairs, as data.counterfactual_pairs makes it (default: data/dataset_sample where it lies, else pairs
-    made here, once, in data/generated)."""
+    """Folder of pairs, as data.counterfactual_pairs makes it (default: data/dataset_sample if present, else pairs
+    generated once in data/generated)."""
     prompt: str | None = None
-    """What to ask (default: is there anything in the ... corner ?, of the corner in which the object lies)."""
+    """Question (default: is there anything in the ... corner ?, with the corner of the object)."""
     max_pairs: int = 0
-    """Use at most so many pairs; 0 uses all."""
+    """Maximum number of pairs; 0 uses all."""
 
     def __post_init__(self) -> None:
         check_at_least(self, max_pairs=0)
@@ -187,8 +187,8 @@ class Pairs(Links):
 def gather(dataset: str | None, limit: int, flag: str = "--max-pairs") -> tuple[list[Pair], list[Skip], Source]:
     """At most `limit` pairs (0: all), the unusable ones with their reasons, and their source.
 
-    dataset: a folder of pairs (default: data/dataset_sample where it lies, else SAMPLE_COUNT pairs with the subject at
-    the top left, made here once). Raises as `read` does.
+    dataset: a folder of pairs (default: data/dataset_sample if present, else SAMPLE_COUNT pairs with the subject at
+    the top left, generated once). Raises as `read` does.
     """
     folder, made_here = dataset, False
     if dataset is None:
@@ -197,7 +197,7 @@ def gather(dataset: str | None, limit: int, flag: str = "--max-pairs") -> tuple[
         generate(folder, "topleft", SAMPLE_COUNT, seed=0)
     pairs, unusable = read(folder)
     used = pairs[: limit or None]
-    # sets of earlier versions have no marker, but their lines have the note
+    # sets of earlier versions lack the marker, but their lines have the note
     synthetic = is_synthetic(folder) or (bool(pairs) and all(pair.note == NOTE for pair in pairs))
     place = str(folder if dataset is not None or made_here else DATA / SAMPLE)
     held = len(pairs) + len(unusable)
@@ -207,8 +207,8 @@ def gather(dataset: str | None, limit: int, flag: str = "--max-pairs") -> tuple[
 def generate(folder: str | Path, corner: Corner, count: int, seed: int, size: int = 96) -> None:
     """Write `count` pairs of size x size pixels into `folder`; the same seed writes the same bytes.
 
-    `folder` appears only when complete. Raises FileExistsError where it already holds something, ValueError for
-    settings that cannot work.
+    `folder` appears only when complete. Raises FileExistsError for a non-empty folder, ValueError for invalid
+    settings.
     """
     check(corner, count, seed, size)
     with made_whole(folder) as complete:
@@ -237,7 +237,7 @@ def holds(folder: str | Path, corner: str, count: int, seed: int, size: int) -> 
 
 
 def check(corner: str, count: int, seed: int, size: int) -> None:
-    """Raises ValueError for settings that cannot work."""
+    """Check the settings of `generate`. Raises ValueError for invalid ones."""
     if corner not in CORNERS:
         raise ValueError(f"corner {corner!r} is unknown; choose {', '.join(CORNERS)}")
     if count < 1 or seed < 0:
@@ -247,7 +247,7 @@ def check(corner: str, count: int, seed: int, size: int) -> None:
 
 
 def scenes(corner: str, count: int, seed: int) -> Iterator[tuple[Shape, Shape]]:
-    """Subject and object of each pair: two colours, two kinds, upright, each anywhere inside its cell."""
+    """Subject and object of each pair: two colours, two kinds, upright, at random positions inside their cells."""
     cell = CORNERS[corner]
     for index in range(count):
         rng = np.random.default_rng([seed, index])
@@ -264,13 +264,13 @@ def scenes(corner: str, count: int, seed: int) -> Iterator[tuple[Shape, Shape]]:
 
 
 def within(cell: int, reach: float, share: float) -> float:
-    """A centre from which `reach` stays inside a cell along one axis: with `share` 0 the lowest, with 1 the last."""
+    """Centre at which `reach` stays inside a cell along one axis: `share` 0 is the lowest, 1 the highest."""
     room = 1 / 3 - 2 * (PAD + reach)
     return cell / 3 + PAD + reach + share * room
 
 
 def describe(name: str, corner: str, subject: Shape, other: Shape, size: int) -> dict:
-    """The line of one pair."""
+    """Fields of the line of one pair."""
     vertical, horizontal = ("above", "below")[corner.startswith("bottom")], ("left", "right")[corner.endswith("right")]
     return {
         "id": name,
@@ -288,7 +288,7 @@ def describe(name: str, corner: str, subject: Shape, other: Shape, size: int) ->
 
 
 def pixel_box(shape: Shape, size: int) -> list[float]:
-    """Left, top, right, bottom of a shape in pixels of an image of size x size, to a hundredth."""
+    """Left, top, right, bottom of a shape in pixels of an image of size x size, rounded to a hundredth."""
     return to_pixels(np.array(shape.box()).reshape(2, 2), size).round(2).ravel().tolist()
 
 
@@ -297,13 +297,13 @@ class Config:
     """Write pairs of images, with and without a shape in one corner."""
 
     corner: Corner = "topleft"
-    """Where the subject lies; the object lies in the opposite corner."""
+    """Corner of the subject; the object lies in the opposite corner."""
     count: int = 100
-    """Pairs to make."""
+    """Number of pairs."""
     out_dir: Path | None = None
     """New or empty folder, or one that holds these pairs already (default: data/dataset_<corner>)."""
     seed: int = 0
-    """The same seed writes the same bytes, and the same shapes in every corner."""
+    """Seed; the same seed writes the same bytes, and the same shapes for every corner."""
     size: int = 96
     """Width and height of the images in pixels."""
 

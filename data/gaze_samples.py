@@ -1,7 +1,4 @@
-"""Pictures with a question and scanpaths: the samples of the gaze scripts.
-
-Scanpaths on the pictures of questions, found by the question's id or by its picture.
-"""
+"""Samples of the gaze scripts: images with a question and scanpaths, matched by the question's id or by the image."""
 
 from __future__ import annotations
 
@@ -36,18 +33,18 @@ class ScanpathSettings:
     units: Literal["pixels", "fractions", "patches"] | None = None
     """Units of scanpath files that do not state their own."""
     display: tuple[int, int] | None = None
-    """Width and height, in pixels, of the display that showed the pictures letterboxed (scaled to fit, centred), for
+    """Width and height, in pixels, of the display that showed the images letterboxed (scaled to fit, centred), for
     scanpaths in its pixels. COCO-Search18: 1680 1050."""
     viewer: str | None = None
-    """Read the scanpaths of this viewer alone (default: of each picture the first scanpath)."""
+    """Read only the scanpaths of this viewer (default: the first scanpath of each image)."""
     task: str | None = None
-    """Read the scanpaths of this task alone, such as the category that the viewers searched for."""
+    """Read only the scanpaths of this task, such as the category of a visual search."""
     condition: str | None = None
-    """Read the scanpaths of this condition alone, such as present."""
+    """Read only the scanpaths of this condition, such as present."""
     trajectory: bool = False
     """Also count the cells on the line between consecutive fixations."""
     by_duration: bool = False
-    """Weigh fixations by how long they lasted."""
+    """Weight fixations by duration."""
     margin: int = 1
     """Cells that a fixation opens on each side of its own: 1 opens 3 x 3."""
 
@@ -66,7 +63,7 @@ class ScanpathSettings:
 
 
 class GazeSample(NamedTuple):
-    """A sample and one scanpath on its picture, in cells of the model's grid.
+    """A sample and one scanpath on its image, in cells of the model's grid.
 
     name: the sample's, followed by `gaze` where there are several. gaze: short name of the scanpath's file. points:
     (x, y) or (x, y, weight), at least one. dropped: fixations left out, with their reasons. simulated: the scanpath's
@@ -86,7 +83,7 @@ class GazeSample(NamedTuple):
 class GazeSource:
     """Origin of a run's fixations; `str` is the line that the run prints.
 
-    kind: "simulated" where every scanpath's record states so, "recorded" where none does, else "partly simulated".
+    kind: "simulated" if the records of all scanpaths state it, "recorded" if none does, else "partly simulated".
     scanpaths: usable ones in all `files`. made_here: the files were generated for this run.
     """
 
@@ -97,7 +94,7 @@ class GazeSource:
 
     @classmethod
     def of(cls, files: Sequence[str | Path], paths: dict[str, Scanpaths], made_here: bool = False) -> GazeSource:
-        """The source of the scanpaths `paths` that were read from `files`."""
+        """Source of the scanpaths `paths` that were read from `files`."""
         marks = [scanpath.synthetic for known in paths.values() for scanpath in known.by_image.values()]
         kind = "simulated" if marks and all(marks) else "partly simulated" if any(marks) else "recorded"
         return cls(kind, tuple(map(str, files)), len(marks), made_here)
@@ -110,12 +107,12 @@ class GazeSource:
         return f"gaze: {self.kind} ({'made here: ' * self.made_here}{files}), {self.scanpaths} scanpaths"
 
     def facts(self) -> dict:
-        """The same for settings.json: `line` is the printed line, `label` a word for titles."""
+        """Source for settings.json: `line` is the printed line, `label` a word for titles."""
         return {"line": str(self), "label": f"{self.kind} gaze", **asdict(self)}
 
 
 class Gathered(NamedTuple):
-    """Samples, the unusable ones among them, scanpaths by the short names of their files, and where both are from."""
+    """Samples, the unusable ones, scanpaths by short file name, and the sources of both."""
 
     samples: list[Sample]
     unusable: list[Skip]
@@ -125,7 +122,7 @@ class Gathered(NamedTuple):
 
 
 def example_set(count: int, seed: int) -> str:
-    """Folder of `count` generated pictures of two shapes of different colour, with simulated scanpaths; made once."""
+    """Folder of `count` generated images of two shapes of different colour, with simulated scanpaths; made once."""
     root = GENERATED / f"gaze-{count}-seed-{seed}"
     if not root.exists():
         twoshapes.generate(root, count, seed, same_colour=0.0)
@@ -135,9 +132,9 @@ def example_set(count: int, seed: int) -> str:
 
 
 def simulate(root: Path, targets: Sequence[str], seed: int) -> list[Path]:
-    """Scanpath files of simulated gaze for a two-shapes set without any; made once for its content, in data/generated.
+    """Simulated scanpath files for a two-shapes set without any; made once per content, in data/generated.
 
-    root: the set's data root, which stays as it is.
+    root: the set's data root, which is not changed.
     """
     checksum = 0
     for shard in shards_of(root):
@@ -155,10 +152,10 @@ def gather(
 ) -> Gathered:
     """Samples and scanpaths of a run.
 
-    Without images they are those of data/spatial_twoshapes where that lies, else generated ones; without
+    Without images they are those of data/spatial_twoshapes if present, else generated ones; without
     `scanpath_files` they are those that `data.scanpaths` writes into a data root for `targets`, simulated here for
-    images that no flag names. Raises ValueError and FileNotFoundError for data that cannot be read, and for a scanpath
-    file of which no scanpath can be used.
+    images not given by a flag. Raises ValueError and FileNotFoundError for unreadable data, and for a scanpath file
+    without a usable scanpath.
     """
     given = bool(settings.image) or settings.data_root is not None
     folder = None if given else published(LAYOUT.parts[0])
@@ -181,7 +178,7 @@ def gather(
 
 
 def find_files(data_root: str | None, given: Sequence[str], targets: Sequence[str] = TARGETS) -> list[Path]:
-    """The scanpath files `given`, or those in the data root. Raises ValueError where there is none."""
+    """Scanpath files `given`, or those in the data root. Raises ValueError without any."""
     if given:
         return [Path(path) for path in given]
     if data_root is None:
@@ -196,7 +193,7 @@ def find_files(data_root: str | None, given: Sequence[str], targets: Sequence[st
 
 
 def present_files(data_root: str, targets: Sequence[str]) -> list[Path]:
-    """The scanpath files of a data root, of those that `data.scanpaths` writes for `targets`."""
+    """Existing scanpath files of a data root, of those that `data.scanpaths` writes for `targets`."""
     files = (Path(data_root, f"scanpaths-{target}.jsonl") for target in targets)
     return [path for path in files if path.is_file()]
 
@@ -204,7 +201,7 @@ def present_files(data_root: str, targets: Sequence[str]) -> list[Path]:
 def read_all(
     files: Sequence[Path], data_root: str | None, units: str | None = None, **reading
 ) -> dict[str, Scanpaths]:
-    """Scanpaths of several files by the files' short names; those of a data root name pictures below it.
+    """Scanpaths of several files by short file name; those of a data root name images below it.
 
     units, reading: of `data.scanpaths.read`. Raises ValueError for files of one name or without any usable scanpath,
     else as `data.scanpaths.read` does.
@@ -225,7 +222,7 @@ def read_all(
 
 
 def _unknown(known: Scanpaths, reading: dict) -> str:
-    """Those of a file's viewers, tasks and conditions, where the one that was asked for is none of them."""
+    """Known viewers, tasks and conditions of a file, for each requested one that the file lacks."""
     return "".join(
         f" (the file's {name}s: {', '.join(names[:10]) or 'none'}{' ...' * (len(names) > 10)})"
         for name, names in known.names.items() if reading.get(name) is not None and reading[name] not in names
@@ -233,14 +230,14 @@ def _unknown(known: Scanpaths, reading: dict) -> str:
 
 
 def tell_unread(paths: dict[str, Scanpaths]) -> None:
-    """One line on stderr for each file with fields or columns that are not read."""
+    """Print one line on stderr for each file with unread fields or columns."""
     for name, known in paths.items():
         if known.unread:
             print(f"note: fields of {name} that are not read: {', '.join(known.unread)}", file=sys.stderr)
 
 
 def without_missing(known: Scanpaths) -> Scanpaths:
-    """The scanpaths without those whose picture does not exist, which are left out with that reason."""
+    """Scanpaths without those of missing images, which are left out with that reason."""
     missing = [image for image in known.by_image if not (known.root / image).is_file()]
     by_image = {image: scanpath for image, scanpath in known.by_image.items() if image not in set(missing)}
     skipped = [*known.skipped, *(Skip(image, "picture missing") for image in missing)]
@@ -248,7 +245,7 @@ def without_missing(known: Scanpaths) -> Scanpaths:
 
 
 def check_pictures(samples: Sequence[Sample], paths: dict[str, Scanpaths]) -> None:
-    """Raises ValueError where no sample's picture is named in any of the files."""
+    """Match samples to the images of the files. Raises ValueError without a match."""
     missing = []
     for known in paths.values():
         for sample in samples:
@@ -267,11 +264,11 @@ def locate(
     grid_of: Callable[[int, int], ImageGrid | None],
     **mapping,
 ) -> tuple[list[GazeSample], list[Skip]]:
-    """Every sample with every scanpath on its picture, and what cannot be used, with its reason.
+    """Every sample with every scanpath on its image, and the unusable ones with their reasons.
 
-    grid_of: the model's grid of a picture of (width, height) pixels, which may raise SampleError. mapping:
+    grid_of: the model's grid of an image of (width, height) pixels, which may raise SampleError. mapping:
     `trajectory` and `by_duration` of `data.scanpaths.to_cells`.
-    Raises ValueError for a model whose grid is not known (None).
+    Raises ValueError for a model with an unknown grid (None).
     """
     found, skipped = [], []
     for sample in tqdm(samples, desc="reading scanpaths", unit="picture", disable=None):
@@ -301,7 +298,7 @@ def locate(
 
 
 def left_out(paths: dict[str, Scanpaths], samples: Sequence[GazeSample]) -> dict[str, dict[str, int]]:
-    """Numbers of records of the scanpath files and of fixations of the samples that were left out, by reason."""
+    """Numbers of omitted records of the scanpath files and omitted fixations of the samples, by reason."""
     return {
         "records": dict(Counter(skip.reason for known in paths.values() for skip in known.skipped)),
         "fixations": dict(Counter(skip.reason for sample in samples for skip in sample.dropped)),
@@ -309,18 +306,18 @@ def left_out(paths: dict[str, Scanpaths], samples: Sequence[GazeSample]) -> dict
 
 
 def shuffled(samples: Sequence[GazeSample], rng: np.random.Generator) -> list[list[tuple] | None]:
-    """Another picture's gaze for each sample, on its own grid: no scanpath is used twice, none on its own picture.
+    """Another image's gaze for each sample, on its own grid: no scanpath is used twice or on its own image.
 
-    A control: a head that follows such a gaze follows the common places of gaze, not those in this picture. Where grids
-    differ, points keep their place as fractions of the grid. None where no other picture's is left, as for a
-    single sample, or where more than half of the samples are of one picture.
+    A control: a head that follows such a gaze has a centre bias and does not follow the gaze on this image. Where grids
+    differ, points keep their position as fractions of the grid. None where no gaze of another image remains, as for a
+    single sample, or where more than half of the samples are of one image.
     """
     pictures = [sample.sample.path.resolve() for sample in samples]
     alike: dict[Path, list[int]] = {}
     for index in rng.permutation(len(samples)).tolist():
         alike.setdefault(pictures[index], []).append(index)
     order = [index for group in alike.values() for index in group]
-    step = max(map(len, alike.values()), default=0)  # leads out of every picture's own group
+    step = max(map(len, alike.values()), default=0)  # at least the size of the largest group of one image
     found: list[list[tuple] | None] = [None] * len(samples)
     for index, other in zip(order, order[step:] + order[:step], strict=True):
         if pictures[other] != pictures[index]:
@@ -329,7 +326,7 @@ def shuffled(samples: Sequence[GazeSample], rng: np.random.Generator) -> list[li
 
 
 def moved(sample: GazeSample, grid) -> list[tuple]:
-    """The sample's points on another grid: the cell that holds the centre of the old one."""
+    """The sample's points on another grid: the cell that contains the centre of the old one."""
     across, down = grid.cols / sample.grid.cols, grid.rows / sample.grid.rows
     return [(math.floor((x + 0.5) * across), math.floor((y + 0.5) * down), *weight) for x, y, *weight in sample.points]
 
@@ -337,7 +334,7 @@ def moved(sample: GazeSample, grid) -> list[tuple]:
 def read_for(questions: Iterable[Question], file: str, data_root: str | None, **reading) -> Scanpaths:
     """Scanpaths of a file; reading: of `data.scanpaths.read`.
 
-    Raises ValueError where none can be used for any question, else as `data.scanpaths.read` does.
+    Raises ValueError if none can be used for any question, else as `data.scanpaths.read` does.
     """
     [known] = read_all([Path(file)], data_root, **reading).values()
     reasons = set()
@@ -354,7 +351,7 @@ def read_for(questions: Iterable[Question], file: str, data_root: str | None, **
 
 
 def scanpath_of(question: Question, known: Scanpaths) -> Scanpath:
-    """Raises SampleError where there is none, or the question has not one picture."""
+    """Scanpath of a question. Raises SampleError without one, or unless the question has exactly one image."""
     if len(question.images) != 1:
         raise SampleError(f"{len(question.images)} pictures", "a scanpath belongs to one picture")
     [image] = question.images
@@ -362,7 +359,7 @@ def scanpath_of(question: Question, known: Scanpaths) -> Scanpath:
 
 
 def points_of(question: Question, known: Scanpaths, grids: Sequence, **mapping) -> tuple[list, str]:
-    """Points of the question's scanpath on its picture's grid, or none and the reason; mapping: of `to_cells`."""
+    """Points of the question's scanpath on its image's grid, or none and the reason; mapping: of `to_cells`."""
     try:
         path = scanpath_of(question, known)
     except SampleError as error:

@@ -19,7 +19,7 @@ LIMIT = "--num-samples"
 
 
 class Prompt(NamedTuple):
-    """A prompt and its picture, a file or what would stand in one; None for a text alone."""
+    """Prompt with its image: a file or an encoded image; None for text only."""
 
     name: str
     text: str
@@ -28,19 +28,19 @@ class Prompt(NamedTuple):
 
 @dataclass(frozen=True)
 class Prompts(Links):
-    """Prompts to probe a language model with: questions about images, or texts."""
+    """Prompts that probe a language model: questions about images, or texts."""
 
     data_root: str | None = None
-    """A folder of pictures (with --prompt), or one that holds spatial_twoshapes/ or spatial_reasoning/, whose own
-    questions are asked (default: data, where it holds that set; else two-shapes images made here)."""
+    """Folder of images (with --prompt), or one that holds spatial_twoshapes/ or spatial_reasoning/ with their own
+    questions (default: data, if it holds that set; else generated two-shapes images)."""
     dataset: Literal["auto", "twoshapes", "pictures", "blink", "sat2"] = "auto"
-    """Content of --data-root; auto is one of the first two. A question about several pictures gets the first."""
+    """Content of --data-root; auto is one of the first two. A question about several images gets the first."""
     prompt: str | None = None
-    """What to ask about each picture."""
+    """Question about each image."""
     text: str | None = None
-    """Instead of --data-root: a text file; each of its paragraphs is a prompt without a picture."""
+    """Text file instead of --data-root; each of its paragraphs is a prompt without an image."""
     num_samples: int = 20
-    """Use at most so many samples; 0 uses all."""
+    """Maximum number of samples; 0 uses all."""
 
     def __post_init__(self) -> None:
         if self.data_root is not None and self.text is not None:
@@ -55,9 +55,9 @@ class Prompts(Links):
 
 
 def gather_prompts(settings: Prompts) -> tuple[list[Prompt], list[Skip], Source]:
-    """Prompts to probe with, unusable samples with their reasons, and the source.
+    """Prompts, unusable samples with their reasons, and the source.
 
-    Raises ValueError for images without a prompt, FileNotFoundError where no sample exists.
+    Raises ValueError for images without a prompt, FileNotFoundError without a sample.
     """
     root, prompt, limit = settings.data_root, settings.prompt, settings.num_samples
     if settings.text is not None:
@@ -68,7 +68,7 @@ def gather_prompts(settings: Prompts) -> tuple[list[Prompt], list[Skip], Source]
         return _questions(settings)
     if settings.dataset == "twoshapes" and root is not None and not Path(root, LAYOUT).is_dir():
         raise FileNotFoundError(f"{root} holds no {LAYOUT}, which --dataset twoshapes reads")
-    if settings.dataset == "pictures":  # whatever else the folder holds
+    if settings.dataset == "pictures":  # other content of the folder is ignored
         paths = list_images(Path(root))
         samples, skipped, _ = collect(Samples(image=tuple(map(str, paths[: limit or None])), prompt=prompt, limit=0))
         source = Source(root, len(paths), len(samples), 0, limit, LIMIT)
@@ -78,7 +78,7 @@ def gather_prompts(settings: Prompts) -> tuple[list[Prompt], list[Skip], Source]
 
 
 def _questions(settings: Prompts) -> tuple[list[Prompt], list[Skip], Source]:
-    """The questions of a published set, each with its first picture; --prompt, where given, replaces them.
+    """Questions of a published set, each with its first image; --prompt, if given, replaces them.
 
     Raises as `data.spatial_qa.read` does.
     """
@@ -90,9 +90,9 @@ def _questions(settings: Prompts) -> tuple[list[Prompt], list[Skip], Source]:
 
 
 def paragraphs(path: Path, limit: int = 0) -> list[Prompt]:
-    """The paragraphs of a UTF-8 text file, which empty lines separate; at most `limit` of them, 0 for all.
+    """Paragraphs of a UTF-8 text file, separated by empty lines; at most `limit` of them, 0 for all.
 
-    Raises FileNotFoundError for a file that is not there, ValueError for one that cannot be read or holds no text.
+    Raises FileNotFoundError for a missing file, ValueError for an unreadable file or one without text.
     """
     if not path.is_file():
         raise FileNotFoundError(f"the text file {path} does not exist")

@@ -13,13 +13,13 @@ from data.folders import Links, Source, is_synthetic
 from data.images import list_images
 from data.twoshapes import LAYOUT, Root, TwoShapes, find_root, read
 
-DEFAULT_COUNT = 100  # generated samples where no limit is set
+DEFAULT_COUNT = 100  # generated samples without a limit
 
 
 class Sample(NamedTuple):
-    """One question about one image; `gold` is the right answer, "" where it is unknown.
+    """One question about one image; `gold` is the correct answer, "" where unknown.
 
-    `shapes` are (colour, shape) of the image's content, in the order of its caption, where they are known.
+    `shapes` are (colour, shape) of the image's content, in the order of its caption, where known.
     """
 
     name: str
@@ -34,16 +34,16 @@ class Samples(Links):
     """Images and the question about each."""
 
     image: tuple[str, ...] = ()
-    """One picture or several."""
+    """One image or several."""
     data_root: str | None = None
-    """Instead of --image: a folder of pictures, or one that holds spatial_twoshapes/ (default without --image: data,
-    where it holds that; else images made here, once, in data/generated)."""
+    """Folder of images, or one that holds spatial_twoshapes/, instead of --image (default without --image: data, if it
+    holds that; else images generated once in data/generated)."""
     prompt: str | None = None
-    """What to ask. A two-shapes set brings its own questions; given here, it replaces them."""
+    """Question about each image; replaces the questions of a two-shapes set."""
     limit: int = 8
-    """Use at most so many samples of --data-root; 0 uses all."""
+    """Maximum number of samples of --data-root; 0 uses all."""
     seed: int = 0
-    """Seed of images made here and of everything that the script draws at random."""
+    """Seed of generated images and of all random draws of the script."""
 
     def __post_init__(self) -> None:
         if self.image and self.data_root is not None:
@@ -54,12 +54,12 @@ class Samples(Links):
 
 
 def collect(settings: Samples, flag: str = "--limit") -> tuple[list[Sample], list[Skip], Source]:
-    """The samples of a run, the unusable ones with their reasons, and their source.
+    """Samples of a run, the unusable ones with their reasons, and their source.
 
-    A two-shapes set asks its own questions unless a prompt is given; there, {first} and {second} in it stand for the
-    caption's shapes, such as "red circle". Without --image and --data-root, the set of `data.twoshapes.find_root`.
-    `flag` names the limit in the source. Raises ValueError for images without a prompt, FileNotFoundError where no
-    sample exists.
+    A two-shapes set has its own questions unless a prompt is given, in which {first} and {second} are the caption's
+    shapes, such as "red circle". Without --image and --data-root, the set is that of `data.twoshapes.find_root`.
+    `flag` names the limit in the source. Raises ValueError for images without a prompt, FileNotFoundError without a
+    sample.
     """
     prompt, limit = settings.prompt, settings.limit
     if settings.image:
@@ -100,8 +100,8 @@ def _question(sample: TwoShapes, prompt: str | None) -> Sample:
 
 
 def names(paths: list[Path]) -> list[str]:
-    """A unique name for every image: the first of its stem, its path below the folder that all lie in, without and with
-    its suffix, that no other image has; else that path with a number."""
+    """Unique name of every image: the first of its stem, its path below the common folder, without and with its
+    suffix, that is unique; else that path with a number."""
     top = os.path.commonpath([path.absolute().parent for path in paths])
     places = [path.absolute().relative_to(top) for path in paths]
     forms = [(place.stem, place.with_suffix("").as_posix(), place.as_posix()) for place in places]

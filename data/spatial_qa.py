@@ -1,4 +1,4 @@
-"""Questions about pictures: reader of BLINK and SAT-2 as they are published, and of data sets with other common fields.
+"""Questions about images: reader of BLINK and SAT-2 as published, and of data sets with other common fields.
 
     conversations   [{"from": "human", "value": "<image>\n..."}, {"from": "gpt", "value": "left"}], also as `messages`
                     with role and content, with `image` (one path or several) or image_1, image_2, ...:
@@ -7,12 +7,10 @@
     SAT's own       image_bytes, question, answers, correct_answer or correct_answer_idx, question_type
     VLMEvalKit's    index, question, hint, a column per option (A, B, ...), answer "A", category, image in base64
 
-Options that a record states and its prompt does not show are appended to the question, "(A) left" and so on; where it
-states none, those that its prompt shows are taken (`data/options.py`). `data/spatial_qa_records.py` reads images and
-their markers. A record that cannot be used is left out and named with a reason; none ends the run. data/README.md lists
-fields and reasons.
-
-Default place of the published question sets, and the source that a run over questions states.
+Options of a record that its prompt lacks are appended to the question, "(A) left" and so on; without stated options,
+those in the prompt are used (`data/options.py`). `data/spatial_qa_records.py` reads images and their markers. An
+unusable record is left out and listed with a reason; the run continues. data/README.md lists fields and reasons. The
+module also finds the published sets in their default folder, and builds the source of a run.
 """
 
 from __future__ import annotations
@@ -33,37 +31,37 @@ from data.spatial_qa_records import IDS, understand
 
 @dataclass(frozen=True)
 class Question:
-    """One question, the same whatever kind of file it came from."""
+    """One question, with the same fields for every file format."""
 
     id: str
-    """Unique in the set."""
+    """Id, unique in the set."""
     task: str
-    """Sub-task, "" where the set has none."""
+    """Sub-task, "" for a set without sub-tasks."""
     prompt: str
-    """With the lettered options. `<image 1>` marks the place of the first of `images`, `<image 2>` of the second; one
-    without markers comes after its images."""
+    """Question with the lettered options. `<image 1>` marks the position of the first of `images`, `<image 2>` of the
+    second; images precede a text without markers."""
     options: tuple[str, ...]
     """Texts without letters, in order; () for an open question."""
     answer: str
-    """The letter for multiple choice, else the text."""
+    """Gold answer: the letter for multiple choice, else the text."""
     images: tuple[Path | bytes, ...] = field(repr=False)
-    """As they are shown: files inside the data root, or encoded pictures."""
+    """Images of the prompt in order: files inside the data root, or encoded images."""
     notes: tuple[str, ...] = ()
-    """Parts of the record that the model is not shown."""
+    """Parts of the record that are not in the model's input."""
 
     def pictures(self) -> list[Image.Image]:
-        """The pictures, upright, 8-bit RGB. Raises SampleError for one that cannot be read."""
+        """Decoded images, upright, 8-bit RGB. Raises SampleError for an unreadable one."""
         return [read_image(image) for image in self.images]
 
     @property
     def can_rotate(self) -> bool:
-        """Return whether the options can change places: there are some, and none names others ("both A and B")."""
+        """Return whether the options can be rotated: there are some, and none names others ("both A and B")."""
         return len(self.options) > 1 and not names_others(self.options)
 
     def rotated(self, shift: int) -> Question:
-        """The same question with its options moved up by `shift` places, those in front going to the end: the letters
-        stay where they are, the gold follows its text. A whole turn, and a question whose options cannot change places,
-        give the question as it is."""
+        """Question with its options moved up by `shift` places, the first ones to the end: the letters keep their
+        positions, the gold follows its text. A full rotation, or options that cannot be rotated, return the question
+        unchanged."""
         if not self.can_rotate or shift % len(self.options) == 0:
             return self
         shift %= len(self.options)
@@ -73,12 +71,12 @@ class Question:
 
 
 def read(dataset: str, data_root: str | Path | None = None, limit: int = 0) -> tuple[list[Question], list[Skip]]:
-    """Usable questions of a data set, at most `limit` (0: all), and what was left out with its reason.
+    """Usable questions of a data set, at most `limit` (0: all), and the omitted ones with their reasons.
 
     dataset: "blink" or "sat2" (the published files below `data_root`), a .json, .jsonl, .parquet, .csv or .tsv file or
-    a folder of such (pictures then lie below `data_root`, or the file's folder), or a hub id "owner/name" or
+    a folder of such (images then lie below `data_root`, or the file's folder), or a hub id "owner/name" or
     "owner/name:split".
-    Raises FileNotFoundError or ValueError, in one sentence, where nothing can be read.
+    Raises FileNotFoundError or ValueError, with a one-sentence message, if no question can be read.
     """
     if limit < 0:
         raise ValueError(f"--limit {limit} is negative; give 0 for all questions")
@@ -103,8 +101,8 @@ def read(dataset: str, data_root: str | Path | None = None, limit: int = 0) -> t
 
 
 def _records(dataset: str, files: dict[str, Path], skipped: list[Skip]) -> Iterator[tuple[Record, Path | None]]:
-    """(record, folder of its file) of all files, or of the hub. One of several files that is broken as a whole goes to
-    `skipped`."""
+    """(record, folder of its file) of all files, or of the hub. A file unreadable as a whole, if one of several,
+    is added to `skipped`."""
     if not files:
         yield from ((record, None) for record in read_hub(dataset))
     for label, file in files.items():
@@ -117,7 +115,7 @@ def _records(dataset: str, files: dict[str, Path], skipped: list[Skip]) -> Itera
 
 
 def _named(content: object) -> str:
-    """A record's own id, where it has one, for people to find it by."""
+    """Id of a record for messages, if it has one."""
     name = next((content[name] for name in IDS if content.get(name)), None) if isinstance(content, dict) else None
     return f" ({name!r})" if isinstance(name, str | int) else ""
 
@@ -131,11 +129,11 @@ class Questions(Links):
 
     dataset: str | None = None
     """blink | sat2 | a .json, .jsonl, .parquet, .csv or .tsv file, or a folder of such | a hub id (default: blink, else
-    sat2, where data/spatial_reasoning holds it; else a generated set)."""
+    sat2, if data/spatial_reasoning holds it; else a generated set)."""
     data_root: str | None = None
-    """Folder of the published files and their pictures (default for blink and sat2: data)."""
+    """Folder of the published files and their images (default for blink and sat2: data)."""
     limit: int = 0
-    """Ask at most so many records, in the set's order; 0 asks all."""
+    """Maximum number of records, in the set's order; 0 uses all."""
 
     def __post_init__(self) -> None:
         check_at_least(self, limit=0)
@@ -144,7 +142,7 @@ class Questions(Links):
 
 
 def find_root(dataset: str, data_root: str | None) -> str | None:
-    """The data root of a set: `data_root`; by default, for "blink" and "sat2", data where spatial_reasoning/ lies."""
+    """Data root of a set: `data_root`; by default, for "blink" and "sat2", data if spatial_reasoning/ is in it."""
     if data_root is None and dataset in PUBLISHED and (folder := published(FOLDER)) is not None:
         return str(folder.parent)
     return data_root
@@ -153,7 +151,7 @@ def find_root(dataset: str, data_root: str | None) -> str | None:
 def published_set() -> tuple[str, str] | None:
     """(data set, data root) of the published files in data/spatial_reasoning: BLINK's, else SAT-2's; None without it.
 
-    Raises FileNotFoundError where the folder holds neither.
+    Raises FileNotFoundError if the folder holds neither.
     """
     if published(FOLDER) is None:
         return None
@@ -174,9 +172,9 @@ def source_of(
     dataset: str, data_root: str | None, used: int, unusable: int, limit: int, flag: str = "--limit",
     made_here: bool = False,
 ) -> Source:  # fmt: skip
-    """The source of a run over `used` questions of a set that `data.spatial_qa.read` has read.
+    """Source of a run over `used` questions of a set read by `read`.
 
-    Records are counted only where a limit stopped the reading; those of a hub set remain uncounted then.
+    Records are counted only if a limit stopped the reading; those of a hub set are then not counted.
     """
     root, files = find(dataset, data_root)
     held = used + unusable
@@ -196,4 +194,4 @@ def _count(file: Path) -> int:
     try:
         return sum(1 for _ in read_file(file))
     except ValueError:
-        return 0  # of several files, one that is broken as a whole; the reader has named it among the unusable
+        return 0  # unreadable as a whole, one of several; the reader has listed it as unusable

@@ -1,14 +1,12 @@
-"""Two-shapes samples for the spatial analyses, with their prompts.
-
-Captions of two shapes as sentences without a picture, each with its counterfactuals.
+"""Two-shapes samples for the spatial analyses: images with prompts, and captions with their counterfactuals.
 
     caption   there are two shapes a red circle and a blue cross . ... the spatial relation is left .
     swapped   there are two shapes a blue cross and a red circle . ... the spatial relation is left .
     flipped   there are two shapes a red circle and a blue cross . ... the spatial relation is right .
     both      there are two shapes a blue cross and a red circle . ... the spatial relation is right .
 
-The last says the same of the picture as the caption does, the other two the opposite. In all of them the relation word
-comes behind both entities, so that a causal model has read both when it reads the relation.
+The last has the meaning of the caption, the other two the opposite. The relation word follows both entities, so that
+its row in a causal model attends to both.
 """
 
 from __future__ import annotations
@@ -28,8 +26,8 @@ PLACEHOLDERS = ("question", "caption", "first", "second", "relation")
 
 
 class SpatialSample(NamedTuple):
-    """A two-shapes sample, what is asked about it, and the words whose attention is measured: "first" and "second",
-    such as "red circle", and the true "relation"; `number` counts the usable samples from 0."""
+    """Two-shapes sample, its prompt, and the words whose attention is measured: "first" and "second", such as
+    "red circle", and the true "relation"; `number` counts the usable samples from 0."""
 
     name: str
     number: int
@@ -43,15 +41,15 @@ class SpatialSamples(Links):
     """Images of two shapes and the question about each."""
 
     data_root: str | None = None
-    """A folder that holds spatial_twoshapes/ (default: data, where it holds that; else images made here, once, in
+    """Folder that holds spatial_twoshapes/ (default: data, if it holds that; else images generated once in
     data/generated)."""
     prompt: str = "{question}"
-    """What to ask. {question} and {caption} are the set's own, {first} and {second} its shapes, such as "red circle",
-    {relation} is the true one. Words that the prompt does not hold must come in the answer."""
+    """Prompt. {question} and {caption} are the set's own, {first} and {second} its shapes, such as "red circle",
+    {relation} is the true one. Words missing from the prompt must occur in the answer."""
     limit: int = 100
-    """Use at most so many samples; 0 uses all of --data-root."""
+    """Maximum number of samples; 0 uses all of --data-root."""
     seed: int = 0
-    """Seed of generated pictures, shuffled cells, background cells, random orders and intervals."""
+    """Seed of generated images, shuffled cells, background cells, random orders and intervals."""
 
     def __post_init__(self) -> None:
         check_at_least(self, limit=0, seed=0)
@@ -67,9 +65,9 @@ class SpatialSamples(Links):
 
 
 def gather(settings: SpatialSamples) -> tuple[list[SpatialSample], list[Skip], Source]:
-    """The samples, the unusable ones with their reasons (`data.twoshapes.read`), and their source.
+    """Samples, the unusable ones with their reasons (`data.twoshapes.read`), and their source.
 
-    Raises FileNotFoundError where --data-root holds none.
+    Raises FileNotFoundError if --data-root holds none.
     """
     limit = settings.limit
     root = find_root(settings.data_root, limit or DEFAULT_COUNT, settings.seed)
@@ -87,7 +85,7 @@ def _asked(number: int, pair: TwoShapes, prompt: str) -> SpatialSample:
 
 
 class Sentence(NamedTuple):
-    """`first` and `second` are the entities in the order of the sentence, such as "red circle"."""
+    """A sentence; `first` and `second` are the entities in the order of the sentence, such as "red circle"."""
 
     text: str
     first: str
@@ -96,12 +94,12 @@ class Sentence(NamedTuple):
 
     @property
     def words(self) -> tuple[tuple[str, int], ...]:
-        """Words measured: the two entities, and as their control the article before each. (word, its occurrence)."""
+        """Measured words as (word, its occurrence): the two entities, and as their control the article before each."""
         return (self.first, 0), (self.second, 0), ("a", 0), ("a", 1)
 
 
 class Caption(NamedTuple):
-    """One sample: its `sentences` are "caption" and, by name, the counterfactuals of it."""
+    """One sample: its `sentences` are "caption" and, by name, its counterfactuals."""
 
     name: str
     sentences: dict[str, Sentence]
@@ -112,10 +110,10 @@ class Captions(Links):
     """Captions of two shapes."""
 
     data_root: str | None = None
-    """A folder that holds spatial_twoshapes/ (default: data, where it holds that; else synthetic captions of random
+    """Folder that holds spatial_twoshapes/ (default: data, if it holds that; else synthetic captions of random
     shapes)."""
     limit: int = 0
-    """Use at most so many captions; 0 uses all (100 synthetic ones)."""
+    """Maximum number of captions; 0 uses all (100 synthetic ones)."""
     seed: int = 0
     """Seed of synthetic captions, intervals and tests."""
 
@@ -126,7 +124,7 @@ class Captions(Links):
 def gather_captions(settings: Captions) -> tuple[list[Caption], list[Skip], Source]:
     """Captions with their counterfactuals, unusable samples with their reasons, and the source.
 
-    Raises FileNotFoundError where the data are missing.
+    Raises FileNotFoundError for missing data.
     """
     limit, seed = settings.limit, settings.seed
     if settings.data_root is None and published(LAYOUT.parts[0]) is None:
@@ -150,7 +148,7 @@ def _random_caption(rng: np.random.Generator) -> str:
 
 
 def counterfactuals(caption: str) -> dict[str, Sentence]:
-    """The caption and its three counterfactuals by name. Raises ValueError for a sentence that is no such caption."""
+    """The caption and its three counterfactuals by name. Raises ValueError for a sentence of another form."""
     found = CAPTION.fullmatch(caption)
     if not found:
         raise ValueError(f"{caption!r} is not a caption of two shapes, such as {QUESTION.format(*'ABCD')!r}")
