@@ -497,7 +497,10 @@ BAD = {
 @pytest.mark.parametrize("sentence", BAD)
 def test_bad_settings_are_told_before_the_model_loads(config, sentence, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr("models.load", None) if "hub id" not in sentence else None
-    said = refused(changed(config, out_dir=str(tmp_path / "run"), **BAD[sentence]), capsys)
+    with pytest.raises(SystemExit) as ended:
+        evaluate.main(changed(config, out_dir=str(tmp_path / "run"), **BAD[sentence]))
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
     assert sentence in said and said.startswith("error: ") and said.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
