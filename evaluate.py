@@ -190,6 +190,7 @@ def data_of(config: Config, processes: Team) -> tuple[Config, bool]:
 
     Without --dataset the set is that of data/spatial_reasoning if present, else one that the leading process generates.
     """
+
     def reading(dataset: str, data_root: str | None) -> Config:
         return replace(config, questions=replace(config.questions, dataset=dataset, data_root=data_root))
 

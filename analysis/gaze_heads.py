@@ -222,9 +222,7 @@ class Inside(NamedTuple):
 
 
 @torch.no_grad()
-def attention_inside(
-    trace, layout, masks: Sequence, *, rows: str = "predicting", tokens: int | None = None
-) -> Inside:
+def attention_inside(trace, layout, masks: Sequence, *, rows: str = "predicting", tokens: int | None = None) -> Inside:
     """Attention of the generated tokens' rows to the prompt's first image, in total and inside each mask.
 
     masks: each [row, col] over the image's grid, in 0..1. `rows` and `tokens` as in `analysis.rollout.rollout`.

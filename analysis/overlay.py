@@ -163,7 +163,7 @@ def strip(
     figure.get_layout_engine().set(w_pad=0.04, h_pad=0.04)
     if title:
         figure.suptitle(title, fontsize=9, parse_math=False)
-    for axes in figure.subplots(rows, columns, squeeze=False).flat[len(tokens):]:
+    for axes in figure.subplots(rows, columns, squeeze=False).flat[len(tokens) :]:
         axes.set_axis_off()
     for index, (picture, token) in enumerate(zip(overlays, tokens, strict=True)):
         axes = figure.axes[index]

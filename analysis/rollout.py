@@ -115,9 +115,7 @@ def check_layout(trace, layout) -> None:
 
 
 @torch.no_grad()
-def rollout(
-    trace, layout, settings: RolloutSettings = RolloutSettings(), *, tokens: int | None = None
-) -> Rollout:
+def rollout(trace, layout, settings: RolloutSettings = RolloutSettings(), *, tokens: int | None = None) -> Rollout:
     """Attention rollout of the generated tokens of one sample to every position of its sequence.
 
     `tokens` limits the map to that many first generated tokens (default all). `drop_first` removes the first token's

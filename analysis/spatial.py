@@ -47,6 +47,8 @@ WORDS = ("first", "relation", "second")
 SEEDS = ("seed_first", "seed_second", "seed_background")
 QUERIES = WORDS + SEEDS
 SPREAD = 0.25  # standard deviation of the centre bias, as a share of the image's side
+
+
 @dataclass(frozen=True, eq=False)
 class Scene:
     """Two shapes on a model's cells: `first` and `second` cell weights [row, col] in the order of the caption, the
@@ -108,9 +110,7 @@ def measure(maps, target: Target, condition: str = "own") -> dict[str, np.ndarra
     """Every metric of maps [..., row, col] under a condition, each [...]; excluded cells are removed first."""
     maps = np.asarray(maps, np.float64) * target.seen
     values = {
-        name: metric.measure(maps, target)
-        for name, metric in METRICS.items()
-        if condition in ("own", *metric.controls)
+        name: metric.measure(maps, target) for name, metric in METRICS.items() if condition in ("own", *metric.controls)
     }
     return {name: value for name, value in values.items() if value is not None}
 

@@ -198,9 +198,7 @@ def present_files(data_root: str, targets: Sequence[str]) -> list[Path]:
     return [path for path in files if path.is_file()]
 
 
-def read_all(
-    files: Sequence[Path], data_root: str | None, units: str | None = None, **reading
-) -> dict[str, Scanpaths]:
+def read_all(files: Sequence[Path], data_root: str | None, units: str | None = None, **reading) -> dict[str, Scanpaths]:
     """Scanpaths of several files by short file name; those of a data root name images below it.
 
     units, reading: of `data.scanpaths.read`. Raises ValueError for files of one name or without any usable scanpath,

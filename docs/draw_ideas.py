@@ -1,6 +1,6 @@
 """Draw the three figures of docs/how-it-works.md from attention recorded in the embedded LLaVA.
 
-    python -m docs.draw_ideas DATA OUT      (DATA: data.twoshapes --count 8 --seed 7; writes OUT/idea-*.png)
+python -m docs.draw_ideas DATA OUT      (DATA: data.twoshapes --count 8 --seed 7; writes OUT/idea-*.png)
 """
 
 from __future__ import annotations
@@ -88,9 +88,7 @@ def draw_memory(axes) -> None:
     axes.set_yticks([0.01, 0.1, 1, 10, 100, 1000], labels=["0.01", "0.1", "1", "10", "100", "1,000"])
     axes.grid(True, linewidth=0.4, alpha=0.4)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(
-        "c   memory for Qwen2.5-VL-7B\n     (28 layers, 28 heads; arithmetic)", fontsize=8.5, loc="left"
-    )
+    axes.set_title("c   memory for Qwen2.5-VL-7B\n     (28 layers, 28 heads; arithmetic)", fontsize=8.5, loc="left")
 
 
 def recorded_row(model, inputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

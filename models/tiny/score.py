@@ -1,6 +1,6 @@
 """Accuracy of a checkpoint by kind of question: exact match of the whole generated answer.
 
-    python -m models.tiny.score --model tiny-llava        (prints a table)
+python -m models.tiny.score --model tiny-llava        (prints a table)
 """
 
 from __future__ import annotations
