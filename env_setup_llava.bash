@@ -11,7 +11,7 @@ install() {
     # Debian packs ensurepip apart; an environment made without it is filled by the pip outside.
     local pip=(.venv/bin/python -m pip)
     "${pip[@]}" --version >/dev/null 2>&1 || pip=("$python" -m pip --python .venv/bin/python)
-    "${pip[@]}" install --quiet --disable-pip-version-check "$@"
+    "${pip[@]}" install --quiet --disable-pip-version-check --no-compile "$@" # Python compiles what is imported
 }
 
 # What was installed last is kept beside the environment: a half-finished install is never taken for a whole one.

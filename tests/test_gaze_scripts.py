@@ -187,7 +187,7 @@ def test_settings_of_the_masks_reach_the_model(data_root, tmp_path):
 
 
 # The script on the other families is slow; test_gaze.py checks the masks of every family.
-FAST = ("llava", "qwen2_5_vl")
+FAST = ("qwen2_5_vl",)
 
 
 @pytest.mark.parametrize(
