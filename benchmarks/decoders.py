@@ -20,6 +20,7 @@ every layer, salient heads the published layers in proportion, VAR the third to 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -283,7 +284,7 @@ def eager_intervention(model, method: str, length: int) -> Iterator[None]:
 AttentionMaskInterface.register(EAGER, eager_mask)
 
 
-class EagerAttention:
+class EagerAttention(ABC):
     """Eager attention; subclasses edit its softmax weights [sample, head, row, key]."""
 
     def __call__(self, module, query, key, value, attention_mask, scaling, **_):
@@ -292,8 +293,9 @@ class EagerAttention:
         weights = self.edit(module.layer_idx, weights).to(query.dtype)
         return (weights @ value).transpose(1, 2).contiguous(), weights
 
+    @abstractmethod
     def edit(self, layer: int, weights: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
+        """Edited weights of a layer, same shape."""
 
 
 class EagerGaze(EagerAttention):

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import math
 import operator
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -198,7 +199,7 @@ class PlacedMask(NamedTuple):
 
 
 @dataclass(frozen=True)
-class GazeMask:
+class GazeMask(ABC):
     """Settings of a gaze method: the layers that it edits, and the mask of a scanpath."""
 
     layers: tuple[int, ...]
@@ -215,13 +216,13 @@ class GazeMask:
         mask = self.draw(gaze, rows, cols)
         return None if bool((mask == 1).all()) else mask
 
+    @abstractmethod
     def draw(self, gaze: GazePoints, rows: int, cols: int) -> torch.Tensor:
         """G as the method defines it, float32 [row, col]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def edit_layer(self, placed: Mapping[int, PlacedMask], prompt: PromptBatch) -> LayerEdit:
         """Edit of a layer by the masks of some samples; the other samples are unchanged."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
