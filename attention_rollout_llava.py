@@ -27,7 +27,7 @@ from data.images import read_image
 from data.samples import Sample, Samples, collect
 from models.generation import Generation, answer
 from models.loading import Load, describe
-from models.tower import check_tower
+from models.vision_encoder import check_encoder
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Config:
     page: Page = Page(page_mb=5.0)
     output: Output = Output()
     through_tower: bool = False
-    """Also draw where the vision tower looked for the image tokens that the answer looked at (files with -tower)."""
+    """Also draw the vision encoder's attention from the image tokens that the answer attends to (files with -tower)."""
 
 
 def main(config: Config) -> int:
@@ -52,18 +52,18 @@ def main(config: Config) -> int:
         out_dir = config.output.folder(config, config.load.model)
         model, processor = models.load(config.load.model, **config.load.options)
         if config.through_tower:
-            check_tower(model)
+            check_encoder(model)
     settings = {"flags": flat_flags(config), "model": describe(model), "data": source.facts()}
     run = RunFolder.create(out_dir, settings, COLUMNS)
 
-    def look(sample: Sample) -> dict:
-        picture = read_image(sample.path)
-        options = vars(config.generation) | {"tower": config.through_tower}
-        said = answer(model, processor, [picture], sample.prompt, **options)
-        rolled = rollout(said.trace, said.layout, config.rollout, tokens=len(said.tokens))
-        return report_answer(run, sample, [picture], said, rolled, config.style, config.page.page_mb / len(samples))
+    def measure(sample: Sample) -> dict:
+        image = read_image(sample.path)
+        options = vars(config.generation) | {"encoder": config.through_tower}
+        output = answer(model, processor, [image], sample.prompt, **options)
+        rolled = rollout(output.trace, output.layout, config.rollout, tokens=len(output.tokens))
+        return report_answer(run, sample, [image], output, rolled, config.style, config.page.page_mb / len(samples))
 
-    rows = measure_each(run, samples, look, unusable)
+    rows = measure_each(run, samples, measure, unusable)
     run.finish({"rows": config.rollout.rows, "image_share": mean_interval([row["image_share"] for row in rows], SHARE)})
     if rows:
         print(lengths_line(rows))

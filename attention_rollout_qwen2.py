@@ -40,7 +40,7 @@ class Config:
     page: Page = Page(page_mb=5.0)
     output: Output = Output()
     through_tower: bool = False
-    """Also draw where the vision tower looked for the image tokens that the answer looked at (files with -tower)."""
+    """Also draw the vision encoder's attention from the image tokens that the answer attends to (files with -tower)."""
 
 
 if __name__ == "__main__":

@@ -66,39 +66,39 @@ def main(config: Config) -> int:
         return write(run, corners, compare(corners.signed, config.level, config.top, config.seed))
 
 
-def write(run: RunFolder, corners: Corners, found: Comparison) -> int:
+def write(run: RunFolder, corners: Corners, comparison: Comparison) -> int:
     """Write all files of the comparison and print its findings. Returns the exit status."""
     for place, pair in enumerate(corners.pairs):
         means = corners.signed[..., place].mean((1, 2))
         run.add(pair, **dict(zip(corners.names, means, strict=True)))
     for pair, reason in corners.left_out:
         run.skip(pair, reason)
-    write_table(run.folder / "heads.csv", list(head_rows(corners, found)))
-    if chosen := list(chosen_rows(corners, found)):
+    write_table(run.folder / "heads.csv", list(head_rows(corners, comparison)))
+    if chosen := list(chosen_rows(corners, comparison)):
         write_table(run.folder / "chosen.csv", chosen)
-    page = write_comparison(run, corners, found)
+    page = write_comparison(run, corners, comparison)
     folders = dict(zip(corners.names, corners.folders, strict=True))
-    run.finish({"corners": folders, "compared": corners.about, "signed": summary(corners, found)})
-    print("\n".join(findings(corners, found)))
-    print(f"pictures: {page}")
+    run.finish({"corners": folders, "compared": corners.about, "signed": summary(corners, comparison)})
+    print("\n".join(findings(corners, comparison)))
+    print(f"page: {page}")
     return command.conclude(run)
 
 
-def head_rows(corners: Corners, found: Comparison) -> Iterator[dict]:
+def head_rows(corners: Corners, comparison: Comparison) -> Iterator[dict]:
     """Rows of heads.csv, one per head: its map in every corner, scores, q and call; and as a description its share of
     pairs among the top of its layer."""
     by_corner = {
-        "map": found.maps,
-        "unique": np.stack([found.scores[UNIQUE, place][0] for place in range(len(corners.names))]),
-        "q_unique": found.calls.q_unique,
+        "map": comparison.maps,
+        "unique": np.stack([comparison.scores[UNIQUE, place][0] for place in range(len(corners.names))]),
+        "q_unique": comparison.calls.q_unique,
         "share_in_top": corners.counts.mean(-1),
     }
-    for at in np.ndindex(found.q_differ.shape):
+    for at in np.ndindex(comparison.q_differ.shape):
         yield {
             "layer": corners.layers[at[0]], "head": at[1], "n": len(corners.pairs),
-            "call": found.call(at, corners.names), "mean_map": float(found.maps[:, *at].mean()),
-            "shared": float(found.scores[SHARED, None][0][at]), "q_shared": float(found.calls.q_shared[at]),
-            "q_differ": float(found.q_differ[at]),
+            "call": comparison.call(at, corners.names), "mean_map": float(comparison.maps[:, *at].mean()),
+            "shared": float(comparison.scores[SHARED, None][0][at]), "q_shared": float(comparison.calls.q_shared[at]),
+            "q_differ": float(comparison.q_differ[at]),
             **{
                 f"{column}_{corner}": float(values[place, *at])
                 for column, values in by_corner.items() for place, corner in enumerate(corners.names)
@@ -106,14 +106,14 @@ def head_rows(corners: Corners, found: Comparison) -> Iterator[dict]:
         }  # fmt: skip
 
 
-def chosen_rows(corners: Corners, found: Comparison) -> Iterator[dict]:
+def chosen_rows(corners: Corners, comparison: Comparison) -> Iterator[dict]:
     """Rows of chosen.csv: those of `held_out` with the model's layers and the corners' names."""
-    for row in found.held_out or ():
+    for row in comparison.held_out or ():
         corner = "" if row["corner"] is None else corners.names[row["corner"]]
         yield {**row, "corner": corner, "layer": corners.layers[row["layer"]]}
 
 
-def summary(corners: Corners, found: Comparison) -> dict:
+def summary(corners: Corners, comparison: Comparison) -> dict:
     """The figures of summary.json."""
 
     def named(heads: np.ndarray) -> list[list[int]]:
@@ -124,18 +124,18 @@ def summary(corners: Corners, found: Comparison) -> dict:
         (row["kind"], row["corner"]): {
             "head": [row["layer"], row["head"]], **{name: row[name] for name in figures}
         }
-        for row in chosen_rows(corners, found) if row["rank"] == 1
+        for row in chosen_rows(corners, comparison) if row["rank"] == 1
     }  # fmt: skip
     return {
-        "mean_strength": dict(zip(corners.names, np.abs(found.maps).mean((1, 2)), strict=True)),
+        "mean_strength": dict(zip(corners.names, np.abs(comparison.maps).mean((1, 2)), strict=True)),
         "best_shared": best.get((SHARED, "")),
         "best_unique": {name: best.get((UNIQUE, name)) for name in corners.names},
-        "called_shared": named(found.calls.shared),
-        "called_unique": {name: named(heads) for name, heads in zip(corners.names, found.calls.unique, strict=True)},
-        "called_different": named(found.q_differ <= found.level),
-        "sharing": {key: found.sharing[key] for key in ("correlation", "p", "q", "p_order", "p_signs", "n")},
+        "called_shared": named(comparison.calls.shared),
+        "called_unique": dict(zip(corners.names, map(named, comparison.calls.unique), strict=True)),
+        "called_different": named(comparison.q_differ <= comparison.level),
+        "sharing": {key: comparison.sharing[key] for key in ("correlation", "p", "q", "p_order", "p_signs", "n")},
         "specialisation": {
-            key: found.specialisation[key] for key in ("observed", "expected", "ratio", "p", "q", "n")
+            key: comparison.specialisation[key] for key in ("observed", "expected", "ratio", "p", "q", "n")
         },
         "families_of_q": {
             "sharing, specialisation": TESTS,

@@ -85,16 +85,16 @@ class Records:
         question = self.by_id.get(name)
         return next((image for image in question.images if isinstance(image, Path)), None) if question else None
 
-    def picture(self, name: str) -> Image.Image | str:
+    def image(self, name: str) -> Image.Image | str:
         """Images of the record side by side, or the reason for their absence."""
         question = self.by_id.get(name)
         if question is None:
             return self.fault or "the data do not hold this record, or not in a form that can be used"
         try:
-            pictures = question.pictures()
+            images = question.load_images()
         except SampleError as error:
             return str(error)
-        return side_by_side(pictures) if pictures else "the record has no picture"
+        return side_by_side(images) if images else "the record has no image"
 
 
 def main(config: Config) -> int:
@@ -106,11 +106,11 @@ def main(config: Config) -> int:
         out_dir = config.output.folder(config, both)
     run = RunFolder.create(out_dir, {"flags": flat_flags(config)}, COLUMNS)
     shown = Records.of(a, config)
-    for each in pairs:
-        if each.failed:
-            run.skip(each.a.id, each.failed)
+    for record in pairs:
+        if record.failed:
+            run.skip(record.a.id, record.failed)
         else:
-            run.add(each.a.id, **table_row(each, shown.file(each.a.id)))
+            run.add(record.a.id, **table_row(record, shown.file(record.a.id)))
     about = {"a": config.run_a, "b": config.run_b, **different, "flags_that_differ": other_flags(a, b)}
     if not run.done:
         run.finish(about)
@@ -118,30 +118,30 @@ def main(config: Config) -> int:
     figures = compare(pairs)
     contrasts = {"all": figures["overall"], **(figures["tasks"] if len(figures["tasks"]) > 1 else {})}
     run.save(accuracy_figure(contrasts, names), "accuracy.png")
-    flips = [each for each in pairs if each.failed is None and each.flip]
-    rows = [{"sample": each.a.id, **table_row(each, shown.file(each.a.id))} for each in flips]
+    flips = [record for record in pairs if record.failed is None and record.flip]
+    rows = [{"sample": record.a.id, **table_row(record, shown.file(record.a.id))} for record in flips]
     write_table(run.folder / "flips.csv", rows, ["sample", *COLUMNS])
     drawn = draw_flips(run, flips, shown, config.pictures)
     run.finish({**about, **figures, "pictures": drawn})
     print(sentence(figures["overall"], names))
-    print(f"flags that differ: {spelt_flags(about['flags_that_differ']) or 'none'}")
+    print(f"flags that differ: {describe_flags(about['flags_that_differ']) or 'none'}")
     warn_cut(figures["overall"])
     return command.conclude(run)
 
 
 def draw_flips(run: RunFolder, flips: Sequence[Pair], records: Records, count: int) -> dict:
     """Draw the first `count` flipped records of each direction; return their numbers and reasons for missing images."""
-    by_way = {way: [each for each in flips if each.flip == way] for way in (GAINED, LOST)}
-    chosen = {way: each[:count] for way, each in by_way.items()}
-    shown = {each.a.id: records.picture(each.a.id) for ways in chosen.values() for each in ways}
-    missing = {name: picture for name, picture in shown.items() if isinstance(picture, str)}
+    by_flip = {flip: [record for record in flips if record.flip == flip] for flip in (GAINED, LOST)}
+    chosen = {flip: some[:count] for flip, some in by_flip.items()}
+    shown = {record.a.id: records.image(record.a.id) for some in chosen.values() for record in some}
+    missing = {name: reason for name, reason in shown.items() if isinstance(reason, str)}
     for name, reason in missing.items():
-        print(f"no picture of {name}: {reason}", file=sys.stderr)
-    for way, some in chosen.items():
-        title = f"{TITLES[way]}: {len(some)} of {len(by_way[way])} records"
-        for number, page in enumerate(flip_pages(some, [shown[each.a.id] for each in some], title), 1):
-            run.save(page, f"{way}-{number}.png")
-    return {"records_drawn": {way: len(some) for way, some in chosen.items()}, "missing": missing}
+        print(f"no image of {name}: {reason}", file=sys.stderr)
+    for flip, some in chosen.items():
+        title = f"{TITLES[flip]}: {len(some)} of {len(by_flip[flip])} records"
+        for number, page in enumerate(flip_pages(some, [shown[record.a.id] for record in some], title), 1):
+            run.save(page, f"{flip}-{number}.png")
+    return {"records_drawn": {flip: len(some) for flip, some in chosen.items()}, "missing": missing}
 
 
 def warn_cut(overall: dict) -> None:
@@ -165,7 +165,7 @@ def sentence(overall: dict, names: tuple[str, str]) -> str:
     )
 
 
-def spelt_flags(different: dict[str, list]) -> str:
+def describe_flags(different: dict[str, list]) -> str:
     """Each flag with its value in A and in B."""
     return "; ".join(f"--{flag.replace('_', '-')} {a!r} in A, {b!r} in B" for flag, (a, b) in different.items())
 

@@ -50,11 +50,11 @@ from analysis.runs import attempt, flat_flags
 from data import spatial_qa, twoshapes_qa
 from data.errors import Skip, check_at_least
 from data.folders import Source, following_links
-from data.gaze_samples import GazeSource, points_of, read_for, tell_unread
+from data.gaze_samples import GazeSource, points_of, print_unread, read_for
 from data.scanpaths import Scanpaths
 from data.spatial_qa import Question, Questions, find_root, published_set, source_of
 from models import answering as runners
-from models.answering import Decoding, ModelAsked, Reply, RunnerAsked
+from models.answering import Decoding, ModelBackend, Reply, RunnerBackend
 from models.folders import content_hash, contents
 from models.interventions import sum_by_layer
 from models.loading import Load, describe, locate, quiet, read_config
@@ -128,43 +128,46 @@ def evaluate(config: Config, processes: Team) -> int:
             source = source_of(dataset, data_root, len(questions), len(skipped), limit, made_here=made_here)
             if processes.leads:
                 print(source)
-            tell_skipped(skipped if processes.leads else [])
+            print_skipped(skipped if processes.leads else [])
             if not questions:
                 reasons = listed(Counter(skip.reason for skip in skipped)) or "the set is empty"
                 sys.exit(command.stop(f"no record can be used: {reasons}", command.NOTHING_USABLE))
-            asked = {(each.id, shift): each.rotated(shift) for each in questions for shift in rotations(each, config)}
+            requests = {
+                (question.id, shift): question.rotated(shift)
+                for question in questions for shift in rotations(question, config)
+            }  # fmt: skip
             deciding = config.deciding()
             folder = Path(config.out_dir or default_out_dir(config, deciding))
-            processes.lead(lambda: begin(held, folder, deciding, asked))
+            processes.lead(lambda: begin(held, folder, deciding, requests))
             predictions = Predictions(folder, deciding)
             answered = predictions.answered()
             remaining = [
-                key for key in asked if key not in answered or (config.retry_failed and answered[key]["failed"])
+                key for key in requests if key not in answered or (config.retry_failed and answered[key]["failed"])
             ]
             if remaining:
-                asker, about = prepare(config, device, asked, told=processes.leads)
+                backend, about = prepare(config, device, requests, verbose=processes.leads)
                 predictions.check_model(about)
         if remaining:
-            answer_remaining(predictions, asker, about, asked, remaining, config, processes)
-        return conclude(predictions, asked, skipped, config, processes, source) if processes.leads else 0
+            answer_remaining(predictions, backend, about, requests, remaining, config, processes)
+        return conclude(predictions, requests, skipped, config, processes, source) if processes.leads else 0
 
 
-def begin(held: ExitStack, folder: Path, deciding: dict, asked: dict[Key, Question]) -> None:
+def begin(held: ExitStack, folder: Path, deciding: dict, requests: dict[Key, Question]) -> None:
     """Lock the folder for as long as `held` lasts, and check that its content belongs to this run.
 
     Raises ValueError if it does not, or if another run holds the folder.
     """
     held.enter_context(lock(folder))
     predictions, broken = Predictions(folder, deciding), Counter()
-    check_same(asked, predictions.answered(broken=broken), predictions)
+    check_same(requests, predictions.answered(broken=broken), predictions)
     if broken:
         where = ", ".join(f"{name} ({count})" for name, count in sorted(broken.items()))
         print(f"warning: {broken.total()} lines that are no answers were left out: {where}", file=sys.stderr)
 
 
 def answer_remaining(
-    predictions: Predictions, asker, about: dict, asked: dict[Key, Question], remaining: Sequence[Key], config: Config,
-    processes: Team,
+    predictions: Predictions, backend, about: dict, requests: dict[Key, Question], remaining: Sequence[Key],
+    config: Config, processes: Team,
 ) -> None:  # fmt: skip
     """Write settings.json, then this process's share of the answers; return once all processes have."""
     processes.wait()  # all processes read before one writes
@@ -176,7 +179,7 @@ def answer_remaining(
     with command.setting_up():
         part = predictions.part(processes.rank)
     with closing(part):
-        answer_all(part, asker, asked, processes.share(remaining), config, shown=processes.leads)
+        answer_all(part, backend, requests, processes.share(remaining), config, shown=processes.leads)
     processes.wait()
 
 
@@ -197,8 +200,8 @@ def data_of(config: Config, processes: Team) -> tuple[Config, bool]:
     dataset = config.questions.dataset
     if dataset is not None:
         return reading(dataset, find_root(dataset, config.questions.data_root)), False
-    if (found := published_set()) is not None:
-        return reading(*found), False
+    if (published := published_set()) is not None:
+        return reading(*published), False
     if processes.leads and not EXAMPLES.exists():
         try:
             twoshapes_qa.generate(EXAMPLES, EXAMPLE_COUNT, seed=0)
@@ -216,14 +219,14 @@ def default_out_dir(config: Config, deciding: dict) -> Path:
     return Path("results", "evaluate", "-".join(re.sub(r"[^\w.-]", "-", name) for name in names))
 
 
-def check_same(asked: dict[Key, Question], answered: dict[Key, dict], predictions: Predictions) -> None:
+def check_same(requests: dict[Key, Question], answered: dict[Key, dict], predictions: Predictions) -> None:
     """Compare the stored answers with the current records. Raises ValueError for missing or changed records.
 
     The images of failed records are not compared: these have no answer.
     """
     hashes: dict[str, list[str]] = {}  # by record, since its rotations share them
     for key, record in answered.items():
-        question = asked.get(key)
+        question = requests.get(key)
         if question is None:
             raise ValueError(
                 f"{predictions.folder} holds answers to records that are not asked now, such as {key[0]!r}: pass a "
@@ -260,22 +263,22 @@ def image_hashes(question: Question) -> list[str]:
     return [hashed(image) for image in question.images]
 
 
-def prepare(config: Config, device: str, asked: dict[Key, Question], told: bool):
-    """Object that answers the questions, and its description for settings.json; `told`: print skipped scanpaths.
+def prepare(config: Config, device: str, requests: dict[Key, Question], verbose: bool):
+    """Object that answers the questions, and its description for settings.json; `verbose`: print skipped scanpaths.
 
     Raises ValueError for settings that do not fit the model or the data.
     """
     if config.runner is not None:
         runner = runners.load(config.runner)
         about = {"name": config.runner, "revision": None, "family": "runner", "dtype": None}
-        return RunnerAsked(runner, config.decoding), about
+        return RunnerBackend(runner, config.decoding), about
     known = None
     if (scanpaths := config.steering.scanpaths) is not None:
-        known = read_for(asked.values(), scanpaths, config.questions.data_root, **config.steering.selection)
-        if told:
+        known = read_for(requests.values(), scanpaths, config.questions.data_root, **config.steering.selection)
+        if verbose:
             print(GazeSource.of([scanpaths], {"": known}))
-            tell_unread({scanpaths: known})
-            command.tell_left_out({"scanpaths": Counter(skip.reason for skip in known.skipped)})
+            print_unread({scanpaths: known})
+            command.print_left_out({"scanpaths": Counter(skip.reason for skip in known.skipped)})
     with quiet():
         checkpoint = read_config(locate(config.load.model), config.load.model, config.load.revision)
     settings = config.steering.method_settings(checkpoint)
@@ -285,32 +288,36 @@ def prepare(config: Config, device: str, asked: dict[Key, Question], told: bool)
     about = describe(model)
     if known is not None and model.image_grid(processor, 64, 64) is None:
         raise ValueError(f"--method {config.steering.method} needs a known image grid: {models.PATCHED}")
-    gaze_of = None if known is None else partial(gaze_points, asked, known, config)
+    gaze_of = None if known is None else partial(gaze_points, requests, known, config)
     steer = config.steering.method_steering(settings, model, gaze_of)
-    return ModelAsked(model, processor, config.decoding, steer), about
+    return ModelBackend(model, processor, config.decoding, steer), about
 
 
-def gaze_points(asked: dict[Key, Question], known: Scanpaths, config: Config, key: Key, grids) -> tuple[list, str]:
+def gaze_points(requests: dict[Key, Question], known: Scanpaths, config: Config, key: Key, grids) -> tuple[list, str]:
     """Gaze points of a question's scanpath, or none and the reason."""
-    return points_of(asked[key], known, grids, **config.steering.mapping)
+    return points_of(requests[key], known, grids, **config.steering.mapping)
 
 
-def answer_all(part: Part, asker, asked: dict[Key, Question], keys: Sequence[Key], config: Config, shown: bool) -> None:
+def answer_all(
+    part: Part, backend, requests: dict[Key, Question], keys: Sequence[Key], config: Config, shown: bool
+) -> None:
     """Answer batch by batch and write each batch before the next."""
 
-    def ask(batch: Sequence[Key]) -> list[Reply]:
-        questions = [asked[key] for key in batch]
-        return asker.ask(batch, [each.prompt for each in questions], [each.pictures() for each in questions])
+    def answer_batch(batch: Sequence[Key]) -> list[Reply]:
+        questions = [requests[key] for key in batch]
+        return backend.answer(
+            batch, [question.prompt for question in questions], [question.load_images() for question in questions]
+        )
 
     size = 1 if config.runner else config.batch_size  # a runner is not called again after the failure of another record
     with tqdm(total=len(keys), unit="record", disable=not shown) as progress:
         for first in range(0, len(keys), size):
             batch = keys[first : first + size]
-            hashes = [image_hashes(asked[key]) for key in batch]  # before the answers, to detect a later change
-            replies = attempt(ask, batch)
+            hashes = [image_hashes(requests[key]) for key in batch]  # before the answers, to detect a later change
+            replies = attempt(answer_batch, batch)
             part.append(
-                {**record(key, asked[key], reply, config), "image_hashes": each}
-                for key, reply, each in zip(batch, replies, hashes, strict=True)
+                {**record(key, requests[key], reply, config), "image_hashes": of_images}
+                for key, reply, of_images in zip(batch, replies, hashes, strict=True)
             )
             progress.update(len(batch))
 
@@ -337,16 +344,16 @@ def conclude(
         sentence = f"{len(lost)} of {len(keys)} answers are not there; start the same command again to ask for them"
         return command.stop(sentence, command.NOTHING_USABLE)
     rows = [answered[key] for key in keys]
-    layers = sum_by_layer(row for each in rows for row in each["touched"].get("layers", ()))
+    layers = sum_by_layer(row for answered in rows for row in answered["touched"].get("layers", ()))
     origin = origins(config, source, keys)
     summary = {**summarise_run(rows, skipped), "layers": layers, **cautions(keys.values(), rows, config), **origin}
     page = predictions.folder / PAGE
     if predictions.merge(in_order(rows), summary) or not page.is_file():
         write_report(predictions.folder, rows=[page_row(keys[key], answered[key]) for key in keys])
-    tell(summary)
+    print_summary(summary)
     warn_cut(summary["overall"], config)
     if config.steering.method != "default":
-        tell_steered(summary["touched"].get("steered", 0), sum(row["failed"] is None for row in rows))
+        print_steered(summary["touched"].get("steered", 0), sum(row["failed"] is None for row in rows))
     print(f"results in {predictions.folder}, to look at in {page}")
     return command.NOTHING_USABLE if all(row["failed"] is not None for row in rows) else 0
 
@@ -355,7 +362,11 @@ def cautions(questions: Iterable[Question], rows: Sequence[dict], config: Config
     """Counts by reason of images left out and of questions without rotation under --circular, and warnings about
     the set."""
     known = {question.id: question for question in questions}.values()
-    fixed = [each for each in known if len(each.options) > 1 and not each.can_rotate] if config.judging.circular else []
+    fixed = (
+        [question for question in known if len(question.options) > 1 and not question.can_rotate]
+        if config.judging.circular
+        else []
+    )
     return {
         "notes": dict(sorted(Counter(note for question in known for note in question.notes).items())),
         "asked_once": {"options name other options": len(fixed)} if fixed else {},
@@ -363,11 +374,11 @@ def cautions(questions: Iterable[Question], rows: Sequence[dict], config: Config
     }
 
 
-def origins(config: Config, source: Source, asked: Mapping[Key, Question]) -> dict:
+def origins(config: Config, source: Source, requests: Mapping[Key, Question]) -> dict:
     """Origin of the questions and, under a gaze method, of the fixations, for summary.json and the page."""
     if (scanpaths := config.steering.scanpaths) is None:
         return {"data": source.facts()}
-    known = read_for(asked.values(), scanpaths, config.questions.data_root, **config.steering.selection)
+    known = read_for(requests.values(), scanpaths, config.questions.data_root, **config.steering.selection)
     return {"data": source.facts(), "fixations": GazeSource.of([scanpaths], {"": known}).facts()}
 
 
@@ -379,7 +390,7 @@ def page_row(question: Question, answer: dict) -> dict:
     return {"sample": question.id, "image": image if isinstance(image, Path) else None, **shown}
 
 
-def tell(summary: dict) -> None:
+def print_summary(summary: dict) -> None:
     print(figures_line("all", summary["overall"]))
     for task, figures in summary["tasks"].items() if len(summary["tasks"]) > 1 else ():
         print(figures_line(task or "(no sub-task)", figures))
@@ -406,13 +417,13 @@ def warn_cut(overall: Mapping, config: Config) -> None:
         )
 
 
-def tell_steered(steered: int, answers: int) -> None:
+def print_steered(steered: int, answers: int) -> None:
     print(f"steered {steered} of {answers} answers")
     if steered == 0:
         print("warning: the method changed nothing, so these are answers of the model as it is", file=sys.stderr)
 
 
-def tell_skipped(skipped: Sequence[Skip]) -> None:
+def print_skipped(skipped: Sequence[Skip]) -> None:
     for skip in skipped:
         print(f"skipped {skip.id}: {skip.reason}", file=sys.stderr)
 

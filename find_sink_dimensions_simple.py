@@ -55,8 +55,8 @@ def main(config: Config) -> int:
     search = SinkSearch()
 
     def probe(prompt: Prompt) -> dict:
-        pictures = [read_image(prompt.path)] if prompt.path else []
-        inputs, layout = model.prepare(processor, pictures, prompt.text)
+        images = [read_image(prompt.path)] if prompt.path else []
+        inputs, layout = model.prepare(processor, images, prompt.text)
         watched = watch(layout)
         with AttentionTrace(model, offload=config.probe.offload) as trace:
             prefill(model, inputs)
@@ -78,7 +78,7 @@ def main(config: Config) -> int:
     run.finish({name: findings[name] for name in ("recommended_dimensions", "tau", "reason", "consistent_dimensions")})
     about = {"model": config.load.model, "revision": describe(model)["revision"], "dataset": source.place}
     write_json(output, {**about, "top_percent": config.probe.top_percent, **findings})
-    tell(findings, output)
+    print_findings(findings, output)
     return command.conclude(run)
 
 
@@ -89,11 +89,14 @@ def draw(profile: Profile, samples: int):
     return dimension_heatmap(profile.gap[:, shown], shown.tolist(), profile.stands_out[:, shown], title)
 
 
-def tell(findings: dict, output: Path) -> None:
-    for each in findings["consistent_dimensions"][:5]:
-        other = each["other_half_score"]
+def print_findings(findings: dict, output: Path) -> None:
+    for dimension in findings["consistent_dimensions"][:5]:
+        other = dimension["other_half_score"]
         held = "" if other is None else f", chosen on one half and measured on the other {other:.2f}"
-        print(f"dimension {each['dim']}: stands out in {each['frequency']} layers, gap {each['avg_score']:.2f}{held}")
+        print(
+            f"dimension {dimension['dim']}: stands out in {dimension['frequency']} layers, "
+            f"gap {dimension['avg_score']:.2f}{held}"
+        )
     recommended = findings["recommended_dimensions"]
     if recommended:
         print(f"recommended: {' '.join(map(str, recommended))}, tau {findings['tau']} ({findings['reason']})")

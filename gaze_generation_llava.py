@@ -19,8 +19,7 @@ from functools import partial
 
 import models
 from analysis import command
-from analysis.gallery import Page
-from analysis.gallery import way as view_of
+from analysis.gallery import Page, condition_view
 from analysis.gaze import PLAIN, Outcome, colour_figure, columns, save_sample, summarise, summarise_colours, table_row
 from analysis.gaze_heads import attention_inside
 from analysis.overlay import OverlayStyle
@@ -70,47 +69,51 @@ def main(config: Config) -> int:
         model, processor = models.load(config.load.model, **config.load.options)
         decoder = model.config.get_text_config()
         size = decoder.num_hidden_layers, decoder.num_attention_heads
-        ways = {PLAIN: None, **config.masks.masks(config.reading.margin, *size)}
+        conditions = {PLAIN: None, **config.masks.masks(config.reading.margin, *size)}
         gazed, without = locate(samples, paths, partial(model.image_grid, processor), **config.reading.mapping)
-    settings = {"flags": flat_flags(config), "model": describe(model), "masks": {w: m for w, m in ways.items() if m}}
+    settings = {
+        "flags": flat_flags(config),
+        "model": describe(model),
+        "masks": {name: mask for name, mask in conditions.items() if mask},
+    }
     settings |= {"data": source.facts(), "fixations": fixations.facts()}
-    run = RunFolder.create(out_dir, settings, columns(ways))
+    run = RunFolder.create(out_dir, settings, columns(conditions))
     convention = config.rollout.rows
     drawn = {sample.name for sample in gazed[: config.pictures]}
-    share = config.page.page_mb / max(1, len(drawn) * len(ways))
+    share = config.page.page_mb / max(1, len(drawn) * len(conditions))
 
     def measure(batch: list[GazeSample]) -> list[dict]:
-        pictures = [read_image(sample.sample.path) for sample in batch]
-        outcomes = {way: answered(batch, pictures, mask) for way, mask in ways.items()}
-        found = [dict(zip(outcomes, each, strict=True)) for each in zip(*outcomes.values(), strict=True)]
+        images = [read_image(sample.sample.path) for sample in batch]
+        outcomes = {condition: answered(batch, images, mask) for condition, mask in conditions.items()}
+        by_sample = [dict(zip(outcomes, of_sample, strict=True)) for of_sample in zip(*outcomes.values(), strict=True)]
         return [
             table_row(
-                sample, colours(sample), each,
-                save_sample(run, sample, picture, each, convention, config.style) if sample.name in drawn else "",
+                sample, colours(sample), of_sample,
+                save_sample(run, sample, image, of_sample, convention, config.style) if sample.name in drawn else "",
             )
-            for sample, picture, each in zip(batch, pictures, found, strict=True)
+            for sample, image, of_sample in zip(batch, images, by_sample, strict=True)
         ]  # fmt: skip
 
-    def answered(batch: list[GazeSample], pictures, mask: GazeMask | None) -> list[Outcome]:
+    def answered(batch: list[GazeSample], images, mask: GazeMask | None) -> list[Outcome]:
         """Answers under one condition; its trace is freed before the next. Only maps need the prompt's rows."""
         pages = [share if sample.name in drawn else None for sample in batch]
         rows = [-1] if all(page is None for page in pages) else None
-        said = ask(model, processor, batch, pictures, mask, config, rows)
-        each = zip(batch, said, pages, strict=True)
-        return [outcome(processor, sample, answer, mask, config, page) for sample, answer, page in each]
+        generated = answer_batch(model, processor, batch, images, mask, config, rows)
+        parts = zip(batch, generated, pages, strict=True)
+        return [outcome(processor, sample, answer, mask, config, page) for sample, answer, page in parts]
 
     rows = measure_batches(run, gazed, measure, config.batch_size, [*unusable, *without])
-    by_colour = summarise_colours(rows, list(ways))
+    by_colour = summarise_colours(rows, list(conditions))
     if by_colour:
         run.save(colour_figure(by_colour), "colours.png")
-    found = {"rows": convention, "gaze": summarise(rows, list(ways)), "colours": by_colour}
+    figures = {"rows": convention, "gaze": summarise(rows, list(conditions)), "colours": by_colour}
     lost = left_out(paths, gazed)
-    run.finish({"left_out": lost, **found})
-    command.tell_left_out(lost)
+    run.finish({"left_out": lost, **figures})
+    command.print_left_out(lost)
     return command.conclude(run)
 
 
-def ask(model, processor, batch, pictures, mask: GazeMask | None, config: Config, rows) -> list[Answer]:
+def answer_batch(model, processor, batch, images, mask: GazeMask | None, config: Config, rows) -> list[Answer]:
     """Answers of the batch under one condition, with the prompt's `rows` kept. Raises SampleError for an empty one.
 
     Without a mask, scanpaths on one image share its answer, which is generated once.
@@ -121,42 +124,44 @@ def ask(model, processor, batch, pictures, mask: GazeMask | None, config: Config
         places = [first.setdefault(sample.sample, place) for place, sample in enumerate(batch)]
     else:
         steering = {"mask_type": mask, "scanpaths": [sample.points for sample in batch]}
-    asked = sorted(set(places))
-    prompts = [batch[place].sample.prompt for place in asked]
-    shown = [[pictures[place]] for place in asked]
-    said = answers(model, processor, shown, prompts, rows=rows, **vars(config.generation), **steering)
-    for answer in said:
+    distinct = sorted(set(places))
+    prompts = [batch[place].sample.prompt for place in distinct]
+    shown = [[images[place]] for place in distinct]
+    generated = answers(model, processor, shown, prompts, rows=rows, **vars(config.generation), **steering)
+    for answer in generated:
         if isinstance(answer, SampleError):
             raise answer
-    return [said[asked.index(place)] for place in places]
+    return [generated[distinct.index(place)] for place in places]
 
 
-def outcome(processor, sample: GazeSample, said: Answer, mask: GazeMask | None, config: Config, page_mb: float | None):
+def outcome(
+    processor, sample: GazeSample, answer: Answer, mask: GazeMask | None, config: Config, page_mb: float | None
+):
     """Results of one answer, without its large trace; `page_mb`: size of the view in MB, None: no maps and no view."""
     rows, cols = sample.grid.rows, sample.grid.cols
     gaze = check_scanpath(sample.points, rows, cols)
-    count = len(said.tokens)
+    count = len(answer.tokens)
     drawn = None if mask is None else mask.draw(gaze, rows, cols).numpy()
-    rolled = None if page_mb is None else rollout(said.trace, said.layout, config.rollout, tokens=count)
+    rolled = None if page_mb is None else rollout(answer.trace, answer.layout, config.rollout, tokens=count)
     opened = windows(gaze, rows, cols, config.reading.margin)
-    looked = attention_inside(said.trace, said.layout, [opened], rows=config.rollout.rows, tokens=count)
+    attended = attention_inside(answer.trace, answer.layout, [opened], rows=config.rollout.rows, tokens=count)
     return Outcome(
-        text=said.text,
-        tokens=said.tokens,
-        probabilities=said.probabilities,
-        inside=float(looked.share[0]),
-        image_attention=float(looked.seen.mean()),
-        colours=tuple(word_probability(said.first, processor.tokenizer, colour) for colour in colours(sample)),
+        text=answer.text,
+        tokens=answer.tokens,
+        probabilities=answer.probabilities,
+        inside=float(attended.share[0]),
+        image_attention=float(attended.image_mass.mean()),
+        colours=tuple(word_probability(answer.first, processor.tokenizer, colour) for colour in colours(sample)),
         mask=drawn,
         maps=rolled and rolled.maps(),
-        way=rolled and view_of(said, rolled, page_mb, mask=drawn),
+        view=rolled and condition_view(answer, rolled, page_mb, mask=drawn),
     )
 
 
 def colours(sample: GazeSample) -> tuple[str, ...]:
     """Colours of the image's first and second shape; empty where unknown or equal."""
-    found = tuple(colour for colour, _ in sample.sample.shapes)
-    return found if len(set(found)) == 2 else ()
+    named = tuple(colour for colour, _ in sample.sample.shapes)
+    return named if len(set(named)) == 2 else ()
 
 
 if __name__ == "__main__":

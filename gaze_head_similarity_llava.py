@@ -79,29 +79,29 @@ def main(config: Config) -> int:
     run = RunFolder.create(out_dir, {"flags": flat_flags(config), "model": describe(model), **origins}, COLUMNS)
     rng = np.random.default_rng(config.samples.seed)
     others = dict(zip((sample.name for sample in gazed), shuffled(gazed, rng), strict=True))
-    found, mask = [], config.mask()
+    by_sample, mask = [], config.mask()
 
     def measure(sample: GazeSample) -> dict:
-        picture, (rows, cols) = read_image(sample.sample.path), (sample.grid.rows, sample.grid.cols)
+        image, (rows, cols) = read_image(sample.sample.path), (sample.grid.rows, sample.grid.cols)
         answering = {"max_new_tokens": config.max_new_tokens, "rows": [-1]}  # of the prompt, the last row alone
-        said = answer(model, processor, [picture], sample.sample.prompt, **answering)
+        output = answer(model, processor, [image], sample.sample.prompt, **answering)
         gazes = [points for points in (sample.points, others[sample.name]) if points]
         drawn = [mask.draw(check_scanpath(points, rows, cols), rows, cols) for points in gazes]
-        inside = attention_inside(said.trace, said.layout, drawn, tokens=len(said.tokens))
-        row = sample_row(sample, said, drawn[0], inside)
-        found.append((sample.name, inside))
+        inside = attention_inside(output.trace, output.layout, drawn, tokens=len(output.tokens))
+        row = sample_row(sample, output, drawn[0], inside)
+        by_sample.append((sample.name, inside))
         return row
 
     measure_each(run, gazed, measure, [*unusable, *without])
     lost = left_out(paths, gazed)
-    run.finish({"left_out": lost, **(report(run, found, config) if found else {})})
-    command.tell_left_out(lost)
+    run.finish({"left_out": lost, **(report(run, by_sample, config) if by_sample else {})})
+    command.print_left_out(lost)
     return command.conclude(run)
 
 
-def report(run: RunFolder, found: list[tuple[str, Inside]], config: Config) -> dict:
+def report(run: RunFolder, by_sample: list[tuple[str, Inside]], config: Config) -> dict:
     """Write the files over all images; return the values of the summary."""
-    measured = Measured(found)
+    measured = Measured(by_sample)
     published = parse_mask_type({"type": "salient-head"}, *measured.own.shape[1:])
     proposal, summary = study(measured, Settings(published.layers, published.tau, published.heads), config.samples.seed)
     save_heads(run, measured, proposal, config.samples.seed)

@@ -98,9 +98,9 @@ def main(config: Config) -> int:
         about = {"model": config.load.model}
         about |= {name: getattr(config.responses, name) for name in ("corner", "patch_size", "topk")}
         about |= {"dataset": source.place, "prompt": rows[0]["prompt"], "layers": layers, "pairs": attention.names}
-        found = {"answers": answer_rates(rows), "responding": responding_heads(table)}
-        found["family_of_q"] = table[0]["family_of_q"]
-        run.finish({**about, **found, **other_half(run, config, model, processor, attention, layers, yes_no, table)})
+        figures = {"answers": answer_rates(rows), "responding": responding_heads(table)}
+        figures["family_of_q"] = table[0]["family_of_q"]
+        run.finish({**about, **figures, **other_half(run, config, model, processor, attention, layers, yes_no, table)})
         return command.conclude(run)
 
 
@@ -200,21 +200,23 @@ def other_half(
     count = config.ablation.ablate or min(config.responses.topk, signed.shape[1] // 2)
     chosen = head_responses.choose(signed[..., first], count)
     held_out = head_responses.held_out(signed, chosen, first, second, config.ablation.seed)
-    found = {"held_out": [{**row, "layer": layers[row["layer"]]} for row in held_out]}
-    print(findings(table, found["held_out"]))
+    figures = {"held_out": [{**row, "layer": layers[row["layer"]]} for row in held_out]}
+    print(findings(table, figures["held_out"]))
     if not (config.ablation.ablate and chosen):
-        return found
+        return figures
     drawn = head_responses.random_sets(chosen, signed.shape[1], config.ablation.draws, rng)
     sets = {"none": (), "chosen": chosen, **{f"random {index}": heads for index, heads in enumerate(drawn)}}
     sets = {name: tuple((layers[layer], head) for layer, head in heads) for name, heads in sets.items()}
     pairs = [attention.pairs[place] for place in second]
     margins = ablate(config, model, processor, pairs, sets, yes_no)
-    spelt = {name: " ".join(f"{layer}.{head}" for layer, head in heads) for name, heads in sets.items()}
-    write_table(run.folder / "ablation.csv", head_responses.margin_rows([pair.name for pair in pairs], margins, spelt))
+    set_names = {name: " ".join(f"{layer}.{head}" for layer, head in heads) for name, heads in sets.items()}
+    write_table(
+        run.folder / "ablation.csv", head_responses.margin_rows([pair.name for pair in pairs], margins, set_names)
+    )
     ablation = {"sets": sets, "chosen_on": len(first), **head_responses.summarise(margins, config.ablation.seed)}
-    run.save(ablation_figure(ablation, spelt["chosen"]), "ablation.png")
-    print(ablation_finding(ablation, spelt["chosen"]))
-    return found | {"ablation": ablation}
+    run.save(ablation_figure(ablation, set_names["chosen"]), "ablation.png")
+    print(ablation_finding(ablation, set_names["chosen"]))
+    return figures | {"ablation": ablation}
 
 
 def ablate(config: Config, model, processor, pairs: list[Pair], sets: dict, yes_no: YesNo) -> dict[str, np.ndarray]:
@@ -227,8 +229,8 @@ def ablate(config: Config, model, processor, pairs: list[Pair], sets: dict, yes_
         prompts = [prompt_for(config, pair) for pair in batch for _ in range(2)]
         inputs, _ = model.prepare(processor, images, prompts)
         for name, heads in sets.items():
-            margins[name].append(yes_no.ask(model, inputs, HeadAblation(heads)).numpy().reshape(-1, 2))
-    return {name: np.concatenate(found) for name, found in margins.items()}
+            margins[name].append(yes_no.steered_margin(model, inputs, HeadAblation(heads)).numpy().reshape(-1, 2))
+    return {name: np.concatenate(parts) for name, parts in margins.items()}
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ echo "4. One question with and without simulated gaze on one of two shapes"
 $python gaze_generation_llava.py --limit 4 --pictures 6 --out-dir "$out/gaze"
 
 echo
-echo "Pictures:"
+echo "Figures:"
 find "$out" -name '*.png' | sort | sed 's/^/  /'
 echo "Tables:  $out/*/samples.csv    raw maps: $out/*/*/maps.npz"
 echo "Page with a choice of words, layers and heads: $PWD/$out/two-shapes/report.html"

@@ -76,8 +76,8 @@ def main(config: Config) -> int:
     agreement = Agreement(settings.tau, tuple(sweep), config.probe.top_percent)
 
     def probe(prompt: Prompt) -> dict:
-        pictures = [read_image(prompt.path)] if prompt.path else []
-        inputs, layout = model.prepare(processor, pictures, prompt.text)
+        images = [read_image(prompt.path)] if prompt.path else []
+        inputs, layout = model.prepare(processor, images, prompt.text)
         watched = watch(layout)
         with AttentionTrace(model, offload=config.probe.offload) as trace:
             prefill(model, inputs)
@@ -102,7 +102,7 @@ def main(config: Config) -> int:
     summary = agreement.summary()
     run.finish({"dimensions": settings.dimensions, "tau": settings.tau, "source": settings.source, **summary})
     run.save(draw(settings, summary, run.done), "agreement.png")
-    tell(settings, summary, decoder.hidden_size)
+    print_findings(settings, summary, decoder.hidden_size)
     return command.conclude(run) or (0 if summary["verdict"] == "good" else 1)
 
 
@@ -118,7 +118,7 @@ def draw(settings: VAR, summary: dict, samples: int):
     return precision_and_recall(panels, summary["chance"], summary["random_same_count"]["precision"], title)
 
 
-def tell(settings: VAR, summary: dict, width: int) -> None:
+def print_findings(settings: VAR, summary: dict, width: int) -> None:
     print(f"dimensions {' '.join(map(str, settings.dimensions))} ({settings.source}) at tau {settings.tau:g}")
     for name, scores in {
         "these dimensions": summary,

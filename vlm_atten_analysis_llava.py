@@ -27,18 +27,26 @@ import numpy as np
 
 import models
 from analysis import command
-from analysis.faithfulness import FaithfulnessSettings, use
+from analysis.faithfulness import FaithfulnessSettings, score_sample
 from analysis.gallery import add_view
 from analysis.report import LIMIT_MB
 from analysis.rollout import RolloutSettings, rollout
 from analysis.runs import Output, RunFolder, flat_flags, measure_each
-from analysis.spatial import COLUMNS, SpatialSettings, all_maps, look, place, sample_row
+from analysis.spatial import COLUMNS, SpatialSettings, all_maps, measure_sample, place, sample_row
 from analysis.spatial_report import FigureSettings, draw_sample, hidden_by, report
 from analysis.words import rows_of_words
 from data.folders import following_links
-from data.images import as_seen, hide_cells, median_colour, read_image, shuffle_cells
+from data.images import hide_cells, median_colour, model_window, read_image, shuffle_cells
 from data.spatial_samples import SpatialSample, SpatialSamples, gather
-from models.generation import Generation, answer, check_grid, log_probabilities, read_along, speak, tower_depth
+from models.generation import (
+    Generation,
+    answer,
+    check_grid,
+    encoder_depth,
+    generate_answer,
+    log_probabilities,
+    read_along,
+)
 from models.loading import Load, describe
 
 
@@ -62,52 +70,55 @@ def main(config: Config) -> int:
         out_dir = config.output.folder(config, config.load.model)
         model, processor = models.load(config.load.model, **config.load.options)
         check_grid(model, processor)
-        tower = tower_depth(model, attention.seeds_in)
-        layers = attention.queried_layers(model.config.get_text_config().num_hidden_layers, tower)
-    about = {"layers": layers, "seeds_in": "decoder" if tower is None else "tower", "rows": attention.rows}
+        encoder = encoder_depth(model, attention.seeds_in)
+        layers = attention.queried_layers(model.config.get_text_config().num_hidden_layers, encoder)
+    about = {"layers": layers, "seeds_in": "decoder" if encoder is None else "tower", "rows": attention.rows}
     settings = {"flags": flat_flags(config), "model": describe(model), **about, "data": source.facts()}
     run = RunFolder.create(out_dir, settings, COLUMNS)
-    found, used = [], []
+    metrics, scores = [], []
 
     def measure(sample: SpatialSample) -> dict:
-        picture, rng = read_image(sample.pair.image_path), np.random.default_rng([config.samples.seed, sample.number])
-        grid = model.image_grid(processor, *picture.size)
+        image, rng = read_image(sample.pair.image_path), np.random.default_rng([config.samples.seed, sample.number])
+        grid = model.image_grid(processor, *image.size)
         scene = place(sample.pair, grid, rng)
         limits = generation.max_new_tokens, generation.repetition_penalty
-        spoken = speak(model, processor, picture, sample.prompt, *limits)
-        pictures = [picture, shuffle_cells(picture, grid, rng)]
-        reading = read_along(model, processor, pictures, sample.prompt, spoken, tower is not None, generation.offload)
-        rows = rows_of_words(reading.layouts[0], spoken, sample.words, attention.rows, attention.words_in)
-        layouts, maps = reading.layouts, all_maps(reading.trace, reading.layouts, rows, scene.seeds, reading.tower)
+        forced = generate_answer(model, processor, image, sample.prompt, *limits)
+        images = [image, shuffle_cells(image, grid, rng)]
+        reading = read_along(model, processor, images, sample.prompt, forced, encoder is not None, generation.offload)
+        rows = rows_of_words(reading.layouts[0], forced, sample.words, attention.rows, attention.words_in)
+        layouts, maps = reading.layouts, all_maps(reading.trace, reading.layouts, rows, scene.seeds, reading.encoder)
         del reading  # what it recorded is large, and has been read
-        looked, scored = look(sample.name, scene, maps, layers, causal=tower is None), []
-        if len(used) < faithfulness.faithfulness:
-            seen, colour = as_seen(picture, grid), median_colour(picture)
+        measured = measure_sample(sample.name, scene, maps, layers, causal=encoder is None)
+        own_scores = []
+        if len(scores) < faithfulness.faithfulness:
+            window, colour = model_window(image, grid), median_colour(image)
 
             def score(hidden: np.ndarray) -> np.ndarray:
-                shown = [hide_cells(seen, cells, colour) for cells in hidden]
+                shown = [hide_cells(window, cells, colour) for cells in hidden]
                 size = faithfulness.batch_size
-                return log_probabilities(model, processor, shown, sample.prompt, spoken, size).numpy()
+                return log_probabilities(model, processor, shown, sample.prompt, forced, size).numpy()
 
-            scored = [use(sample.name, *hidden_by(scene, looked), score, rng)]
+            own_scores = [score_sample(sample.name, *hidden_by(scene, measured), score, rng)]
         folder = ""
-        if len(found) < config.drawing.pictures:
-            folder = draw_sample(run, sample, pictures, layouts, scene, looked)
-            add_answer(run, model, processor, sample, picture, config)
-        found.append(looked)
-        used.extend(scored)
-        return sample_row(sample, spoken.text, looked, folder)
+        if len(metrics) < config.drawing.pictures:
+            folder = draw_sample(run, sample, images, layouts, scene, measured)
+            add_answer(run, model, processor, sample, image, config)
+        metrics.append(measured)
+        scores.extend(own_scores)
+        return sample_row(sample, forced.text, measured, folder)
 
     measure_each(run, samples, measure, unusable)
-    run.finish({**about, **report(run, found, used, config.samples.seed, config.drawing.figures)})
+    run.finish({**about, **report(run, metrics, scores, config.samples.seed, config.drawing.figures)})
     return command.conclude(run)
 
 
-def add_answer(run: RunFolder, model, processor, sample: SpatialSample, picture, config: Config) -> None:
+def add_answer(run: RunFolder, model, processor, sample: SpatialSample, image, config: Config) -> None:
     """Add the rollout of the answer to one sample's prompt to the page."""
-    said = answer(model, processor, [picture], sample.prompt, **vars(config.generation))
-    rolled = rollout(said.trace, said.layout, RolloutSettings(rows=config.attention.rows), tokens=len(said.tokens))
-    add_view(run, sample.name, sample.prompt, picture, said, rolled, LIMIT_MB / config.drawing.pictures)
+    output = answer(model, processor, [image], sample.prompt, **vars(config.generation))
+    rolled = rollout(
+        output.trace, output.layout, RolloutSettings(rows=config.attention.rows), tokens=len(output.tokens)
+    )
+    add_view(run, sample.name, sample.prompt, image, output, rolled, LIMIT_MB / config.drawing.pictures)
 
 
 if __name__ == "__main__":

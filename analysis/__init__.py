@@ -1,1 +1,1 @@
-"""Pure measurement: arrays in; numbers, tables and pictures out. Nothing here knows a model or a dataset."""
+"""Pure measurement: arrays in; numbers, tables and figures out. Nothing here knows a model or a dataset."""

@@ -58,7 +58,7 @@ BRACKETS = (("(", "([{"), ("/", "/|&"))
 SENTENCE = (".", "\n")  # the edges of sentences
 
 TABLES = tomllib.loads(Path(__file__).with_name("answer_words.toml").read_text(encoding="utf-8"))
-SAME = {way: key for key, ways in TABLES["spellings"].items() for way in ways.split()}
+SAME = {form: key for key, forms in TABLES["spellings"].items() for form in forms.split()}
 
 
 def _word_sets(texts: dict[str, str]) -> dict[str, frozenset[str]]:
@@ -110,7 +110,7 @@ def final(answer: str) -> list[str]:
 
 def boxed(text: str) -> str:
     """The content of the last \\boxed{} that is not empty, or the text itself without one."""
-    for start in reversed([found.end() for found in re.finditer(r"\\boxed\s*\{", text)]):
+    for start in reversed([match.end() for match in re.finditer(r"\\boxed\s*\{", text)]):
         depth, end = 1, start
         while end < len(text) and depth:
             depth += {"{": 1, "}": -1}.get(text[end], 0)
@@ -305,15 +305,15 @@ def _senses() -> dict[str, list[tuple[tuple[str, ...], int, bool]]]:
 
 
 LEXICON = _by_first_key((role, keyed(text)) for role, text in TABLES["phrases"].items())
-WAYS = [keyed(ways) for ways in TABLES["other"]["relations"].strip().split("\n")]
-RELATIONS = _by_first_key((" ".join(ways[0]), ways) for ways in WAYS)
+RELATION_FORMS = [keyed(forms) for forms in TABLES["other"]["relations"].strip().split("\n")]
+RELATIONS = _by_first_key((" ".join(forms[0]), forms) for forms in RELATION_FORMS)
 SENSES = _senses()
 POSTURES = {form: verb for verb, forms in TABLES["postures"].items() for form in forms.split()}
 ALONE, ALONE_FORMS = keyed(TABLES["other"]["alone"]), keyed(TABLES["other"]["alone_forms"])
 OTHER_OPTION, TOTALS = keyed(TABLES["other"]["other_option"]), keyed(TABLES["other"]["totals"])
-SYNONYMS = {key: ways.split("|") for key, ways in TABLES["synonyms"].items()}
-NUMBERS = {way: number for number, ways in TABLES["numbers"].items() for way in keys(ways)}
-FOREIGN = {key: ways.split() for key, ways in (TABLES["colours"] | TABLES["numbers"]).items()}
+SYNONYMS = {key: forms.split("|") for key, forms in TABLES["synonyms"].items()}
+NUMBERS = {form: number for number, forms in TABLES["numbers"].items() for form in keys(forms)}
+FOREIGN = {key: forms.split() for key, forms in (TABLES["colours"] | TABLES["numbers"]).items()}
 NO_ROLES: dict[str, int] = {}
 
 
@@ -330,8 +330,8 @@ def is_at(phrase: Sequence[str], tokens: Sequence[Token], start: int) -> bool:
 
 def relation_at(tokens: Sequence[Token], start: int) -> tuple[str, int]:
     """The relation that stands at a position and the number of its tokens, of the longest; ("", 0) for none."""
-    found = RELATIONS.get(tokens[start].key, ())
-    return next(((label, len(way)) for way, label in found if is_at(way, tokens, start)), ("", 0))
+    forms = RELATIONS.get(tokens[start].key, ())
+    return next(((label, len(form)) for form, label in forms if is_at(form, tokens, start)), ("", 0))
 
 
 def roles_of(tokens: Sequence[Token]) -> list[dict[str, int]]:

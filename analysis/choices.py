@@ -609,7 +609,7 @@ def _pick_other(passage: Passage) -> int | None:
     if refuted is None or any(mention.start not in passage.refuted for mention in mentions):
         return None
     for start in range(mentions[-1].end, len(tokens) - 1):
-        ends = [start + len(way) for way in OTHER_OPTION if is_at(way, tokens, start)]
+        ends = [start + len(form) for form in OTHER_OPTION if is_at(form, tokens, start)]
         if any(tokens[end].edge in SENTENCE for end in ends):
             return 1 - refuted if tokens[back(tokens, start, words.weightless | {"answer"})].edge else None
     return None

@@ -82,9 +82,9 @@ def conclude_finished(folder: Path) -> int:
     return 0 if json.loads((folder / SUMMARY).read_bytes())["n"] else NOTHING_USABLE
 
 
-def tell_left_out(found: Mapping[str, Mapping[str, int]]) -> None:
+def print_left_out(counts: Mapping[str, Mapping[str, int]]) -> None:
     """Print one line with the counts of skipped input, by kind and reason; no line for complete input."""
-    parts = [f"{kind}: {counted(reasons)}" for kind, reasons in found.items() if reasons]
+    parts = [f"{kind}: {counted(reasons)}" for kind, reasons in counts.items() if reasons]
     if parts:
         print(f"left out of {'; of '.join(parts)}")
 

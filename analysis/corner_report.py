@@ -22,7 +22,7 @@ from analysis.corners import (
     scores,
 )
 from analysis.plots import BLUE, GREEN, ORANGE, Figure, for_lines, for_rows, whole_numbers
-from analysis.report import Picture, Section, Table, as_markdown, as_page
+from analysis.report import PageFigure, Section, Table, as_markdown, as_page
 from analysis.runs import RunFolder, read_table, write_whole
 from analysis.statistics import DIFFERENCE, MIN_SPLIT, halves, mean_interval, too_few
 
@@ -39,12 +39,12 @@ COUNTS = (
 )
 
 
-def write_comparison(run: RunFolder, corners: Corners, found: Comparison) -> Path:
+def write_comparison(run: RunFolder, corners: Corners, comparison: Comparison) -> Path:
     """Draw the figures, write report.md and pictures.html; return the path of the page."""
     title = f"Corners: {Path(str(corners.about['model'])).name}, {corners.pairs_named} in each"
     sections = [
         _settings_section(corners),
-        _response_section(run, corners, found),
+        _response_section(run, corners, comparison),
         _count_section(run, corners),
         *_run_sections(corners),
     ]
@@ -68,33 +68,33 @@ def _settings_section(corners: Corners) -> Section:
     ))  # fmt: skip
 
 
-def _response_section(run: RunFolder, corners: Corners, found: Comparison) -> Section:
+def _response_section(run: RunFolder, corners: Corners, comparison: Comparison) -> Section:
     text = (
         "Attention of a head to the image (or to the corner of it) with the object, minus that without.",
-        *findings(corners, found),
+        *findings(corners, comparison),
     )
-    tables = (_held_out_table(corners, found),) if found.held_out else ()
+    tables = (_held_out_table(corners, comparison),) if comparison.held_out else ()
     n, axes = len(corners.pairs), (corners.labels, corners.layers)
-    marks = f"circles: called shared; diamonds: called unique (q <= {found.level:g}); n = {n} pairs in each corner"
-    first, second = split(found)
+    marks = f"circles: called shared; diamonds: called unique (q <= {comparison.level:g}); n = {n} pairs in each corner"
+    first, second = split(comparison)
     note = f"ranked on {len(first)} pairs; drawn: the other {len(second)}, mean with 95 % interval"
     if n < MIN_SPLIT:
         note = f"ranked and drawn on the same {n} pairs: mean with 95 % interval"
     heads = [
-        (f"{_spell(corners, head)}  {found.call(head, corners.labels)}".rstrip(), intervals(found, head))
-        for head in strongest_heads(found)
+        (f"{_spell(corners, head)}  {comparison.call(head, corners.labels)}".rstrip(), intervals(comparison, head))
+        for head in strongest_heads(comparison)
     ]
     drawn = (
-        ("signed_maps.png", map_figure(found.maps, *axes, LABEL, marks, found.calls),
+        ("signed_maps.png", map_figure(comparison.maps, *axes, LABEL, marks, comparison.calls),
          "Maps of layers by heads: the mean response of the four corners and that of each corner"),
         ("signed_heads.png", head_figure(heads, corners.labels, LABEL, note),
          "The strongest and the called heads, ranked on one half of the pairs: their response in each of the four"
          " corners on the other half, with intervals"),
-        ("signed_curves.png", curve_figure(found, *axes, LABEL),
+        ("signed_curves.png", curve_figure(comparison, *axes, LABEL),
          "By layer: response in each corner, correlation between corners, and difference between corners, the last two"
          " with the range of the permutations"),
     )  # fmt: skip
-    pictures = tuple(Picture(run.save(figure, name), f"{alt}.", f"{alt}.") for name, figure, alt in drawn)
+    pictures = tuple(PageFigure(run.save(figure, name), f"{alt}.", f"{alt}.") for name, figure, alt in drawn)
     return Section("Responses", text, pictures, tables)
 
 
@@ -108,7 +108,9 @@ def _count_section(run: RunFolder, corners: Corners) -> Section:
         over_chance(corners.counts), corners.labels, corners.layers, label, f"n = {n} pairs in each corner"
     )
     alt = "Maps of layers by heads: counts of the heads that change most, mean of the four corners and each corner."
-    return Section("Counts of the heads that change most", (text,), (Picture(run.save(figure, "count_maps.png"), alt),))
+    return Section(
+        "Counts of the heads that change most", (text,), (PageFigure(run.save(figure, "count_maps.png"), alt),)
+    )
 
 
 def _run_sections(corners: Corners) -> Iterator[Section]:
@@ -119,19 +121,19 @@ def _run_sections(corners: Corners) -> Iterator[Section]:
         for column, kind in (("full_image", "with the object"), ("control_image", "without it")):
             path = Path(row.get(column) or "none")
             if path.suffix == ".png" and path.is_file():
-                pairs.append(Picture(path, f"An image of the set {label}, {kind}.", f"{label}, {kind}"))
+                pairs.append(PageFigure(path, f"An image of the set {label}, {kind}.", f"{label}, {kind}"))
         if (path := folder / "ablation.png").is_file():
             alt = f"{label}: the answer without the image attention of the strongest heads, and of random heads."
-            ablations.append(Picture(path, alt, alt))
+            ablations.append(PageFigure(path, alt, alt))
     if pairs:
         yield Section("First pair of each corner", small=tuple(pairs))
     if ablations:
         yield Section("Ablation in each corner", pictures=tuple(ablations))
 
 
-def findings(corners: Corners, found: Comparison) -> list[str]:
+def findings(corners: Corners, comparison: Comparison) -> list[str]:
     """The results of the tests in words."""
-    shared, special, n = found.sharing, found.specialisation, len(corners.pairs)
+    shared, special, n = comparison.sharing, comparison.specialisation, len(corners.pairs)
     if shared["p"] is None:
         sharing = "Sharing: all heads of a corner's map are equal, so there is no correlation."
     else:
@@ -147,23 +149,23 @@ def findings(corners: Corners, found: Comparison) -> list[str]:
     )
     unique = ", ".join(
         f"{count} unique to {label}"
-        for label, count in zip(corners.labels, found.calls.unique.sum((1, 2)), strict=True)
+        for label, count in zip(corners.labels, comparison.calls.unique.sum((1, 2)), strict=True)
     )
     called = (
-        f"Of {found.calls.shared.size} heads, {int(found.calls.shared.sum())} are called shared, {unique}"
-        f" (q <= {found.level:g} over all heads, and corners, n = {n} pairs)."
+        f"Of {comparison.calls.shared.size} heads, {int(comparison.calls.shared.sum())} are called shared, {unique}"
+        f" (q <= {comparison.level:g} over all heads, and corners, n = {n} pairs)."
     )
     lines = [sharing, specialising, called]
     if few := too_few(n):
         lines.append(f"{few}.")
-    if found.held_out is None:
+    if comparison.held_out is None:
         lines.append("There are too few pairs to choose heads on one half and score them on the other.")
     return lines
 
 
-def _held_out_table(corners: Corners, found: Comparison) -> Table:
+def _held_out_table(corners: Corners, comparison: Comparison) -> Table:
     rows = []
-    for row in found.held_out:
+    for row in comparison.held_out:
         if row["kind"] not in (SHARED, UNIQUE):
             continue
         kind = SHARED if row["kind"] == SHARED else f"unique to {corners.labels[row['corner']]}"
@@ -172,36 +174,38 @@ def _held_out_table(corners: Corners, found: Comparison) -> Table:
             kind + direction_suffix(row["direction"]), str(row["rank"]), _spell(corners, head),
             _signed(row["selection"]), _signed(row["held_out"]), f"{_signed(row['low'])} to {_signed(row['high'])}",
             f"{row['p']:.2g}", f"{row['q']:.2g}", str(row["rank_held_out"]),
-            found.call(head, corners.labels) or "not called",
+            comparison.call(head, corners.labels) or "not called",
         ))  # fmt: skip
     return Table(HELD_OUT_HEADER, tuple(rows))
 
 
-def split(found: Comparison) -> tuple[np.ndarray, np.ndarray]:
+def split(comparison: Comparison) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the pairs on which heads are chosen and on which they are measured, the halves of `held_out`; all
     pairs twice where these are too few for halves."""
-    pairs = found.values.shape[-1]
-    return halves(pairs, np.random.default_rng(found.seed)) if pairs >= MIN_SPLIT else (np.arange(pairs),) * 2
+    pairs = comparison.values.shape[-1]
+    return halves(pairs, np.random.default_rng(comparison.seed)) if pairs >= MIN_SPLIT else (np.arange(pairs),) * 2
 
 
-def strongest_heads(found: Comparison) -> list[tuple[int, int]]:
+def strongest_heads(comparison: Comparison) -> list[tuple[int, int]]:
     """At most MAX_HEADS heads, ranked on the first half of the pairs (`split`): the best shared head, the best unique
     head of each corner, then all called heads in falling order of score."""
-    first, _ = split(found)
+    first, _ = split(comparison)
     by_kind = [
-        score for (kind, _), (score, _) in scores(found.values[..., first].mean(-1)).items() if kind in (SHARED, UNIQUE)
+        score
+        for (kind, _), (score, _) in scores(comparison.values[..., first].mean(-1)).items()
+        if kind in (SHARED, UNIQUE)
     ]
-    called = found.calls.shared | found.calls.unique.any(0)
+    called = comparison.calls.shared | comparison.calls.unique.any(0)
     others = rank_heads(np.where(called, np.max(by_kind, axis=0), -np.inf), int(called.sum()))
     return list(dict.fromkeys([*(rank_heads(score, 1)[0] for score in by_kind), *others]))[:MAX_HEADS]
 
 
-def intervals(found: Comparison, head: tuple[int, int]) -> np.ndarray:
+def intervals(comparison: Comparison, head: tuple[int, int]) -> np.ndarray:
     """Mean, low and high of one head in every corner over the second half of the pairs (`split`), [corner, 3]; NaN
     where there is no interval."""
-    _, second = split(found)
-    means = [mean_interval(values[head][second], DIFFERENCE) for values in found.values]
-    return np.array([[each["mean"], each["low"], each["high"]] for each in means], np.float64)
+    _, second = split(comparison)
+    means = [mean_interval(values[head][second], DIFFERENCE) for values in comparison.values]
+    return np.array([[mean["mean"], mean["low"], mean["high"]] for mean in means], np.float64)
 
 
 def _spell(corners: Corners, head: tuple[int, int]) -> str:
@@ -278,7 +282,7 @@ def head_figure(rows: Sequence[tuple[str, np.ndarray]], names: Sequence[str], la
     axes = figure.subplots()
     shifts = np.linspace(-0.27, 0.27, len(names))
     for corner, (name, (colour, triangle), shift) in enumerate(zip(names, MARKS, shifts, strict=True)):
-        values, places = np.array([found[corner] for _, found in rows]), np.arange(len(rows)) + shift
+        values, places = np.array([estimates[corner] for _, estimates in rows]), np.arange(len(rows)) + shift
         axes.hlines(places, values[:, 1], values[:, 2], color=colour, linewidth=1.1)
         axes.plot(values[:, 0], places, linestyle="none", marker=triangle, markersize=5, color=colour, label=name)
     axes.axvline(0, color="0.5", linewidth=0.8, linestyle="--")
@@ -293,7 +297,7 @@ def head_figure(rows: Sequence[tuple[str, np.ndarray]], names: Sequence[str], la
     return figure
 
 
-def curve_figure(found: Comparison, names: Sequence[str], layers: Sequence[int], label: str) -> Figure:
+def curve_figure(comparison: Comparison, names: Sequence[str], layers: Sequence[int], label: str) -> Figure:
     """By layer: mean size of the response in each corner, correlation and difference between corners.
 
     Grey is the middle 95 % of the statistic of permuted heads, or of permuted corners.
@@ -301,10 +305,10 @@ def curve_figure(found: Comparison, names: Sequence[str], layers: Sequence[int],
     figure = Figure(figsize=(9.0, 2.7), dpi=200, layout="constrained")
     size, same, apart = figure.subplots(1, 3)
     places = np.arange(len(layers))
-    for name, (colour, triangle), values in zip(names, MARKS, np.abs(found.maps).mean(-1), strict=True):
+    for name, (colour, triangle), values in zip(names, MARKS, np.abs(comparison.maps).mean(-1), strict=True):
         size.plot(places, values, marker=triangle, markersize=4.5, linewidth=1.1, color=colour, label=name)
     size.set_ylim(bottom=0)
-    for axes, test in ((same, found.sharing), (apart, found.specialisation)):
+    for axes, test in ((same, comparison.sharing), (apart, comparison.specialisation)):
         low, high = _middle(test["by_layer_null"])
         axes.fill_between(places, low, high, color="0.85", linewidth=0, label="95 % of chance")
         if len(places) == 1:
@@ -315,7 +319,7 @@ def curve_figure(found: Comparison, names: Sequence[str], layers: Sequence[int],
     size.set_ylabel(f"mean |{label}|", fontsize=7)
     same.set_ylabel("correlation between corners", fontsize=8)
     apart.set_ylabel("difference between corners (RMS)", fontsize=8)
-    tests = (f"sharing, {p_text(found.sharing['p'])}", f"specialisation, {p_text(found.specialisation['p'])}")
+    tests = (f"sharing, {p_text(comparison.sharing['p'])}", f"specialisation, {p_text(comparison.specialisation['p'])}")
     for axes, title in zip((size, same, apart), ("response, mean over heads", *tests), strict=True):
         axes.set_title(title, fontsize=8, loc="left")
         axes.set_xlabel("layer", fontsize=8)
@@ -334,16 +338,16 @@ def p_text(p: float | None, symbol: str = "p") -> str:
 
 def _middle(null: np.ndarray) -> np.ndarray:
     """2.5 % and 97.5 % quantiles over resamples [resample, layer]; NaN where a layer has none."""
-    found = np.full((2, null.shape[1]), np.nan)
+    interval = np.full((2, null.shape[1]), np.nan)
     known = np.isfinite(null).all(0)
-    found[:, known] = np.quantile(null[:, known], (0.025, 0.975), axis=0)
-    return found
+    interval[:, known] = np.quantile(null[:, known], (0.025, 0.975), axis=0)
+    return interval
 
 
 def _legend(figure: Figure, columns: int, *axes) -> None:
     """Add one legend below the figure, of the labels in `axes` (default: all axes)."""
-    found = [each.get_legend_handles_labels() for each in axes or figure.axes]
-    handles, labels = (sum(parts, []) for parts in zip(*found, strict=True))
+    entries = [panel.get_legend_handles_labels() for panel in axes or figure.axes]
+    handles, labels = (sum(parts, []) for parts in zip(*entries, strict=True))
     legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=7)
     for text in legend.get_texts():
         text.set_parse_math(False)

@@ -112,23 +112,23 @@ def read_corners(folders: Sequence[str | Path]) -> Corners:
         runs[name] = folder, run
     if set(runs) == set(CORNERS):
         runs = {name: runs[name] for name in CORNERS}
-    places, found = zip(*runs.values(), strict=True)
-    about = _common_settings(places, found)
-    pairs, left_out = _common_pairs(tuple(runs), found)
-    picks = [[run.pairs.index(pair) for pair in pairs] for run in found]
+    places, responses = zip(*runs.values(), strict=True)
+    about = _common_settings(places, responses)
+    pairs, left_out = _common_pairs(tuple(runs), responses)
+    picks = [[run.pairs.index(pair) for pair in pairs] for run in responses]
     counts, signed = (
-        np.stack([getattr(run, name)[..., pick] for run, pick in zip(found, picks, strict=True)]).astype(np.float64)
+        np.stack([getattr(run, name)[..., pick] for run, pick in zip(responses, picks, strict=True)]).astype(np.float64)
         for name in ("counts", "signed")
     )
-    return Corners(tuple(runs), tuple(places), counts, signed, found[0].layers, pairs, left_out, about)
+    return Corners(tuple(runs), tuple(places), counts, signed, responses[0].layers, pairs, left_out, about)
 
 
 def _corner(folder: Path, run: Responses) -> str:
     """Corner of a run: from its --corner, its question, its data set or its folder; else the folder's own name."""
     summary = run.summary
     for text in (summary.get("corner"), summary.get("prompt"), summary.get("dataset"), folder.resolve().name):
-        if found := CORNER_NAME.search(str(text or "")):
-            vertical, horizontal = found[1].lower(), found[2].lower()
+        if match := CORNER_NAME.search(str(text or "")):
+            vertical, horizontal = match[1].lower(), match[2].lower()
             return {"upper": "top", "lower": "bottom"}.get(vertical, vertical) + horizontal
     return folder.resolve().name
 
@@ -203,11 +203,11 @@ def scores(maps: np.ndarray) -> Scores:
 
 def _directed_scores(maps: np.ndarray) -> dict[tuple[str, int | None], np.ndarray]:
     """Scores of all kinds for s = +1, [layer, head]."""
-    found = {(MEAN, None): maps.mean(0), (SHARED, None): maps.min(0)}
+    scores = {(MEAN, None): maps.mean(0), (SHARED, None): maps.min(0)}
     for corner, (own, residual) in enumerate(zip(maps, maps - maps.mean(0), strict=True)):
-        found[RESIDUAL, corner] = residual
-        found[UNIQUE, corner] = np.minimum(own, own - np.delete(maps, corner, axis=0).max(0))
-    return found
+        scores[RESIDUAL, corner] = residual
+        scores[UNIQUE, corner] = np.minimum(own, own - np.delete(maps, corner, axis=0).max(0))
+    return scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -361,11 +361,11 @@ def correlations(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     squares = np.square(centred).sum(-1, keepdims=True)
     flat = squares <= np.square(TIES * np.abs(maps).max(-1, keepdims=True, initial=0))
     squares = np.where(flat, 0, squares)
-    found = []
+    means = []
     for norm, axes in ((squares.sum(-2, keepdims=True), (-2, -1)), (squares, (-1,))):
         unit = np.divide(centred, np.sqrt(norm), out=np.full_like(centred, np.nan), where=norm > 0)
-        found.append((np.square(unit.sum(-3)).sum(axes) - corners) / (corners * (corners - 1)))
-    return found[0], found[1]
+        means.append((np.square(unit.sum(-3)).sum(axes) - corners) / (corners * (corners - 1)))
+    return means[0], means[1]
 
 
 def _permute_heads(maps: np.ndarray, rng: np.random.Generator, resamples: int) -> tuple[np.ndarray, np.ndarray]:
@@ -373,11 +373,11 @@ def _permute_heads(maps: np.ndarray, rng: np.random.Generator, resamples: int) -
 
     The pairings of scipy.stats.permutation_test would put the heads of all layers in the same order.
     """
-    found, size = [], max(1, BATCH // maps.size)
+    blocks, size = [], max(1, BATCH // maps.size)
     for first in range(0, resamples, size):
         count = min(size, resamples - first)
-        found.append(correlations(rng.permuted(np.broadcast_to(maps, (count, *maps.shape)), axis=-1)))
-    return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
+        blocks.append(correlations(rng.permuted(np.broadcast_to(maps, (count, *maps.shape)), axis=-1)))
+    return tuple(np.concatenate(parts) for parts in zip(*blocks, strict=True))
 
 
 def _sign_test(values: np.ndarray, seed: int, resamples: int) -> float:
@@ -427,10 +427,12 @@ class Comparison:
         unique = {place: self.scores[UNIQUE, place][1][head] for place in np.flatnonzero(self.calls.unique[:, *head])}
         if self.calls.shared[head]:
             sign = self.scores[SHARED, None][1][head]
-            most = [names[place] for place, way in unique.items() if way == sign]
+            most = [names[place] for place, direction in unique.items() if direction == sign]
             return SHARED + direction_suffix(sign) + (f"; most in {most[0]}" if most else "; uneven" if uneven else "")
         if unique:
-            return "unique to " + " and ".join(names[place] + direction_suffix(way) for place, way in unique.items())
+            return "unique to " + " and ".join(
+                names[place] + direction_suffix(direction) for place, direction in unique.items()
+            )
         return "uneven" if uneven else ""
 
 

@@ -276,22 +276,22 @@ def summarise_run(rows: Sequence[Mapping], skipped: Sequence[tuple[str, str]]) -
     by_record: dict[str, list] = {}
     for row in rows:
         by_record.setdefault(row["id"], []).append(row)
-    records = [{**circular(each), "cut": any_cut(each)} for each in by_record.values()]
+    records = [{**circular(item), "cut": any_cut(item)} for item in by_record.values()]
     failed = Counter(record["failed"] for record in records if record["failed"] is not None)
     touched = Counter()
     for row in rows:
         touched.update({name: count for name, count in (row.get("touched") or {}).items() if name != "layers"})
     figures = summarise(records)
     figures["overall"]["cut"] = count_cut(records)
-    for task, each in figures["tasks"].items():
-        each["cut"] = count_cut([record for record in records if record["task"] == task])
+    for task, item in figures["tasks"].items():
+        item["cut"] = count_cut([record for record in records if record["task"] == task])
     return {
         "records": len(records),
         "answers": len(rows),
         **figures,
         "failed": dict(sorted(failed.items())),
         "skipped": dict(sorted(Counter(reason for _, reason in skipped).items())),
-        "skipped_records": [list(each) for each in skipped],
+        "skipped_records": [list(item) for item in skipped],
         "touched": dict(sorted(touched.items())),
     }
 

@@ -90,10 +90,10 @@ def curves(
     score: maps hidden cells, bool [image, row, col], to the answer's log-probability [image]; it is called once, with
     every distinct masked image.
     """
-    asked = np.concatenate(
+    hidden = np.concatenate(
         [hidden_cells(order, shape, direction, steps) for order in orders.values() for direction in DIRECTIONS]
     )
-    different, places = np.unique(asked.reshape(len(asked), -1), axis=0, return_inverse=True)
+    different, places = np.unique(hidden.reshape(len(hidden), -1), axis=0, return_inverse=True)
     scores = np.asarray(score(different.reshape(-1, *shape)), np.float64)
     split = scores[places.ravel()].reshape(len(orders), len(DIRECTIONS), steps + 1)
     return {name: Curves(*both) for name, both in zip(orders, split, strict=True)}
@@ -105,14 +105,14 @@ def area(curve: np.ndarray) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class Used:
-    """Faithfulness of one sample: the curves of every order, those of the shifted maps, and by order `looks`: (share of
-    the map's attention in its box, the same for the uniform baseline). NaN without a map."""
+class FaithfulnessScore:
+    """Faithfulness of one sample: the curves of every order, those of the shifted maps, and by order `masses`: (share
+    of the map's attention in its box, the same for the uniform baseline). NaN without a map."""
 
     name: str
     curves: dict[str, Curves]
     shifted: dict[str, Curves]
-    looks: dict[str, tuple[float, float]]
+    masses: dict[str, tuple[float, float]]
 
     def area(self, order: str, direction: str) -> float:
         """Area under the curve of an order in one of DIRECTIONS, in nats."""
@@ -129,14 +129,14 @@ def shift(cells: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.roll(cells, offset, (0, 1))
 
 
-def use(
+def score_sample(
     name: str,
     maps: Mapping[str, np.ndarray],
     boxes: Mapping[str, np.ndarray],
     score: Callable[[np.ndarray], np.ndarray],
     rng: np.random.Generator,
     steps: int = STEPS,
-) -> Used:
+) -> FaithfulnessScore:
     """Measure one sample: curves of the order of each map [row, col], of the shifted map and of a random order, and the
     map's mass in its box, cell weights [row, col]. `score` as in `curves`. A map of NaN (missing word) gives NaN.
     """
@@ -144,17 +144,17 @@ def use(
     there = {order: cells for order, cells in maps.items() if np.isfinite(cells).all()}
     orders = {(order, ""): ranking(cells, rng) for order, cells in there.items()}
     orders |= {(order, "shifted"): ranking(shift(cells, rng), rng) for order, cells in there.items()}
-    found = curves({**orders, RANDOM: rng.permutation(shape[0] * shape[1])}, shape, score, steps)
+    measured = curves({**orders, RANDOM: rng.permutation(shape[0] * shape[1])}, shape, score, steps)
     none = Curves(*np.full((2, steps + 1), np.nan))
-    own, shifted = ({order: found.get((order, kind), none) for order in maps} for kind in ("", "shifted"))
-    looks = {
+    own, shifted = ({order: measured.get((order, kind), none) for order in maps} for kind in ("", "shifted"))
+    masses = {
         order: (float(mass(cells, boxes[order])) if order in there else np.nan, float(boxes[order].mean()))
         for order, cells in maps.items()
     }
-    return Used(name, {**own, RANDOM: found[RANDOM]}, shifted, looks)
+    return FaithfulnessScore(name, {**own, RANDOM: measured[RANDOM]}, shifted, masses)
 
 
-def summarise(found: Sequence[Used], seed: int) -> dict[str, dict]:
+def summarise(samples: Sequence[FaithfulnessScore], seed: int) -> dict[str, dict]:
     """Attention mass and faithfulness gains by order: {"looks": mass in the box - uniform baseline, "insertion_gain",
     "deletion_gain": over the shifted map, "insertion_gain_random", "deletion_gain_random": over a random order,
     "insertion", "deletion": areas}.
@@ -163,18 +163,18 @@ def summarise(found: Sequence[Used], seed: int) -> dict[str, dict]:
     which "family_of_q" of each order states. The random order has only areas.
     """
     summary, tests = {}, []
-    for order in found[0].curves:
-        areas = {way: np.array([each.area(order, way) for each in found]) for way in DIRECTIONS}
-        summary[order] = {way: mean_interval(values, LOG_PROBABILITY) for way, values in areas.items()}
+    for order in samples[0].curves:
+        areas = {direction: np.array([sample.area(order, direction) for sample in samples]) for direction in DIRECTIONS}
+        summary[order] = {direction: mean_interval(values, LOG_PROBABILITY) for direction, values in areas.items()}
         if order == RANDOM:
             continue
-        mass_in, even = np.array([each.looks[order] for each in found]).T
+        mass_in, even = np.array([sample.masses[order] for sample in samples]).T
         tested = {"looks": paired_difference(mass_in, even, seed, DIFFERENCE)}
         for kind, behind in zip(BASELINES, ("", "_random"), strict=True):
-            for way in DIRECTIONS:
-                baseline = np.array([each.baseline(order, way, kind) for each in found])
-                pair = (areas[way], baseline) if way == "insertion" else (baseline, areas[way])
-                tested[f"{way}_gain{behind}"] = paired_difference(*pair, seed, REAL)
+            for direction in DIRECTIONS:
+                baseline = np.array([sample.baseline(order, direction, kind) for sample in samples])
+                pair = (areas[direction], baseline) if direction == "insertion" else (baseline, areas[direction])
+                tested[f"{direction}_gain{behind}"] = paired_difference(*pair, seed, REAL)
         summary[order] |= tested
         tests += tested.values()
     family = correct_family(tests, "every order's looks and gains")
@@ -196,30 +196,30 @@ COLUMNS = (
     ("insertion_gain", "uses it: insertion", "area above that of\nthe map shifted (nats)"),
     ("deletion_gain", "uses it: deletion", "area below that of\nthe map shifted (nats)"),
 )
-AGAINST_RANDOM = tuple(f"{way}_gain_random" for way in DIRECTIONS)
+AGAINST_RANDOM = tuple(f"{direction}_gain_random" for direction in DIRECTIONS)
 PARTS = ("mean", "low", "high", "n", "p", "q")
 BANDS = ("first", RANDOM)  # curves drawn with intervals; more of them would overlap
 
 
-def save_faithfulness(run: RunFolder, found: Sequence[Used], seed: int) -> dict:
+def save_faithfulness(run: RunFolder, samples: Sequence[FaithfulnessScore], seed: int) -> dict:
     """Write faithfulness.csv (one row per sample and order), looks_and_uses.csv (one row per order), curves.npz,
     curves.png and looks_and_uses.png; return the summary."""
     rows = [
         {
-            "sample": each.name, "order": order,
-            **dict(zip(("mass", "mass_even"), each.looks.get(order, ("", "")), strict=True)),
-            **{way: each.area(order, way) for way in DIRECTIONS},
+            "sample": sample.name, "order": order,
+            **dict(zip(("mass", "mass_even"), sample.masses.get(order, ("", "")), strict=True)),
+            **{direction: sample.area(order, direction) for direction in DIRECTIONS},
             **{
-                f"{way}_{kind}": "" if order == RANDOM else each.baseline(order, way, kind)
-                for way in DIRECTIONS for kind in BASELINES
+                f"{direction}_{kind}": "" if order == RANDOM else sample.baseline(order, direction, kind)
+                for direction in DIRECTIONS for kind in BASELINES
             },
         }
-        for each in found for order in each.curves
+        for sample in samples for order in sample.curves
     ]  # fmt: skip
     write_table(run.folder / "faithfulness.csv", rows)
-    stacked = stack(found)
-    save_arrays(run.folder / "curves.npz", samples=np.array([each.name for each in found]), **stacked)
-    summary = summarise(found, seed)
+    stacked = stack(samples)
+    save_arrays(run.folder / "curves.npz", samples=np.array([sample.name for sample in samples]), **stacked)
+    summary = summarise(samples, seed)
     keys = *(key for key, *_ in COLUMNS), *AGAINST_RANDOM
     held = [
         {"order": order, **{f"{key}_{part}": values[key][part] for key in keys for part in PARTS}}
@@ -227,19 +227,19 @@ def save_faithfulness(run: RunFolder, found: Sequence[Used], seed: int) -> dict:
     ]  # fmt: skip
     write_table(run.folder / "looks_and_uses.csv", held)
     run.save(curve_figure(stacked), "curves.png")
-    run.save(looks_and_uses(summary), "looks_and_uses.png")
-    return {"n": len(found), "orders": summary}
+    run.save(mass_and_gain_figure(summary), "looks_and_uses.png")
+    return {"n": len(samples), "orders": summary}
 
 
-def stack(found: Sequence[Used]) -> dict[str, np.ndarray]:
+def stack(samples: Sequence[FaithfulnessScore]) -> dict[str, np.ndarray]:
     """Curves of all samples, [sample, step] by <order>_<direction> and <order>_shifted_<direction>."""
     own = {
-        f"{order}_{way}": np.stack([getattr(each.curves[order], way) for each in found])
-        for order in found[0].curves for way in DIRECTIONS
+        f"{order}_{direction}": np.stack([getattr(sample.curves[order], direction) for sample in samples])
+        for order in samples[0].curves for direction in DIRECTIONS
     }  # fmt: skip
     shifted = {
-        f"{order}_shifted_{way}": np.stack([getattr(each.shifted[order], way) for each in found])
-        for order in found[0].shifted for way in DIRECTIONS
+        f"{order}_shifted_{direction}": np.stack([getattr(sample.shifted[order], direction) for sample in samples])
+        for order in samples[0].shifted for direction in DIRECTIONS
     }  # fmt: skip
     return own | shifted
 
@@ -250,19 +250,19 @@ def curve_figure(stacked: Mapping[str, np.ndarray]) -> Figure:
     stacked: [sample, step] by name, as in `stack` and curves.npz. The words' shifted maps are averaged into one line.
     """
     figure = Figure(figsize=(7.2, 3.2), dpi=200, layout="constrained")
-    for axes, way in zip(figure.subplots(1, 2, sharey=True), DIRECTIONS, strict=True):
-        shifted = known_mean([stacked[f"{word}_shifted_{way}"] for word in WORDS])
+    for axes, direction in zip(figure.subplots(1, 2, sharey=True), DIRECTIONS, strict=True):
+        shifted = known_mean([stacked[f"{word}_shifted_{direction}"] for word in WORDS])
         for order, (colour, line) in STYLES.items():
-            values = shifted if order == "shifted" else stacked[f"{order}_{way}"]
+            values = shifted if order == "shifted" else stacked[f"{order}_{direction}"]
             share = np.linspace(0, 100, values.shape[1])
             if order in BANDS:
                 held = [mean_interval(step, LOG_PROBABILITY) for step in values.T]
-                lows, highs = (np.array([each[key] for each in held], float) for key in ("low", "high"))
+                lows, highs = (np.array([sample[key] for sample in held], float) for key in ("low", "high"))
                 axes.fill_between(share, lows, highs, color=colour, alpha=0.2, linewidth=0)
             axes.plot(share, known_mean(values), line, color=colour, linewidth=1.4, label=LABELS[order])
-        shown = "shown" if way == "insertion" else "hidden"
+        shown = "shown" if direction == "insertion" else "hidden"
         axes.set_xlabel(f"cells {shown} (%), highest of the map first", fontsize=8)
-        axes.set_title(way, fontsize=9, loc="left")
+        axes.set_title(direction, fontsize=9, loc="left")
         for_lines(axes)
     figure.axes[0].set_ylabel("log-probability of the answer (nats)", fontsize=8)
     handles, labels = figure.axes[0].get_legend_handles_labels()
@@ -275,7 +275,7 @@ def curve_figure(stacked: Mapping[str, np.ndarray]) -> Figure:
     return figure
 
 
-def looks_and_uses(summary: dict) -> Figure:
+def mass_and_gain_figure(summary: dict) -> Figure:
     """Attention mass in the box and faithfulness gains as columns of one figure: a row per map, means with 95 %
     intervals; 0 is the uniform baseline and the shifted map. Hollow: the gain over a random order. The true boxes have
     a mass of 1 by definition, which is not drawn."""
@@ -305,9 +305,9 @@ def _mean_and_interval(axes, value: dict, place: float, colour: str, hollow: boo
     if value["mean"] is None:
         return
     low, high = (value["mean"] if value[end] is None else value[end] for end in ("low", "high"))
-    reach = [[value["mean"] - low], [high - value["mean"]]]
+    whisker = [[value["mean"] - low], [high - value["mean"]]]
     size, face, line = (3, "white", 0.7) if hollow else (4.5, colour, 1.5)
     axes.errorbar(
-        value["mean"], place, xerr=reach, fmt="o", color=colour, markerfacecolor=face, markersize=size, capsize=2,
+        value["mean"], place, xerr=whisker, fmt="o", color=colour, markerfacecolor=face, markersize=size, capsize=2,
         linewidth=line,
     )  # fmt: skip

@@ -1,10 +1,10 @@
 """Figures, raw maps and table row of one answer, and the view of a sample that is embedded in the report.
 
-A view holds the sample's image, its tokens and their attention maps under one or more conditions. A `Way` is the answer
-under one condition, such as without or with a gaze mask. Maps are packed: bytes of 1/255 of each map's largest value,
-compressed. Maps of single heads take most of the size (32 x 32 heads x 100 tokens x 576 cells are 59 million numbers):
-if they exceed the budget, those of every second layer are kept, every fourth, and so on; the means over heads are kept
-of every layer.
+A view holds the sample's image, its tokens and their attention maps under one or more conditions. A `ConditionView` is
+the answer under one condition, such as without or with a gaze mask. Maps are packed: bytes of 1/255 of each map's
+largest value, compressed. Maps of single heads take most of the size (32 x 32 heads x 100 tokens x 576 cells are 59
+million numbers): if they exceed the budget, those of every second layer are kept, every fourth, and so on; the means
+over heads are kept of every layer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tqdm import tqdm
 from analysis.overlay import LONGER_SIDE, OverlayStyle, overlay, strip
 from analysis.plots import share_plot
 from analysis.report import MEGABYTE, embedded
-from analysis.rollout import Rollout, answer_rows, image_share, rollout_through_tower, tower_look
+from analysis.rollout import Rollout, answer_rows, encoder_map, image_share, rollout_through_encoder
 from analysis.runs import RunFolder, save_arrays, save_maps
 from data.errors import check_at_least
 
@@ -35,39 +35,39 @@ NOTE = "each overlay is scaled to its own maximum"
 
 
 def report_answer(
-    run: RunFolder, sample, pictures: list[Image.Image], said, rollout: Rollout, style: OverlayStyle,
+    run: RunFolder, sample, images: list[Image.Image], answer, rollout: Rollout, style: OverlayStyle,
     page_mb: float = 0.0,
 ) -> dict:  # fmt: skip
-    """Save the files of `save_answer` and `save_tower`; return the sample's row, the values of COLUMNS.
+    """Save the files of `save_answer` and `save_encoder`; return the sample's row, the values of COLUMNS.
 
     The first image's view is added to the run (see `add_view`), and the heads in the view to maps.npz.
 
-    sample: has name, path, prompt, gold. said: the answer, with `text`, `tokens` and `probabilities` (one per generated
-    token), the `trace` and `layout` of the rollout, `unknown`, words outside the model's vocabulary, and `tower`, the
+    sample: has name, path, prompt, gold. answer: has `text`, `tokens` and `probabilities` (one per generated
+    token), the `trace` and `layout` of the rollout, `unknown`, words outside the model's vocabulary, and `encoder`, the
     trace of the vision encoder or None.
     """
-    if said.unknown:
-        tqdm.write(f"note: the model does not know the words {', '.join(said.unknown)}", file=sys.stderr)
-    shares = image_share(said.trace, said.layout, rows=rollout.rows, tokens=len(said.tokens)).mean(0)
-    tokens = said.tokens[: len(shares)]
-    handed_on = None if said.tower is None else rollout_through_tower(rollout, said.tower)
+    if answer.unknown:
+        tqdm.write(f"note: the model does not know the words {', '.join(answer.unknown)}", file=sys.stderr)
+    shares = image_share(answer.trace, answer.layout, rows=rollout.rows, tokens=len(answer.tokens)).mean(0)
+    tokens = answer.tokens[: len(shares)]
+    handed_on = None if answer.encoder is None else rollout_through_encoder(rollout, answer.encoder)
     further = {}
     if rollout.layout.grids[0] is not None:
-        tower = None if handed_on is None else handed_on.per_token
-        seen = add_view(run, sample.name, sample.prompt, pictures[0], said, rollout, page_mb, tower)
-        further = {"heads": seen.heads, "layers": np.array(seen.layers)}
-    folder = save_answer(run, sample.name, pictures, tokens, rollout, shares, style, **further)
+        encoded = None if handed_on is None else handed_on.per_token
+        content = add_view(run, sample.name, sample.prompt, images[0], answer, rollout, page_mb, encoded)
+        further = {"heads": content.heads, "layers": np.array(content.layers)}
+    folder = save_answer(run, sample.name, images, tokens, rollout, shares, style, **further)
     if handed_on is not None:
-        save_tower(run, folder, pictures, tokens, handed_on, said.tower, style)
+        save_encoder(run, folder, images, tokens, handed_on, answer.encoder, style)
     return {
         "image": sample.path,
         "prompt": sample.prompt,
-        "answer": said.text,
+        "answer": answer.text,
         "gold": sample.gold,
-        "prompt_tokens": said.layout.length - said.layout.start,
-        "image_tokens": sum(map(len, said.layout.images)),
-        "tokens": len(said.tokens),
-        "probability": float(np.mean(said.probabilities)),
+        "prompt_tokens": answer.layout.length - answer.layout.start,
+        "image_tokens": sum(map(len, answer.layout.images)),
+        "tokens": len(answer.tokens),
+        "probability": float(np.mean(answer.probabilities)),
         "image_share": float(shares.mean()),
         "folder": folder.name,
     }
@@ -85,18 +85,18 @@ def _range(counts: list[int]) -> str:
 
 
 def add_view(
-    run: RunFolder, name: str, prompt: str, picture: Image.Image, said, rollout: Rollout, page_mb: float, tower=None
-) -> Way:
-    """Add the view of one answer to the run's page; `page_mb` MB is the budget of `way`."""
-    seen = way(said, rollout, page_mb, tower=tower)
-    run.views.append(view(name, prompt, picture, rollout.layout.grids[0], {"answer": seen}))
-    return seen
+    run: RunFolder, name: str, prompt: str, image: Image.Image, answer, rollout: Rollout, page_mb: float, encoder=None
+) -> ConditionView:
+    """Add the view of one answer to the run's page; `page_mb` MB is the budget of `condition_view`."""
+    content = condition_view(answer, rollout, page_mb, encoder=encoder)
+    run.views.append(view(name, prompt, image, rollout.layout.grids[0], {"answer": content}))
+    return content
 
 
 def save_answer(
     run: RunFolder,
     sample: str,
-    pictures: list[Image.Image],
+    images: list[Image.Image],
     tokens: list[str],
     rollout: Rollout,
     shares,
@@ -110,35 +110,35 @@ def save_answer(
     grid (None) gets maps without overlays.
     """
     folder = run.sample_folder(sample)
-    share_of_one = shares if len(pictures) == 1 else None  # the share is the sum over all images
-    save_overlays(run, folder, pictures, tokens, rollout, style, shares=share_of_one, **further)
+    share_of_one = shares if len(images) == 1 else None  # the share is the sum over all images
+    save_overlays(run, folder, images, tokens, rollout, style, shares=share_of_one, **further)
     run.save(share_plot(tokens, shares), folder.name, "image_share.png")
     return folder
 
 
-def save_tower(
-    run: RunFolder, folder: Path, pictures, tokens: list[str], rollout: Rollout, tower, style: OverlayStyle
+def save_encoder(
+    run: RunFolder, folder: Path, images, tokens: list[str], rollout: Rollout, trace, style: OverlayStyle
 ) -> None:
     """Write overlays and maps of a rollout propagated through the vision encoder, with `-tower` in their names.
 
-    overlay_tower.png and tower.npz (`look` [row, col]) hold the encoder's mean attention. `tower` is its trace.
+    overlay_tower.png and tower.npz (`look` [row, col]) hold the encoder's mean attention. `trace` is its trace.
     """
-    save_overlays(run, folder, pictures, tokens, rollout, style, kind="-tower")
-    for index, picture in enumerate(pictures):
-        seen, suffix = tower_look(tower, index), f"-{index}" if index else ""
-        save_arrays(folder / f"tower{suffix}.npz", look=seen)
-        drawn = overlay(picture, seen, rollout.layout.grids[index], style, at_least=LONGER_SIDE)
+    save_overlays(run, folder, images, tokens, rollout, style, kind="-tower")
+    for index, image in enumerate(images):
+        mean_map, suffix = encoder_map(trace, index), f"-{index}" if index else ""
+        save_arrays(folder / f"tower{suffix}.npz", look=mean_map)
+        drawn = overlay(image, mean_map, rollout.layout.grids[index], style, at_least=LONGER_SIDE)
         run.save(drawn, folder.name, f"overlay_tower{suffix}.png")
 
 
 def save_overlays(
-    run, folder: Path, pictures, tokens, rollout: Rollout, style: OverlayStyle, shares=None, kind="", **further
+    run, folder: Path, images, tokens, rollout: Rollout, style: OverlayStyle, shares=None, kind="", **further
 ) -> None:
     """Write the maps of every image and, if its grid is known, the overlays; `kind` is a suffix of the names.
 
     `further` arrays are added to the maps of the first image.
     """
-    for index, picture in enumerate(pictures):
+    for index, image in enumerate(images):
         suffix = f"{kind}-{index}" if index else kind
         maps, grid = rollout.maps(index), rollout.layout.grids[index]
         save_maps(folder, maps, tokens, rollout.rows, grid, f"maps{suffix}.npz", **rollout.composed, **further)
@@ -146,9 +146,9 @@ def save_overlays(
         if grid is None:
             continue
         for name, cells in (("mean", maps.mean), ("max", maps.max)):
-            drawn = overlay(picture, cells, grid, style, at_least=LONGER_SIDE)
+            drawn = overlay(image, cells, grid, style, at_least=LONGER_SIDE)
             run.save(drawn, folder.name, f"overlay_{name}{suffix}.png")
-        frames = [overlay(picture, cells, grid, style, at_least=240, at_most=480) for cells in maps.per_token]
+        frames = [overlay(image, cells, grid, style, at_least=240, at_most=480) for cells in maps.per_token]
         run.save(strip(frames, tokens, shares, title=NOTE), folder.name, f"overlay_tokens{suffix}.png")
 
 
@@ -188,7 +188,7 @@ def packed_size(packed) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class Way:
+class ConditionView:
     """Answer under one condition of a view.
 
     `data`: JSON content of the page. `layers`: layers whose single heads are in it, and `heads` float32 [kept layer,
@@ -200,35 +200,40 @@ class Way:
     heads: np.ndarray
 
 
-def way(said, rolled: Rollout, budget: float, tower: np.ndarray | None = None, mask: np.ndarray | None = None) -> Way:
-    """The answer `said` (see `analysis.gallery.report_answer`) and its rollout, for a view of at most `budget` MB.
+def condition_view(
+    answer, rolled: Rollout, budget: float, encoder: np.ndarray | None = None, mask: np.ndarray | None = None
+) -> ConditionView:
+    """An answer (see `analysis.gallery.report_answer`) and its rollout, for a view of at most `budget` MB.
 
-    tower: the rollout through the vision encoder [token, row, col]; mask: the mask that steered the answer [row, col].
+    encoder: the rollout through the vision encoder [token, row, col]; mask: the mask of the answer's steering
+    [row, col].
     """
-    layout, count = said.layout, len(rolled.relevance)
+    layout, count = answer.layout, len(rolled.relevance)
     grid, image = layout.grids[0], layout.images[0]
-    positions = answer_rows(said.trace, rolled.rows, count)
-    pictured = np.zeros(positions[-1] + 1, bool)
-    pictured[layout.image_positions] = True
-    text = np.flatnonzero(~pictured)
+    positions = answer_rows(answer.trace, rolled.rows, count)
+    on_image = np.zeros(positions[-1] + 1, bool)
+    on_image[layout.image_positions] = True
+    text = np.flatnonzero(~on_image)
     text = text[text >= layout.start]
-    groups = np.stack([pictured, ~pictured & (np.arange(len(pictured)) < layout.length),
-                       np.arange(len(pictured)) >= layout.length]).astype(np.float32)  # fmt: skip
+    groups = np.stack([on_image, ~on_image & (np.arange(len(on_image)) < layout.length),
+                       np.arange(len(on_image)) >= layout.length]).astype(np.float32)  # fmt: skip
 
     def parts(rows: np.ndarray) -> dict:
         return {"cells": pack(rows[..., image]), "text": pack(rows[..., text])}
 
     means, shares, single = [], [], []
-    for rows in layer_rows(said.trace, layout, positions, range(said.trace.layers)):
+    for rows in layer_rows(answer.trace, layout, positions, range(answer.trace.layers)):
         means.append(rows.mean(0))
         shares.append(rows @ groups.T)
         single.append(parts(rows))
-    relevance = rolled.relevance.numpy()[:, : len(pictured)]
+    relevance = rolled.relevance.numpy()[:, : len(on_image)]
     data = {
-        "answer": said.text,
+        "answer": answer.text,
         "tokens": [
             {"text": token, "probability": probability, "alternatives": alternatives}
-            for token, probability, alternatives in zip(said.tokens, said.probabilities, said.alternatives, strict=True)
+            for token, probability, alternatives in zip(
+                answer.tokens, answer.probabilities, answer.alternatives, strict=True
+            )
         ][:count],
         "prompt": [layout.text[slice(*layout.offsets[position])] for position in text if position < layout.length],
         "rows": rolled.rows,
@@ -237,15 +242,15 @@ def way(said, rolled: Rollout, budget: float, tower: np.ndarray | None = None, m
         "rollout": {**parts(relevance), "shares": (relevance @ groups.T).round(4).tolist()},
         "mean": {**parts(np.stack(means)), "shares": np.stack(shares).mean(1).round(4).tolist()},
         "shares": pack(np.stack(shares), top=1),
-        "tower": None if tower is None else {"cells": pack(tower.reshape(count, -1))},
+        "encoder": None if encoder is None else {"cells": pack(encoder.reshape(count, -1))},
         "mask": None if mask is None else {"cells": pack(np.asarray(mask, np.float32).reshape(1, -1))},
     }
-    kept = thinned([packed_size(each) for each in single], budget * MEGABYTE - packed_size(data))
+    kept = thinned([packed_size(packed) for packed in single], budget * MEGABYTE - packed_size(data))
     data["head"] = {str(layer): single[layer] for layer in kept}
     # Computed again: storing all layers would take far more memory than the kept ones.
-    again = (rows[..., image] for rows in layer_rows(said.trace, layout, positions, kept))
+    again = (rows[..., image] for rows in layer_rows(answer.trace, layout, positions, kept))
     whole = [cells.reshape(*cells.shape[:2], grid.rows, grid.cols) for cells in again]
-    return Way(data, kept, np.stack(whole) if whole else np.empty((0,), np.float32))
+    return ConditionView(data, kept, np.stack(whole) if whole else np.empty((0,), np.float32))
 
 
 def layer_rows(trace, layout, positions: range, layers: Iterable[int]) -> Iterator[np.ndarray]:
@@ -269,23 +274,23 @@ def thinned(sizes: list[int], budget: float) -> tuple[int, ...]:
     return ()
 
 
-def view(name: str, prompt: str, picture: Image.Image, grid, ways: dict[str, Way]) -> dict:
+def view(name: str, prompt: str, image: Image.Image, grid, conditions: dict[str, ConditionView]) -> dict:
     """View of a sample: its image, the rectangle of the cells (as fractions of its sides), and the conditions."""
     rects = [grid.rect(row, col) for row, col in ((0, 0), (grid.rows - 1, grid.cols - 1))]
     return {
         "name": name,
         "prompt": prompt,
-        "picture": embedded(picture, LONGEST),
-        "size": picture.size,
+        "image": embedded(image, LONGEST),
+        "size": image.size,
         "grid": {
             "rows": grid.rows,
             "cols": grid.cols,
-            "left": rects[0][0] / picture.width,
-            "top": rects[0][1] / picture.height,
-            "right": rects[1][2] / picture.width,
-            "bottom": rects[1][3] / picture.height,
+            "left": rects[0][0] / image.width,
+            "top": rects[0][1] / image.height,
+            "right": rects[1][2] / image.width,
+            "bottom": rects[1][3] / image.height,
         },
-        "ways": {name: way.data for name, way in ways.items()},
+        "conditions": {name: content.data for name, content in conditions.items()},
     }
 
 

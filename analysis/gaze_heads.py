@@ -31,8 +31,8 @@ from data.errors import SampleError
 
 LIFT_SHARE = 0.5  # minimum lift of a follower, as a fraction of the largest lift of all heads
 CONFIDENCE = 0.95  # confidence that no head of the model is a follower by chance
-LOOKS = 0.1  # minimum attention mass on the image for a head that is worth editing
-LEAST = 10  # minimum number of images in a half
+MIN_ATTENTION = 0.1  # minimum attention mass on the image for a head that is worth editing
+MIN_IMAGES = 10  # minimum number of images in a half
 RESAMPLES = 2000
 
 
@@ -58,33 +58,33 @@ def find_followers(lift: np.ndarray) -> np.ndarray:
     A follower has a mean lift of at least LIFT_SHARE of the largest, and above 0 with CONFIDENCE by a two-sided t test,
     corrected for the number of heads (Bonferroni).
     """
-    found = mean_heads(lift, DIFFERENCE)
-    largest = np.fmax.reduce(found["mean"], axis=None)
+    statistics = mean_heads(lift, DIFFERENCE)
+    largest = np.fmax.reduce(statistics["mean"], axis=None)
     level = (1 - CONFIDENCE) / lift[0].size
     with np.errstate(invalid="ignore", divide="ignore"):
-        t = found["mean"] / (found["deviation"] / np.sqrt(found["n"]))
-        return (t > special.stdtrit(found["n"] - 1, 1 - level / 2)) & (found["mean"] >= LIFT_SHARE * largest)
+        t = statistics["mean"] / (statistics["deviation"] / np.sqrt(statistics["n"]))
+        return (t > special.stdtrit(statistics["n"] - 1, 1 - level / 2)) & (statistics["mean"] >= LIFT_SHARE * largest)
 
 
-def propose(own: np.ndarray, shuffled: np.ndarray, seen: np.ndarray) -> Proposal:
+def propose(own: np.ndarray, shuffled: np.ndarray, image_mass: np.ndarray) -> Proposal:
     """Settings from similarities [image, layer, head] with the image's own gaze and with another image's.
 
-    Layers: those with a follower whose attention mass on the image (`seen`, same shape) is at least LOOKS; editing a
-    head without image attention has no effect. k: the largest number of followers in one such layer, those below LOOKS
-    included, since the method takes them as well. tau: see `best_threshold`.
+    Layers: those with a follower whose mass on the image (`image_mass`, same shape) is at least MIN_ATTENTION; editing
+    a head without image attention has no effect. k: the largest number of followers in one such layer, those
+    below MIN_ATTENTION included, since the method takes them as well. tau: see `best_threshold`.
     """
-    if len(own) < LEAST:
+    if len(own) < MIN_IMAGES:
         few = (
             "too few images: settings are chosen on one half of them and tested on the other, so give at least"
-            f" {2 * LEAST}"
+            f" {2 * MIN_IMAGES}"
         )
         return Proposal(None, few, np.zeros(own.shape[1:], bool))
     followers = find_followers(own - shuffled)
-    looking = followers & (seen.mean(0) >= LOOKS)
-    if not looking.any():
+    attending = followers & (image_mass.mean(0) >= MIN_ATTENTION)
+    if not attending.any():
         none = "no head that looks at the image follows its gaze more than it follows another image's"
         return Proposal(None, none, followers)
-    layers = np.flatnonzero(looking.any(1)).tolist()
+    layers = np.flatnonzero(attending.any(1)).tolist()
     follows = followers[layers]
     heads = int(follows.sum(1).max())
     near = relative(own)[:, layers]
@@ -99,8 +99,8 @@ def propose(own: np.ndarray, shuffled: np.ndarray, seen: np.ndarray) -> Proposal
     reason = (
         f"{followers.sum()} of {followers.size} heads follow the gaze: their similarity is higher with their image's"
         f" own gaze than with another image's, surely and by at least {LIFT_SHARE:.0%} of the largest such lift"
-        f" ({most:.2f}); {looking.sum()} of them spend at least {LOOKS:.0%} of their attention on the image. These lie"
-        f" in layers {', '.join(map(str, layers))}, with at most {heads} followers in one; {apart}."
+        f" ({most:.2f}); {attending.sum()} of them spend at least {MIN_ATTENTION:.0%} of their attention on the image."
+        f" These lie in layers {', '.join(map(str, layers))}, with at most {heads} followers in one; {apart}."
     )
     return Proposal(Settings(tuple(layers), tau, heads), reason, followers)
 
@@ -202,22 +202,22 @@ MIN_IMAGE_MASS = 1e-9  # threshold of the salient-head method; smaller masses ar
 
 
 class Inside(NamedTuple):
-    """Attention on the image, mean over the rows: `seen` float64 [layer, head] is the total mass, `inside` [mask,
+    """Attention on the image, mean over the rows: `image_mass` float64 [layer, head] is the total mass, `inside` [mask,
     layer, head] the mass weighted by each mask."""
 
-    seen: np.ndarray
+    image_mass: np.ndarray
     inside: np.ndarray
 
     @property
     def similarity(self) -> np.ndarray:
         """Sim of every head with every mask, float64 [mask, layer, head]; NaN for a mass below MIN_IMAGE_MASS."""
-        enough = self.seen >= MIN_IMAGE_MASS
-        return np.divide(self.inside, self.seen, out=np.full_like(self.inside, np.nan), where=enough)
+        enough = self.image_mass >= MIN_IMAGE_MASS
+        return np.divide(self.inside, self.image_mass, out=np.full_like(self.inside, np.nan), where=enough)
 
     @property
     def share(self) -> np.ndarray:
         """Fraction of the model's image attention inside each mask, float64 [mask]; NaN without image attention."""
-        total = self.seen.sum()
+        total = self.image_mass.sum()
         return self.inside.sum((1, 2)) / total if total > 0 else np.full(len(self.inside), np.nan)
 
 
@@ -238,13 +238,13 @@ def attention_inside(trace, layout, masks: Sequence, *, rows: str = "predicting"
     stacked = torch.stack([torch.as_tensor(mask).flatten().double() for mask in masks])
     if stacked.shape[1] != len(cells):
         raise ValueError(f"the masks have {stacked.shape[1]} cells but the image has {len(cells)}")
-    seen, inside = [], []
+    image_mass, inside = [], []
     for layer in range(trace.layers):
         weights = trace.weights(layer, positions, samples=[layout.sample])[0][:, :, cells.to(trace.device(layer))]
-        looked = weights.double().mean(1).cpu()  # [head, cell]
-        seen.append(looked.sum(-1))
-        inside.append(stacked @ looked.T)
-    return Inside(torch.stack(seen).numpy(), torch.stack(inside, dim=1).numpy())
+        on_image = weights.double().mean(1).cpu()  # [head, cell]
+        image_mass.append(on_image.sum(-1))
+        inside.append(stacked @ on_image.T)
+    return Inside(torch.stack(image_mass).numpy(), torch.stack(inside, dim=1).numpy())
 
 
 def relative(similarity: np.ndarray) -> np.ndarray:
@@ -263,14 +263,14 @@ def mean_heads(values: np.ndarray, bounds: Bounds) -> dict[str, np.ndarray]:
     values = np.asarray(values, np.float64)
     shape = values.shape[1:]
     intervals = [mean_interval(values[:, *head], bounds) for head in np.ndindex(shape)]
-    found = {
+    statistics = {
         name: np.array([interval[name] for interval in intervals], np.float64).reshape(shape)
         for name in ("mean", "low", "high")
     }
     count = np.isfinite(values).sum(0)
-    squares = np.where(np.isfinite(values), values - found["mean"], 0) ** 2
+    squares = np.where(np.isfinite(values), values - statistics["mean"], 0) ** 2
     variance = np.divide(squares.sum(0), count - 1, out=np.full(shape, np.nan), where=count > 1)
-    return {**found, "deviation": np.sqrt(variance), "n": count}
+    return {**statistics, "deviation": np.sqrt(variance), "n": count}
 
 
 COLUMNS = (
@@ -281,7 +281,7 @@ LABEL = "similarity with the gaze"
 CONTROL = "with another image's gaze"
 
 
-def sample_row(sample, said, mask, inside: Inside) -> dict:
+def sample_row(sample, answer, mask, inside: Inside) -> dict:
     """Row of one image, the values of COLUMNS: `mask` is the mean of G (the similarity of uniform attention);
     `image_attention` the mean over heads of the attention mass on the image; best is the head of largest similarity."""
     own, shuffled = inside.similarity[0], inside.similarity[1:]
@@ -289,13 +289,13 @@ def sample_row(sample, said, mask, inside: Inside) -> dict:
     return {
         "image": sample.sample.path,
         "prompt": sample.sample.prompt,
-        "answer": said.text,
+        "answer": answer.text,
         "gold": sample.sample.gold,
-        "tokens": len(said.tokens),
+        "tokens": len(answer.tokens),
         "fixations": len(sample.points),
         "dropped": len(sample.dropped),
         "mask": float(mask.mean()),
-        "image_attention": float(inside.seen.mean()),
+        "image_attention": float(inside.image_mass.mean()),
         "best_layer": int(layer),
         "best_head": int(head),
         "best_similarity": float(own[layer, head]),
@@ -304,14 +304,14 @@ def sample_row(sample, said, mask, inside: Inside) -> dict:
 
 
 class Measured:
-    """Values of all images as arrays: `own`, `shuffled` (Sim) and `seen`, each [image, layer, head], and `names`.
+    """Values of all images as arrays: `own`, `shuffled` (Sim) and `image_mass`, each [image, layer, head], and `names`.
 
     `shuffled` is NaN for a single image.
     """
 
     def __init__(self, measured: Sequence[tuple[str, Inside]]):
         self.names = [name for name, _ in measured]
-        self.seen = np.stack([inside.seen for _, inside in measured])
+        self.image_mass = np.stack([inside.image_mass for _, inside in measured])
         similarity = [inside.similarity for _, inside in measured]
         self.own = np.stack([values[0] for values in similarity])
         self.shuffled = np.stack(
@@ -326,7 +326,7 @@ class Measured:
 
 def save_heads(run: RunFolder, measured: Measured, proposal: Proposal, seed: int) -> None:
     """Write similarity.npz, heads.csv, heads.png and ranked.png. Dots mark the followers of `proposal`."""
-    arrays = {"own": measured.own, "shuffled": measured.shuffled, "seen": measured.seen}
+    arrays = {"own": measured.own, "shuffled": measured.shuffled, "seen": measured.image_mass}
     save_arrays(run.folder / "similarity.npz", samples=np.array(measured.names, dtype=str), **arrays)
     rows = head_rows(measured, proposal.followers)
     write_table(run.folder / "heads.csv", rows)
@@ -371,7 +371,7 @@ def head_rows(measured: Measured, followers: np.ndarray) -> list[dict]:
     number of heads (`find_followers`).
     """
     own, lift = mean_heads(measured.own, SHARE), mean_heads(measured.lift, DIFFERENCE)
-    shuffled, seen = known_mean(measured.shuffled), measured.seen.mean(0)
+    shuffled, image_mass = known_mean(measured.shuffled), measured.image_mass.mean(0)
     near = relative(own["mean"])
     return [
         {
@@ -379,7 +379,7 @@ def head_rows(measured: Measured, followers: np.ndarray) -> list[dict]:
             "deviation": float(own["deviation"][at]), "low": float(own["low"][at]), "high": float(own["high"][at]),
             "relative": float(near[at]), "shuffled": float(shuffled[at]), "lift": float(lift["mean"][at]),
             "lift_low": float(lift["low"][at]), "lift_high": float(lift["high"][at]),
-            "image_attention": float(seen[at]), "follows": int(followers[at]),
+            "image_attention": float(image_mass[at]), "follows": int(followers[at]),
         }
         for at in np.ndindex(near.shape) for layer, head in [at]
     ]  # fmt: skip
@@ -389,9 +389,9 @@ def study(measured: Measured, published: Settings, seed: int) -> tuple[Proposal,
     """Proposal from one half of the images, and the summary of its scores on the other half and of `published`."""
     first, second = halves(len(measured.names), np.random.default_rng(seed))
     own, shuffled, lift = measured.own, measured.shuffled, measured.lift
-    proposal = propose(own[first], shuffled[first], measured.seen[first])
+    proposal = propose(own[first], shuffled[first], measured.image_mass[first])
     summary = {
-        "image_attention": mean_interval(measured.seen.mean((1, 2)), SHARE),
+        "image_attention": mean_interval(measured.image_mass.mean((1, 2)), SHARE),
         "proposal": {
             "settings": proposal.settings and proposal.settings._asdict(),
             "reason": proposal.reason,
@@ -399,7 +399,7 @@ def study(measured: Measured, published: Settings, seed: int) -> tuple[Proposal,
             "n": len(first),
         },
     }
-    if proposal.settings and len(second) >= LEAST:
+    if proposal.settings and len(second) >= MIN_IMAGES:
         images = own[second], shuffled[second]
         summary["other_half"] = carries_over(proposal, *images, known_mean(lift[first]), seed)
         summary["published"] = {"settings": published._asdict(), "other_half": score(published, *images)}

@@ -174,13 +174,13 @@ def attention_to(
         check_layout(trace, layout)
     rows = range(trace.prompt_length - 1, trace.prompt_length - 1 + max(tokens))
     counted = torch.arange(len(rows)) < torch.tensor(tokens)[:, None]  # [sample, row]
-    found = torch.empty(len(layouts), len(layers), trace.heads)
+    attention = torch.empty(len(layouts), len(layers), trace.heads)
     for place, layer in enumerate(layers):
         weights = trace.weights(layer, rows, samples=[layout.sample for layout in layouts])
         for sample, positions in enumerate(keys):
             summed = weights[sample][..., positions.to(weights.device)].sum(-1).cpu()  # [head, row]
-            found[sample, place] = summed[:, counted[sample]].mean(-1)
-    return found.numpy()
+            attention[sample, place] = summed[:, counted[sample]].mean(-1)
+    return attention.numpy()
 
 
 def most_changed(signed: np.ndarray, topk: int) -> np.ndarray:
@@ -258,12 +258,12 @@ def choose(signed: np.ndarray, count: int) -> Heads:
             f"{layers * (heads // 2)}, so that as many others are left to compare with"
         )
     size = np.abs(signed.astype(np.float64).mean(-1))
-    found: list[tuple[int, int]] = []
+    chosen: list[tuple[int, int]] = []
     for place in np.argsort(-size, axis=None, kind="stable").tolist():
         layer, head = divmod(place, heads)
-        if len(found) < count and size[layer, head] > 0 and sum(of == layer for of, _ in found) < heads // 2:
-            found.append((layer, head))
-    return tuple(found)
+        if len(chosen) < count and size[layer, head] > 0 and sum(of == layer for of, _ in chosen) < heads // 2:
+            chosen.append((layer, head))
+    return tuple(chosen)
 
 
 def random_sets(chosen: Heads, heads: int, draws: int, rng: np.random.Generator) -> list[Heads]:
@@ -273,14 +273,14 @@ def random_sets(chosen: Heads, heads: int, draws: int, rng: np.random.Generator)
     """
     taken = {layer: [head for of, head in chosen if of == layer] for layer in sorted({layer for layer, _ in chosen})}
     possible = prod(comb(heads - len(mine), len(mine)) for mine in taken.values())
-    found: dict[Heads, None] = {}
-    while taken and len(found) < min(draws, possible):
+    sets: dict[Heads, None] = {}
+    while taken and len(sets) < min(draws, possible):
         drawn = []
         for layer, mine in taken.items():
             others = np.setdiff1d(np.arange(heads), mine)
             drawn += [(layer, int(head)) for head in sorted(rng.choice(others, len(mine), replace=False))]
-        found[tuple(drawn)] = None
-    return list(found)
+        sets[tuple(drawn)] = None
+    return list(sets)
 
 
 def held_out(signed: np.ndarray, chosen: Heads, first: np.ndarray, second: np.ndarray, seed: int) -> list[dict]:
@@ -320,12 +320,12 @@ def summarise(margins: dict[str, np.ndarray], seed: int) -> dict:
     """
     random = [margin for name, margin in margins.items() if name not in ("none", "chosen")]
     mean_random = np.mean(random, axis=0)
-    found = {}
+    summary = {}
     for name, weights in (("full", (1, 0)), ("control", (0, 1)), ("full_minus_control", (1, -1))):
         plain, chosen, control = (values @ weights for values in (margins["none"], margins["chosen"], mean_random))
         draws = [float(np.mean(values @ weights - plain)) for values in random]
         rank = 1 + int((np.abs(draws) >= np.abs(np.mean(chosen - plain))).sum())
-        found[name] = {
+        summary[name] = {
             "margin": mean_interval(plain, REAL),
             "chosen": paired_difference(chosen, plain, seed, REAL),
             "random": paired_difference(control, plain, seed, REAL),
@@ -335,19 +335,19 @@ def summarise(margins: dict[str, np.ndarray], seed: int) -> dict:
             "p_rank": rank / (1 + len(draws)),
             "smallest_p_rank": 1 / (1 + len(draws)),
         }
-    parts = list(found.values())
+    parts = list(summary.values())
     for part, q in zip(parts, benjamini_hochberg([part["p_rank"] for part in parts]), strict=True):
         part["q_rank"] = float(q)
     tests = [part[name] for part in parts for name in ("chosen", "random", "chosen_minus_random")]
-    found["family_of_q"] = correct_family(tests, "three comparisons of full, control and full - control")
-    found["says_yes"] = {
+    summary["family_of_q"] = correct_family(tests, "three comparisons of full, control and full - control")
+    summary["says_yes"] = {
         image: {
             **{name: rate_interval(margins[name][:, place] > 0) for name in ("none", "chosen")},
             "random": mean_interval(np.mean([values[:, place] > 0 for values in random], axis=0), SHARE),
         }
         for place, image in enumerate(IMAGES)
     }
-    return found
+    return summary
 
 
 def margin_rows(pairs: Sequence[str], margins: dict[str, np.ndarray], names: dict[str, str]) -> list[dict]:

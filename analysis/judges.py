@@ -33,7 +33,7 @@ class JudgeSettings:
 
 PUNCTUATION = re.compile(r"""[.?!,;:'"()\[\]{}<>/\\|=+\-_*&^%$#@`~ ]""")
 YES_NO = (("yes", "no"), ("true", "false"), ("是", "否"), ("はい", "いいえ"), ("예", "아니요"))
-RELATIONS = [(relation, *phrases(ways)) for relation, ways in TABLES["positions"].items()]  # ways to write each
+RELATIONS = [(relation, *phrases(forms)) for relation, forms in TABLES["positions"].items()]  # ways to write each
 SIDE_CLAUSE = re.compile(
     r"(?:^|(?<=[.!?]\s))(?:while|whereas)\s[^,.;\n]{1,200},|"
     r"(?:,\s?(?:while|whereas)|,?\s(?:and|but)\sthe\sother)\s(?:[^.;!?\n]|\.(?=\d)){1,300}",
@@ -128,9 +128,9 @@ def _rivals(gold: str, answer: str) -> tuple[Options, int] | None:
     for pair in YES_NO:
         if short in pair:
             return build_options(pair, letters=False), pair.index(short)
-    for index, ways in enumerate(RELATIONS):
-        if {short, " ".join(wanted)} & {" ".join(keys(way)) for way in ways}:
-            return build_options([ways[0] for ways in RELATIONS], False, [ways[1:] for ways in RELATIONS]), index
+    for index, forms in enumerate(RELATIONS):
+        if {short, " ".join(wanted)} & {" ".join(keys(form)) for form in forms}:
+            return build_options([forms[0] for forms in RELATIONS], False, [forms[1:] for forms in RELATIONS]), index
     if short in COLOURS:
         colours = sorted(COLOURS)
         return build_options(colours, False, [FOREIGN.get(colour, ()) for colour in colours]), colours.index(short)
@@ -140,13 +140,13 @@ def _rivals(gold: str, answer: str) -> tuple[Options, int] | None:
 def _numbers(gold: Sequence[str], answer: Sequence[str]) -> Options:
     """The gold's number and the other numbers of an answer, with their units where the gold has one."""
     unit = gold[1] if gold[1:] and gold[1] in UNITS else ""
-    found = [" ".join(gold) if unit else gold[0]]
+    written = [" ".join(gold) if unit else gold[0]]
     for key, after in pairwise([*(NUMBERS.get(key, key) for key in answer), ""]):
         if is_number(key):
-            found.append(f"{key} {after if after in UNITS else unit}" if unit else key)
-    numbers = list(dict.fromkeys(found))
-    ways = [[gold[0]]] if unit else [FOREIGN.get(key, ()) for key in numbers]
-    return build_options(numbers, letters=False, ways=ways)
+            written.append(f"{key} {after if after in UNITS else unit}" if unit else key)
+    numbers = list(dict.fromkeys(written))
+    forms = [[gold[0]]] if unit else [FOREIGN.get(key, ()) for key in numbers]
+    return build_options(numbers, letters=False, forms=forms)
 
 
 def vlmevalkit(prediction: str, gold: str, options: tuple[str, ...] = ()) -> Verdict:
@@ -224,13 +224,13 @@ def summarise(rows: Iterable[dict]) -> dict:
 def _figures(rows: list[dict]) -> dict:
     """The figures of some rows, as `summarise` describes them."""
     answered = [row for row in rows if not row["failed"]]
-    found = rate_interval(row["correct"] for row in answered)
+    accuracy = rate_interval(row["correct"] for row in answered)
     return {
-        "accuracy": found["rate"],
-        "low": found["low"],
-        "high": found["high"],
-        "correct": found["count"],
-        "n": found["n"],
+        "accuracy": accuracy["rate"],
+        "low": accuracy["low"],
+        "high": accuracy["high"],
+        "correct": accuracy["count"],
+        "n": accuracy["n"],
         "unparsed": sum(not row["parsed"] for row in answered),
         "failed": len(rows) - len(answered),
     }

@@ -21,9 +21,9 @@ from analysis.answer_text import (
     IDEOGRAPH,
     ORDINALS,
     POSTURES,
+    RELATION_FORMS,
     SENTENCE,
     SYNONYMS,
-    WAYS,
     Token,
     back,
     in_sense,
@@ -83,24 +83,24 @@ class Mention(NamedTuple):
 # Options, and the forms that name them
 
 
-def build_options(texts: Sequence[str], letters: bool = True, ways: Sequence[Sequence[str]] = ()) -> Options:
-    """Options by their texts; `ways`: other ways to write each of them. A part of a text names its option, too, where
+def build_options(texts: Sequence[str], letters: bool = True, forms: Sequence[Sequence[str]] = ()) -> Options:
+    """Options by their texts; `forms`: other ways to write each of them. A part of a text names its option, too, where
     the options differ in that part alone: "left" for "on the left", "red" for "the red car", "2" for "2 m"."""
     whole = tuple(tuple(name(text)) for text in texts)
     named = [(text, index, False) for index, text in enumerate(whole) if text]
     named = [entry for entry in named if not (letters and re.fullmatch("[a-z]", "".join(entry[0])))]
-    for index, others in enumerate(ways or [SYNONYMS.get(text.casefold(), ()) for text in texts]):
+    for index, others in enumerate(forms or [SYNONYMS.get(text.casefold(), ()) for text in texts]):
         named += [(tuple(keys(text)), index, False) for text in others]
     named += [(text, index, False) for text, index in _prepositions(whole)]
     for short in _shortened(whole):
         unique = [text if short.count(text) == 1 and text not in whole else () for text in short]
         named += [(text, index, True) for index, text in enumerate(unique) if text]
-    forms = defaultdict(list)
+    by_first_key = defaultdict(list)
     for entry in named:
-        forms[entry[0][0]].append(entry)
+        by_first_key[entry[0][0]].append(entry)
     claims = [tuple(whole.index((key,)) for key in pair if (key,) in whole) for pair in CLAIMED]
     claims = [pair for pair in claims if len(pair) == 2]
-    return Options(dict(forms), whole, letters, _places(texts), claims[0] if len(claims) == 1 else ())
+    return Options(dict(by_first_key), whole, letters, _places(texts), claims[0] if len(claims) == 1 else ())
 
 
 def _prepositions(texts: Sequence[tuple[str, ...]]) -> list[tuple[tuple[str, ...], int]]:
@@ -108,9 +108,9 @@ def _prepositions(texts: Sequence[tuple[str, ...]]) -> list[tuple[tuple[str, ...
     "underneath" for "under", "on top of" for "on"."""
     if ("left",) in texts or ("right",) in texts:
         return []  # there "the cup under the lamp" is a description of the cup
-    ways = [relation for relation in WAYS if sum(text in relation for text in texts) == 1]
-    pairs = [(way, texts.index(text)) for relation in ways for text in texts if text in relation for way in relation]
-    return [(way, index) for way, index in pairs if way not in texts and not (set(way) <= words.unspecific)]
+    forms = [relation for relation in RELATION_FORMS if sum(text in relation for text in texts) == 1]
+    pairs = [(form, texts.index(text)) for relation in forms for text in texts if text in relation for form in relation]
+    return [(form, index) for form, index in pairs if form not in texts and not (set(form) <= words.unspecific)]
 
 
 def _shortened(texts: Sequence[tuple[str, ...]]) -> Iterator[list[tuple[str, ...]]]:

@@ -110,7 +110,9 @@ def entity_background(maps, box, background) -> np.ndarray:
     """
     maps, box = _checked(maps, box)
     spread = distribution(maps)
-    inside, outside = ((spread * each).sum((-2, -1)) / (each.sum() or np.nan) for each in (box, np.asarray(background)))
+    inside, outside = (
+        (spread * region).sum((-2, -1)) / (region.sum() or np.nan) for region in (box, np.asarray(background))
+    )
     return _ratio(inside, inside + outside)
 
 

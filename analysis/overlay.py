@@ -74,7 +74,7 @@ def to_pixels(cell_map: np.ndarray, grid, blur: float = 0.0, size: tuple[int, in
     return down @ cell_map @ across.T
 
 
-def seen(grid, size: tuple[int, int] | None = None) -> np.ndarray:
+def input_pixels(grid, size: tuple[int, int] | None = None) -> np.ndarray:
     """Pixels of the image (drawn at `size`) inside the model's input: bool [height, width]."""
     across, down = _axes(grid, size, blur=0.0)
     return np.logical_and.outer(down.any(axis=1), across.any(axis=1))
@@ -100,8 +100,8 @@ def overlay(
     """
     if image.size != (grid.width, grid.height):
         raise ValueError(
-            f"the picture is {image.width} x {image.height} pixels but the grid was made for {grid.width} x"
-            f" {grid.height}; pass the picture as the model got it (EXIF rotation applied, not resized)"
+            f"the image is {image.width} x {image.height} pixels but the grid was made for {grid.width} x"
+            f" {grid.height}; pass the image as the model got it (EXIF rotation applied, not resized)"
         )
     image = enlarge(image.convert("RGB"), at_least)
     if at_most is not None:
@@ -110,7 +110,7 @@ def overlay(
     heat = (heat / (heat.max() or 1.0)) ** style.power
     colours = matplotlib.colormaps[style.colourmap](heat * TOP.get(style.colourmap, 1.0), bytes=True)
     cover = style.alpha * np.sqrt(heat)
-    kept = (1 - cover) * np.where(seen(grid, image.size), np.float32(1), np.float32(unseen))
+    kept = (1 - cover) * np.where(input_pixels(grid, image.size), np.float32(1), np.float32(unseen))
     pixels = np.array(image)
     for channel in range(3):  # one at a time: photographs are large
         pixels[..., channel] = np.rint(kept * pixels[..., channel] + cover * colours[..., channel])
@@ -150,7 +150,7 @@ def strip(
     """
     if not overlays or len(overlays) != len(tokens):
         raise ValueError(
-            f"a strip needs a picture per token and at least one, but got {len(overlays)} for {len(tokens)} tokens"
+            f"a strip needs an image per token and at least one, but got {len(overlays)} for {len(tokens)} tokens"
         )
     if shares is not None and len(shares) != len(tokens):
         raise ValueError(f"a strip needs one share per token, but got {len(shares)} for {len(tokens)} tokens")
@@ -165,9 +165,9 @@ def strip(
         figure.suptitle(title, fontsize=9, parse_math=False)
     for axes in figure.subplots(rows, columns, squeeze=False).flat[len(tokens) :]:
         axes.set_axis_off()
-    for index, (picture, token) in enumerate(zip(overlays, tokens, strict=True)):
+    for index, (drawn, token) in enumerate(zip(overlays, tokens, strict=True)):
         axes = figure.axes[index]
-        show_image(axes, picture)
+        show_image(axes, drawn)
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
         label = visible(token) if shares is None else f"{visible(token)}\nattention on image\n{shares[index]:.0%}"

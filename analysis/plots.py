@@ -70,7 +70,7 @@ def head_heatmap(
         top = float(np.nanmax(np.abs(values), initial=0)) or 1.0
         signed = np.nanmin(values, initial=0) < 0
         scale = {"cmap": "RdBu_r", "vmin": -top, "vmax": top} if signed else {"cmap": "viridis", "vmin": 0, "vmax": top}
-        picture = axes.imshow(values, aspect="auto", interpolation="nearest", **scale)
+        mesh = axes.imshow(values, aspect="auto", interpolation="nearest", **scale)
         if dots is not None:
             row, col = np.nonzero(dots)
             axes.plot(col, row, "o", markersize=4, markerfacecolor="white", markeredgecolor="black", linestyle="none")
@@ -80,7 +80,7 @@ def head_heatmap(
         for axis in (axes.xaxis, axes.yaxis):
             whole_numbers(axis)
         axes.tick_params(labelsize=7)
-        figure.colorbar(picture, ax=axes, shrink=0.9, pad=0.02).ax.tick_params(labelsize=7)
+        figure.colorbar(mesh, ax=axes, shrink=0.9, pad=0.02).ax.tick_params(labelsize=7)
     return figure
 
 
@@ -109,8 +109,8 @@ def ranked_bars(
     figure = Figure(figsize=(width, 2.7), dpi=200, layout="constrained")
     axes = figure.subplots()
     places, values = np.arange(len(order)), means[order]
-    reach = np.abs(np.stack([values - lows[order], highs[order] - values]))
-    axes.bar(places, values, width=0.7, color=BLUE, yerr=reach, error_kw={"linewidth": 0.9, "capsize": 1.5})
+    whisker = np.abs(np.stack([values - lows[order], highs[order] - values]))
+    axes.bar(places, values, width=0.7, color=BLUE, yerr=whisker, error_kw={"linewidth": 0.9, "capsize": 1.5})
     if controls is not None:
         marks = np.asarray(controls, np.float64)[order]
         axes.plot(places, marks, "D", color=ORANGE, markersize=3.5, markeredgecolor="white", label=control_label)
@@ -135,7 +135,7 @@ def dimension_heatmap(values: np.ndarray, dimensions: Sequence[int], marked: np.
     figure = Figure(figsize=size, dpi=200, layout="constrained")
     axes = figure.subplots()
     top = max(float(values.max(initial=0)), 1.0)
-    picture = axes.imshow(values, aspect="auto", interpolation="nearest", cmap="viridis", vmin=0, vmax=top)
+    mesh = axes.imshow(values, aspect="auto", interpolation="nearest", cmap="viridis", vmin=0, vmax=top)
     row, column = np.nonzero(marked)
     axes.plot(column, row, "o", markersize=4, markerfacecolor="white", markeredgecolor="black", linestyle="none")
     axes.set_xticks(range(columns), labels=[str(dimension) for dimension in dimensions], rotation=90)
@@ -144,7 +144,7 @@ def dimension_heatmap(values: np.ndarray, dimensions: Sequence[int], marked: np.
     axes.set_ylabel("layer", fontsize=8)
     axes.set_title(title, fontsize=8, loc="left")
     axes.tick_params(labelsize=7)
-    figure.colorbar(picture, ax=axes, shrink=0.9, pad=0.02).ax.tick_params(labelsize=7)
+    figure.colorbar(mesh, ax=axes, shrink=0.9, pad=0.02).ax.tick_params(labelsize=7)
     return figure
 
 

@@ -173,13 +173,13 @@ def _locked(folder: Path) -> int | None:
             file = _opened(path)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-                _tell_unlocked(folder, error)  # a finished run can still be read
+                _warn_unlocked(folder, error)  # a finished run can still be read
                 return None
             with writing(folder):
                 raise
         try:
             if error := hold(file, folder):
-                _tell_unlocked(folder, error)
+                _warn_unlocked(folder, error)
         except ValueError:
             os.close(file)
             raise
@@ -223,6 +223,6 @@ def _is_at(file: int, path: Path) -> bool:
         return False
 
 
-def _tell_unlocked(folder: Path, error: OSError) -> None:
+def _warn_unlocked(folder: Path, error: OSError) -> None:
     sentence = f"note: {folder} cannot be locked ({error.strerror}); start no second run into it before this one ends"
     print(sentence, file=sys.stderr)

@@ -218,26 +218,26 @@ def table(folder: Path, rows: Sequence[dict], views: dict[str, int]) -> tuple[li
 def _row(folder: Path, values: dict[str, str], columns: list[str], views: dict[str, int], side: int) -> dict:
     own = folder / values["folder"] if values.get("folder") else None
     cells = [cell(name, values[name]) for name in columns]
-    drawn = own / "overlay_mean.png" if own and (own / "overlay_mean.png").is_file() else picture_in(values)
+    drawn = own / "overlay_mean.png" if own and (own / "overlay_mean.png").is_file() else image_in(values)
     thumbnail = _embed(drawn or None, side)
     name = values.get("sample", "")
     return {"name": name, "cells": cells, "thumbnail": thumbnail, "view": views.get(name)}
 
 
-def is_picture(column: str) -> bool:
+def is_image_path(column: str) -> bool:
     return column == "image" or column.endswith("_image")
 
 
-def picture_in(values: dict[str, str]) -> str | None:
+def image_in(values: dict[str, str]) -> str | None:
     """Path of a row's first image, or None."""
-    return next((path for column, path in values.items() if is_picture(column) and path), None)
+    return next((path for column, path in values.items() if is_image_path(column) and path), None)
 
 
 def cell(column: str, text: str) -> dict:
     """Cell of the table: a folder is a link, a path is cut to its last part, a number of many digits is rounded."""
     if column == "folder" and text:
         return {"text": text, "number": False, "link": quote(text) + "/", "whole": None}
-    if is_picture(column):
+    if is_image_path(column):
         return {"text": Path(text).name, "number": False, "link": None, "whole": text}
     rounded = is_number(text) and len(text) > 8 and "." in text
     whole = text if rounded else None
@@ -267,8 +267,8 @@ def _embed(path: str | Path | None, longest: int) -> str | None:
     if path is None:
         return None
     try:
-        with Image.open(path, formats=THUMBNAILED) as picture:
-            return embedded(picture, longest)
+        with Image.open(path, formats=THUMBNAILED) as image:
+            return embedded(image, longest)
     except Exception:  # decoders raise many error classes for a damaged image; the table holds the reason
         return None
 
@@ -277,11 +277,11 @@ def _read_json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def embedded(picture: Image.Image, longest: int) -> str:
+def embedded(image: Image.Image, longest: int) -> str:
     """An image as a data URI: a small one unchanged as PNG, else shrunk to `longest` pixels as JPEG."""
-    shown = picture.convert("RGB")
+    shown = image.convert("RGB")
     shown.thumbnail((longest, longest), Image.Resampling.LANCZOS)
-    small = max(picture.size) <= longest and picture.width * picture.height <= 2**16
+    small = max(image.size) <= longest and image.width * image.height <= 2**16
     held = io.BytesIO()
     shown.save(held, "PNG" if small else "JPEG", **({"optimize": True} if small else {"quality": 85}))
     return f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(held.getvalue()).decode()}"
@@ -296,7 +296,7 @@ if __name__ == "__main__":
 TEMPLATE = Path(__file__).parent / "templates" / "pictures.html.jinja"
 
 
-class Picture(NamedTuple):
+class PageFigure(NamedTuple):
     """A PNG file; `alt` is its text alternative, `caption` is printed below it."""
 
     path: Path
@@ -314,9 +314,9 @@ class Section(NamedTuple):
 
     title: str
     paragraphs: tuple[str, ...] = ()
-    pictures: tuple[Picture, ...] = ()
+    pictures: tuple[PageFigure, ...] = ()
     tables: tuple[Table, ...] = ()
-    small: tuple[Picture, ...] = ()
+    small: tuple[PageFigure, ...] = ()
 
 
 def as_page(title: str, sections: Sequence[Section]) -> str:

@@ -85,10 +85,10 @@ def answer_rates(rows: Sequence[dict]) -> dict | None:
     """Share of yes answers and mean margin for each image of a pair; None where the margin is not known."""
     if rows[0]["margin_full"] is None:
         return None
-    margins = {picture: [row[f"margin_{picture}"] for row in rows] for picture in IMAGES}
+    margins = {image: [row[f"margin_{image}"] for row in rows] for image in IMAGES}
     return {
-        picture: {"says_yes": rate_interval(margin > 0 for margin in values), "margin": mean_interval(values, REAL)}
-        for picture, values in margins.items()
+        image: {"says_yes": rate_interval(margin > 0 for margin in values), "margin": mean_interval(values, REAL)}
+        for image, values in margins.items()
     }
 
 
@@ -103,12 +103,12 @@ def responding_heads(table: Sequence[dict]) -> list[dict]:
 def findings(table: Sequence[dict], held_out: Sequence[dict]) -> str:
     """Counts of heads that pass the test, and the responses of the heads chosen on one half of the pairs (rows of
     `head_responses.held_out`) on the other half, as text."""
-    found = [row for row in table if row["q"] <= LEVEL]
-    clear, n = sum(abs(row["difference"]) >= NOTICEABLE for row in found), table[0]["n"]
+    responding = [row for row in table if row["q"] <= LEVEL]
+    clear, n = sum(abs(row["difference"]) >= NOTICEABLE for row in responding), table[0]["n"]
     few = too_few(n)
     lines = [
-        f"{len(found)} of {len(table)} heads attend differently with the object (q <= {LEVEL}, n = {n} pairs), {clear} "
-        f"of them by {NOTICEABLE} or more" + (f"; {few}" if few else "")
+        f"{len(responding)} of {len(table)} heads attend differently with the object (q <= {LEVEL}, n = {n} pairs), "
+        f"{clear} of them by {NOTICEABLE} or more" + (f"; {few}" if few else "")
     ]
     if held_out:
         n = held_out[0]["other_half"]["n"]
@@ -132,12 +132,12 @@ def ablation_finding(ablation: dict, heads: str) -> str:
     Where the random sets are too few for any rank to reach LEVEL, the text states this instead of p: a p over pairs
     compares with these few sets only, and another set might differ as much.
     """
-    found = ablation["full_minus_control"]
-    draws, least = len(found["draws"]), found["smallest_p_rank"]
+    moved = ablation["full_minus_control"]
+    draws, least = len(moved["draws"]), moved["smallest_p_rank"]
     effect = (
-        f"the object moves log p(yes) - log p(no) by {found['margin']['mean']:.2f}; without the image attention of "
-        f"heads {heads} (layer.head) that changes by {_estimate(found['chosen'])}, without that of random heads by "
-        f"{_estimate(found['random'])} (n = {found['chosen']['n']} other pairs); "
+        f"the object moves log p(yes) - log p(no) by {moved['margin']['mean']:.2f}; without the image attention of "
+        f"heads {heads} (layer.head) that changes by {_estimate(moved['chosen'])}, without that of random heads by "
+        f"{_estimate(moved['random'])} (n = {moved['chosen']['n']} other pairs); "
     )
     if least > LEVEL:
         return effect + (
@@ -145,9 +145,9 @@ def ablation_finding(ablation: dict, heads: str) -> str:
             "the chosen heads from random ones"
         )
     return effect + (
-        f"by the size of that change the heads rank {found['rank']} of {1 + draws} sets (p = {found['p_rank']:.2g}, "
+        f"by the size of that change the heads rank {moved['rank']} of {1 + draws} sets (p = {moved['p_rank']:.2g}, "
         f"smallest possible {least:.2g}; difference from the random sets over pairs: p = "
-        f"{found['chosen_minus_random']['p']:.2g}, q = {found['chosen_minus_random']['q']:.2g})"
+        f"{moved['chosen_minus_random']['p']:.2g}, q = {moved['chosen_minus_random']['q']:.2g})"
     )
 
 
@@ -202,10 +202,10 @@ def ablation_figure(summary: dict, heads: str) -> Figure:
 
     The rank is that of the chosen set among all sets by the size of its change. Where no rank can reach LEVEL, the
     title states the smallest possible p."""
-    pictures = {"full": "full", "control": "control", "full_minus_control": "full - control"}
+    kinds = {"full": "full", "control": "control", "full_minus_control": "full - control"}
     figure = Figure(figsize=(4.6, 2.7), dpi=200, layout="constrained")
     axes = figure.subplots()
-    places = np.arange(len(pictures))
+    places = np.arange(len(kinds))
     drawn = []
     axes.axhline(0, color="0.45", linewidth=0.8)
     for offset, colour, key, label in (
@@ -213,22 +213,22 @@ def ablation_figure(summary: dict, heads: str) -> Figure:
         (0.12, BLUE, "random", "random heads of the same layers, mean"),
     ):
         mean, low, high = (
-            np.array([summary[name][key][of] for name in pictures], np.float64) for of in ("mean", "low", "high")
+            np.array([summary[name][key][of] for name in kinds], np.float64) for of in ("mean", "low", "high")
         )
-        reach = np.stack([mean - low, high - mean])
+        whisker = np.stack([mean - low, high - mean])
         marks = {"fmt": "o", "color": colour, "capsize": 2.5, "markersize": 5, "linewidth": 1.2}
-        drawn.append(axes.errorbar(places + offset, mean, reach, label=label, **marks))
-    draws = np.array([summary[name]["draws"] for name in pictures])  # [picture, set]
-    each = axes.plot(places + 0.24, draws, "_", color="0.5", markersize=7)
-    each[0].set_label(f"each of {draws.shape[1]} such sets" if draws.shape[1] > 1 else "the only such set")
-    axes.set(xlim=(-0.5, len(pictures) - 0.5))
-    ranks = [f"{label}\nrank {summary[name]['rank']} of {1 + draws.shape[1]}" for name, label in pictures.items()]
-    axes.set_xticks(range(len(pictures)), labels=ranks, fontsize=8)
+        drawn.append(axes.errorbar(places + offset, mean, whisker, label=label, **marks))
+    draws = np.array([summary[name]["draws"] for name in kinds])  # [image, set]
+    markers = axes.plot(places + 0.24, draws, "_", color="0.5", markersize=7)
+    markers[0].set_label(f"each of {draws.shape[1]} such sets" if draws.shape[1] > 1 else "the only such set")
+    axes.set(xlim=(-0.5, len(kinds) - 0.5))
+    ranks = [f"{label}\nrank {summary[name]['rank']} of {1 + draws.shape[1]}" for name, label in kinds.items()]
+    axes.set_xticks(range(len(kinds)), labels=ranks, fontsize=8)
     axes.set_ylabel("change of\nlog p(yes) - log p(no), nats", fontsize=8)
     title = f"image attention removed, n = {summary['full']['chosen']['n']} pairs; mean with 95 % interval"
     if (least := summary["full"]["smallest_p_rank"]) > LEVEL:
         title += f"\nof so few sets the smallest possible p of a rank is {least:.2g}"
     axes.set_title(title, fontsize=8, loc="left")
     for_bars(axes)
-    figure.legend(handles=[*drawn, each[0]], frameon=False, fontsize=7, loc="outside lower center")
+    figure.legend(handles=[*drawn, markers[0]], frameon=False, fontsize=7, loc="outside lower center")
     return figure

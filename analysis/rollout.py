@@ -187,7 +187,7 @@ BLOCK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}  # attention weights in memory at
 
 
 @torch.no_grad()
-def through_tower(cells: np.ndarray, trace, image: int = 0) -> np.ndarray:
+def through_encoder(cells: np.ndarray, trace, image: int = 0) -> np.ndarray:
     """V M: the decoder's relevance propagated through the vision encoder's attention, float32 [token, row, col].
 
     `cells` are the decoder's maps of one image [token, row, col]; `image` counts the images of the trace. The sum of
@@ -213,22 +213,22 @@ def through_tower(cells: np.ndarray, trace, image: int = 0) -> np.ndarray:
     return (mixed[:, places].sum(-1) / len(trace.layers)).unflatten(1, held.cells.shape[:2]).numpy()
 
 
-def rollout_through_tower(rollout: Rollout, trace, first: int = 0) -> Rollout:
-    """Rollout with the relevance of every image propagated through the vision encoder, see `through_tower`.
+def rollout_through_encoder(rollout: Rollout, trace, first: int = 0) -> Rollout:
+    """Rollout with the relevance of every image propagated through the vision encoder, see `through_encoder`.
 
     `first` is the index, among the trace's images, of the first image of the rollout's sample.
     """
     relevance = rollout.relevance.clone()
     for image, positions in enumerate(rollout.layout.images):
-        cells = through_tower(rollout.maps(image).per_token, trace, first + image)
+        cells = through_encoder(rollout.maps(image).per_token, trace, first + image)
         relevance[:, positions] = torch.from_numpy(cells).flatten(1)
     return replace(rollout, relevance=relevance)
 
 
-def tower_look(trace, image: int = 0) -> np.ndarray:
+def encoder_map(trace, image: int = 0) -> np.ndarray:
     """Mean attention of the vision encoder over the image's tokens: column means of M, float32 [row, col], sum 1."""
     shape = trace.images[image].cells.shape[:2]
-    return through_tower(np.full((1, *shape), 1 / shape.numel(), np.float32), trace, image)[0]
+    return through_encoder(np.full((1, *shape), 1 / shape.numel(), np.float32), trace, image)[0]
 
 
 def through_chunk(chunk, vectors: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:

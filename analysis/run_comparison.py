@@ -194,8 +194,8 @@ def compare(pairs: Sequence[Pair]) -> dict:
     usable = [pair for pair in pairs if pair.failed is None]
     names = sorted({pair.a.task for pair in usable})
     tasks = {name: contrast([pair for pair in usable if pair.a.task == name]) for name in names}
-    for found, corrected in zip(tasks.values(), holm([found["p"] for found in tasks.values()]), strict=True):
-        found["p_holm"] = float(corrected)
+    for figures, corrected in zip(tasks.values(), holm([figures["p"] for figures in tasks.values()]), strict=True):
+        figures["p_holm"] = float(corrected)
     return {"overall": contrast(usable), "tasks": tasks}
 
 
@@ -229,32 +229,39 @@ def _sides(pairs: Sequence[Pair]) -> tuple[list[Outcome], list[Outcome]]:
 def table_row(pair: Pair, image: Path | None) -> dict:
     """Row of one record, the values of COLUMNS; rotations in order. `image`: the file of its first image, None
     without one."""
-    row = {"image": image, "task": pair.a.task, "prompt": pair.a.prompt, "gold": spelt(pair.a.golds), "flip": pair.flip}
+    row = {
+        "image": image,
+        "task": pair.a.task,
+        "prompt": pair.a.prompt,
+        "gold": join_answers(pair.a.golds),
+        "flip": pair.flip,
+    }
     for name, outcome in zip("ab", pair, strict=True):
         row |= {
-            f"prediction_{name}": spelt(outcome.predictions),
-            f"value_{name}": spelt(outcome.values),
+            f"prediction_{name}": join_answers(outcome.predictions),
+            f"value_{name}": join_answers(outcome.values),
             f"correct_{name}": int(outcome.correct),
             f"cut_{name}": "" if outcome.cut is None else int(outcome.cut),
         }
     return row
 
 
-def spelt(answers: Sequence) -> str:
+def join_answers(answers: Sequence) -> str:
     """Answers to the rotations of one question, in one line."""
     return " | ".join("" if answer is None else " ".join(str(answer).split()) for answer in answers)
 
 
 def run_names(a: EvaluationRun, b: EvaluationRun) -> tuple[str, str]:
     """Labels of the runs in a figure: model (or runner) and method if these differ, else their folders."""
-    asked = [
+    versions = [
         (Path(run.flags.get("runner") or str(run.flags.get("model"))).name, run.flags.get("method")) for run in (a, b)
     ]
-    told = [place for place in range(2) if asked[0][place] != asked[1][place]]
-    if not told:
+    differing = [place for place in range(2) if versions[0][place] != versions[1][place]]
+    if not differing:
         return f"A: {a.folder.resolve().name}", f"B: {b.folder.resolve().name}"
     return tuple(
-        f"{letter}: {', '.join(str(names[place]) for place in told)}" for letter, names in zip("AB", asked, strict=True)
+        f"{letter}: {', '.join(str(names[place]) for place in differing)}"
+        for letter, names in zip("AB", versions, strict=True)
     )
 
 
@@ -280,17 +287,17 @@ def accuracy_figure(contrasts: dict[str, dict], names: Sequence[str]) -> Figure:
     figure = Figure(figsize=(7.2, 1.4 + 0.36 * len(rows)), dpi=200, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1, 1))
     for key, name, (colour, marker, shift) in zip("ab", names, MARKS, strict=True):
-        rates = _whiskers([found[key] for found in contrasts.values()], "rate")
+        rates = _whiskers([contrast[key] for contrast in contrasts.values()], "rate")
         _points(left, rates, rows + shift, color=colour, marker=marker, label=name)
-    differences = _whiskers([found["difference"] for found in contrasts.values()], "mean")
+    differences = _whiskers([contrast["difference"] for contrast in contrasts.values()], "mean")
     _points(right, differences, rows, color="black", marker="s")
     right.axvline(0, color="0.5", linewidth=0.8, linestyle="--", zorder=0)
-    for row, found in zip(rows, contrasts.values(), strict=True):
-        p = found.get("p_holm", found["p"])
-        note = f"+{found[GAINED]} −{found[LOST]}   p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
-        note = note if found[GAINED] or found[LOST] else "no record flipped"
+    for row, contrast in zip(rows, contrasts.values(), strict=True):
+        p = contrast.get("p_holm", contrast["p"])
+        note = f"+{contrast[GAINED]} −{contrast[LOST]}   p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
+        note = note if contrast[GAINED] or contrast[LOST] else "no record flipped"
         right.text(1.03, row, note, transform=right.get_yaxis_transform(), fontsize=7, va="center")
-    labels = [f"{label} (n = {found['difference']['n']})" for label, found in contrasts.items()]
+    labels = [f"{label} (n = {contrast['difference']['n']})" for label, contrast in contrasts.items()]
     left.set_yticks(rows, labels=labels, fontsize=8, parse_math=False)
     left.set(xlim=(-0.02, 1.02), ylim=(len(rows) - 0.5, -0.5))
     left.set_xlabel("accuracy\n(95 % interval, Wilson)", fontsize=8)
@@ -310,7 +317,7 @@ def accuracy_figure(contrasts: dict[str, dict], names: Sequence[str]) -> Figure:
 
 def _whiskers(figures: Sequence[dict], key: str) -> np.ndarray:
     """(middle, low, high) of each as float64 [row, 3]; NaN where undefined."""
-    return np.array([[each[key], each["low"], each["high"]] for each in figures], np.float64)
+    return np.array([[figure[key], figure["low"], figure["high"]] for figure in figures], np.float64)
 
 
 def _points(axes, values: np.ndarray, places: np.ndarray, color: str, marker: str, label: str | None = None) -> None:
@@ -318,20 +325,20 @@ def _points(axes, values: np.ndarray, places: np.ndarray, color: str, marker: st
     axes.plot(values[:, 0], places, marker, color=color, markersize=4.5, markeredgecolor="white", label=label)
 
 
-def flip_pages(pairs: Sequence[Pair], pictures: Sequence[Image.Image | str], title: str) -> list[Figure]:
-    """Pages of six records with both answers. `pictures`: the image of each, or the reason for its absence."""
+def flip_pages(pairs: Sequence[Pair], images: Sequence[Image.Image | str], title: str) -> list[Figure]:
+    """Pages of six records with both answers. `images`: the image of each, or the reason for its absence."""
     starts = range(0, len(pairs), CARDS)
     pages = []
     for number, start in enumerate(starts, 1):
         several = f" ({number} of {len(starts)})" if len(starts) > 1 else ""
         shown = slice(start, start + CARDS)
-        pages.append(_page(pairs[shown], pictures[shown], title + several))
+        pages.append(_page(pairs[shown], images[shown], title + several))
     return pages
 
 
-def _page(pairs: Sequence[Pair], pictures: Sequence[Image.Image | str], title: str) -> Figure:
+def _page(pairs: Sequence[Pair], images: Sequence[Image.Image | str], title: str) -> Figure:
     rows = -(-len(pairs) // ACROSS)
-    aspects = [0.6 if isinstance(picture, str) else picture.height / picture.width for picture in pictures]
+    aspects = [0.6 if isinstance(image, str) else image.height / image.width for image in images]
     cards = [_card(pair) for pair in pairs]
     lines = max(card.count("\n") + 1 for card in cards)
     height = 2.4 * min(1.0, max(aspects)) + 0.14 * lines + 0.35  # inches of an image, its name and its text
@@ -341,12 +348,12 @@ def _page(pairs: Sequence[Pair], pictures: Sequence[Image.Image | str], title: s
     for axes in places:
         axes.set(xticks=[], yticks=[], anchor="S")
         axes.spines[:].set_visible(False)
-    for axes, pair, picture, card in zip(places, pairs, pictures, cards, strict=False):
-        if isinstance(picture, str):
-            axes.text(0.5, 0.5, textwrap.fill(picture, 30), ha="center", va="center", fontsize=7, parse_math=False)
+    for axes, pair, image, card in zip(places, pairs, images, cards, strict=False):
+        if isinstance(image, str):
+            axes.text(0.5, 0.5, textwrap.fill(image, 30), ha="center", va="center", fontsize=7, parse_math=False)
             axes.set(facecolor="0.94", box_aspect=0.6)
         else:
-            show_image(axes, picture)
+            show_image(axes, image)
         axes.set_title(pair.a.id, fontsize=7, loc="left", parse_math=False)
         axes.set_xlabel(card, fontsize=6.5, loc="left", parse_math=False, linespacing=1.3)
     return figure
@@ -355,10 +362,10 @@ def _page(pairs: Sequence[Pair], pictures: Sequence[Image.Image | str], title: s
 def _card(pair: Pair) -> str:
     """Question, gold answer, and the answers of both runs."""
     lines = _cut(pair.a.prompt, QUESTION_LINES)
-    lines += _cut(f"right answer: {spelt(pair.a.golds)}", ANSWER_LINES)
+    lines += _cut(f"right answer: {join_answers(pair.a.golds)}", ANSWER_LINES)
     for name, outcome in zip("AB", pair, strict=True):
         verdict = "right" if outcome.correct else "wrong"
-        lines += _cut(f"{name} ({verdict}): {spelt(outcome.predictions) or 'no answer'}", ANSWER_LINES)
+        lines += _cut(f"{name} ({verdict}): {join_answers(outcome.predictions) or 'no answer'}", ANSWER_LINES)
     return "\n".join(lines)
 
 
@@ -367,17 +374,17 @@ def _cut(text: str, most: int) -> list[str]:
     return lines if len(lines) <= most else [*lines[: most - 1], f"{lines[most - 1][: LINE - 2]} …"]
 
 
-def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
+def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
     """Images of one question in a row, scaled to one height; those flatter than FLATTEST to one width."""
     scaled = []
-    for picture in pictures:
-        scale = TALL / max(picture.height, FLATTEST * picture.width)
-        size = (max(1, round(scale * picture.width)), max(1, round(scale * picture.height)))
-        scaled.append(picture.resize(size, Image.Resampling.LANCZOS))
+    for image in images:
+        scale = TALL / max(image.height, FLATTEST * image.width)
+        size = (max(1, round(scale * image.width)), max(1, round(scale * image.height)))
+        scaled.append(image.resize(size, Image.Resampling.LANCZOS))
     gap = 12
-    row = Image.new("RGB", (sum(picture.width for picture in scaled) + gap * (len(scaled) - 1), TALL), "white")
+    row = Image.new("RGB", (sum(image.width for image in scaled) + gap * (len(scaled) - 1), TALL), "white")
     left = 0
-    for picture in scaled:
-        row.paste(picture, (left, 0))
-        left += picture.width + gap
+    for image in scaled:
+        row.paste(image, (left, 0))
+        left += image.width + gap
     return row

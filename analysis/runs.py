@@ -450,7 +450,7 @@ def attempt(measure: Callable[[Sequence], list], batch: Sequence) -> list:
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        failed = SampleError("out of memory", "out of memory; fewer or smaller pictures or half precision may fit")
+        failed = SampleError("out of memory", "out of memory; fewer or smaller images or half precision may fit")
     torch.cuda.empty_cache()  # here, after the error and its frames are freed
     return [failed] if len(batch) == 1 else [found for one in batch for found in attempt(measure, [one])]
 

@@ -145,7 +145,7 @@ def watch(layout) -> Watch:
         raise SampleError(
             "prompt too short",
             f"{len(candidates)} tokens could be sinks and {last - first} rows look at all of them; at least {FEWEST} "
-            "and one are needed: give a larger picture or a longer text",
+            "and one are needed: give a larger image or a longer text",
         )
     return Watch(candidates, first, last)
 
@@ -234,11 +234,11 @@ class Profile:
         needed = max(min(2, len(counted)), math.ceil(len(counted) / 4))
         frequency = counted.sum(0)
         gaps = self.gap[FIRST_LAYER:]
-        found = [
+        findings = [
             {"dim": int(d), "frequency": int(frequency[d]), "avg_score": float(gaps[counted[:, d], d].mean())}
             for d in np.flatnonzero(frequency >= max(needed, 1))
         ]
-        return sorted(found, key=lambda each: (-each["frequency"], -each["avg_score"]))
+        return sorted(findings, key=lambda finding: (-finding["frequency"], -finding["avg_score"]))
 
     def per_layer_top(self, count: int = 10) -> dict[str, list[dict]]:
         """Dimensions of largest gap in each layer."""
@@ -281,10 +281,10 @@ class SinkSearch:
     def profile(self, half: int | None = None) -> Profile:
         """Profile of all samples, or of one half. Raises ValueError without a sample."""
         chosen = [0, 1] if half is None else [half]
-        count = sum(self._counts[each] for each in chosen)
+        count = sum(self._counts[item] for item in chosen)
         if not count:
             raise ValueError("no sample was added, so there is nothing to tell")
-        means = sum(self._sums[each] for each in chosen if self._sums[each] is not None) / count
+        means = sum(self._sums[item] for item in chosen if self._sums[item] is not None) / count
         return Profile(*means.numpy())
 
     def findings(self, most: int = 2) -> dict:
@@ -294,10 +294,10 @@ class SinkSearch:
         `reason` explains a smaller number, `tau` is an initial threshold.
         """
         whole = self.profile()
-        consistent = [{**each, **self._other_half(each["dim"])} for each in whole.consistent()]
-        halves = [[each["dim"] for each in self.profile(half).consistent()] for half in (0, 1) if self._counts[half]]
+        consistent = [{**item, **self._other_half(item["dim"])} for item in whole.consistent()]
+        halves = [[item["dim"] for item in self.profile(half).consistent()] for half in (0, 1) if self._counts[half]]
         both = set(halves[0]) & set(halves[-1]) if len(halves) == 2 else set()
-        stable = [each["dim"] for each in consistent if each["dim"] in both]
+        stable = [item["dim"] for item in consistent if item["dim"] in both]
         recommended = stable[:most]
         layers, width = whole.top.shape
         return {
@@ -475,12 +475,12 @@ def scores(samples: list[list[Counts]], layers: slice) -> dict:
     """
     precisions, recalls, detected = [], [], []
     for sets in samples:
-        defined = [value for value in (each.precision(layers) for each in sets) if value is not None]
+        defined = [value for value in (item.precision(layers) for item in sets) if value is not None]
         if defined:
             precisions.append(np.mean(defined))
         if sets:
-            recalls.append(np.mean([each.recall(layers) for each in sets]))
-            detected.append(np.mean([each.detected[layers].mean() for each in sets]))
+            recalls.append(np.mean([item.recall(layers) for item in sets]))
+            detected.append(np.mean([item.detected[layers].mean() for item in sets]))
     return {
         "precision": mean_interval(precisions, SHARE),
         "recall": mean_interval(recalls, SHARE),

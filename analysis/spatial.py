@@ -90,20 +90,20 @@ def targets(scene: Scene, causal: bool) -> dict[str, Target]:
     everything = np.ones(scene.first.shape, bool)
     background = 1 - scene.both
     between = relation_distribution(scene.first, scene.second, scene.relation)
-    found = {
+    results = {
         "first": Target(scene.first, scene.second, background, everything),
         "relation": Target(scene.both, None, background, everything, between),
         "second": Target(scene.second, scene.first, background, everything),
     }
-    boxes = {"seed_first": found["first"], "seed_second": found["second"], "seed_background": found["relation"]}
+    boxes = {"seed_first": results["first"], "seed_second": results["second"], "seed_background": results["relation"]}
     places = np.arange(everything.size).reshape(everything.shape)
     centres = np.isin(places, [places[scene.seeds[name]] for name in ("seed_first", "seed_second")])
     for name, target in boxes.items():
         own = places[scene.seeds[name]]
         seen = places < own if causal else places != own
         other = None if target.other is None else target.other * seen * ~centres
-        found[name] = Target(target.box * seen, other, target.background * seen, seen)
-    return found
+        results[name] = Target(target.box * seen, other, target.background * seen, seen)
+    return results
 
 
 def measure(maps, target: Target, condition: str = "own") -> dict[str, np.ndarray]:
@@ -120,11 +120,11 @@ def with_controls(own, shuffled, target: Target) -> dict[str, dict[str, np.ndarr
 
     `shuffled` are the maps of the same query on the shuffled image.
     """
-    found = {"own": measure(own, target), "shuffled": measure(shuffled, target, "shuffled")}
+    results = {"own": measure(own, target), "shuffled": measure(shuffled, target, "shuffled")}
     if target.other is not None:
-        found["other"] = measure(own, replace(target, box=target.other, between=None), "other")
+        results["other"] = measure(own, replace(target, box=target.other, between=None), "other")
     shape = target.seen.shape
-    return found | {
+    return results | {
         "centre": measure(centre_prior(shape), target, "centre"), "uniform": measure(np.ones(shape), target, "uniform")
     }  # fmt: skip
 
@@ -145,28 +145,28 @@ def decoder_maps(trace, layouts: Sequence, rows: Mapping[str, Sequence[int]]) ->
     """
     grid, cells = layouts[0].grids[0], layouts[0].images[0]
     if any(layout.images[0].tolist() != cells.tolist() for layout in layouts):
-        raise ValueError("the samples hold their images in different places; give one prompt with pictures of one size")
-    asked = [row for each in rows.values() for row in each]
+        raise ValueError("the samples hold their images in different places; give one prompt with images of one size")
+    queried = [row for queries in rows.values() for row in queries]
     layers = []
     for layer in range(trace.layers):
-        weights = trace.weights(layer, asked)[..., cells.to(trace.device(layer))].cpu()
-        parts = weights.split([len(each) for each in rows.values()], dim=2)
+        weights = trace.weights(layer, queried)[..., cells.to(trace.device(layer))].cpu()
+        parts = weights.split([len(queries) for queries in rows.values()], dim=2)
         layers.append(torch.stack([part.mean(2) for part in parts]))  # [name, sample, head, cell]
     maps = torch.stack(layers, 2).unflatten(-1, (grid.rows, grid.cols)).numpy()
     return dict(zip(rows, maps, strict=True))
 
 
 @torch.no_grad()
-def tower_maps(tower, seeds: Mapping[str, tuple[int, int]]) -> dict[str, np.ndarray]:
+def encoder_maps(encoder, seeds: Mapping[str, tuple[int, int]]) -> dict[str, np.ndarray]:
     """Attention of cells to cells in the vision encoder: float32 [image, layer, head, row, col] by name, for each seed
     (row, col). A cell of several patches is the mean over its queries and the sum over its keys; keys outside the cells
     (CLIP's class token) and layers that do not reach the decoder are excluded."""
-    rows, cols, patches = tower.images[0].cells.shape
-    first = tower.images[0].length - rows * cols * patches
+    rows, cols, patches = encoder.images[0].cells.shape
+    first = encoder.images[0].length - rows * cols * patches
     queries = [first + (row * cols + col) * patches + patch for row, col in seeds.values() for patch in range(patches)]
     images = []
-    for image in range(len(tower.images)):
-        layers = [tower.weights(layer, image, queries)[..., first:].cpu() for layer in tower.layers]
+    for image in range(len(encoder.images)):
+        layers = [encoder.weights(layer, image, queries)[..., first:].cpu() for layer in encoder.layers]
         weights = torch.stack(layers).unflatten(2, (len(seeds), patches)).unflatten(-1, (rows, cols, patches))
         images.append(weights.mean(3).sum(-1))  # [layer, head, seed, row, col]
     maps = torch.stack(images).movedim(3, 0).numpy()
@@ -180,13 +180,13 @@ def seed_rows(layout, seeds: Mapping[str, tuple[int, int]]) -> dict[str, list[in
 
 
 def all_maps(
-    trace, layouts: Sequence, rows: Mapping[str, Sequence[int]], seeds: Mapping[str, tuple[int, int]], tower=None
+    trace, layouts: Sequence, rows: Mapping[str, Sequence[int]], seeds: Mapping[str, tuple[int, int]], encoder=None
 ) -> dict[str, np.ndarray]:
-    """Maps of words (by rows) and seeds (by cells) from the trace or, for seeds, from `tower` if it is given: float32
+    """Maps of words (by rows) and seeds (by cells) from the trace or, for seeds, from `encoder` if it is given: float32
     [sample, layer, head, row, col] by query; NaN for a word without rows."""
-    if tower is None:
+    if encoder is None:
         return decoder_maps(trace, layouts, {**rows, **seed_rows(layouts[0], seeds)})
-    return decoder_maps(trace, layouts, rows) | tower_maps(tower, seeds)
+    return decoder_maps(trace, layouts, rows) | encoder_maps(encoder, seeds)
 
 
 @dataclass(frozen=True)
@@ -209,13 +209,13 @@ class SpatialSettings:
         check_layers(self.layers)
         check_layers(self.tower_layers)
 
-    def queried_layers(self, decoder: int, tower: int | None) -> dict[str, tuple[int, ...]]:
-        """Layers to average for each query, given the numbers of layers; `tower` None: seeds are from the decoder.
+    def queried_layers(self, decoder: int, encoder: int | None) -> dict[str, tuple[int, ...]]:
+        """Layers to average for each query, given the numbers of layers; `encoder` None: seeds are from the decoder.
 
         Raises ValueError for layers outside the model.
         """
         words = select_layers(self.layers, decoder)
-        seeds = words if tower is None else select_layers(self.tower_layers, tower)
+        seeds = words if encoder is None else select_layers(self.tower_layers, encoder)
         return dict.fromkeys(WORDS, words) | dict.fromkeys(SEEDS, seeds)
 
 
@@ -232,7 +232,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True, eq=False)
-class Looked:
+class SampleMetrics:
     """Metrics of one sample. `values` {query: {condition: {metric: float}}} of the chosen layers, heads averaged;
     `heads` {query: {condition: {metric: float64 [layer, head]}}}, of OF_HEADS; `maps` {query: [2, row, col]}, own and
     shuffled, averaged as `values`. All NaN for a missing word."""
@@ -243,9 +243,9 @@ class Looked:
     maps: dict[str, np.ndarray]
 
 
-def look(
+def measure_sample(
     name: str, scene: Scene, maps: Mapping[str, np.ndarray], layers: Mapping[str, Sequence[int]], causal: bool
-) -> Looked:
+) -> SampleMetrics:
     """Measure one sample's maps [2, layer, head, row, col] by query, of the image and of the shuffled one.
 
     layers: for each query the layers (indices into its maps) to average; `causal` as in `targets`.
@@ -254,23 +254,25 @@ def look(
     for query, target in targets(scene, causal).items():
         means[query] = maps[query][:, list(layers[query])].mean((1, 2))
         unknown = 0 if np.isfinite(maps[query]).all() else np.nan
-        found, of_heads = (
+        averaged, of_heads = (
             {
-                kind: {name: value + unknown for name, value in each.items()}
-                for kind, each in with_controls(*np.nan_to_num(shown), target).items()
+                kind: {name: value + unknown for name, value in by_metric.items()}
+                for kind, by_metric in with_controls(*np.nan_to_num(shown), target).items()
             }
             for shown in (means[query], maps[query])
         )
-        values[query] = {kind: {name: float(v) for name, v in each.items()} for kind, each in found.items()}
+        values[query] = {
+            kind: {name: float(v) for name, v in by_metric.items()} for kind, by_metric in averaged.items()
+        }
         heads[query] = {kind: of_heads[kind] for kind in OF_HEADS if kind in of_heads}
-    return Looked(name, values, heads, means)
+    return SampleMetrics(name, values, heads, means)
 
 
-def sample_row(sample, answer: str, looked: Looked, folder: str) -> dict:
+def sample_row(sample, answer: str, measured: SampleMetrics, folder: str) -> dict:
     """Table row of a sample, the values of COLUMNS, of the chosen layers with heads averaged; `reversed`: the world and
     the caption list the shapes in opposite order, `answered_right`: the answer holds the true relation. sample: has
     `prompt`, `words` and `pair`; folder: its figures."""
-    shown = {f"{metric}_{word}": looked.values[word]["own"][metric] for word in WORDS for metric in SHOWN}
+    shown = {f"{metric}_{word}": measured.values[word]["own"][metric] for word in WORDS for metric in SHOWN}
     return {
         "image": sample.pair.image_path, "prompt": sample.prompt, "answer": answer,
         "answered_right": int(find_word(answer, sample.words["relation"]) is not None), **sample.words,
@@ -278,7 +280,7 @@ def sample_row(sample, answer: str, looked: Looked, folder: str) -> dict:
     }  # fmt: skip
 
 
-def summarise(found: Sequence[Looked], seed: int) -> dict:
+def summarise(samples: Sequence[SampleMetrics], seed: int) -> dict:
     """{query: {metric: interval of its own values and, in "controls", of every control with the paired difference}}.
 
     A difference is own - control over samples with both values, with p of the sign-flip test, and q over all queries,
@@ -287,15 +289,15 @@ def summarise(found: Sequence[Looked], seed: int) -> dict:
     summary, tests = {}, []
     for query in QUERIES:
         summary[query] = {}
-        for metric in metrics_of(found, query):
-            own = column(found, query, "own", metric)
+        for metric in metrics_of(samples, query):
+            own = column(samples, query, "own", metric)
             controls = {
                 control: {
-                    "mean": mean_of(other := column(found, query, control, metric)),
+                    "mean": mean_of(other := column(samples, query, control, metric)),
                     "difference": paired_difference(own, other, seed, METRICS[metric].difference),
                 }
                 for control in CONTROLS
-                if metric in found[0].values[query].get(control, ())
+                if metric in samples[0].values[query].get(control, ())
             }
             summary[query][metric] = {**mean_interval(own, METRICS[metric].bounds), "controls": controls}
             tests += [control["difference"] for control in controls.values()]
@@ -303,20 +305,20 @@ def summarise(found: Sequence[Looked], seed: int) -> dict:
     return summary
 
 
-def missing_words(found: Sequence[Looked]) -> dict[str, int]:
+def missing_words(samples: Sequence[SampleMetrics]) -> dict[str, int]:
     """Number of samples that lack a map of a word, by reason; their other words count."""
-    missing = {word: sum(not np.isfinite(each.maps[word]).all() for each in found) for word in WORDS}
+    missing = {word: sum(not np.isfinite(sample.maps[word]).all() for sample in samples) for word in WORDS}
     return {why_missing(word): count for word, count in missing.items() if count}
 
 
-def metrics_of(found: Sequence[Looked], query: str) -> list[str]:
+def metrics_of(samples: Sequence[SampleMetrics], query: str) -> list[str]:
     """Metrics of a query, in the order of METRICS."""
-    return [metric for metric in METRICS if metric in found[0].values[query]["own"]]
+    return [metric for metric in METRICS if metric in samples[0].values[query]["own"]]
 
 
-def column(found: Sequence[Looked], query: str, condition: str, metric: str) -> np.ndarray:
+def column(samples: Sequence[SampleMetrics], query: str, condition: str, metric: str) -> np.ndarray:
     """One metric of every sample, float64 [sample]."""
-    return np.array([each.values[query][condition][metric] for each in found])
+    return np.array([sample.values[query][condition][metric] for sample in samples])
 
 
 def mean_of(values: np.ndarray) -> float | None:
@@ -325,7 +327,7 @@ def mean_of(values: np.ndarray) -> float | None:
     return None if np.isnan(mean) else mean
 
 
-def compare_heads(found: Sequence[Looked]) -> dict[str, dict[str, dict[str, np.ndarray]]]:
+def compare_heads(samples: Sequence[SampleMetrics]) -> dict[str, dict[str, dict[str, np.ndarray]]]:
     """{query: {metric: arrays [layer, head]}}: means "own", "other" and "shuffled", and the results of `head_tests` for
     "difference", own - "against".
 
@@ -337,8 +339,8 @@ def compare_heads(found: Sequence[Looked]) -> dict[str, dict[str, dict[str, np.n
     tested = {}
     for query in QUERIES:
         tested[query] = {}
-        for metric in metrics_of(found, query):
-            values, against = head_values(found, query, metric)
+        for metric in metrics_of(samples, query):
+            values, against = head_values(samples, query, metric)
             tests = head_tests(values["own"] - values[against])
             means = {kind: known_mean(value) for kind, value in values.items()}
             tested[query][metric] = {
@@ -347,17 +349,18 @@ def compare_heads(found: Sequence[Looked]) -> dict[str, dict[str, dict[str, np.n
     return tested
 
 
-def head_values(found: Sequence[Looked], query: str, metric: str) -> tuple[dict[str, np.ndarray], str]:
+def head_values(samples: Sequence[SampleMetrics], query: str, metric: str) -> tuple[dict[str, np.ndarray], str]:
     """Values of a metric by OF_HEADS, each [sample, layer, head], NaN if missing; and the key that "own" is tested
     against."""
-    missing = np.full_like(found[0].heads[query]["own"][metric], np.nan)
+    missing = np.full_like(samples[0].heads[query]["own"][metric], np.nan)
     values = {
-        kind: np.stack([each.heads[query].get(kind, {}).get(metric, missing) for each in found]) for kind in OF_HEADS
+        kind: np.stack([sample.heads[query].get(kind, {}).get(metric, missing) for sample in samples])
+        for kind in OF_HEADS
     }
-    return values, "other" if metric in found[0].heads[query].get("other", ()) else "shuffled"
+    return values, "other" if metric in samples[0].heads[query].get("other", ()) else "shuffled"
 
 
-def summarise_heads(found: Sequence[Looked], tested: dict, seed: int) -> dict:
+def summarise_heads(samples: Sequence[SampleMetrics], tested: dict, seed: int) -> dict:
     """Counts of heads above and below the value "against" which they are tested (q <= LEVEL), by query and metric.
 
     "strongest" is the head of largest effect on one half of the samples with its difference, effect and p on the other
@@ -368,7 +371,7 @@ def summarise_heads(found: Sequence[Looked], tested: dict, seed: int) -> dict:
         summary[query] = {}
         for metric, arrays in by_metric.items():
             differs, effect = arrays["q"] <= LEVEL, arrays["effect"]
-            values, against = head_values(found, query, metric)
+            values, against = head_values(samples, query, metric)
             summary[query][metric] = {
                 "against": against,
                 "heads": int(effect.size),
@@ -388,12 +391,12 @@ def _family(q: np.ndarray) -> str:
     return f"{np.isfinite(q).sum()} heads, one query and metric"
 
 
-def save_tables(run: RunFolder, found: Sequence[Looked], tested: dict) -> None:
+def save_tables(run: RunFolder, samples: Sequence[SampleMetrics], tested: dict) -> None:
     """Write measures.csv, one row per sample, query, condition ("own" or a control) and metric, and heads.csv, one row
     per query, metric and head, whose q corrects over the heads of one query and metric."""
     measures = [
-        {"sample": each.name, "query": query, "condition": condition, "metric": metric, "value": value}
-        for each in found for query in QUERIES for condition, values in each.values[query].items()
+        {"sample": sample.name, "query": query, "condition": condition, "metric": metric, "value": value}
+        for sample in samples for query in QUERIES for condition, values in sample.values[query].items()
         for metric, value in values.items()
     ]  # fmt: skip
     heads = [

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from PIL import Image
 
-from analysis.faithfulness import Used, save_faithfulness
+from analysis.faithfulness import FaithfulnessScore, save_faithfulness
 from analysis.metrics import METRICS
 from analysis.overlay import LONGER_SIDE, overlay
 from analysis.plots import BLUE, GREEN, ORANGE, Figure, for_bars, head_heatmap, visible
@@ -24,7 +24,7 @@ from analysis.spatial import (
     QUERIES,
     SEEDS,
     WORDS,
-    Looked,
+    SampleMetrics,
     Scene,
     column,
     compare_heads,
@@ -52,46 +52,56 @@ class FigureSettings:
 
 
 def draw_sample(
-    run: RunFolder, sample, pictures: Sequence[Image.Image], layouts: Sequence, scene: Scene, looked: Looked
+    run: RunFolder, sample, images: Sequence[Image.Image], layouts: Sequence, scene: Scene, measured: SampleMetrics
 ) -> str:
     """Write looks.png and maps.npz of one sample (`own` and `shuffled` [query, row, col], the boxes' cell weights
     `first` and `second`, `cells` as in every maps.npz); return its folder's name."""
     folder = run.sample_folder(sample.name)
     grids = [layout.grids[0] for layout in layouts]
-    run.save(looks(pictures, grids, scene, sample, looked), folder.name, "looks.png")
-    own, shuffled = np.stack([looked.maps[query] for query in looked.maps]).astype(np.float32).swapaxes(0, 1)
+    run.save(sample_figure(images, grids, scene, sample, measured), folder.name, "looks.png")
+    own, shuffled = np.stack([measured.maps[query] for query in measured.maps]).astype(np.float32).swapaxes(0, 1)
     save_arrays(
-        folder / "maps.npz", queries=np.array(list(looked.maps)), own=own, shuffled=shuffled, first=scene.first,
+        folder / "maps.npz", queries=np.array(list(measured.maps)), own=own, shuffled=shuffled, first=scene.first,
         second=scene.second, cells=cell_rects(grids[0]),
     )  # fmt: skip
     return folder.name
 
 
-def hidden_by(scene: Scene, looked: Looked) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def hidden_by(scene: Scene, measured: SampleMetrics) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Maps that rank the cells to hide, and the box of each, [row, col] by name: those of each word, and "boxes", the
     true boxes themselves."""
     boxes = {"first": scene.first, "relation": scene.both, "second": scene.second, "boxes": scene.both}
-    return {**{word: looked.maps[word][0] for word in WORDS}, "boxes": scene.both}, boxes
+    return {**{word: measured.maps[word][0] for word in WORDS}, "boxes": scene.both}, boxes
 
 
-def report(run: RunFolder, found: Sequence[Looked], used: Sequence[Used], seed: int, figures: bool = True) -> dict:
+def report(
+    run: RunFolder,
+    samples: Sequence[SampleMetrics],
+    scores: Sequence[FaithfulnessScore],
+    seed: int,
+    figures: bool = True,
+) -> dict:
     """Write the tables and (if `figures`) figures of all samples, print the main results and return the summary.
 
     Returns {} if all samples were skipped.
     """
-    if not found:
+    if not samples:
         return {}
-    tested = compare_heads(found)
-    save_tables(run, found, tested)
+    tested = compare_heads(samples)
+    save_tables(run, samples, tested)
     if figures:
-        save_controls(run, found)
-        save_heads(run, tested, len(found))
+        save_controls(run, samples)
+        save_heads(run, tested, len(samples))
     stated = ("label", "unit", "better", "bounds")
     about = {name: {key: getattr(metric, key) for key in stated} for name, metric in METRICS.items()}
-    summary = {"metrics": about, "skipped_words": missing_words(found)}
-    summary |= {"queries": summarise(found, seed), "family_of_q": FAMILY, "heads": summarise_heads(found, tested, seed)}
-    if used:
-        summary["faithfulness"] = save_faithfulness(run, used, seed)
+    summary = {"metrics": about, "skipped_words": missing_words(samples)}
+    summary |= {
+        "queries": summarise(samples, seed),
+        "family_of_q": FAMILY,
+        "heads": summarise_heads(samples, tested, seed),
+    }
+    if scores:
+        summary["faithfulness"] = save_faithfulness(run, scores, seed)
     for line in sentences(summary):
         print(line)
     return summary
@@ -107,12 +117,13 @@ def sentences(summary: dict) -> list[str]:
         held = ", ".join(f"{LABELS[name]} {_percent(control)}" for name, control in mass["controls"].items())
         lines.append(f"{TITLES[word]}: {_percent(mass)} of image attention in the box ({held}; n = {mass['n']})")
     for order in (*WORDS, "boxes") if "faithfulness" in summary else ():
-        used = summary["faithfulness"]["orders"][order]
+        scores = summary["faithfulness"]["orders"][order]
         gains = ", ".join(
-            f"{way} {_nats(gain)}" for way, gain in ((way, used[f"{way}_gain"]) for way in ("insertion", "deletion"))
+            f"{direction} {_nats(gain)}"
+            for direction, gain in ((direction, scores[f"{direction}_gain"]) for direction in ("insertion", "deletion"))
         )
         name = TITLES.get(order, "true boxes")
-        n = used["deletion_gain"]["n"]
+        n = scores["deletion_gain"]["n"]
         lines.append(f"cells in the order of the {name}, against the same map shifted: {gains} (n = {n})")
     return lines
 
@@ -142,32 +153,34 @@ BOXES = {"first": "-", "second": (0, (3, 2))}
 REACTIONS = {"other": "dot: differs from other shape's box", "shuffled": "dot: reacts to cells shuffled"}
 
 
-def looks(pictures: Sequence[Image.Image], grids: Sequence, scene: Scene, sample, looked: Looked) -> Figure:
+def sample_figure(
+    images: Sequence[Image.Image], grids: Sequence, scene: Scene, sample, measured: SampleMetrics
+) -> Figure:
     """Figure with a column per query: its map over the image (top) and the shuffled image (bottom), with the share of
     its image attention in the box. Solid: the first shape's box, dashed: the second's; a cross marks a seed.
 
-    pictures, grids: of the image and the shuffled one. sample: has `words` by query and `pair`, with the two shapes.
+    images, grids: of the image and the shuffled one. sample: has `words` by query and `pair`, with the two shapes.
     """
     figure = Figure(figsize=(1.75 * len(QUERIES) + 0.3, 4.5), dpi=200, layout="compressed")
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03)
     axes = figure.subplots(2, len(QUERIES))
     for column_axes, query in zip(axes.T, QUERIES, strict=True):
         column_axes[0].set_title(_title(query, sample.words), fontsize=8, parse_math=False)
-        for shown, picture, grid, cells, kind in zip(
-            column_axes, pictures, grids, looked.maps[query], ("own", "shuffled"), strict=True
+        for shown, image, grid, cells, kind in zip(
+            column_axes, images, grids, measured.maps[query], ("own", "shuffled"), strict=True
         ):
-            seen = np.nan_to_num(cells)
+            shown_map = np.nan_to_num(cells)
             if query in SEEDS:
-                seen[scene.seeds[query]] = 0  # as in the metrics: the seed's own cell is excluded
-            _picture(shown, picture, grid, seen)
-            _boxes(shown, picture, sample.pair, grids[0], grid)
+                shown_map[scene.seeds[query]] = 0  # as in the metrics: the seed's own cell is excluded
+            _overlay(shown, image, grid, shown_map)
+            _boxes(shown, image, sample.pair, grids[0], grid)
             if query in SEEDS:
-                _seed(shown, picture, grid, scene.seeds[query])
-            share, even = (looked.values[query][each]["mass"] for each in (kind, "uniform"))
+                _seed(shown, image, grid, scene.seeds[query])
+            share, even = (measured.values[query][condition]["mass"] for condition in (kind, "uniform"))
             known = np.isfinite(share) and np.isfinite(even)  # a box may hold only the seed's own cell
             unknown = "box not to be seen" if np.isfinite(cells).all() else "word is not there"
             shown.set_xlabel(f"{share:.0%} in box (even: {even:.0%})" if known else unknown, fontsize=7)
-    axes[0, 0].set_ylabel("picture", fontsize=8)
+    axes[0, 0].set_ylabel("image", fontsize=8)
     axes[1, 0].set_ylabel("cells shuffled", fontsize=8)
     key = [
         *(
@@ -189,20 +202,20 @@ def _title(query: str, words: dict[str, str]) -> str:
     return f"cell on\n{visible(shape, 22)}" if shape else "background cell"
 
 
-def _picture(axes, picture, grid, cells) -> None:
-    axes.imshow(overlay(picture, cells, grid, at_least=LONGER_SIDE))
+def _overlay(axes, image, grid, cells) -> None:
+    axes.imshow(overlay(image, cells, grid, at_least=LONGER_SIDE))
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
 
 
-def _scale(axes, picture) -> float:
+def _scale(axes, image) -> float:
     """Pixels of the drawn image per pixel of the image."""
-    return axes.images[0].get_array().shape[1] / picture.width
+    return axes.images[0].get_array().shape[1] / image.width
 
 
-def _boxes(axes, picture, pair, original, grid) -> None:
+def _boxes(axes, image, pair, original, grid) -> None:
     """Draw both shapes' boxes, given in pixels of the `original` image, on an image of any size."""
-    scale = _scale(axes, picture)
+    scale = _scale(axes, image)
     (left, top, *_), (_, _, right, bottom) = original.rect(0, 0), original.rect(original.rows - 1, original.cols - 1)
     (x, y, *_), (_, _, x_end, y_end) = grid.rect(0, 0), grid.rect(grid.rows - 1, grid.cols - 1)
     across, down = (x_end - x) / (right - left), (y_end - y) / (bottom - top)
@@ -213,8 +226,8 @@ def _boxes(axes, picture, pair, original, grid) -> None:
         axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor="white", linewidth=1, linestyle=line))
 
 
-def _seed(axes, picture, grid, cell: tuple[int, int]) -> None:
-    left, top, right, bottom = (_scale(axes, picture) * side for side in grid.rect(*cell))
+def _seed(axes, image, grid, cell: tuple[int, int]) -> None:
+    left, top, right, bottom = (_scale(axes, image) * side for side in grid.rect(*cell))
     place = (left + right) / 2, (top + bottom) / 2
     axes.plot(*place, "x", color="black", markersize=7, markeredgewidth=2.6)
     axes.plot(*place, "x", color="white", markersize=6, markeredgewidth=1.2)
@@ -240,24 +253,24 @@ def save_heads(run: RunFolder, tested: dict, n: int) -> None:
             run.save(figure, "heads", f"{group}-{metric}.png")
 
 
-def save_controls(run: RunFolder, found: Sequence[Looked]) -> None:
+def save_controls(run: RunFolder, samples: Sequence[SampleMetrics]) -> None:
     """Write controls-words.png and controls-seeds.png: every metric over samples with its controls."""
     for group, queries in GROUPS.items():
-        run.save(control_boxes(found, queries), f"controls-{group}.png")
+        run.save(control_boxes(samples, queries), f"controls-{group}.png")
 
 
-def control_boxes(found: Sequence[Looked], queries: Sequence[str]) -> Figure:
+def control_boxes(samples: Sequence[SampleMetrics], queries: Sequence[str]) -> Figure:
     """Figure with a panel per metric and a box per query and condition: quartiles and median, whiskers to the 5th and
     95th percentile, a diamond on the mean. The pointing game (binary) has bars of rates with 95 % score intervals.
     """
-    shown = [metric for metric in METRICS if any(metric in metrics_of(found, query) for query in queries)]
+    shown = [metric for metric in METRICS if any(metric in metrics_of(samples, query) for query in queries)]
     rows = -(-len(shown) // 4)
     figure = Figure(figsize=(13, 2.3 * rows + 0.6), dpi=160, layout="constrained")
     panels = figure.subplots(rows, 4, squeeze=False)
     for axes, metric in zip(panels.flat, shown, strict=False):
         for place, query in enumerate(queries):
-            if metric in metrics_of(found, query):
-                _metric_boxes(axes, found, query, metric, place)
+            if metric in metrics_of(samples, query):
+                _metric_boxes(axes, samples, query, metric, place)
         of = METRICS[metric]
         arrow = {1: " ↑", -1: " ↓", 0: ""}[of.better]
         axes.set_title(f"{of.label}{f' ({of.unit})' if of.unit else ''}{arrow}", fontsize=9, loc="left")
@@ -267,11 +280,11 @@ def control_boxes(found: Sequence[Looked], queries: Sequence[str]) -> Figure:
         for_bars(axes)
     for axes in list(panels.flat)[len(shown) :]:
         axes.set_axis_off()
-    handles = [Patch(color=COLOURS[each], label=LABELS[each]) for each in CONDITIONS]
+    handles = [Patch(color=COLOURS[condition], label=LABELS[condition]) for condition in CONDITIONS]
     mean = Line2D([], [], color="white", marker="D", markersize=4, markeredgecolor="black", linewidth=0, label="mean")
     title = (
-        f"n = {len(found)}; box: quartiles, whiskers: 5 % to 95 %; bar (pointing game): rate with 95 % score interval; "
-        "an arrow says which side is better"
+        f"n = {len(samples)}; box: quartiles, whiskers: 5 % to 95 %; bar (pointing game): rate with 95 % score"
+        " interval; an arrow says which side is better"
     )
     figure.legend(
         handles=[*handles, mean], title=title, title_fontsize=8, loc="outside upper left", ncols=6, frameon=False,
@@ -280,10 +293,10 @@ def control_boxes(found: Sequence[Looked], queries: Sequence[str]) -> Figure:
     return figure
 
 
-def _metric_boxes(axes, found: Sequence[Looked], query: str, metric: str, place: int) -> None:
-    present = [kind for kind in CONDITIONS if metric in found[0].values[query].get(kind, ())]
+def _metric_boxes(axes, samples: Sequence[SampleMetrics], query: str, metric: str, place: int) -> None:
+    present = [kind for kind in CONDITIONS if metric in samples[0].values[query].get(kind, ())]
     for number, kind in enumerate(present):
-        values = column(found, query, kind, metric)
+        values = column(samples, query, kind, metric)
         values = values[np.isfinite(values)]
         at = place + (number - (len(present) - 1) / 2) * 0.16
         if len(values) and metric == "pointing":

@@ -73,12 +73,12 @@ def relation_attention(trace, sample: int, relation: torch.Tensor, words: Sequen
     """
     if max(int(word.max()) for word in words) > int(relation.min()):
         raise SampleError("relation before an entity", "the relation word comes before an entity and cannot see it")
-    found = np.empty((len(words), trace.layers, trace.heads))
+    attention = np.empty((len(words), trace.layers, trace.heads))
     for layer in range(trace.layers):
         rows = trace.weights(layer, relation, samples=[sample])[0].double().mean(1).cpu()  # [head, key]
         for place, word in enumerate(words):
-            found[place, layer] = rows[:, word].mean(-1)
-    return found
+            attention[place, layer] = rows[:, word].mean(-1)
+    return attention
 
 
 def asymmetry(first, second) -> np.ndarray:
@@ -125,14 +125,14 @@ def pair_of(asymmetries: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]
     return asymmetries[:, 0], asymmetries[:, SENTENCES.index(kind)]
 
 
-def summarise(found: Asymmetries, seed: int = 0) -> dict:
+def summarise(asymmetries: Asymmetries, seed: int = 0) -> dict:
     """Every estimate with n, interval and control, for each kind of pair.
 
     "asymmetry": of the captions. "pairs": per kind the "score", "along" (its absolute value), "shuffled" score and
     "lean" with p against 0, for entities and for articles; "against_articles" and "against_shuffled" are the paired
     differences of the entities' score minus that control. All p form one family for q; see "family_of_q".
     """
-    entities, articles = (found.overall[measured] for measured in MEASURED)
+    entities, articles = (asymmetries.overall[measured] for measured in MEASURED)
     difference = paired_difference(entities[:, 0], articles[:, 0], seed, ASYMMETRIES)
     pairs = {kind: _pair_summary(entities, articles, kind, seed) for kind in IDEAL}
     tests = [difference]
@@ -174,25 +174,26 @@ def _pair_summary(entities: np.ndarray, articles: np.ndarray, kind: str, seed: i
 def others_of(count: int, seed: int) -> np.ndarray:
     """Index of another sample for each sample, each index used once; a single sample gets its own index."""
     order = np.random.default_rng(seed).permutation(count)
-    found = np.empty(count, int)
-    found[order] = np.roll(order, 1)
-    return found
+    others = np.empty(count, int)
+    others[order] = np.roll(order, 1)
+    return others
 
 
-def score_by_layer(found: Asymmetries, kind: str) -> dict[str, list[dict]]:
+def score_by_layer(asymmetries: Asymmetries, kind: str) -> dict[str, list[dict]]:
     """Mean symmetry score of each layer with its interval, for entities and for articles."""
     return {
         measured: [
-            mean_interval(scores, SHARE) for scores in np.abs(lean(*pair_of(found.by_layer[measured], kind), kind)).T
+            mean_interval(scores, SHARE)
+            for scores in np.abs(lean(*pair_of(asymmetries.by_layer[measured], kind), kind)).T
         ]
         for measured in MEASURED
     }
 
 
-def heads_that_lean(found: Asymmetries, kind: str) -> dict[str, dict[str, np.ndarray]]:
+def heads_that_lean(asymmetries: Asymmetries, kind: str) -> dict[str, dict[str, np.ndarray]]:
     """`head_tests` of the lean of every head, arrays [layer, head], for entities and for articles; each of the two is a
     separate family."""
-    return {measured: head_tests(lean(*pair_of(found.by_head[measured], kind), kind)) for measured in MEASURED}
+    return {measured: head_tests(lean(*pair_of(asymmetries.by_head[measured], kind), kind)) for measured in MEASURED}
 
 
 WORDS = ("first entity", "second entity", "first article", "second article")
@@ -220,7 +221,7 @@ class SymmetrySettings:
 
 
 class Study:
-    """Accumulator of the attention of captions; `found` holds the asymmetries of all of them."""
+    """Accumulator of the attention of captions; `asymmetries` holds the asymmetries of all of them."""
 
     def __init__(self, layers: Sequence[int]):
         self.layers = tuple(layers)
@@ -234,45 +235,45 @@ class Study:
         """
         self.captions.append(caption)
         self._attention.append(np.stack([attention[sentence] for sentence in SENTENCES]))
-        found = Asymmetries(self._attention[-1][None], self.layers)
-        said = caption.sentences["caption"]
-        row = {"first": said.first, "second": said.second, "relation": said.relation}
+        asymmetries = Asymmetries(self._attention[-1][None], self.layers)
+        words = caption.sentences["caption"]
+        row = {"first": words.first, "second": words.second, "relation": words.relation}
         for measured in MEASURED:
-            values = found.overall[measured]
+            values = asymmetries.overall[measured]
             row |= {f"asymmetry_{measured}_{name}": float(a) for name, a in zip(SENTENCES, values[0], strict=True)}
             for kind in IDEAL:
                 row[f"score_{measured}_{kind}"] = float(np.abs(lean(*pair_of(values, kind), kind))[0])
         return row
 
     @property
-    def found(self) -> Asymmetries:
+    def asymmetries(self) -> Asymmetries:
         """Asymmetries of all added captions."""
         return Asymmetries(np.stack(self._attention), self.layers)
 
 
 def save_study(run: RunFolder, study: Study, examples: int, seed: int) -> dict:
     """Write symmetry.npz, heads.csv and the figures; return the summary."""
-    found = study.found
+    asymmetries = study.asymmetries
     save_arrays(
         run.folder / "symmetry.npz",
-        attention=found.attention.astype(np.float32),
+        attention=asymmetries.attention.astype(np.float32),
         samples=np.array([caption.name for caption in study.captions], dtype=str),
         sentences=np.array(SENTENCES),
         words=np.array(WORDS),
-        layers=np.array(found.layers),
+        layers=np.array(asymmetries.layers),
     )
-    summary = {"layers": found.layers, **summarise(found, seed)}
-    run.save(pair_scatter(found, summary["pairs"]), "pairs.png")
-    run.save(layer_lines({kind: score_by_layer(found, kind) for kind in IDEAL}, found.layers), "layers.png")
+    summary = {"layers": asymmetries.layers, **summarise(asymmetries, seed)}
+    run.save(pair_scatter(asymmetries, summary["pairs"]), "pairs.png")
+    run.save(layer_lines({kind: score_by_layer(asymmetries, kind) for kind in IDEAL}, asymmetries.layers), "layers.png")
     if examples:
-        chosen = spread(np.abs(lean(*pair_of(found.overall["entities"], "swapped"), "swapped")), examples)
-        run.save(example_bars(found, study.captions, chosen), "examples.png")
-    if few := too_few(len(found)):
+        chosen = spread(np.abs(lean(*pair_of(asymmetries.overall["entities"], "swapped"), "swapped")), examples)
+        run.save(example_bars(asymmetries, study.captions, chosen), "examples.png")
+    if few := too_few(len(asymmetries)):
         print(few)
-    tests = {kind: heads_that_lean(found, kind) for kind in IDEAL}
-    write_table(run.folder / "heads.csv", head_rows(tests, found))
+    tests = {kind: heads_that_lean(asymmetries, kind) for kind in IDEAL}
+    write_table(run.folder / "heads.csv", head_rows(tests, asymmetries))
     for kind, tested in tests.items():
-        run.save(head_figure(found, tested, kind), f"heads-{kind}.png")
+        run.save(head_figure(asymmetries, tested, kind), f"heads-{kind}.png")
     return {**summary, "heads": {kind: _leaning(tested) for kind, tested in tests.items()}}
 
 
@@ -288,10 +289,10 @@ def _leaning(tested: dict) -> dict:
     least p possible with this number of samples."""
     return {
         measured: {
-            "leaning": int((found["q"] <= LEVEL).sum()), "heads": found["q"].size, "level_of_q": LEVEL,
-            "smallest_p": smallest_p(int(found["n"].max())), "family_of_q": _family(found["q"], measured),
+            "leaning": int((test["q"] <= LEVEL).sum()), "heads": test["q"].size, "level_of_q": LEVEL,
+            "smallest_p": smallest_p(int(test["n"].max())), "family_of_q": _family(test["q"], measured),
         }
-        for measured, found in tested.items()
+        for measured, test in tested.items()
     }  # fmt: skip
 
 
@@ -300,22 +301,22 @@ def _family(q: np.ndarray, measured: str) -> str:
     return f"{np.isfinite(q).sum()} heads, lean of {measured}, one kind of pair"
 
 
-def mean_along(found: Asymmetries, kind: str) -> np.ndarray:
+def mean_along(asymmetries: Asymmetries, kind: str) -> np.ndarray:
     """Mean of |along| of the entities over samples, [layer, head]; NaN where no sample has a finite value."""
-    return known_mean(np.abs(along(*pair_of(found.by_head["entities"], kind), kind)))
+    return known_mean(np.abs(along(*pair_of(asymmetries.by_head["entities"], kind), kind)))
 
 
-def head_figure(found: Asymmetries, tested: dict, kind: str):
+def head_figure(asymmetries: Asymmetries, tested: dict, kind: str):
     """Layers x heads: lean of entities and of articles, with dots at significant heads, and mean |along|."""
     panels = [
-        (f"{kind}, n = {len(found)}; dot: q ≤ {LEVEL}\nlean of entities", tested["entities"]["mean"]),
+        (f"{kind}, n = {len(asymmetries)}; dot: q ≤ {LEVEL}\nlean of entities", tested["entities"]["mean"]),
         ("\nlean of articles (control)", tested["articles"]["mean"]),
-        ("\n|along| of entities", mean_along(found, kind)),
+        ("\n|along| of entities", mean_along(asymmetries, kind)),
     ]
     return head_heatmap(panels, [*(tested[measured]["q"] <= LEVEL for measured in MEASURED), None])
 
 
-def head_rows(tests: dict, found: Asymmetries) -> list[dict]:
+def head_rows(tests: dict, asymmetries: Asymmetries) -> list[dict]:
     """One row per kind of pair and head: the test of its lean, the articles' lean, and mean |along|. `q` and
     `articles_q` each correct over the heads of one kind of pair; see "family_of_q" for q."""
     return [
@@ -325,7 +326,7 @@ def head_rows(tests: dict, found: Asymmetries) -> list[dict]:
             "articles_mean": tested["articles"]["mean"][head], "articles_q": tested["articles"]["q"][head],
             "along": kept[head], "family_of_q": _family(tested["entities"]["q"], "entities"),
         }
-        for kind, tested in tests.items() for kept in [mean_along(found, kind)] for head in np.ndindex(kept.shape)
+        for kind, tested in tests.items() for kept in [mean_along(asymmetries, kind)] for head in np.ndindex(kept.shape)
     ]  # fmt: skip
 
 
@@ -334,7 +335,7 @@ STYLES = {"entities": (BLUE, "o"), "articles": (ORANGE, "D")}
 LABELS = {"entities": "entities", "articles": "articles (control)"}
 
 
-def pair_scatter(found: Asymmetries, figures: dict) -> Figure:
+def pair_scatter(asymmetries: Asymmetries, figures: dict) -> Figure:
     """Scatter per kind of pair: asymmetry of the caption (x) and of its counterfactual (y), with the ideal line.
 
     figures: "pairs" of `summarise`.
@@ -346,7 +347,7 @@ def pair_scatter(found: Asymmetries, figures: dict) -> Figure:
         axes.plot([-1, 1], [-sign, sign], color="black", linewidth=0.9, linestyle="--", label="ideal symmetry")
         for measured in reversed(STYLES):
             colour, marker = STYLES[measured]
-            across, up = pair_of(found.overall[measured], kind)
+            across, up = pair_of(asymmetries.overall[measured], kind)
             axes.plot(
                 across, up, marker, color=colour, markersize=2.6, alpha=0.5, markeredgewidth=0, label=LABELS[measured]
             )
@@ -371,14 +372,16 @@ def _interval(figure: dict) -> str:
     return f"{figure['mean']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
 
 
-def example_bars(found: Asymmetries, captions: Sequence, chosen: Sequence[int]) -> Figure:
+def example_bars(asymmetries: Asymmetries, captions: Sequence, chosen: Sequence[int]) -> Figure:
     """Bars of the relation word's attention to each entity in every sentence of some captions, in order of naming.
 
     chosen: indices of captions. One colour is one entity: where attention follows the entities, each colour keeps its
     height at its new position.
     """
-    masses = found.attention[:, :, :2][..., list(found.layers), :].mean((-2, -1))  # [sample, sentence, place]
-    scores = np.abs(lean(*pair_of(found.overall["entities"], "swapped"), "swapped"))
+    masses = asymmetries.attention[:, :, :2][..., list(asymmetries.layers), :].mean(
+        (-2, -1)
+    )  # [sample, sentence, place]
+    scores = np.abs(lean(*pair_of(asymmetries.overall["entities"], "swapped"), "swapped"))
     figure = Figure(figsize=(7.0, 1.5 * len(chosen) + 0.7), dpi=200, layout="constrained")
     figure.suptitle("attention of the relation word to each entity; the left bar is the one named first", fontsize=8)
     for axes, index in zip(figure.subplots(len(chosen), 1, squeeze=False)[:, 0], chosen, strict=True):
@@ -411,13 +414,15 @@ def layer_lines(scores: dict[str, dict[str, list[dict]]], chosen: Sequence[int])
             axes.axvspan(layer - 0.5, layer + 0.5, color="0.93", linewidth=0)
         for measured, figures in by_measured.items():
             colour, marker = STYLES[measured]
-            mean, low, high = (np.array([each[key] for each in figures], np.float64) for key in ("mean", "low", "high"))
+            mean, low, high = (
+                np.array([score[key] for score in figures], np.float64) for key in ("mean", "low", "high")
+            )
             places = np.arange(layers)
             axes.fill_between(places, low, high, color=colour, alpha=0.25, linewidth=0)
             axes.plot(
                 places, mean, marker, linestyle="-", color=colour, markersize=3, linewidth=1.2, label=LABELS[measured]
             )
-        axes.set_title(f"{TITLES[kind]} (n = {max(each['n'] for each in figures)})", fontsize=8, loc="left")
+        axes.set_title(f"{TITLES[kind]} (n = {max(figure['n'] for figure in figures)})", fontsize=8, loc="left")
         axes.set_xlabel("layer", fontsize=8)
         whole_numbers(axes.xaxis)
         axes.set_xlim(-0.5, layers - 0.5)

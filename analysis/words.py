@@ -24,7 +24,7 @@ def find_word(text: str, word: str) -> tuple[int, int] | None:
     return spans[0] if spans else None
 
 
-def word_rows(layout, spoken, word: str, rows: str = "predicting", prefer: str = "prompt") -> list[int]:
+def word_rows(layout, answer, word: str, rows: str = "predicting", prefer: str = "prompt") -> list[int]:
     """Sequence positions of the rows of a word; empty if both prompt and answer lack it.
 
     layout: `TokenLayout` of the prompt. spoken: the answer after the prompt, with `text` and `offsets` (characters of
@@ -32,20 +32,20 @@ def word_rows(layout, spoken, word: str, rows: str = "predicting", prefer: str =
     hold the word; its first occurrence counts.
     """
     check_choices(rows, prefer)
-    found = {"prompt": _in_prompt(layout, word), "answer": _in_answer(layout, spoken, word, rows)}
-    return found[prefer] or found["answer" if prefer == "prompt" else "prompt"]
+    rows_by = {"prompt": _in_prompt(layout, word), "answer": _in_answer(layout, answer, word, rows)}
+    return rows_by[prefer] or rows_by["answer" if prefer == "prompt" else "prompt"]
 
 
-def rows_of_words(layout, spoken, words: Mapping[str, str], rows: str, prefer: str) -> dict[str, list[int]]:
+def rows_of_words(layout, answer, words: Mapping[str, str], rows: str, prefer: str) -> dict[str, list[int]]:
     """`word_rows` of several words by name, empty for a missing word. Raises SampleError if all are missing."""
-    found = {name: word_rows(layout, spoken, word, rows, prefer) for name, word in words.items()}
-    if not any(found.values()):
+    rows_by = {name: word_rows(layout, answer, word, rows, prefer) for name, word in words.items()}
+    if not any(rows_by.values()):
         raise SampleError(
             "no word is in prompt or answer",
             f"none of {', '.join(map(repr, words.values()))} is in the prompt {layout.prompt!r} or in the answer"
-            f" {spoken.text!r}",
+            f" {answer.text!r}",
         )
-    return found
+    return rows_by
 
 
 def why_missing(name: str) -> str:
@@ -65,12 +65,12 @@ def _in_prompt(layout, word: str) -> list[int]:
     return layout.positions(*span).tolist() if span else []
 
 
-def _in_answer(layout, spoken, word: str, rows: str) -> list[int]:
-    span = find_word(spoken.text, word)
+def _in_answer(layout, answer, word: str, rows: str) -> list[int]:
+    span = find_word(answer.text, word)
     if not span:
         return []
     first = layout.length - (rows == "predicting")
-    return [first + i for i, (a, b) in enumerate(spoken.offsets) if a < span[1] and b > span[0]]
+    return [first + i for i, (a, b) in enumerate(answer.offsets) if a < span[1] and b > span[0]]
 
 
 THIRDS = ("first_third", "mid_third", "last_third")
@@ -94,20 +94,20 @@ def select_layers(mode: str, layers: int) -> tuple[int, ...]:
         return tuple(range(layers))
     if mode in THIRDS:
         third = THIRDS.index(mode)
-        found = tuple(range(round(third * layers / 3), round((third + 1) * layers / 3)))
-        if not found:
+        chosen = tuple(range(round(third * layers / 3), round((third + 1) * layers / 3)))
+        if not chosen:
             raise ValueError(f"{layers} layers have no {mode}; give {MODES}")
-        return found
+        return chosen
     mode = _plain(mode)
     if mode.startswith("last_"):
         count = int(mode.removeprefix("last_"))
         if count > layers:
             raise ValueError(f"layers {mode!r} are more than the {layers} that the model has")
         return tuple(range(layers - count, layers))
-    found = sorted({int(number) for number in mode.split(",")})
-    if found[-1] >= layers:
-        raise ValueError(f"layer {found[-1]} does not exist; the model has {layers}, counted from 0")
-    return tuple(found)
+    chosen = sorted({int(number) for number in mode.split(",")})
+    if chosen[-1] >= layers:
+        raise ValueError(f"layer {chosen[-1]} does not exist; the model has {layers}, counted from 0")
+    return tuple(chosen)
 
 
 def _plain(mode: str) -> str:

@@ -45,7 +45,7 @@ from benchmarks.decoders import (
     QUERIES_PER_KEY,
     RECORDING,
     ROLLOUTS,
-    WAYS,
+    VARIANTS,
     Setup,
     Shape,
     generate,
@@ -56,8 +56,8 @@ LOGIT_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}  # between two implementat
 TICKS = {"few": (0.5, 1, 1.5, 2, 3, 5, 8, 12), "many": (0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.5, 2)}  # of ratios
 OFFSET = 1.03  # factor on x between successive conditions, so that error bars do not overlap
 COLOURS = ("#000000", "#E69F00", "#56B4E9", "#D55E00", "#009E73", "#CC79A7", "#0072B2")  # Okabe and Ito (2008)
-INTERVENTION_PANEL = ("plain", *WAYS[len(RECORDING) :])
-DEFAULT_WAYS = tuple(way for way in WAYS if way != "rollout-gradient")
+INTERVENTION_PANEL = ("plain", *VARIANTS[len(RECORDING) :])
+DEFAULT_VARIANTS = tuple(variant for variant in VARIANTS if variant != "rollout-gradient")
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Config(Setup):
             "salient-head", "eager-salient-head", "var", "eager-var",
         ],
         ...,
-    ] = DEFAULT_WAYS  # fmt: skip
+    ] = DEFAULT_VARIANTS  # fmt: skip
     """Conditions to compare; plain is always measured."""
     shapes: tuple[Shape, ...] = ("llava",)
     """Attention of the random decoders."""
@@ -113,11 +113,11 @@ def build_warm(config: Config, shape: Shape):
     return model
 
 
-def measure_time(model, way: str, length: int, config: Config) -> float:
+def measure_time(model, variant: str, length: int, config: Config) -> float:
     """Seconds of one generation."""
     synchronise(config.device)
     start = time.perf_counter()
-    generate(model, way, length, config.new_tokens)
+    generate(model, variant, length, config.new_tokens)
     synchronise(config.device)
     return time.perf_counter() - start
 
@@ -129,29 +129,32 @@ def synchronise(device: str) -> None:
 
 def measure(model, shape: Shape, length: int, config: Config) -> list[dict]:
     """One row per condition at one prompt length, without figures where memory ran out or would run out."""
-    ways = [way for way in WAYS if way == "plain" or way in config.ways]
-    stored = {way: matrix_memory(way, length, config.layers, config.width // HEAD_WIDTH, config.dtype) for way in ways}
+    variants = [variant for variant in VARIANTS if variant == "plain" or variant in config.ways]
+    stored = {
+        variant: matrix_memory(variant, length, config.layers, config.width // HEAD_WIDTH, config.dtype)
+        for variant in variants
+    }
     free = free_memory(config.device)
-    possible = [way for way in ways if 1.5 * (stored[way] or 0) < free]
+    possible = [variant for variant in variants if 1.5 * (stored[variant] or 0) < free]
     check_agreement(model, possible, length, config)
-    times = {way: [] for way in ways}
+    times = {variant: [] for variant in variants}
     rng = random.Random(0)
     for _ in tqdm(range(config.rounds), desc=f"{shape}, T = {length}", unit="round"):
-        for way in rng.sample(possible, len(possible)):
-            times[way].append(attempt(measure_time, model, way, length, config))
+        for variant in rng.sample(possible, len(possible)):
+            times[variant].append(attempt(measure_time, model, variant, length, config))
     rows = []
     free_memory(config.device)  # frees the caches of the rounds for the processes whose memory is measured
-    for way in ways:
-        run = partial(generate, way=way, length=length, new_tokens=config.new_tokens)
-        peaks = way in possible and peak_memory(partial(build_warm, config, shape), run)
+    for variant in variants:
+        run = partial(generate, variant=variant, length=length, new_tokens=config.new_tokens)
+        peaks = variant in possible and peak_memory(partial(build_warm, config, shape), run)
         peak, above = peaks or (None, None)
         rows.append(
-            {"shape": shape, "T": length, "way": way}
-            | {"seconds": median(times[way]), "peak_MB": peak, "above_model_MB": above}
+            {"shape": shape, "T": length, "way": variant}
+            | {"seconds": median(times[variant]), "peak_MB": peak, "above_model_MB": above}
         )
     for row in rows:
-        for base, way in (("plain", "plain"), ("eager", eager_reference(row["way"]))):
-            row |= compare(row, next((r for r in rows if r["way"] == way), {}), base, times)
+        for base, variant in (("plain", "plain"), ("eager", eager_reference(row["way"]))):
+            row |= compare(row, next((r for r in rows if r["way"] == variant), {}), base, times)
         row["matrices_MB"] = stored[row["way"]]
     return rows
 
@@ -176,19 +179,23 @@ def median(values: list[float | None]) -> float | None:
     return statistics.median(values) if values and None not in values else None
 
 
-def eager_reference(way: str) -> str:
+def eager_reference(variant: str) -> str:
     """Eager condition to compare with: for an intervention its own eager implementation."""
-    method = way.removeprefix("eager-")
+    method = variant.removeprefix("eager-")
     return f"eager-{method}" if method in METHODS else "eager"
 
 
-def check_agreement(model, ways: list[str], length: int, config: Config) -> None:
+def check_agreement(model, variants: list[str], length: int, config: Config) -> None:
     """Run every condition once, as a warm-up; raise RuntimeError where equivalent conditions disagree."""
-    results = {way: result for way in ways if (result := attempt(generate, model, way, length, config.new_tokens))}
-    generated = [results[way][0] for way in RECORDING if way in results]
+    results = {
+        variant: result
+        for variant in variants
+        if (result := attempt(generate, model, variant, length, config.new_tokens))
+    }
+    generated = [results[variant][0] for variant in RECORDING if variant in results]
     if config.dtype == "float32" and any(not torch.equal(tokens, generated[0]) for tokens in generated):
         raise RuntimeError(f"T = {length}: the conditions generated different tokens")
-    rollouts = [results[way][1] for way in ROLLOUTS if way in results]
+    rollouts = [results[variant][1] for variant in ROLLOUTS if variant in results]
     gap = max((rollout_difference(rows, rollouts[0], config.dtype) for rows in rollouts), default=0.0)
     if rollouts:
         print(f"T = {length}: largest difference between {len(rollouts)} rollouts {gap:.1e}")
@@ -214,7 +221,7 @@ def check_intervention(method: str, results: dict, length: int, config: Config) 
     In half precision only the first token's logits are compared, since later tokens may differ.
     """
     tokens = slice(None) if config.dtype == "float32" else slice(1)
-    logits = [results[way][1][tokens] for way in (method, f"eager-{method}") if way in results]
+    logits = [results[variant][1][tokens] for variant in (method, f"eager-{method}") if variant in results]
     if not logits:
         return
     scale, tolerance = float(logits[0].abs().max()), LOGIT_TOLERANCE[config.dtype]
@@ -254,13 +261,13 @@ def plot(rows: list[dict], title: str) -> Figure:
     for shape in dict.fromkeys(row["shape"] for row in rows):
         of_shape = [row for row in rows if row["shape"] == shape]
         measured = {row["way"] for row in of_shape}
-        groups = [ways for ways in (RECORDING, INTERVENTION_PANEL) if len(measured & set(ways)) > 1]
-        panels += [(shape, of_shape, ways) for ways in groups or [("plain",)]]
+        groups = [variants for variants in (RECORDING, INTERVENTION_PANEL) if len(measured & set(variants)) > 1]
+        panels += [(shape, of_shape, variants) for variants in groups or [("plain",)]]
     figure = Figure(figsize=(7.5, 3 * len(panels)), dpi=160, layout="constrained")
     figure.suptitle(title, fontsize=9)
     grid = figure.subplots(len(panels), 2, squeeze=False)
-    for (shape, of_shape, ways), (time_axes, memory) in zip(panels, grid, strict=True):
-        styles = line_styles(of_shape, ways)
+    for (shape, of_shape, variants), (time_axes, memory) in zip(panels, grid, strict=True):
+        styles = line_styles(of_shape, variants)
         draw_time(time_axes, of_shape, styles)
         draw_memory(memory, of_shape, styles)
         time_axes.set_title(f"attention of {shape}", fontsize=8)
@@ -268,22 +275,24 @@ def plot(rows: list[dict], title: str) -> Figure:
     return figure
 
 
-def line_styles(rows: list[dict], ways: tuple[str, ...]) -> dict[str, dict]:
+def line_styles(rows: list[dict], variants: tuple[str, ...]) -> dict[str, dict]:
     """Line style of each measured condition; an intervention and its eager implementation share a colour."""
-    colours = dict(zip((way for way in ways if not eager_pair(way)), COLOURS, strict=False))
+    colours = dict(zip((variant for variant in variants if not eager_pair(variant)), COLOURS, strict=False))
     measured = {row["way"] for row in rows}
-    pairs = {way: eager_pair(way) for way in ways if way in measured}
+    pairs = {variant: eager_pair(variant) for variant in variants if variant in measured}
     common = {"markersize": 3, "linewidth": 1.2, "marker": "o"}
     return {
-        way: {"color": colours[pair or way], "linestyle": "--" if pair else "-", **common}
-        for way, pair in pairs.items()
+        variant: {"color": colours[pair or variant], "linestyle": "--" if pair else "-", **common}
+        for variant, pair in pairs.items()
     }
 
 
 def draw_time(axes, rows: list[dict], styles: dict[str, dict]) -> None:
     """Draw ratios to plain, the line at 1; the tick labels give plain's seconds."""
-    for place, (way, style) in enumerate(styles.items()):
-        points = sorted((row for row in rows if row["way"] == way and row["time_to_plain"]), key=lambda row: row["T"])
+    for place, (variant, style) in enumerate(styles.items()):
+        points = sorted(
+            (row for row in rows if row["way"] == variant and row["time_to_plain"]), key=lambda row: row["T"]
+        )
         low, ratio, high = ([row[f"{name}_to_plain"] for row in points] for name in ("lowest", "time", "highest"))
         whiskers = [[b - a for a, b in zip(low, ratio, strict=True)], [b - a for a, b in zip(ratio, high, strict=True)]]
         axes.errorbar([row["T"] * OFFSET**place for row in points], ratio, whiskers, elinewidth=0.7, **style)
@@ -300,11 +309,13 @@ def draw_time(axes, rows: list[dict], styles: dict[str, dict]) -> None:
 
 def draw_memory(axes, rows: list[dict], styles: dict[str, dict]) -> None:
     """Draw peaks above the model, with a dotted line to the arithmetic size of unmeasured eager matrices."""
-    for way, style in styles.items():
-        of_way = sorted((row for row in rows if row["way"] == way), key=lambda row: row["T"])
-        points = [(row["T"], row["above_model_MB"]) for row in of_way if row["above_model_MB"]]
-        axes.plot([x for x, _ in points], [y for _, y in points], label=way, **style)
-        needed = [(row["T"], row["matrices_MB"]) for row in of_way if row["matrices_MB"] and not row["above_model_MB"]]
+    for variant, style in styles.items():
+        of_variant = sorted((row for row in rows if row["way"] == variant), key=lambda row: row["T"])
+        points = [(row["T"], row["above_model_MB"]) for row in of_variant if row["above_model_MB"]]
+        axes.plot([x for x, _ in points], [y for _, y in points], label=variant, **style)
+        needed = [
+            (row["T"], row["matrices_MB"]) for row in of_variant if row["matrices_MB"] and not row["above_model_MB"]
+        ]
         if needed:
             axes.plot(*zip(*points[-1:], *needed, strict=True), **style | {"linestyle": ":", "markerfacecolor": "none"})
     set_length_axis(axes, {row["T"]: str(row["T"]) for row in rows})
@@ -321,10 +332,10 @@ def set_length_axis(axes, labels: dict[int, str]) -> None:
     axes.grid(True, which="both", linewidth=0.4, alpha=0.4)
 
 
-def eager_pair(way: str) -> str | None:
+def eager_pair(variant: str) -> str | None:
     """Intervention of an eager implementation; None for other conditions."""
-    method = way.removeprefix("eager-")
-    return method if way != method and method in METHODS else None
+    method = variant.removeprefix("eager-")
+    return method if variant != method and method in METHODS else None
 
 
 def read(path: Path) -> list[dict]:

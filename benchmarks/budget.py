@@ -118,16 +118,16 @@ def free_memory(device: str) -> float:
     return free_bytes(device) / MEGABYTE
 
 
-def matrix_memory(way: str, length: int, layers: int, heads: int, dtype: str) -> float | None:
+def matrix_memory(variant: str, length: int, layers: int, heads: int, dtype: str) -> float | None:
     """MB of the T x T matrices that an eager condition stores; None for the others. Peak memory is half as much again,
     for the current layer's scores and softmax and for products of the matrices.
 
     `eager` and `eager-rows` store the matrices of every layer in the model's data type; an eager intervention stores
     scores, softmax and an edited copy of one layer in float32.
     """
-    if not way.startswith("eager"):
+    if not variant.startswith("eager"):
         return None
-    stored = layers * getattr(torch, dtype).itemsize if way in ("eager", "eager-rows") else 3 * 4
+    stored = layers * getattr(torch, dtype).itemsize if variant in ("eager", "eager-rows") else 3 * 4
     return stored * heads * length**2 / MEGABYTE
 
 

@@ -138,8 +138,8 @@ def measure(name: str, distribution: Distribution, n: int, config: Config) -> It
 
     methods = {"mean_interval": np.array([bounds_of(tuple(sample)) for sample in np.sort(samples, axis=1).tolist()])}
     if name in COMPARED:
-        reach = special.stdtrit(n - 1, 0.975) * samples.std(1, ddof=1) / np.sqrt(n)
-        methods[STUDENT] = samples.mean(1)[:, None] + reach[:, None] * [-1, 1]
+        margin = special.stdtrit(n - 1, 0.975) * samples.std(1, ddof=1) / np.sqrt(n)
+        methods[STUDENT] = samples.mean(1)[:, None] + margin[:, None] * [-1, 1]
     for method, (low, high) in ((method, ends.T) for method, ends in methods.items()):
         covered = (low <= distribution.mean) & (distribution.mean <= high)
         width = float(np.nanmedian(high - low))

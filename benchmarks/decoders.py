@@ -61,7 +61,7 @@ SHARPEN = 4  # factor on the scores: attention as peaked as in a trained model
 METHODS = ("gaussian", "non-gaussian", "salient-head", "var")
 ROLLOUTS = ("rollout", "rollout-gradient", "eager-rows", "eager")
 RECORDING = ("plain", "recording", "words", *ROLLOUTS)
-WAYS = RECORDING + tuple(way for method in METHODS for way in (method, f"eager-{method}"))
+VARIANTS = RECORDING + tuple(variant for method in METHODS for variant in (method, f"eager-{method}"))
 MAPPED_TOKENS = 4  # of `words`
 EAGER = "sightline_literal"  # name of the literal attention function
 TEXT_TOKENS = 64  # maximum in the prompt; the others are image tokens
@@ -131,7 +131,7 @@ def plant_sinks(model) -> None:
 
 
 @torch.no_grad()
-def generate(model, way: str, length: int, new_tokens: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+def generate(model, variant: str, length: int, new_tokens: int) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Generate in one condition: (tokens [1, position], result of the condition).
 
     The result is rollout rows [token, key]; token maps [layer, token, key] for `words`; logits [token, vocabulary] for
@@ -146,31 +146,31 @@ def generate(model, way: str, length: int, new_tokens: int) -> tuple[torch.Tenso
         "return_dict_in_generate": True,
         "output_logits": True,
     }
-    if way == "plain" or way in INTERVENTIONS:
-        with INTERVENTIONS[way](model, length=length) if way in INTERVENTIONS else nullcontext():
+    if variant == "plain" or variant in INTERVENTIONS:
+        with INTERVENTIONS[variant](model, length=length) if variant in INTERVENTIONS else nullcontext():
             output = model.generate(prompt, **options)
         return output.sequences, torch.cat(output.logits).float().cpu()
-    if way.startswith("eager"):
+    if variant.startswith("eager"):
         model.set_attn_implementation("eager")
         try:
             output = model.generate(prompt, output_attentions=True, **options)
         finally:  # also after an out-of-memory error
             model.set_attn_implementation("sdpa")
-        multiply = full_product if way == "eager" else stored_rows
+        multiply = full_product if variant == "eager" else stored_rows
         return output.sequences, multiply(output.attentions, length)
-    rows = range(length - MAPPED_TOKENS, length) if way == "words" else None
+    rows = range(length - MAPPED_TOKENS, length) if variant == "words" else None
     with AttentionTrace(model, rows=rows) as trace:
         tokens = model.generate(prompt, **options).sequences
-    return tokens, trace_result(trace, way, length)
+    return tokens, trace_result(trace, variant, length)
 
 
-def trace_result(trace: AttentionTrace, way: str, length: int) -> torch.Tensor | None:
+def trace_result(trace: AttentionTrace, variant: str, length: int) -> torch.Tensor | None:
     """Return the result of a recording condition, computed from its trace."""
-    if way == "rollout":
+    if variant == "rollout":
         return rollout(trace, SimpleNamespace(sample=0, start=0, length=length)).relevance
-    if way == "rollout-gradient":
+    if variant == "rollout-gradient":
         return gradient_rollout(trace)
-    if way == "words":
+    if variant == "words":
         rows = range(length - MAPPED_TOKENS, length)
         return torch.stack([trace.weights(layer, rows)[0].mean(0).cpu() for layer in range(trace.layers)])
     return None

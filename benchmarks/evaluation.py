@@ -33,7 +33,7 @@ from analysis import command
 from analysis.evaluation import Part
 from analysis.runs import default_out_dir, refuse_existing, write_table
 from data import spatial_qa, twoshapes_qa
-from models.answering import Decoding, ModelAsked
+from models.answering import Decoding, ModelBackend
 from models.loading import locate, read_config
 
 PROCESSES = 2
@@ -79,7 +79,7 @@ class Worker:
         gpu = f"cuda:{number % max(torch.cuda.device_count(), 1)}"
         device = gpu if config.device == "cuda" else config.device
         model, processor = models.load(config.model, device=device, dtype=config.dtype)
-        self.asker = ModelAsked(model, processor, Decoding(config.max_new_tokens))
+        self.backend = ModelBackend(model, processor, Decoding(config.max_new_tokens))
         self.questions, _ = spatial_qa.read("blink", data_root, config.records)
         self.folder = Path(data_root)
         self.number = number
@@ -92,7 +92,7 @@ class Worker:
         for first in range(0, len(questions), size):
             batch = questions[first : first + size]
             ids, prompts = [question.id for question in batch], [question.prompt for question in batch]
-            replies = self.asker.ask(ids, prompts, [question.pictures() for question in batch])
+            replies = self.backend.answer(ids, prompts, [question.load_images() for question in batch])
             part.append({"id": name, "prediction": reply.text} for name, reply in zip(ids, replies, strict=True))
             answers += [reply.text for reply in replies]
         seconds = time.perf_counter() - started
@@ -148,23 +148,23 @@ def started(config: Config, data_root: str) -> Iterator[list[Connection]]:
 def measure(config: Config, data_root: str) -> dict[str, float]:
     """Median records per second of each condition. Raises RuntimeError if two conditions give different answers in
     float32, EOFError or ConnectionError if a process ends early."""
-    ways = {f"batch {size}": partial(run_one, size=size) for size in config.batch_sizes}
+    variants = {f"batch {size}": partial(run_one, size=size) for size in config.batch_sizes}
     largest = max(config.batch_sizes)
-    ways[f"batch {largest}, {PROCESSES} processes"] = partial(run_all, size=largest)
-    seconds, reference = {way: [] for way in ways}, None
+    variants[f"batch {largest}, {PROCESSES} processes"] = partial(run_all, size=largest)
+    seconds, reference = {variant: [] for variant in variants}, None
     with started(config, data_root) as workers:
         for number in tqdm(range(1 + config.rounds), unit="round"):  # round 0 loads and warms up
-            for way, run in ways.items():
+            for variant, run in variants.items():
                 taken, answers = run(workers)
                 reference = reference or answers
                 if number:
-                    seconds[way].append(taken)
+                    seconds[variant].append(taken)
                 if differing := sum(one != other for one, other in zip(reference, answers, strict=True)):
-                    sentence = f"{way}: {differing} of {len(answers)} answers differ from the first condition's"
+                    sentence = f"{variant}: {differing} of {len(answers)} answers differ from the first condition's"
                     if config.dtype == "float32":
                         raise RuntimeError(sentence)
                     tqdm.write(sentence)
-    return {way: config.records / statistics.median(taken) for way, taken in seconds.items()}
+    return {variant: config.records / statistics.median(taken) for variant, taken in seconds.items()}
 
 
 def main(config: Config) -> int:
@@ -179,12 +179,12 @@ def main(config: Config) -> int:
         except (EOFError, ConnectionError):
             return command.stop("a process ended early; its error is above", command.NOTHING_USABLE)
     first = next(iter(rates.values()))
-    for way, rate in rates.items():
-        print(f"{way:24} {rate:8.1f} records per second, {rate / first:5.2f} x {next(iter(rates))}")
+    for variant, rate in rates.items():
+        print(f"{variant:24} {rate:8.1f} records per second, {rate / first:5.2f} x {next(iter(rates))}")
     counts = {"records": config.records, "rounds": config.rounds}
     rows = [
-        {"way": way, "records_per_second": round(rate, 2), "ratio": round(rate / first, 3), **counts}
-        for way, rate in rates.items()
+        {"way": variant, "records_per_second": round(rate, 2), "ratio": round(rate / first, 3), **counts}
+        for variant, rate in rates.items()
     ]
     write_table(out_dir / "evaluation.csv", rows)
     print(f"{config.records} records, medians of {config.rounds} rounds; results in {out_dir}")

@@ -90,16 +90,20 @@ def main(config: Config) -> int:
         out_dir = refuse_existing(config.out_dir or default_out_dir(__file__, config.device))
     prepare = partial(cost.build_warm, config.decoder(), config.shape)
     probes, lengths = [], {}
-    for way in config.ways:
+    for variant in config.ways:
 
-        def need(length: int, way: str = way) -> float | None:
-            peaks = peak_memory(prepare, partial(generate, way=way, length=length, new_tokens=config.new_tokens))
+        def need(length: int, variant: str = variant) -> float | None:
+            peaks = peak_memory(
+                prepare, partial(generate, variant=variant, length=length, new_tokens=config.new_tokens)
+            )
             above = peaks and peaks[1]
-            print(f"{way}, T = {length}: " + ("out of memory" if above is None else f"{above:.0f} MB above the model"))
-            probes.append({"way": way, "T": length, "above_model_MB": above})
+            print(
+                f"{variant}, T = {length}: " + ("out of memory" if above is None else f"{above:.0f} MB above the model")
+            )
+            probes.append({"way": variant, "T": length, "above_model_MB": above})
             return above
 
-        lengths[way] = largest(need, config.limit_mb)
+        lengths[variant] = largest(need, config.limit_mb)
     write_json(
         out_dir / "largest.json",
         {"flags": asdict(config), "command": sys.argv, "longest": lengths, "probes": probes},

@@ -47,7 +47,7 @@ NOTE = "the control has no subject; the object stays where it is"
 GROUND = (245 / 255,) * 3
 SIZE = (0.09, 0.13)  # half of a shape's width, as a fraction of the image
 PAD = 0.03  # between a shape and the border of its cell, as a fraction of the image
-LEAST = 32  # pixels; in smaller images shapes would cross the border of their cells
+MIN_SIDE = 32  # pixels; in smaller images shapes would cross the border of their cells
 
 
 class Pair(NamedTuple):
@@ -242,8 +242,8 @@ def check(corner: str, count: int, seed: int, size: int) -> None:
         raise ValueError(f"corner {corner!r} is unknown; choose {', '.join(CORNERS)}")
     if count < 1 or seed < 0:
         raise ValueError(f"count is {count} and seed {seed}; give a count of at least 1 and a seed of at least 0")
-    if size < LEAST:
-        raise ValueError(f"size is {size} pixels; give at least {LEAST}, below which shapes leave their cells")
+    if size < MIN_SIDE:
+        raise ValueError(f"size is {size} pixels; give at least {MIN_SIDE}, below which shapes leave their cells")
 
 
 def scenes(corner: str, count: int, seed: int) -> Iterator[tuple[Shape, Shape]]:

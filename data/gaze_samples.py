@@ -170,8 +170,8 @@ def gather(
     else:
         files, simulated = simulate(Path(data_root), targets, settings.seed), True
     paths = read_all(files, data_root, **reading.selection)
-    check_pictures(samples, paths)
-    tell_unread(paths)
+    check_images(samples, paths)
+    print_unread(paths)
     paths = {name: without_missing(known) for name, known in paths.items()}
     fixations = GazeSource.of(files, paths, simulated)
     return Gathered(samples, unusable, paths, replace(source, made_here=made_here), fixations)
@@ -182,14 +182,14 @@ def find_files(data_root: str | None, given: Sequence[str], targets: Sequence[st
     if given:
         return [Path(path) for path in given]
     if data_root is None:
-        raise ValueError("pictures need --scanpaths: a .json, .jsonl or .csv file of fixations on them")
-    found = present_files(data_root, targets)
-    if not found:
+        raise ValueError("images need --scanpaths: a .json, .jsonl or .csv file of fixations on them")
+    present = present_files(data_root, targets)
+    if not present:
         raise ValueError(
-            f"no scanpaths in {data_root}: give --scanpaths, or simulate some for pictures of two shapes with"
+            f"no scanpaths in {data_root}: give --scanpaths, or simulate some for images of two shapes with"
             f" `python -m data.scanpaths --data-root {data_root}`"
         )
-    return found
+    return present
 
 
 def present_files(data_root: str, targets: Sequence[str]) -> list[Path]:
@@ -207,8 +207,8 @@ def read_all(files: Sequence[Path], data_root: str | None, units: str | None = N
     names = [path.stem.removeprefix("scanpaths-") for path in files]
     if len(set(names)) < len(names):
         raise ValueError(f"scanpath files need names of their own, but these are {', '.join(map(str, files))}")
-    found = {name: scanpaths.read(path, data_root, units, **reading) for name, path in zip(names, files, strict=True)}
-    for path, known in zip(files, found.values(), strict=True):
+    by_name = {name: scanpaths.read(path, data_root, units, **reading) for name, path in zip(names, files, strict=True)}
+    for path, known in zip(files, by_name.values(), strict=True):
         if not known.by_image:
             reasons = Counter(skip.reason for skip in known.skipped).most_common(1)
             cause = "".join(f", {count} of {len(known.skipped)} because: {reason}" for reason, count in reasons)
@@ -216,7 +216,7 @@ def read_all(files: Sequence[Path], data_root: str | None, units: str | None = N
                 f"{path} holds no scanpath that can be used{cause}{_unknown(known, reading)}; --units says what a file"
                 " leaves open, and data/scanpaths.py describes the format"
             )
-    return found
+    return by_name
 
 
 def _unknown(known: Scanpaths, reading: dict) -> str:
@@ -227,7 +227,7 @@ def _unknown(known: Scanpaths, reading: dict) -> str:
     )  # fmt: skip
 
 
-def tell_unread(paths: dict[str, Scanpaths]) -> None:
+def print_unread(paths: dict[str, Scanpaths]) -> None:
     """Print one line on stderr for each file with unread fields or columns."""
     for name, known in paths.items():
         if known.unread:
@@ -238,11 +238,11 @@ def without_missing(known: Scanpaths) -> Scanpaths:
     """Scanpaths without those of missing images, which are left out with that reason."""
     missing = [image for image in known.by_image if not (known.root / image).is_file()]
     by_image = {image: scanpath for image, scanpath in known.by_image.items() if image not in set(missing)}
-    skipped = [*known.skipped, *(Skip(image, "picture missing") for image in missing)]
+    skipped = [*known.skipped, *(Skip(image, "image missing") for image in missing)]
     return replace(known, by_image=by_image, skipped=skipped)
 
 
-def check_pictures(samples: Sequence[Sample], paths: dict[str, Scanpaths]) -> None:
+def check_images(samples: Sequence[Sample], paths: dict[str, Scanpaths]) -> None:
     """Match samples to the images of the files. Raises ValueError without a match."""
     missing = []
     for known in paths.values():
@@ -268,8 +268,8 @@ def locate(
     `trajectory` and `by_duration` of `data.scanpaths.to_cells`.
     Raises ValueError for a model with an unknown grid (None).
     """
-    found, skipped = [], []
-    for sample in tqdm(samples, desc="reading scanpaths", unit="picture", disable=None):
+    located, skipped = [], []
+    for sample in tqdm(samples, desc="reading scanpaths", unit="image", disable=None):
         try:
             grid = grid_of(*read_image(sample.path).size)
         except SampleError as error:
@@ -277,7 +277,7 @@ def locate(
             continue
         if grid is None:
             raise ValueError(
-                "where this model's image tokens lie in the picture is not known, so gaze cannot be put on them;"
+                "where this model's image tokens lie in the image is not known, so gaze cannot be put on them;"
                 " load LLaVA-1.5, Qwen2-VL, Qwen2.5-VL, Qwen3-VL or Fuyu"
             )
         for gaze, known in paths.items():
@@ -289,10 +289,10 @@ def locate(
                 skipped.append(Skip(name, error.reason))
                 continue
             if cells.points:
-                found.append(GazeSample(name, sample, gaze, cells.points, grid, cells.dropped, scanpath.synthetic))
+                located.append(GazeSample(name, sample, gaze, cells.points, grid, cells.dropped, scanpath.synthetic))
             else:
                 skipped.append(Skip(name, "no fixation that the model can see"))
-    return found, skipped
+    return located, skipped
 
 
 def left_out(paths: dict[str, Scanpaths], samples: Sequence[GazeSample]) -> dict[str, dict[str, int]]:
@@ -310,17 +310,17 @@ def shuffled(samples: Sequence[GazeSample], rng: np.random.Generator) -> list[li
     differ, points keep their position as fractions of the grid. None where no gaze of another image remains, as for a
     single sample, or where more than half of the samples are of one image.
     """
-    pictures = [sample.sample.path.resolve() for sample in samples]
+    images = [sample.sample.path.resolve() for sample in samples]
     alike: dict[Path, list[int]] = {}
     for index in rng.permutation(len(samples)).tolist():
-        alike.setdefault(pictures[index], []).append(index)
+        alike.setdefault(images[index], []).append(index)
     order = [index for group in alike.values() for index in group]
     step = max(map(len, alike.values()), default=0)  # at least the size of the largest group of one image
-    found: list[list[tuple] | None] = [None] * len(samples)
+    assigned: list[list[tuple] | None] = [None] * len(samples)
     for index, other in zip(order, order[step:] + order[:step], strict=True):
-        if pictures[other] != pictures[index]:
-            found[index] = moved(samples[other], samples[index].grid)
-    return found
+        if images[other] != images[index]:
+            assigned[index] = moved(samples[other], samples[index].grid)
+    return assigned
 
 
 def moved(sample: GazeSample, grid) -> list[tuple]:
@@ -343,7 +343,7 @@ def read_for(questions: Iterable[Question], file: str, data_root: str | None, **
         except SampleError as error:
             reasons.add(str(error))
     raise ValueError(
-        f"{file} is of no use for any question ({max(reasons)}); it names a question by its id, or a picture by its "
+        f"{file} is of no use for any question ({max(reasons)}); it names a question by its id, or an image by its "
         "path below --data-root"
     )
 
@@ -351,7 +351,7 @@ def read_for(questions: Iterable[Question], file: str, data_root: str | None, **
 def scanpath_of(question: Question, known: Scanpaths) -> Scanpath:
     """Scanpath of a question. Raises SampleError without one, or unless the question has exactly one image."""
     if len(question.images) != 1:
-        raise SampleError(f"{len(question.images)} pictures", "a scanpath belongs to one picture")
+        raise SampleError(f"{len(question.images)} images", "a scanpath belongs to one image")
     [image] = question.images
     return known.by_image.get(question.id) or known.of(image if isinstance(image, Path) else question.id)
 

@@ -1,6 +1,6 @@
 """Image files of any common format as upright 8-bit RGB, images of a folder, and control images edited by grid cell.
 
-Control images (`as_seen`, `shuffle_cells`, `hide_cells`) are edited in the cells of the model's grid (`ImageGrid`).
+Control images (`model_window`, `shuffle_cells`, `hide_cells`) are edited in the cells of the model's grid.
 They have the size of the grid's window, so the same processor neither resizes nor crops them again.
 """
 
@@ -63,7 +63,7 @@ def read_image(source: str | Path | bytes) -> Image.Image:
     except SampleError as error:
         raise SampleError(error.reason, f"image {name}: {error}") from error
     except UnidentifiedImageError as error:
-        raise SampleError("not an image", f"image {name} is not a picture that Pillow can read") from error
+        raise SampleError("not an image", f"image {name} is not an image that Pillow can read") from error
     except Image.DecompressionBombError as error:
         raise SampleError("image too large", f"image {name} is too large to decode safely: {error}") from error
     except Exception as error:  # decoders raise errors of many classes for damaged content
@@ -82,7 +82,7 @@ def _content(path: Path) -> bytes:
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         cause = getattr(error, "strerror", None) or error
         raise SampleError("image cannot be opened", f"image {path} cannot be opened: {cause}") from error
-    raise SampleError("image missing", f"{path} is a folder or a device, not a picture")
+    raise SampleError("image missing", f"{path} is a folder or a device, not an image")
 
 
 def to_rgb(image: Image.Image, unsigned: bool = False) -> Image.Image:
@@ -145,7 +145,7 @@ def list_images(folder: str | Path) -> list[Path]:
     if not images:
         contents = f"; it holds {' and '.join(passed_over)}" if passed_over else ""
         raise FileNotFoundError(
-            f"{folder} holds no picture, in no subfolder either{contents}; expected are .png, .jpg, .webp, .tif and"
+            f"{folder} holds no image, in no subfolder either{contents}; expected are .png, .jpg, .webp, .tif and"
             " others that Pillow reads"
         )
     if passed_over:
@@ -177,40 +177,40 @@ def _walk(root: Path) -> Iterator[tuple[Path, str]]:
                 folders.append(path)
 
 
-def as_seen(picture: Image.Image, grid: ImageGrid) -> Image.Image:
+def model_window(image: Image.Image, grid: ImageGrid) -> Image.Image:
     """Window of an RGB image that the grid covers, RGB of cols * cell x rows * cell pixels.
 
     Resized bicubically, as in CLIP's and Qwen's processors. Padding has the image's median colour.
     """
     width, height = (max(1, round(side)) for side in grid.resized)
     left, top = (round(edge) for edge in grid.offset)
-    window = Image.new("RGB", (grid.cols * grid.cell, grid.rows * grid.cell), median_colour(picture))
-    window.paste(picture.resize((width, height), Image.Resampling.BICUBIC), (-left, -top))
+    window = Image.new("RGB", (grid.cols * grid.cell, grid.rows * grid.cell), median_colour(image))
+    window.paste(image.resize((width, height), Image.Resampling.BICUBIC), (-left, -top))
     return window
 
 
-def shuffle_cells(picture: Image.Image, grid: ImageGrid, rng: np.random.Generator) -> Image.Image:
-    """Put the cells of `as_seen(picture, grid)` into random order: the same patches without their arrangement."""
-    pixels = np.asarray(as_seen(picture, grid)).reshape(grid.rows, grid.cell, grid.cols, grid.cell, 3)
+def shuffle_cells(image: Image.Image, grid: ImageGrid, rng: np.random.Generator) -> Image.Image:
+    """Put the cells of `model_window(image, grid)` into random order: the same patches without their arrangement."""
+    pixels = np.asarray(model_window(image, grid)).reshape(grid.rows, grid.cell, grid.cols, grid.cell, 3)
     cells = pixels.swapaxes(1, 2).reshape(-1, grid.cell, grid.cell, 3)
     shuffled = rng.permutation(cells).reshape(grid.rows, grid.cols, grid.cell, grid.cell, 3)
     return Image.fromarray(shuffled.swapaxes(1, 2).reshape(grid.rows * grid.cell, grid.cols * grid.cell, 3))
 
 
-def hide_cells(seen: Image.Image, hidden: np.ndarray, colour: tuple[int, int, int]) -> Image.Image:
-    """Fill the cells `hidden` (bool [row, col]) of an image from `as_seen` with one colour.
+def hide_cells(window: Image.Image, hidden: np.ndarray, colour: tuple[int, int, int]) -> Image.Image:
+    """Fill the cells `hidden` (bool [row, col]) of an image from `model_window` with one colour.
 
     Raises ValueError if the image does not consist of whole cells.
     """
     hidden = np.asarray(hidden, bool)
-    (rows, cols), (width, height) = hidden.shape, seen.size
+    (rows, cols), (width, height) = hidden.shape, window.size
     if height % rows or width % cols:
-        raise ValueError(f"a picture of {width} x {height} pixels is not {cols} x {rows} whole cells; use as_seen")
-    pixels = np.array(seen)
+        raise ValueError(f"an image of {width} x {height} pixels is not {cols} x {rows} whole cells; use model_window")
+    pixels = np.array(window)
     pixels[np.kron(hidden, np.ones((height // rows, width // cols), bool))] = colour
     return Image.fromarray(pixels)
 
 
-def median_colour(picture: Image.Image) -> tuple[int, int, int]:
+def median_colour(image: Image.Image) -> tuple[int, int, int]:
     """Median of red, green and blue over the pixels: the background colour where it covers more than half."""
-    return tuple(int(value) for value in np.median(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0))
+    return tuple(int(value) for value in np.median(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0))

@@ -44,14 +44,14 @@ class Prompts(Links):
 
     def __post_init__(self) -> None:
         if self.data_root is not None and self.text is not None:
-            raise ValueError("give either --data-root (pictures) or --text (words alone)")
+            raise ValueError("give either --data-root (images) or --text (words alone)")
         check_at_least(self, num_samples=0)
         if self.text is not None and (self.prompt is not None or self.dataset != "auto"):
             raise ValueError("--prompt and --dataset belong to --data-root; a text brings its own prompts")
         if self.prompt is not None and not self.prompt.strip():
             raise ValueError("--prompt is empty; write a question or an instruction")
         if self.dataset == "pictures" and self.data_root is None:
-            raise ValueError("--dataset pictures needs --data-root, the folder of pictures")
+            raise ValueError("--dataset pictures needs --data-root, the folder of images")
 
 
 def gather_prompts(settings: Prompts) -> tuple[list[Prompt], list[Skip], Source]:
@@ -61,9 +61,9 @@ def gather_prompts(settings: Prompts) -> tuple[list[Prompt], list[Skip], Source]
     """
     root, prompt, limit = settings.data_root, settings.prompt, settings.num_samples
     if settings.text is not None:
-        found = paragraphs(Path(settings.text))
-        prompts = found[: limit or None]
-        return prompts, [], Source(settings.text, len(found), len(prompts), 0, limit, LIMIT)
+        texts = paragraphs(Path(settings.text))
+        prompts = texts[: limit or None]
+        return prompts, [], Source(settings.text, len(texts), len(prompts), 0, limit, LIMIT)
     if settings.dataset in PUBLISHED:
         return _questions(settings)
     if settings.dataset == "twoshapes" and root is not None and not Path(root, LAYOUT).is_dir():
@@ -84,9 +84,9 @@ def _questions(settings: Prompts) -> tuple[list[Prompt], list[Skip], Source]:
     """
     dataset, limit = settings.dataset, settings.num_samples
     root = spatial_qa.find_root(dataset, settings.data_root)
-    found, skipped = spatial_qa.read(dataset, root, limit)
-    prompts = [Prompt(question.id, settings.prompt or question.prompt, question.images[0]) for question in found]
-    return prompts, skipped, spatial_qa.source_of(dataset, root, len(found), len(skipped), limit, LIMIT)
+    questions, skipped = spatial_qa.read(dataset, root, limit)
+    prompts = [Prompt(question.id, settings.prompt or question.prompt, question.images[0]) for question in questions]
+    return prompts, skipped, spatial_qa.source_of(dataset, root, len(questions), len(skipped), limit, LIMIT)
 
 
 def paragraphs(path: Path, limit: int = 0) -> list[Prompt]:
@@ -100,7 +100,7 @@ def paragraphs(path: Path, limit: int = 0) -> list[Prompt]:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
-    found = [paragraph.strip() for paragraph in re.split(r"\n\s*\n", text) if paragraph.strip()]
-    if not found:
+    texts = [paragraph.strip() for paragraph in re.split(r"\n\s*\n", text) if paragraph.strip()]
+    if not texts:
         raise ValueError(f"{path} holds no text")
-    return [Prompt(f"paragraph-{index}", paragraph) for index, paragraph in enumerate(found)][: limit or None]
+    return [Prompt(f"paragraph-{index}", paragraph) for index, paragraph in enumerate(texts)][: limit or None]

@@ -64,12 +64,12 @@ def collect(settings: Samples, flag: str = "--limit") -> tuple[list[Sample], lis
     prompt, limit = settings.prompt, settings.limit
     if settings.image:
         paths = [Path(path) for path in settings.image]
-        return _pictures(paths, prompt), [], Source("--image", None, len(paths))
+        return _samples(paths, prompt), [], Source("--image", None, len(paths))
     root = find_root(settings.data_root, limit or DEFAULT_COUNT, settings.seed)
     if (root.path / LAYOUT).is_dir() or not root.path.is_dir():
         return of_twoshapes(root, prompt, limit, flag)
     paths = list_images(root.path)
-    samples = _pictures(paths[: limit or None], prompt)
+    samples = _samples(paths[: limit or None], prompt)
     return samples, [], Source(root.place, len(paths), len(samples), 0, limit, flag, is_synthetic(root.path))
 
 
@@ -82,11 +82,11 @@ def of_twoshapes(
     return [_question(sample, prompt) for sample in samples], skipped, source
 
 
-def _pictures(paths: list[Path], prompt: str | None) -> list[Sample]:
+def _samples(paths: list[Path], prompt: str | None) -> list[Sample]:
     if prompt is None:
-        raise ValueError("pictures need a --prompt, such as --prompt 'describe the image .'")
+        raise ValueError("images need a --prompt, such as --prompt 'describe the image .'")
     if not any(path.exists() for path in paths):
-        raise FileNotFoundError(f"none of the pictures exists: {', '.join(map(str, paths[:3]))}")
+        raise FileNotFoundError(f"none of the images exists: {', '.join(map(str, paths[:3]))}")
     return [Sample(name, path, prompt) for name, path in zip(names(paths), paths, strict=True)]
 
 

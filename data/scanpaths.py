@@ -143,7 +143,7 @@ def read(
         raise ValueError(f"{path} is of no known kind; scanpaths come as {', '.join(READERS)}")
     if not path.is_file():
         raise FileNotFoundError(f"scanpath file {path} does not exist")
-    found: dict[str, Scanpath] = {}
+    by_image: dict[str, Scanpath] = {}
     skipped, names, unread = [], {name: {} for name in CHOICES}, {}
     try:
         for where, record in READERS[path.suffix.lower()](path):
@@ -153,15 +153,15 @@ def read(
                     known[label(record, name)] = None
             try:
                 scanpath = _scanpath(record, root, request)
-                if scanpath.image in found:
+                if scanpath.image in by_image:
                     raise SampleError("image has a scanpath already")
-                found[scanpath.image] = scanpath
+                by_image[scanpath.image] = scanpath
             except SampleError as error:
                 skipped.append(Skip(where + _name_of(record), error.reason))
     except OSError as error:
         raise ValueError(f"scanpath file {path} cannot be read: {error.strerror}") from error
     names = {name: tuple(filter(None, known)) for name, known in names.items()}
-    return Scanpaths(root, found, skipped, names, tuple(unread))
+    return Scanpaths(root, by_image, skipped, names, tuple(unread))
 
 
 @dataclass(frozen=True)
@@ -310,7 +310,7 @@ def _scanpath(record: object, root: Path, request: _Request) -> Scanpath:
         raise SampleError(ordered[0].fault if ordered else "no fixation")
     # files of earlier versions of data.twoshapes_scanpaths have the target "on" instead of "synthetic"
     synthetic = str(record.get("synthetic", "on" in record)).lower() in ("true", "1", "yes")
-    return Scanpath(_picture(root, image.strip(), record.get("task")), units, ordered, display, synthetic)
+    return Scanpath(_image_path(root, image.strip(), record.get("task")), units, ordered, display, synthetic)
 
 
 def _is_arrays(record: dict) -> bool:
@@ -357,7 +357,7 @@ def _is_size(size: object) -> bool:
     return all(isinstance(side, int | float) and not isinstance(side, bool) and 0 < side < math.inf for side in size)
 
 
-def _picture(root: Path, image: str, task: object) -> str:
+def _image_path(root: Path, image: str, task: object) -> str:
     """Path of the image below the root, or in the task's folder if only that exists."""
     path = _below(root, image)
     if isinstance(task, str) and task.strip() and not (root / path).is_file():
@@ -465,7 +465,7 @@ def _cell(
             return None, "outside the display"
         x, y = from_display(x, y, scanpath.display, (grid.width, grid.height))
     if not (0 <= x < grid.width and 0 <= y < grid.height):
-        return None, "beside the picture on the display" if units == "display" else "outside the picture"
+        return None, "beside the image on the display" if units == "display" else "outside the image"
     cell = grid.cell_at(x, y)
     return (None, "cropped away") if cell is None else ((cell[1], cell[0]), "")
 

@@ -49,7 +49,7 @@ class Question:
     notes: tuple[str, ...] = ()
     """Parts of the record that are not in the model's input."""
 
-    def pictures(self) -> list[Image.Image]:
+    def load_images(self) -> list[Image.Image]:
         """Decoded images, upright, 8-bit RGB. Raises SampleError for an unreadable one."""
         return [read_image(image) for image in self.images]
 
@@ -88,11 +88,11 @@ def read(dataset: str, data_root: str | Path | None = None, limit: int = 0) -> t
         try:
             if record.fault:
                 raise SampleError(record.fault)
-            asked = understand(record.content, root, folder)
-            name = asked.id or record.id
+            content = understand(record.content, root, folder)
+            name = content.id or record.id
             if name in questions:
                 raise SampleError("duplicate id")
-            questions[name] = Question(**asked._replace(id=name)._asdict())
+            questions[name] = Question(**content._replace(id=name)._asdict())
         except SampleError as error:
             skipped.append(Skip(record.where + _named(record.content), error.reason))
         if limit and len(questions) == limit:

@@ -133,17 +133,17 @@ def _read_parquet(path: Path) -> Iterator[Record]:
 def _read_table(path: Path) -> Iterator[Record]:
     """Rows of a CSV or TSV file with a header. As in VLMEvalKit, `image` may be the index of another row with the same
     image."""
-    pictures: dict[str, str] = {}
+    images: dict[str, str] = {}
     referenced = {row["image"] for _, row in _rows(path) if isinstance(row, dict) and _is_reference(row.get("image"))}
     if referenced:
         rows = (row for _, row in _rows(path) if isinstance(row, dict))
-        pictures = {row["index"]: row["image"] for row in rows if row.get("index") in referenced}
+        images = {row["index"]: row["image"] for row in rows if row.get("index") in referenced}
     for number, (where, row) in enumerate(_rows(path)):
         if isinstance(row, str):
             yield Record(where, str(number), None, row)
             continue
         if _is_reference(row.get("image")):
-            row["image"] = pictures.get(row["image"], row["image"])
+            row["image"] = images.get(row["image"], row["image"])
         yield Record(where, str(number), row)
 
 

@@ -75,20 +75,20 @@ def understand(content: object, root: Path | None, folder: Path | None) -> Conte
     gold = _gold(answer, _index(fields), options) if options else _open_gold(answer, fields, prompt)
     if not gold:
         raise SampleError("no answer")
-    pictures = pictures_of(fields)
-    prompt, options, order = _placed(prompt, options, pictures)
-    images = [source(value, pictures.encoded, lambda name: _file(name, root, folder)) for value in pictures.values]
+    held = image_fields(fields)
+    prompt, options, order = _placed(prompt, options, held)
+    images = [source(value, held.encoded, lambda name: _file(name, root, folder)) for value in held.values]
     shown = tuple(images[index] for index in order)
-    return Content(_text(fields, *IDS), _text(fields, *TASKS), prompt, options, gold, shown, (*notes, *pictures.notes))
+    return Content(_text(fields, *IDS), _text(fields, *TASKS), prompt, options, gold, shown, (*notes, *held.notes))
 
 
-def _placed(prompt: str, options: tuple[str, ...], pictures: Pictures) -> tuple[str, tuple[str, ...], list[int]]:
+def _placed(prompt: str, options: tuple[str, ...], held: ImageFields) -> tuple[str, tuple[str, ...], list[int]]:
     """Prompt and options with renumbered image markers, and the order of the images. Raises SampleError."""
     spans = locate(prompt, options) if options else []
     if spans is None:
         raise SampleError("options cannot be told apart in the prompt")
     ends = [0, *(end for span in spans for end in span), len(prompt)]
-    pieces, order = renumber([prompt[a:b] for a, b in zip(ends, ends[1:], strict=False)], pictures)
+    pieces, order = renumber([prompt[a:b] for a, b in zip(ends, ends[1:], strict=False)], held)
     texts = tuple(" ".join(text.split()) for text in pieces[1::2])
     return without_leading("".join(pieces)).strip(), texts, order
 
@@ -277,25 +277,25 @@ def _plain(text: str) -> str:
 def _file(name: str, root: Path | None, folder: Path | None) -> Path:
     """File of that name below the root, below its spatial_reasoning/ (as published), or in the records' folder."""
     if root is None:
-        raise SampleError("picture missing")
+        raise SampleError("image missing")
     places = (root, root / "spatial_reasoning", *([folder] if folder and folder.is_relative_to(root) else []))
     try:
         paths = [place / name for place in places]
         faults = [OUTSIDE if Path(name).is_absolute() else root_fault(path, root) for path in paths]
         file = next((path.resolve() for path in paths if path.is_file()), None)
     except (OSError, ValueError, RuntimeError) as error:  # a null byte, a name too long, a loop of links
-        raise SampleError("picture path is no path") from error
+        raise SampleError("image path is no path") from error
     if any(faults):
-        raise SampleError(f"picture {max(faults)}")
+        raise SampleError(f"image {max(faults)}")
     if file is None:
-        raise SampleError("picture missing")
+        raise SampleError("image missing")
     return file
 
 
 FIELDS = ("image", "images", "image_bytes", "image_path", "image_paths", "img_path")
 PATHS = {"image_path": "image", "image_paths": "images", "img_path": "image"}  # path -> image field
 NUMBERED = re.compile(r"(?:image|img)[ _-]?(\d+)", re.IGNORECASE)
-PICTURE_NAME = re.compile(r"image|img|picture|photo", re.IGNORECASE)
+IMAGE_NAME = re.compile(r"image|img|picture|photo", re.IGNORECASE)
 MARKER = re.compile(r"<\|?(?:image|img)[ _-]?(\d*)\|?>", re.IGNORECASE)
 LEADING = re.compile(r"(?:\s*<image \d+>)+\s*")
 DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,")
@@ -304,7 +304,7 @@ BASE64 = re.compile(r"(?:/9j/|iVBOR|R0lGOD|UklGR|Qk|SUkq|TU0A|AAAA)[A-Za-z0-9+/\
 SHORT = 64  # characters; a shorter text is a path
 
 
-class Pictures(NamedTuple):
+class ImageFields(NamedTuple):
     """Raw images of a record.
 
     numbers: those of their fields, None for a list. encoded: texts are base64. notes: images of the record that are not
@@ -317,7 +317,7 @@ class Pictures(NamedTuple):
     notes: tuple[str, ...]
 
 
-def pictures_of(fields: dict) -> Pictures:
+def image_fields(fields: dict) -> ImageFields:
     """Images in a record's fields. Raises SampleError for none."""
     numbered = sorted((int(match[1]), name) for name in fields if (match := NUMBERED.fullmatch(name)))
     numbered = [(number, name) for number, name in numbered if not is_absent(fields[name])]
@@ -329,10 +329,10 @@ def pictures_of(fields: dict) -> Pictures:
     else:
         name = next((name for name in FIELDS if name in fields and not is_absent(fields[name])), None)
         if name is None:
-            raise SampleError("no picture")
+            raise SampleError("no image")
         values = [value for value in as_list(fields[name]) if not is_absent(value)]
         names, numbers = [name], None
-    return Pictures(values, numbers, names == ["image_bytes"], _unshown(fields, names, values))
+    return ImageFields(values, numbers, names == ["image_bytes"], _unshown(fields, names, values))
 
 
 def is_absent(value: object) -> bool:
@@ -346,22 +346,22 @@ def _unshown(fields: dict, used: list[str], shown: list) -> tuple[str, ...]:
     """Note for each other field with an image that is not in `shown`."""
     others = (name for name in fields if name not in used and PATHS.get(name) not in used)
     return tuple(
-        f"picture in field {name!r} is not shown"
+        f"image in field {name!r} is not shown"
         for name in others
-        if any(_is_picture(name, value) and value not in shown for value in as_list(fields[name]))
+        if any(_is_image(name, value) and value not in shown for value in as_list(fields[name]))
     )
 
 
-def _is_picture(name: str, value: object) -> bool:
+def _is_image(name: str, value: object) -> bool:
     if isinstance(value, dict):
         return isinstance(value.get("bytes"), bytes | str)
     if not isinstance(value, str):
         return isinstance(value, bytes)
-    path = PICTURE_NAME.search(name) and Path(value[-100:]).suffix.lower() in suffixes()
+    path = IMAGE_NAME.search(name) and Path(value[-100:]).suffix.lower() in suffixes()
     return bool(path or DATA_URL.match(value) or (len(value) > SHORT and BASE64.fullmatch(value)))
 
 
-def renumber(texts: list[str], pictures: Pictures) -> tuple[list[str], list[int]]:
+def renumber(texts: list[str], held: ImageFields) -> tuple[list[str], list[int]]:
     """Pieces of a text with renumbered markers (`<image 1>` is the first image of the prompt), and the order of images.
 
     The order, as indices into the record's images, is that of the markers if they refer to each image once, else that
@@ -370,12 +370,12 @@ def renumber(texts: list[str], pictures: Pictures) -> tuple[list[str], list[int]
     marked = [number for text in texts for number in MARKER.findall(text)]
     if "" in marked and any(marked):
         raise SampleError("image markers with and without numbers")
-    count = len(pictures.values)
+    count = len(held.values)
     first = 0 if "0" in marked else 1
-    labels = pictures.numbers or list(range(first, first + count))
+    labels = held.numbers or list(range(first, first + count))
     numbers = labels[: len(marked)] if "" in marked else [int(number) for number in marked]
     if not set(numbers) <= set(labels) or len(numbers) < len(marked):
-        raise SampleError("an image marker names no picture")
+        raise SampleError("an image marker names no image")
     indices = [labels.index(number) for number in numbers]
     order = indices if sorted(indices) == list(range(count)) else list(range(count))
     places = (f"<image {order.index(index) + 1}>" for index in indices)
@@ -402,11 +402,11 @@ def source(value: object, encoded: bool, find: Callable[[str], Path]) -> Path | 
     if isinstance(value, bytes):
         return value
     if not isinstance(value, str) or not value.strip():
-        raise SampleError("a picture is neither path nor bytes")
+        raise SampleError("an image is neither path nor bytes")
     header = DATA_URL.match(value)
     if encoded or header or (len(value) > SHORT and BASE64.fullmatch(value)):
         try:
             return base64.b64decode("".join(value[header.end() if header else 0 :].split()), validate=True)
         except (binascii.Error, ValueError) as error:
-            raise SampleError("a picture is not base64") from error
+            raise SampleError("an image is not base64") from error
     return find(value.strip())

@@ -72,11 +72,11 @@ def gather(settings: SpatialSamples) -> tuple[list[SpatialSample], list[Skip], S
     limit = settings.limit
     root = find_root(settings.data_root, limit or DEFAULT_COUNT, settings.seed)
     pairs, skipped = read(root.path, limit=limit or None)
-    samples = [_asked(number, pair, settings.prompt) for number, pair in enumerate(pairs)]
+    samples = [_sample(number, pair, settings.prompt) for number, pair in enumerate(pairs)]
     return samples, skipped, root.source(len(samples), len(skipped), limit)
 
 
-def _asked(number: int, pair: TwoShapes, prompt: str) -> SpatialSample:
+def _sample(number: int, pair: TwoShapes, prompt: str) -> SpatialSample:
     first, second = (f"{entity.colour} {entity.shape}" for entity in (pair.first, pair.second))
     words = {"first": first, "relation": pair.relation, "second": second}
     return SpatialSample(
@@ -149,10 +149,10 @@ def _random_caption(rng: np.random.Generator) -> str:
 
 def counterfactuals(caption: str) -> dict[str, Sentence]:
     """The caption and its three counterfactuals by name. Raises ValueError for a sentence of another form."""
-    found = CAPTION.fullmatch(caption)
-    if not found:
+    match = CAPTION.fullmatch(caption)
+    if not match:
         raise ValueError(f"{caption!r} is not a caption of two shapes, such as {QUESTION.format(*'ABCD')!r}")
-    _, colour, shape, other_colour, other_shape, relation = found.groups()
+    _, colour, shape, other_colour, other_shape, relation = match.groups()
     first, second, opposite = f"{colour} {shape}", f"{other_colour} {other_shape}", OPPOSITE[relation]
     return {
         "caption": _sentence(first, second, relation),

@@ -6,7 +6,7 @@
         caption.txt        one caption per world: "there are two shapes a green rectangle and a blue cross . ..."
         agreement.txt      one number per world: 1.0 if the caption is true
         world_model.json   the worlds: per entity colour, shape, centre, size, rotation, bounding box
-        world-I.png        the picture of world I, numbered within its shard
+        world-I.png        the image of world I, numbered within its shard
 
 The order of the entities in a world is independent of the order in its caption, so a caption's shapes are identified by
 colour and shape. data/README.md has the statistics of the published data and of the generated data.
@@ -99,8 +99,8 @@ def read(data_root: str | Path, limit: int | None = None) -> tuple[list[TwoShape
                 return samples, skipped
             name = f"{shard.name}/{index}"
             try:
-                picture = shard / f"world-{index}.png"
-                samples.append(_read_sample(name, picture, root, index, captions, agreements, worlds))
+                image_path = shard / f"world-{index}.png"
+                samples.append(_read_sample(name, image_path, root, index, captions, agreements, worlds))
             except SampleError as error:
                 skipped.append(Skip(name, error.reason))
     return samples, skipped
@@ -171,7 +171,7 @@ def _read_shard(shard: Path, root: Path) -> tuple[list[str], list[str], list]:
 
 
 def _read_sample(
-    name: str, picture: Path, root: Path, index: int, captions: list[str], agreements: list[str], worlds: list
+    name: str, image_path: Path, root: Path, index: int, captions: list[str], agreements: list[str], worlds: list
 ) -> TwoShapes:
     for lines, reason in ((captions, "no caption"), (agreements, "no agreement"), (worlds, "no world model")):
         if index >= len(lines):
@@ -179,18 +179,18 @@ def _read_sample(
     if agreements[index].strip() != "1.0":
         raise SampleError("agreement is not 1.0")
     caption = captions[index].strip()
-    found = CAPTION.fullmatch(caption)
-    if not found:
+    match = CAPTION.fullmatch(caption)
+    if not match:
         raise SampleError("caption does not parse")
-    side = _checked_picture(picture, root)
+    side = _checked_image(image_path, root)
     entities = _read_entities(worlds[index], side)
-    _, colour, shape, other_colour, other_shape, relation = found.groups()
+    _, colour, shape, other_colour, other_shape, relation = match.groups()
     first, second = (_find(entities, *wanted) for wanted in ((colour, shape), (other_colour, other_shape)))
     is_reversed = entities.index(first) > entities.index(second)
-    return TwoShapes(name, picture, caption, found["question"], relation, first, second, is_reversed)
+    return TwoShapes(name, image_path, caption, match["question"], relation, first, second, is_reversed)
 
 
-def _checked_picture(path: Path, root: Path) -> int:
+def _checked_image(path: Path, root: Path) -> int:
     """Side in pixels of an image inside `root`, after decoding it completely. Raises SampleError."""
     if fault := root_fault(path, root):
         raise SampleError(fault)
@@ -223,10 +223,10 @@ def _read_entities(world: dict, side: int) -> list[Entity]:
 
 def _find(entities: list[Entity], colour: str, shape: str) -> Entity:
     """The single entity with this colour and shape. Raises SampleError."""
-    found = [entity for entity in entities if (entity.colour, entity.shape) == (colour, shape)]
-    if len(found) != 1:
-        raise SampleError("caption's shape is " + ("in the world twice" if found else "not in the world"))
-    return found[0]
+    matching = [entity for entity in entities if (entity.colour, entity.shape) == (colour, shape)]
+    if len(matching) != 1:
+        raise SampleError("caption's shape is " + ("in the world twice" if matching else "not in the world"))
+    return matching[0]
 
 
 def generate(folder: str | Path, count: int, seed: int, same_colour: float = 0.24, size: int = SIDE) -> None:
@@ -240,7 +240,7 @@ def generate(folder: str | Path, count: int, seed: int, same_colour: float = 0.2
         raise ValueError(f"count is {count} and seed {seed}; give a count of at least 1 and a seed of at least 0")
     if size < MIN_SIDE:
         raise ValueError(f"size is {size} pixels; give at least {MIN_SIDE}, below which small shapes are hardly seen")
-    progress = tqdm(total=count, desc="drawing", unit="picture", disable=None)
+    progress = tqdm(total=count, desc="drawing", unit="image", disable=None)
     with made_whole(folder) as root, progress:
         (root / LAYOUT).mkdir(parents=True)
         mark(root / LAYOUT.parts[0], "data.twoshapes")

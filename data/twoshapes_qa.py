@@ -150,13 +150,13 @@ def generate(folder: str | Path, count: int, seed: int) -> None:
 
 def record(root: Path, name: str, index: int, task: str, question: Question) -> dict:
     """Draw the images of a question below `root` and return its record in the layout `name`."""
-    images = LAYOUTS[name].file.parent / "images"
-    pictures = {f"{index:05d}_{number}": draw(scene, SIDE) for number, scene in enumerate(question.scenes, 1)}
-    if name == "sat2" and len(pictures) > 1:
-        pictures = {f"{index:05d}_merged": side_by_side(list(pictures.values()))}
-    paths = [(images / f"{stem}.png").as_posix() for stem in pictures]
-    for path, picture in zip(paths, pictures.values(), strict=True):
-        picture.save(root / path)
+    folder = LAYOUTS[name].file.parent / "images"
+    images = {f"{index:05d}_{number}": draw(scene, SIDE) for number, scene in enumerate(question.scenes, 1)}
+    if name == "sat2" and len(images) > 1:
+        images = {f"{index:05d}_merged": side_by_side(list(images.values()))}
+    paths = [(folder / f"{stem}.png").as_posix() for stem in images]
+    for path, image in zip(paths, images.values(), strict=True):
+        image.save(root / path)
     turns = (("human", "<image>\n" * len(paths) + question.prompt), ("gpt", question.answer))
     conversations = [{"from": side, "value": text} for side, text in turns]
     if name == "sat2":
@@ -165,9 +165,9 @@ def record(root: Path, name: str, index: int, task: str, question: Question) -> 
     return {"id": f"{name}-{index}", "sub_task": task, **numbered, "conversations": conversations}
 
 
-def side_by_side(pictures: list[Image.Image]) -> Image.Image:
+def side_by_side(images: list[Image.Image]) -> Image.Image:
     """Concatenate images of equal height from left to right."""
-    return Image.fromarray(np.concatenate([np.asarray(picture) for picture in pictures], axis=1))
+    return Image.fromarray(np.concatenate([np.asarray(image) for image in images], axis=1))
 
 
 @dataclass(frozen=True)

@@ -38,14 +38,14 @@ def generate(
     if not 0 < jitter < math.inf:
         raise ValueError(f"jitter is {jitter}, expected a number > 0")
     if not 0 <= clearance < 1:
-        raise ValueError(f"clearance is {clearance}, expected a share of the picture's side, 0 to 1")
+        raise ValueError(f"clearance is {clearance}, expected a share of the image's side, 0 to 1")
     folder = root if folder is None else Path(folder).resolve()
     files = {target: folder / f"scanpaths-{target}.jsonl" for target in TARGETS}
     if existing := [path for path in files.values() if path.exists()]:
         raise FileExistsError(f"{existing[0]} exists; move or remove it first")
     samples, skipped = read(root)
     lines = {target: [] for target in TARGETS}
-    for sample in tqdm(samples, desc="simulating gaze", unit="picture", disable=None):
+    for sample in tqdm(samples, desc="simulating gaze", unit="image", disable=None):
         shard, number = (int(part) for part in sample.id.removeprefix("shard").split("/"))
         for index, target in enumerate(TARGETS):
             pixels, probabilities = _candidates(sample, target, jitter, clearance)

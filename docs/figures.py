@@ -51,7 +51,7 @@ def page(report: Path, out: Path) -> None:
         tab.locator("#viewer").wait_for(state="visible")
         tab.locator("#sample").select_option("shard0/1 second")
         tab.locator("img[alt='Image of shard0/1 second']").first.wait_for()
-        tab.locator("#way-b").select_option("non-gaussian")
+        tab.locator("#condition-b").select_option("non-gaussian")
         tab.locator("#colours").select_option("turbo")
         tab.locator('#matrix button[data-layer="2"]:not([data-head])').click()
         tab.add_style_tag(content="#view { padding: 16px; }")

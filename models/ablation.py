@@ -87,9 +87,9 @@ class HeadAblation:
 def check_heads(heads: Iterable) -> tuple[tuple[int, int], ...]:
     """Unique (layer, head) pairs, sorted. Raises ValueError for other input."""
     try:
-        found = sorted({(operator.index(layer), operator.index(head)) for layer, head in heads})
+        pairs = sorted({(operator.index(layer), operator.index(head)) for layer, head in heads})
     except (TypeError, ValueError) as error:
         raise ValueError(f"heads are {heads!r}; give pairs (layer, head), such as ((3, 0), (4, 2))") from error
-    if wrong := [pair for pair in found if min(pair) < 0]:
+    if wrong := [pair for pair in pairs if min(pair) < 0]:
         raise ValueError(f"head {wrong[0][1]} of layer {wrong[0][0]} does not exist; both count from 0")
-    return tuple(found)
+    return tuple(pairs)

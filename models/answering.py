@@ -85,7 +85,7 @@ def no_steering(keys, inputs, layouts) -> tuple[None, list[dict[str, int]]]:
 
 
 @dataclass(frozen=True)
-class ModelAsked:
+class ModelBackend:
     """A loaded vision-language model, as the source of answers."""
 
     model: torch.nn.Module
@@ -94,7 +94,7 @@ class ModelAsked:
     steer: BatchSteering = no_steering
 
     @torch.no_grad()
-    def ask(self, keys: Sequence, prompts: Sequence[str], images: Sequence[list]) -> list[Reply]:
+    def answer(self, keys: Sequence, prompts: Sequence[str], images: Sequence[list]) -> list[Reply]:
         """Replies to a batch; `keys` identify its questions, `images` holds a list of RGB images for each. Prompts may
         hold image markers (`models.vlm`).
 
@@ -139,15 +139,15 @@ def count_changes(report: InterventionReport, lengths: Sequence[int]) -> list[di
 
 
 @dataclass(frozen=True)
-class RunnerAsked:
+class RunnerBackend:
     """A user-defined runner, as the source of answers, one question at a time."""
 
     runner: object
     decoding: Decoding
 
-    def ask(self, keys: Sequence, prompts: Sequence[str], images: Sequence[list]) -> list[Reply]:
-        """Replies, as in `ModelAsked.ask`."""
-        return [self._one(*each) for each in zip(keys, prompts, images, strict=True)]
+    def answer(self, keys: Sequence, prompts: Sequence[str], images: Sequence[list]) -> list[Reply]:
+        """Replies, as in `ModelBackend.answer`."""
+        return [self._one(*question) for question in zip(keys, prompts, images, strict=True)]
 
     def _one(self, key, prompt: str, images: list) -> Reply:
         chosen = self.decoding
@@ -160,7 +160,7 @@ class RunnerAsked:
             "seed": own_seed(chosen.seed, key),
             "system_prompt": chosen.system_prompt,
         }
-        text, cut = ask(self.runner, in_words(prompt), images, **settings)
+        text, cut = call_runner(self.runner, in_words(prompt), images, **settings)
         return Reply(text.strip(), {}, cut)
 
 
@@ -214,7 +214,7 @@ def load(name: str, flag: str = "--runner", method: str = "generate(prompt, imag
     return made
 
 
-def ask(runner, prompt: str, images: list, **settings) -> tuple[str, bool | None]:
+def call_runner(runner, prompt: str, images: list, **settings) -> tuple[str, bool | None]:
     """The runner's answer, and whether the token limit cut it (None if the runner does not report it).
 
     Raises SampleError if the runner fails or returns no text; the run continues.

@@ -33,7 +33,7 @@ ATTENTION = ("self_attn", "attn", "attention")  # names of attention modules: Ll
 LISTENERS, STEERING = "sightline_listeners", "sightline_steering"
 LOCK = Lock()  # guards changes of these attributes and of the name of the attention function
 
-Part = Literal["decoder", "tower"]
+Part = Literal["decoder", "encoder"]
 Listener = Callable[[int, nn.Module, torch.Tensor, torch.Tensor, torch.Tensor | None, float], None]
 """Called with (layer, module, query, key, mask, scaling) before each attention; shapes as in `attention`."""
 
@@ -74,10 +74,10 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 def attention_stack(model: PreTrainedModel, part: Part) -> tuple[PreTrainedModel, list[nn.Module]]:
     """The sub-model whose config names the attention function, and its attention modules in layer order.
 
-    `part` is "decoder" (the language model) or "tower" (the vision encoder). Raises ValueError for a model whose
+    `part` is "decoder" (the language model) or "encoder" (the vision encoder). Raises ValueError for a model whose
     attention cannot be recorded, before any change.
     """
-    stack = model.get_decoder() if part == "decoder" else vision_tower(model)
+    stack = model.get_decoder() if part == "decoder" else vision_encoder(model)
     modules = list(attention_modules(stack).values())
     kind = type(model).__name__
     if not modules or not stack._can_set_attn_implementation():
@@ -125,13 +125,13 @@ def check_layers(config: PreTrainedConfig, count: int, kind: str) -> None:
         )
 
 
-def vision_tower(model: PreTrainedModel) -> PreTrainedModel:
+def vision_encoder(model: PreTrainedModel) -> PreTrainedModel:
     """The vision encoder. Raises ValueError if the model has none under a known name."""
     for name in ("vision_tower", "visual"):
         if hasattr(model.base_model, name):
             return getattr(model.base_model, name)
     raise ValueError(
-        f"no vision tower of {type(model).__name__} is known, so there is none to record; known are those of "
+        f"no vision encoder of {type(model).__name__} is known, so there is none to record; known are those of "
         "LLaVA-1.5, Qwen2-VL, Qwen2.5-VL and Qwen3-VL (Fuyu has none: its patches enter the decoder directly)"
     )
 

@@ -85,10 +85,10 @@ def versions(root: Path = ROOT) -> Iterator[Line]:
 
     An older version than required is a fault, since it is untested; a newer one is reported.
     """
-    asked = re.search(r'requires-python = "(.+)"', (root / "pyproject.toml").read_text())[1]
-    old = numbers(platform.python_version()) < numbers(asked)
-    remedy = f"rm -rf .venv; PYTHON=python{asked.lstrip('>=')} bash env_setup_llava.bash" if old else ""
-    yield Line("python", f"{platform.python_version()} (asked for {asked})", "wrong" if old else "ok", remedy)
+    required = re.search(r'requires-python = "(.+)"', (root / "pyproject.toml").read_text())[1]
+    old = numbers(platform.python_version()) < numbers(required)
+    remedy = f"rm -rf .venv; PYTHON=python{required.lstrip('>=')} bash env_setup_llava.bash" if old else ""
+    yield Line("python", f"{platform.python_version()} (asked for {required})", "wrong" if old else "ok", remedy)
     wanted = dict(line.split("==") for line in (root / "requirements.txt").read_text().split())
     yield from (package(name, version) for name, version in wanted.items() if name not in FOR_TESTS)
     lines = [package(name, version, needed=False) for name, version in wanted.items() if name in FOR_TESTS]
@@ -97,20 +97,22 @@ def versions(root: Path = ROOT) -> Iterator[Line]:
         yield Line("for the tests", fine, needed=False)
 
 
-def package(name: str, asked: str, needed: bool = True) -> Line:
+def package(name: str, required: str, needed: bool = True) -> Line:
     """Import of one package, compared with the required version."""
-    remedy = f"{PIP} {name}=={asked}"
+    remedy = f"{PIP} {name}=={required}"
     try:
-        found = metadata.version(name)
+        version = metadata.version(name)
         importlib.import_module(MODULES.get(name, name.removeprefix("pytest-")))
     except metadata.PackageNotFoundError:
-        return Line(name, f"not installed (asked for {asked})", "missing", remedy, needed)
+        return Line(name, f"not installed (asked for {required})", "missing", remedy, needed)
     except Exception as error:  # a broken installation may raise any error
         return Line(name, f"cannot be imported: {describe(error)}", "wrong", f"{remedy} --force-reinstall", needed)
-    if numbers(found) == numbers(asked):
-        return Line(name, found, needed=needed)
-    old = numbers(found) < numbers(asked)
-    return Line(name, f"{found}, {'older' if old else 'newer'} than {asked} asked for", "wrong", remedy, needed and old)
+    if numbers(version) == numbers(required):
+        return Line(name, version, needed=needed)
+    old = numbers(version) < numbers(required)
+    return Line(
+        name, f"{version}, {'older' if old else 'newer'} than {required} asked for", "wrong", remedy, needed and old
+    )
 
 
 def numbers(version: str) -> tuple[int, ...]:
@@ -146,12 +148,12 @@ def kernels() -> Iterator[Line]:
         name = f"{device} {dtype} {kind}"
         able = [kernel for kernel in KERNELS if runs(kernel, device, dtype, kind == "masked")]
         unable = [kernel for kernel in KERNELS if kernel not in able]
-        found = f"{', '.join(able) or 'none'}; not here: {', '.join(unable) or 'none'}"
+        available = f"{', '.join(able) or 'none'}; not here: {', '.join(unable) or 'none'}"
         if LINEAR.keys() & able:
-            yield Line(name, found)
+            yield Line(name, available)
         else:
             remedy = f"long prompts take T x T memory; {SETUP}" if able else SETUP
-            yield Line(name, found, "missing", remedy, needed=not able)
+            yield Line(name, available, "missing", remedy, needed=not able)
 
 
 def runs(kernel: str, device: str, dtype: str, masked: bool) -> bool:
@@ -192,22 +194,22 @@ def families(tiny: Path = TINY) -> Iterator[Line]:
 def embedded_model(family: str, tiny: Path) -> Line:
     """Check a family's embedded model in `tiny`: fingerprint, loading, answer, exact recording."""
     name, came = EMBEDDED[family]
-    found = fingerprint(tiny / name)
-    remedy = SETUP if found == came else f"git checkout -- models/tiny/{name}"
-    if found is None:
+    current = fingerprint(tiny / name)
+    remedy = SETUP if current == came else f"git checkout -- models/tiny/{name}"
+    if current is None:
         return Line(family, f"{name} is not there", "missing", remedy)
     try:
-        said, error = tried(family, str(tiny / name))
+        text, error = tried(family, str(tiny / name))
     except Exception as fault:  # a damaged file may raise any error
-        return Line(family, f"{name} {found}: {describe(fault)}", "wrong", remedy)
+        return Line(family, f"{name} {current}: {describe(fault)}", "wrong", remedy)
     faults = [
-        f"files differ from those that came ({came})" * (found != came),
-        f"says {said!r} of a blank picture, not {NOTHING!r}" * (said != NOTHING),
+        f"files differ from those that came ({came})" * (current != came),
+        f"says {text!r} of a blank image, not {NOTHING!r}" * (text != NOTHING),
         f"recorded attention is {error:.0e} off eager's" * (not error <= RECORDED),
     ]
     if any(faults):
-        return Line(family, f"{name} {found}: {'; '.join(filter(None, faults))}", "wrong", remedy)
-    return Line(family, f"{name} {found}: answers, recorded to {error:.0e}")
+        return Line(family, f"{name} {current}: {'; '.join(filter(None, faults))}", "wrong", remedy)
+    return Line(family, f"{name} {current}: answers, recorded to {error:.0e}")
 
 
 def tried(family: str, folder: str) -> tuple[str, float]:
@@ -222,10 +224,10 @@ def tried(family: str, folder: str) -> tuple[str, float]:
     if model.config.model_type != family:
         raise ValueError(f"its config is of the family {model.config.model_type!r}")
     blank = [Image.new("RGB", (96, 96), "white")]
-    said = answer(model, processor, blank, QUESTION, max_new_tokens=4).text
+    text = answer(model, processor, blank, QUESTION, max_new_tokens=4).text
     inputs, _ = model.prepare(processor, blank, QUESTION)
     with quiet():
-        return said, max(recorded_errors(model, inputs))
+        return text, max(recorded_errors(model, inputs))
 
 
 def batch_error(model, processor, image) -> float:
@@ -260,30 +262,30 @@ def checkpoint(folder: str) -> Iterator[Line]:
         yield Line(dtype, f"{model.config.model_type}, {size}")
         with quiet():
             errors = recorded_errors(model, inputs)
-        found = f"recorded attention is {errors[0]:.0e} off eager's in layer 0, at most {max(errors):.0e} in any"
+        finding = f"recorded attention is {errors[0]:.0e} off eager's in layer 0, at most {max(errors):.0e} in any"
         judged = max(errors) if dtype == "float32" else errors[0]  # in half precision two kernels diverge
-        yield Line(f"{dtype} weights", found, "ok" if judged <= bound else "wrong")
+        yield Line(f"{dtype} weights", finding, "ok" if judged <= bound else "wrong")
         error = batch_error(model, processor, image)
-        found = f"logits in a padded batch are {error:.0e} off those alone"
-        yield Line(f"{dtype} batch", found, "ok" if error <= bound else "wrong")
+        finding = f"logits in a padded batch are {error:.0e} off those alone"
+        yield Line(f"{dtype} batch", finding, "ok" if error <= bound else "wrong")
 
 
 def optional() -> Iterator[Line]:
     """Optional packages."""
-    for name, use in OPTIONAL.items():
+    for name, purpose in OPTIONAL.items():
         if find_spec(name) is None:
-            yield Line(name, f"for {use}", "missing", f"{PIP} {name}", needed=False)
+            yield Line(name, f"for {purpose}", "missing", f"{PIP} {name}", needed=False)
             continue
         try:
             importlib.import_module(name)
-            yield Line(name, f"for {use}", needed=False)
+            yield Line(name, f"for {purpose}", needed=False)
         except Exception as error:  # for example, built for another torch
             yield Line(name, describe(error), "wrong", f"{PIP} --upgrade {name}", needed=False)
-    use = "for tests of report pages"
+    purpose = "for tests of report pages"
     if browser := next(filter(None, map(shutil.which, BROWSERS)), None):
-        yield Line("chromium", f"{browser}; {use}", needed=False)
+        yield Line("chromium", f"{browser}; {purpose}", needed=False)
     else:
-        yield Line("chromium", use, "missing", "apt-get install chromium", needed=False)
+        yield Line("chromium", purpose, "missing", "apt-get install chromium", needed=False)
 
 
 def hub() -> Iterator[Line]:
@@ -314,14 +316,14 @@ def checked(section: str, folder: str | None = None) -> list[Line]:
 
 
 def main(config: Config) -> int:
-    found = {}
+    checks = {}
     for section in [*SECTIONS, *["hub"] * config.online] if config.folder is None else ["checkpoint"]:
-        found[section] = checked(section, config.folder)
+        checks[section] = checked(section, config.folder)
         if not config.json:
-            print(section, *map(shown, found[section]), sep="\n", flush=True)
-    failing = [line.name for lines in found.values() for line in lines if line.needed and line.status != "ok"]
+            print(section, *map(shown, checks[section]), sep="\n", flush=True)
+    failing = [line.name for lines in checks.values() for line in lines if line.needed and line.status != "ok"]
     if config.json:
-        sections = {section: [asdict(line) for line in lines] for section, lines in found.items()}
+        sections = {section: [asdict(line) for line in lines] for section, lines in checks.items()}
         print(json.dumps({"ok": not failing, **sections}, indent=1))
     else:
         print("all that is needed: ok" if not failing else f"needed and not in order: {', '.join(failing)}")

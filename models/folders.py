@@ -115,7 +115,9 @@ def nearby(path: Path) -> str:
 
 def check_fields(fields: dict, name: str) -> None:
     """Check the config of a checkpoint as a dict, before transformers converts it to its config class."""
-    if ORIGINAL_LLAVA & fields.keys() or any("LlavaLlama" in str(each) for each in fields.get("architectures") or ()):
+    if ORIGINAL_LLAVA & fields.keys() or any(
+        "LlavaLlama" in str(architecture) for architecture in fields.get("architectures") or ()
+    ):
         size = "13b" if fields.get("hidden_size") == 5120 else "7b"
         raise ValueError(
             f"{name!r} is of LLaVA's original format (mm_vision_tower, mm_projector), which transformers does not "
@@ -195,8 +197,8 @@ def check_shard(file: Path, name: str) -> None:
         with safe_open(file, framework="pt"):
             pass
     except (SafetensorError, OSError) as error:
-        found = "is empty" if size == 0 else f"is cut off or no safetensors file ({size:,} bytes: {error})"
-        raise ValueError(f"the weight file {file.name} of {name!r} {found}; download it again") from error
+        problem = "is empty" if size == 0 else f"is cut off or no safetensors file ({size:,} bytes: {error})"
+        raise ValueError(f"the weight file {file.name} of {name!r} {problem}; download it again") from error
 
 
 def weights_instead(folder: Path, class_name: str) -> str:
@@ -334,7 +336,7 @@ def code(module: str) -> dict[str, str]:
             continue
         hashes[name] = content_hash(path)
         if path.suffix == ".py" and not is_installed(path):
-            waiting += [each for imported in _imports(path, name) for each in _with_parents(imported)]
+            waiting += [parent for imported in _imports(path, name) for parent in _with_parents(imported)]
     return dict(sorted(hashes.items()))
 
 

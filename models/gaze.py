@@ -63,20 +63,20 @@ def check_scanpath(points, rows: int, cols: int, sample: int = 0) -> GazePoints 
     points = points.tolist() if hasattr(points, "tolist") else [] if points is None else points
     if not isinstance(points, Iterable):
         raise ValueError(f"scanpath of sample {sample} is {points!r}; give a list of (x, y)")
-    found: list[list[float]] = []
+    checked: list[list[float]] = []
     for index, point in enumerate(points):
         where = f"scanpath of sample {sample}, gaze point {index}"
         try:
             numbers = [float(number + 0) for number in point]  # + 0 raises TypeError for "3"
         except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{where} is {point!r}, not (x, y); give one list of (x, y) per sample") from error
-        if len(numbers) not in (2, 3) or (found and len(numbers) != len(found[0])):
+        if len(numbers) not in (2, 3) or (checked and len(numbers) != len(checked[0])):
             raise ValueError(f"{where} has {len(numbers)} numbers; give (x, y), or (x, y, weight) for all")
         _check_point(where, numbers, rows, cols)
-        found.append(numbers)
-    if not found:
+        checked.append(numbers)
+    if not checked:
         return None
-    table = torch.tensor(found, dtype=torch.float64)
+    table = torch.tensor(checked, dtype=torch.float64)
     weights = table[:, 2] if table.shape[1] == 3 else torch.ones(len(table), dtype=torch.float64)
     return GazePoints(table[:, :2].long(), weights / weights.max())
 
@@ -155,8 +155,8 @@ def gaze_similarity(weights: torch.Tensor, image: torch.Tensor, mask: torch.Tens
 
     weights: softmax rows [..., head, row, key], float32; image: positions [cell]; mask: G [row, col].
     """
-    seen = weights[..., image]
-    return (seen * mask.flatten()).sum(-1) / seen.sum(-1).clamp_min(MIN_IMAGE_MASS)
+    on_image = weights[..., image]
+    return (on_image * mask.flatten()).sum(-1) / on_image.sum(-1).clamp_min(MIN_IMAGE_MASS)
 
 
 def salient_heads(
@@ -342,8 +342,8 @@ class Gaze:
         scanpaths, samples = self.scanpaths, len(prompt.starts)
         scanpaths = scanpaths.tolist() if hasattr(scanpaths, "tolist") else scanpaths
         if not isinstance(scanpaths, list | tuple) or len(scanpaths) != samples:
-            found = f"{len(scanpaths)}" if isinstance(scanpaths, list | tuple) else f"{scanpaths!r}"
-            raise ValueError(f"scanpaths of {samples} samples: {found}; give one list of (x, y) each, [] for no gaze")
+            given = f"{len(scanpaths)}" if isinstance(scanpaths, list | tuple) else f"{scanpaths!r}"
+            raise ValueError(f"scanpaths of {samples} samples: {given}; give one list of (x, y) each, [] for no gaze")
         gazed = [sample for sample, points in enumerate(scanpaths) if not is_empty(points)]
         grids = prompt.grids() if gazed else []
         placed = {}
@@ -418,14 +418,14 @@ class MaskSettings:
     def masks(self, margin: int, layers: int, heads: int) -> dict[str, GazeMask]:
         """Mask of each type for a model of that size; `margin` as in `parse_mask_type`."""
         target = list(self.target_layer) or None
-        found = {
+        by_type = {
             kind: parse_mask_type({"type": kind, "margin": margin, "target-layer": target}, layers, heads)
             for kind in self.mask_types
         }
-        if isinstance(salient := found.get("salient-head"), SalientHead):
+        if isinstance(salient := by_type.get("salient-head"), SalientHead):
             at_most = salient.heads if self.salient_heads is None else self.salient_heads
-            found["salient-head"] = replace(salient, tau=self.tau, heads=at_most, sigma=self.sigma)
-        return found
+            by_type["salient-head"] = replace(salient, tau=self.tau, heads=at_most, sigma=self.sigma)
+        return by_type
 
 
 def published_layers(layers: int) -> tuple[int, ...]:
@@ -439,12 +439,12 @@ def check_layers(target, layers: int) -> tuple[int, ...]:
     """Layer numbers, ascending and unique, of an int or several. Raises ValueError for one outside the model."""
     try:
         single = isinstance(target, int) or not hasattr(target, "__iter__")
-        found = sorted({_whole(layer) for layer in ([target] if single else target)})
+        chosen = sorted({_whole(layer) for layer in ([target] if single else target)})
     except TypeError as error:
         raise ValueError(f"target-layer is {target!r}; give None, a layer number or a list of them") from error
-    if outside := [layer for layer in found if not 0 <= layer < layers]:
+    if outside := [layer for layer in chosen if not 0 <= layer < layers]:
         raise ValueError(f"target-layer {outside[0]} does not exist; the model has layers 0 to {layers - 1}")
-    return tuple(found)
+    return tuple(chosen)
 
 
 def _whole(number) -> int:

@@ -1,6 +1,6 @@
 """Recorded generation, teacher forcing of an answer, recorded text, and the yes/no margin.
 
-`answers` generates answers under a trace: tokens, probabilities, and the attention of each token. `speak`,
+`answers` generates answers under a trace: tokens, probabilities, and the attention of each token. `generate_answer`,
 `with_answer` and `read_along` append an answer to its prompt (teacher forcing) with any image, to compare the attention
 and the log-probability of the same tokens between images, or between an image and a part of it. `read_text` records a
 text without image and answer. `YesNo` gives log p(yes) - log p(no) of the first token.
@@ -22,8 +22,8 @@ from models.attention import not_finite, prefill
 from models.generation_settings import check_penalty, penalised
 from models.layout import TokenLayout
 from models.memory import check_fits
-from models.tower import TowerTrace, check_tower
 from models.trace import AttentionTrace
+from models.vision_encoder import EncoderTrace, check_encoder
 
 ALTERNATIVES = 5
 
@@ -53,7 +53,7 @@ class Answer:
     `alternatives` are the top-ALTERNATIVES next tokens at the position of each token, with probabilities.
     `first` float32 [vocabulary] are the probabilities of the first token.
     `unknown` are the words of the prompt that the tokenizer encodes as the unknown token.
-    `tower` is the trace of the vision encoder if requested; its images count through the whole batch.
+    `encoder` is the trace of the vision encoder if requested; its images count through the whole batch.
     """
 
     text: str
@@ -64,7 +64,7 @@ class Answer:
     trace: AttentionTrace
     layout: TokenLayout
     unknown: list[str]
-    tower: TowerTrace | None = None
+    encoder: EncoderTrace | None = None
 
 
 def answer(model, processor, images, prompt: str, **options) -> Answer:
@@ -72,10 +72,10 @@ def answer(model, processor, images, prompt: str, **options) -> Answer:
 
     Raises SampleError for an empty answer, since it has no tokens whose attention could be read.
     """
-    [said] = answers(model, processor, [images], [prompt], **options)
-    if isinstance(said, SampleError):
-        raise said
-    return said
+    [output] = answers(model, processor, [images], [prompt], **options)
+    if isinstance(output, SampleError):
+        raise output
+    return output
 
 
 @torch.no_grad()
@@ -87,7 +87,7 @@ def answers(
     *,
     max_new_tokens: int = 16,
     offload: bool = False,
-    tower: bool = False,
+    encoder: bool = False,
     rows: Sequence[int] | None = None,
     repetition_penalty: float = 1.0,
     **generation,
@@ -96,7 +96,7 @@ def answers(
 
     Probabilities are the model's, before a repetition penalty.
 
-    images: for each prompt a list of RGB images. `tower` also records the vision encoder, which takes memory for its
+    images: for each prompt a list of RGB images. `encoder` also records the vision encoder, which takes memory for its
     queries and keys, and negligible time. `rows` are the positions of the prompt whose attention is recorded: [-1] for
     the one that predicts the first token, default all; generated rows are always recorded. `generation` may hold
     `mask_type` and, for each sample, `scanpaths`. An empty answer is returned as a SampleError.
@@ -106,34 +106,34 @@ def answers(
     check_fits(model, len(layouts), inputs["input_ids"].shape[1] + max_new_tokens, offload=offload)
     processors = LogitsProcessorList(penalised(repetition_penalty, inputs["attention_mask"]))
     options = {"max_new_tokens": max_new_tokens, "logits_processor": processors, **generation}
-    seen = TowerTrace(model, layouts, offload=offload) if tower else None
-    with seen or nullcontext(), AttentionTrace(model, offload=offload, rows=rows) as trace:
+    encoder_trace = EncoderTrace(model, layouts, offload=offload) if encoder else None
+    with encoder_trace or nullcontext(), AttentionTrace(model, offload=offload, rows=rows) as trace:
         output = model.generate(**inputs, **options, return_dict_in_generate=True, output_logits=True)
     eos = generation.get("eos_token_id", model.generation_config.eos_token_id)
-    return [_read(processor, inputs, layout, output, eos, trace, seen) for layout in layouts]
+    return [_read(processor, inputs, layout, output, eos, trace, encoder_trace) for layout in layouts]
 
 
-def _read(processor, inputs, layout: TokenLayout, output, eos, trace, seen) -> Answer | SampleError:
+def _read(processor, inputs, layout: TokenLayout, output, eos, trace, encoder_trace) -> Answer | SampleError:
     """One sample's answer, from the output of the batch."""
     ids = output.sequences[layout.sample, layout.length :]
     count = answer_length(ids, eos)
     if count == 0:
         return SampleError("empty answer", "the answer is empty: the model ended at once")
     chances = torch.stack([step[layout.sample] for step in output.logits[:count]]).float().softmax(-1)
-    likeliest = chances.topk(min(ALTERNATIVES, chances.shape[-1]))
+    top = chances.topk(min(ALTERNATIVES, chances.shape[-1]))
     return Answer(
         text=processor.tokenizer.decode(ids[:count], skip_special_tokens=True).strip(),
         tokens=[processor.tokenizer.decode([token]) for token in ids[:count].tolist()],
         probabilities=chances.gather(1, ids[:count, None]).flatten().tolist(),
         alternatives=[
             [(processor.tokenizer.decode([token]), chance) for token, chance in zip(*pair, strict=True)]
-            for pair in zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
+            for pair in zip(top.indices.tolist(), top.values.tolist(), strict=True)
         ],
         first=chances[0].cpu(),
         trace=trace,
         layout=layout,
         unknown=unknown_words(inputs["input_ids"][layout.sample].tolist(), layout, processor.tokenizer.unk_token_id),
-        tower=seen,
+        encoder=encoder_trace,
     )
 
 
@@ -167,7 +167,7 @@ def answer_length(ids: torch.Tensor, eos: int | list[int] | None) -> int:
 
 
 @dataclass(frozen=True)
-class Spoken:
+class ForcedAnswer:
     """A greedy answer without its end token: text, token ids, and the [start, end) characters of `text` of each."""
 
     text: str
@@ -177,30 +177,32 @@ class Spoken:
 
 class Reading(NamedTuple):
     """Prompt and answer in one forward pass: samples are images in the given order, answer token i is at position
-    layouts[0].length + i. `tower` is None if not requested."""
+    layouts[0].length + i. `encoder` is None if not requested."""
 
     trace: AttentionTrace
     layouts: list[TokenLayout]
-    tower: TowerTrace | None
+    encoder: EncoderTrace | None
 
 
 @torch.no_grad()
-def speak(model, processor, picture, prompt: str, max_new_tokens: int, repetition_penalty: float = 1.0) -> Spoken:
+def generate_answer(
+    model, processor, image, prompt: str, max_new_tokens: int, repetition_penalty: float = 1.0
+) -> ForcedAnswer:
     """Generate the answer to one prompt about one RGB image.
 
     Raises SampleError for an empty answer and for a sample that cannot be prepared.
     """
-    inputs, layout = model.prepare(processor, [picture], prompt)
+    inputs, layout = model.prepare(processor, [image], prompt)
     processors = LogitsProcessorList(penalised(repetition_penalty, inputs["attention_mask"]))
     output = model.generate(**inputs, max_new_tokens=max_new_tokens, logits_processor=processors)
     ids = output[0, layout.length :]
     ids = ids[: answer_length(ids, model.generation_config.eos_token_id)].tolist()
     if not ids:
         raise SampleError("empty answer", "the answer is empty: the model ended at once")
-    return spelt(processor.tokenizer, ids)
+    return decode_answer(processor.tokenizer, ids)
 
 
-def spelt(tokenizer, ids: Sequence[int]) -> Spoken:
+def decode_answer(tokenizer, ids: Sequence[int]) -> ForcedAnswer:
     """An answer's tokens as text, with the [start, end) characters of each.
 
     Each prefix is decoded from the first token: a piece of a word, decoded alone, loses or gains the leading space.
@@ -209,7 +211,7 @@ def spelt(tokenizer, ids: Sequence[int]) -> Spoken:
     ends = [len(tokenizer.decode(ids[:count], skip_special_tokens=True)) for count in range(len(ids) + 1)]
     blank = len(text) - len(text.lstrip())
     spans = ((max(a - blank, 0), max(b - blank, 0)) for a, b in zip(ends, ends[1:], strict=False))
-    return Spoken(text.strip(), tuple(ids), tuple(spans))
+    return ForcedAnswer(text.strip(), tuple(ids), tuple(spans))
 
 
 def with_answer(inputs, ids: Sequence[int]):
@@ -226,48 +228,48 @@ def with_answer(inputs, ids: Sequence[int]):
 
 @torch.no_grad()
 def read_along(
-    model, processor, pictures, prompt: str, spoken: Spoken, tower: bool = False, offload: bool = False
+    model, processor, images, prompt: str, answer: ForcedAnswer, encoder: bool = False, offload: bool = False
 ) -> Reading:
     """Record one forward pass of each image with the same prompt and answer (and the vision encoder, if requested)."""
-    inputs, layouts = model.prepare(processor, [[picture] for picture in pictures], [prompt] * len(pictures))
-    seen = TowerTrace(model, layouts, offload=offload) if tower else None
-    with seen or nullcontext(), AttentionTrace(model, offload=offload) as trace:
-        prefill(model, with_answer(inputs, spoken.ids))
-    return Reading(trace, layouts, seen)
+    inputs, layouts = model.prepare(processor, [[image] for image in images], [prompt] * len(images))
+    encoder_trace = EncoderTrace(model, layouts, offload=offload) if encoder else None
+    with encoder_trace or nullcontext(), AttentionTrace(model, offload=offload) as trace:
+        prefill(model, with_answer(inputs, answer.ids))
+    return Reading(trace, layouts, encoder_trace)
 
 
 @torch.no_grad()
 def log_probabilities(
-    model, processor, pictures: Sequence, prompt: str, spoken: Spoken, batch_size: int
+    model, processor, images: Sequence, prompt: str, answer: ForcedAnswer, batch_size: int
 ) -> torch.Tensor:
     """Log-probability of the answer given each image, in nats, float32 [image]: the sum over its tokens."""
-    found, ids = [], torch.tensor(spoken.ids)
-    for first in range(0, len(pictures), batch_size):
-        batch = [[picture] for picture in pictures[first : first + batch_size]]
+    totals, ids = [], torch.tensor(answer.ids)
+    for first in range(0, len(images), batch_size):
+        batch = [[image] for image in images[first : first + batch_size]]
         inputs, _ = model.prepare(processor, batch, [prompt] * len(batch))
-        states = model.base_model(**with_answer(inputs, spoken.ids), use_cache=False).last_hidden_state
+        states = model.base_model(**with_answer(inputs, answer.ids), use_cache=False).last_hidden_state
         logits = model.get_output_embeddings()(states[:, -len(ids) - 1 : -1]).float().cpu()
         if not logits.isfinite().all():
             raise not_finite(model, inputs)
         chances = logits.log_softmax(-1).gather(2, ids[None, :, None].expand(len(batch), -1, 1))
-        found.append(chances.sum((1, 2)))
-    return torch.cat(found)
+        totals.append(chances.sum((1, 2)))
+    return torch.cat(totals)
 
 
-def tower_depth(model, seeds_in: str) -> int | None:
+def encoder_depth(model, seeds_in: str) -> int | None:
     """Number of layers of the vision encoder that reach the decoder; None for the decoder ("decoder", or "auto"
     of a model without a vision encoder). Raises ValueError if a requested encoder cannot be recorded."""
-    if seeds_in == "decoder" or (seeds_in == "auto" and not hasattr(model, "tower_layers")):
+    if seeds_in == "decoder" or (seeds_in == "auto" and not hasattr(model, "encoder_layers")):
         return None
-    check_tower(model)
-    return len(model.tower_layers())
+    check_encoder(model)
+    return len(model.encoder_layers())
 
 
 def check_grid(model, processor) -> None:
     """Raise ValueError for a model whose image grid is unknown."""
     if model.image_grid(processor, 336, 336) is None:
         raise ValueError(
-            f"where the image tokens of {type(model).__name__} lie in the picture is not known, so boxes cannot be put "
+            f"where the image tokens of {type(model).__name__} lie in the image is not known, so boxes cannot be put "
             f"on them; load {PATCHED}"
         )
 
@@ -297,10 +299,10 @@ class YesNo:
     @classmethod
     def of(cls, tokenizer) -> YesNo:
         """Yes and no tokens of a tokenizer. Raises ValueError if one of the words has no token."""
-        found = {word: tuple(spellings(tokenizer, word)) for word in ("yes", "no")}
-        if missing := [word for word, ids in found.items() if not ids]:
+        tokens = {word: tuple(spellings(tokenizer, word)) for word in ("yes", "no")}
+        if missing := [word for word, ids in tokens.items() if not ids]:
             raise ValueError(f"the tokenizer has no single token for {missing[0]!r}, so yes and no cannot be compared")
-        return cls(**found)
+        return cls(**tokens)
 
     def margin(self, logits: torch.Tensor) -> torch.Tensor:
         """log p(yes) - log p(no), float64 [...], of logits or log-probabilities [..., token]."""
@@ -308,7 +310,7 @@ class YesNo:
         return logits[..., list(self.yes)].logsumexp(-1) - logits[..., list(self.no)].logsumexp(-1)
 
     @torch.no_grad()
-    def ask(self, model, inputs, steering=None) -> torch.Tensor:
+    def steered_margin(self, model, inputs, steering=None) -> torch.Tensor:
         """Yes/no margin of each prompt of a prepared batch, float64 [sample], steered or not."""
         output = model.generate(
             **inputs,

@@ -352,7 +352,7 @@ def describe(model) -> dict:
         "dtype": str(model.dtype).removeprefix("torch."),
         "devices": sorted(devices),
         "attention": "sdpa",
-        "pixels of a picture": getattr(model, "pixel_limits", None),
+        "pixels of an image": getattr(model, "pixel_limits", None),
         "generation": model.generation_config.to_diff_dict(),
         "generation settings of the checkpoint that are off": model.checkpoint_generation,
     }

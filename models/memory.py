@@ -100,7 +100,7 @@ def check_fits(model, samples: int, tokens: int, recorded: bool = True, offload:
         prompts = "a prompt" if samples == 1 else f"a batch of {samples} prompts"
         warnings.warn(
             f"{prompts} of {tokens:,} tokens may not fit: it needs about {need / GB:.1f} GB above the weights, and "
-            f"{free / GB:.1f} GB are free on {device} (docs/cost.md); show smaller pictures (--max-pixels for the Qwen "
+            f"{free / GB:.1f} GB are free on {device} (docs/cost.md); show smaller images (--max-pixels for the Qwen "
             "families), or pass --offload, --dtype bfloat16 or a smaller --batch-size",
             stacklevel=2,
         )

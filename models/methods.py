@@ -47,7 +47,7 @@ def by_confidence(settings: AdaptVis, model, gaze_of=None) -> BatchSteering:
     def steer(keys, inputs, layouts):
         sure = confidence(model, inputs)
         scaling, unsure = settings.scaling(sure), (sure < settings.threshold).tolist()
-        counts = [{"weight1" if each else "weight2": 1} for each in unsure]
+        counts = [{"weight1" if low else "weight2": 1} for low in unsure]
         for count, weight in zip(counts, scaling.weights, strict=True):
             count.update({"steered": 1} if weight != 1 else {})
         return scaling, counts
@@ -194,7 +194,7 @@ class MethodSettings(*dict.fromkeys(method.flags for method in reversed(METHODS.
     def __post_init__(self) -> None:
         method = find_method(self.method)
         for field in fields(self):
-            owners = [name for name, each in METHODS.items() if each.reads(field.name)]
+            owners = [name for name, other in METHODS.items() if other.reads(field.name)]
             if owners and not method.reads(field.name) and getattr(self, field.name) != field.default:
                 flag = field.name.replace("_", "-")
                 raise ValueError(f"--{flag} belongs to --method {', '.join(owners)}, and the method is {self.method}")

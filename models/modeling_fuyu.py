@@ -95,14 +95,14 @@ class FuyuForCausalLM(VisionLanguageModel, transformers.FuyuForCausalLM):
         prompt = in_words(prompt)
         return Rendered(prompt + "\n", prompt, 0, [0])
 
-    def _encode(self, processor: FuyuProcessor, texts, pictures) -> BatchFeature:
+    def _encode(self, processor: FuyuProcessor, texts, images) -> BatchFeature:
         # One sample at a time: the processor returns a single-cell image without its patch axis, and a batch would lose
         # it. The patches of all samples are then joined in one list, as the model expects.
-        for picture in pictures:
-            self.image_grid(processor, *picture[0].size)  # raises where the processor would fail
+        for batch in images:
+            self.image_grid(processor, *batch[0].size)  # raises where the processor would fail
         samples = [
-            processor(images=picture[0], text=text, return_tensors="pt", return_legacy_image_output=False)
-            for text, picture in zip(texts, pictures, strict=True)
+            processor(images=batch[0], text=text, return_tensors="pt", return_legacy_image_output=False)
+            for text, batch in zip(texts, images, strict=True)
         ]
         padded = processor.tokenizer.pad(
             {name: [sample[name][0] for sample in samples] for name in ("input_ids", "attention_mask")},

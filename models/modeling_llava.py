@@ -12,7 +12,7 @@ Hooks (attached by the code named; `N` is a layer, from 0):
 
 `models.vlm.VisionLanguageModel` overrides `generate` and `is_custom_code` of the stock class.
 
-Defined here: `image_grid`, `input_grids`, `tower_layers`, `tower_image`.
+Defined here: `image_grid`, `input_grids`, `encoder_layers`, `encoder_image`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import transformers
 from transformers import LlavaProcessor
 
 from data.geometry import ImageGrid
-from models.tower import TowerImage
+from models.vision_encoder import EncoderImage
 from models.vlm import VisionLanguageModel, check_template
 
 
@@ -42,13 +42,13 @@ class LlavaForConditionalGeneration(VisionLanguageModel, transformers.LlavaForCo
         # the rounding to whole resized pixels.
         resized = (window[0] * width / padded_width, window[1] * height / padded_height)
         offset = (-left * window[0] / padded_width, -top * window[1] / padded_height)
-        seen = window
+        cropped = window
         if settings.do_center_crop:
-            seen = (settings.crop_size["width"], settings.crop_size["height"])
-            offset = (offset[0] + (window[0] - seen[0]) // 2, offset[1] + (window[1] - seen[1]) // 2)
+            cropped = (settings.crop_size["width"], settings.crop_size["height"])
+            offset = (offset[0] + (window[0] - cropped[0]) // 2, offset[1] + (window[1] - cropped[1]) // 2)
         return ImageGrid(
-            rows=seen[1] // patch,
-            cols=seen[0] // patch,
+            rows=cropped[1] // patch,
+            cols=cropped[0] // patch,
             width=width,
             height=height,
             cell=patch,
@@ -60,7 +60,7 @@ class LlavaForConditionalGeneration(VisionLanguageModel, transformers.LlavaForCo
         patch, pixels = self.config.vision_config.patch_size, inputs.get("pixel_values")
         return [] if pixels is None else [(pixels.shape[-2] // patch, pixels.shape[-1] // patch)] * len(pixels)
 
-    def tower_layers(self) -> range:
+    def encoder_layers(self) -> range:
         """Layers of the vision encoder that the decoder's features pass through.
 
         hidden_states[0] is the embedding, so hidden_states[k] is the output of layer k - 1: -2 of 24 layers reads the
@@ -70,11 +70,11 @@ class LlavaForConditionalGeneration(VisionLanguageModel, transformers.LlavaForCo
         states = self.config.vision_config.num_hidden_layers + 1
         return range(max(k % states for k in ([read] if isinstance(read, int) else read)))
 
-    def tower_image(self, grid: ImageGrid) -> TowerImage:
+    def encoder_image(self, grid: ImageGrid) -> EncoderImage:
         """One patch per cell, in raster order, after the class token if the strategy drops it."""
         dropped = int(self.config.vision_feature_select_strategy == "default")
         cells = dropped + torch.arange(grid.rows * grid.cols).view(grid.rows, grid.cols, 1)
-        return TowerImage(dropped + cells.numel(), cells)
+        return EncoderImage(dropped + cells.numel(), cells)
 
 
 def resized_size(settings, width: int, height: int) -> tuple[int, int]:
@@ -113,6 +113,6 @@ def check_crop(settings, vision) -> None:
     crop = (settings.crop_size["width"], settings.crop_size["height"]) if settings.do_center_crop else None
     if vision.model_type == "clip_vision_model" and crop not in (None, (vision.image_size, vision.image_size)):
         raise ValueError(
-            f"it makes {crop[0]} x {crop[1]} pixels of a picture and the vision tower takes {vision.image_size} x "
+            f"it makes {crop[0]} x {crop[1]} pixels of an image and the vision encoder takes {vision.image_size} x "
             f"{vision.image_size}: processor and model do not belong together"
         )

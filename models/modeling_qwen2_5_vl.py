@@ -12,7 +12,7 @@ Hooks (attached by the code named; `N` is a layer, from 0):
 
 `models.vlm.VisionLanguageModel` overrides `generate` and `is_custom_code` of the stock class.
 
-Defined here: `tower_image`; the rest is `QwenGrid`'s.
+Defined here: `encoder_image`; the rest is `QwenGrid`'s.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from data.geometry import ImageGrid
 from models.modeling_qwen2_vl import QwenGrid
 from models.modeling_qwen2_vl import load_processor as load_qwen_processor
 from models.processors import Qwen2_5_VLImageTextProcessor
-from models.tower import TowerImage
+from models.vision_encoder import EncoderImage
 
 
 class Qwen2_5_VLForConditionalGeneration(QwenGrid, transformers.Qwen2_5_VLForConditionalGeneration):
     """The stock model with the mixin. The name is unchanged, since the mapping of checkpoint keys depends on it."""
 
-    def tower_image(self, grid: ImageGrid) -> TowerImage:
+    def encoder_image(self, grid: ImageGrid) -> EncoderImage:
         # override: the encoder orders the cells by window; `held` lists them in that order.
         vision = self.config.vision_config
         merge = vision.spatial_merge_size
         patches = torch.tensor([[1, grid.rows * merge, grid.cols * merge]])
         held, _ = get_vision_window_index(patches, merge, vision.window_size, vision.patch_size)
-        raster = super().tower_image(grid)
-        return TowerImage(raster.length, raster.cells.flatten(0, 1)[held.argsort()].view(raster.cells.shape))
+        raster = super().encoder_image(grid)
+        return EncoderImage(raster.length, raster.cells.flatten(0, 1)[held.argsort()].view(raster.cells.shape))
 
 
 load_processor = partial(load_qwen_processor, kind=Qwen2_5_VLImageTextProcessor)

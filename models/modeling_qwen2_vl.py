@@ -13,7 +13,7 @@ Hooks (attached by the code named; `N` is a layer, from 0):
 `models.vlm.VisionLanguageModel` overrides `generate` and `is_custom_code` of the stock class.
 `QwenGrid` is shared by the Qwen families.
 
-Defined here: `image_token`, `image_grid`, `limit_pixels`, `input_grids`, `tower_layers`, `tower_image`.
+Defined here: `image_token`, `image_grid`, `limit_pixels`, `input_grids`, `encoder_layers`, `encoder_image`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 from data.geometry import ImageGrid
 from models.processors import Qwen2VLImageTextProcessor
-from models.tower import TowerImage
+from models.vision_encoder import EncoderImage
 from models.vlm import VisionLanguageModel, check_template
 
 
@@ -64,7 +64,7 @@ class QwenGrid(VisionLanguageModel):
         cell = (settings.patch_size * settings.merge_size) ** 2
         if not cell <= high or not 0 < low <= high:
             raise ValueError(
-                f"pictures cannot be resized to between {low:,} and {high:,} pixels; give --min-pixels of at least 1, "
+                f"images cannot be resized to between {low:,} and {high:,} pixels; give --min-pixels of at least 1, "
                 f"and --max-pixels of at least that and of one cell ({cell} pixels)"
             )
         settings.size = {"shortest_edge": low, "longest_edge": high}
@@ -74,15 +74,15 @@ class QwenGrid(VisionLanguageModel):
         merge, patches = self.config.vision_config.spatial_merge_size, inputs.get("image_grid_thw")
         return [] if patches is None else [(h // merge, w // merge) for _, h, w in patches.tolist()]
 
-    def tower_layers(self) -> range:
+    def encoder_layers(self) -> range:
         """Layers of the vision encoder that the decoder's features pass through: all."""
         return range(self.config.vision_config.depth)
 
-    def tower_image(self, grid: ImageGrid) -> TowerImage:
+    def encoder_image(self, grid: ImageGrid) -> EncoderImage:
         """Layout with the merged patches of a cell contiguous, cells in raster order."""
         merged = self.config.vision_config.spatial_merge_size**2
         cells = torch.arange(grid.rows * grid.cols * merged).view(grid.rows, grid.cols, merged)
-        return TowerImage(cells.numel(), cells)
+        return EncoderImage(cells.numel(), cells)
 
 
 class Qwen2VLForConditionalGeneration(QwenGrid, transformers.Qwen2VLForConditionalGeneration):

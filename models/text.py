@@ -43,7 +43,7 @@ class CausalLanguageModel:
         Raises SampleError for an unusable prompt, ValueError for images.
         """
         if images:
-            raise ValueError(f"{type(self).__name__} is a language model and sees no pictures; give images=[]")
+            raise ValueError(f"{type(self).__name__} is a language model and sees no images; give images=[]")
         check_prompt(prompt, tokenizer)
         prompt = prompt.strip()
         text, start = render(tokenizer, prompt), render(tokenizer, MARK).find(MARK)
@@ -81,7 +81,7 @@ def load(name: str, *, min_pixels: int | None = None, max_pixels: int | None = N
     if not is_causal(name, loading.get("revision")):
         return models.load(name, min_pixels=min_pixels, max_pixels=max_pixels, **loading)
     if min_pixels is not None or max_pixels is not None:
-        raise ValueError(f"{name!r} is a language model and takes no pictures; leave --min-pixels and --max-pixels out")
+        raise ValueError(f"{name!r} is a language model and takes no images; leave --min-pixels and --max-pixels out")
     return load_causal(name, **loading)
 
 
@@ -94,11 +94,11 @@ def is_causal(name: str, revision: str | None = None) -> bool:
         family = PreTrainedConfig.get_config_dict(path, revision=revision)[0].get("model_type")
     except (OSError, ValueError):
         return False  # models.load reports the fault
-    causal, pictured = (
+    causal, with_images = (
         {config.model_type for config in mapping}
         for mapping in (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)
     )
-    return family in causal and family not in pictured and family not in models.FAMILIES
+    return family in causal and family not in with_images and family not in models.FAMILIES
 
 
 def is_gguf(name: str) -> bool:

@@ -125,17 +125,17 @@ class AttentionTrace:
         if layer not in self._kept:
             return
         recorded = self._recorded.get(layer)
-        seen = 0 if recorded is None else recorded.key.shape[2]
-        if key.shape[2] != seen + query.shape[2] or (seen and query.shape[2] != 1):
-            if seen and key.shape[2] == query.shape[2] and twice:
+        cached = 0 if recorded is None else recorded.key.shape[2]
+        if key.shape[2] != cached + query.shape[2] or (cached and query.shape[2] != 1):
+            if cached and key.shape[2] == query.shape[2] and twice:
                 raise ValueError(
                     f"layer {layer} attends twice in one forward pass (differential attention), so its weights are not "
                     "one softmax of queries and keys and cannot be recorded"
                 )
-            if seen and key.shape[2] == query.shape[2]:
+            if cached and key.shape[2] == query.shape[2]:
                 raise RuntimeError("this trace already holds a generation; open a new AttentionTrace for each one")
             raise RuntimeError(
-                f"layer {layer} was shown {key.shape[2]} keys for {query.shape[2]} new tokens after {seen} recorded; "
+                f"layer {layer} was shown {key.shape[2]} keys for {query.shape[2]} new tokens after {cached} recorded; "
                 "recording needs an empty default (dynamic) cache, the prompt in one piece, and one token a step"
             )
         self._check_mask(layer, module, query, key, mask)

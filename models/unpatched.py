@@ -34,10 +34,10 @@ class UnpatchedModel(VisionLanguageModel):
         inputs.pop(PLACED, None)
         return inputs, layouts
 
-    def _encode(self, processor, texts, pictures):
+    def _encode(self, processor, texts, images):
         # Nested, one list per prompt: some families encode several images of one prompt differently from single ones.
         return processor(
-            images=pictures if any(pictures) else None,
+            images=images if any(images) else None,
             text=texts,
             return_tensors="pt",
             padding=True,
@@ -57,8 +57,8 @@ class UnpatchedModel(VisionLanguageModel):
             raise ValueError(f"the processor says where it placed {len(placed)} images, of {len(grids)}")
         spans = token_spans(processor.tokenizer, expanded(text, placed), ids)
         images = []
-        for each in placed:
-            first, last = each["new_span"]
+        for part in placed:
+            first, last = part["new_span"]
             inside = [i for i, (a, b) in enumerate(spans) if first <= a < b <= last]
             images.append(torch.tensor([i for i in inside if ids[i] == self.config.image_token_id], dtype=torch.long))
         if not all(map(len, images)) or sum(map(len, images)) != ids.count(self.config.image_token_id):
@@ -69,9 +69,9 @@ class UnpatchedModel(VisionLanguageModel):
 def expanded(text: str, placed: list[dict]) -> str:
     """The text with each placeholder replaced, as in the processor; `placed` holds span and replacement of each."""
     pieces, done = [], 0
-    for each in placed:
-        pieces += [text[done : each["span"][0]], each["replacement"]]
-        done = each["span"][1]
+    for part in placed:
+        pieces += [text[done : part["span"][0]], part["replacement"]]
+        done = part["span"][1]
     return "".join([*pieces, text[done:]])
 
 
@@ -92,8 +92,8 @@ def unexpand(character: int, placed: list[dict], end: bool = False) -> int:
 
     A whole replacement maps to its placeholder; `end` is true for the end of a span.
     """
-    for each in reversed(placed):
-        (first, last), (new_first, new_last) = each["span"], each["new_span"]
+    for part in reversed(placed):
+        (first, last), (new_first, new_last) = part["span"], part["new_span"]
         if character - end >= new_last:
             return last + character - new_last
         if character - end >= new_first:

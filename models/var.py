@@ -142,10 +142,10 @@ class VAR:
             raise ValueError("dimensions and file were both given; choose one")
         config = model.config.get_text_config(decoder=True)
         if file is not None:
-            found = read_findings(file)
-            found.check(model)
-            dimensions, source = found.dimensions, found.source
-            settings = settings if found.tau is None else {"tau": found.tau, **settings}
+            findings = read_findings(file)
+            findings.check(model)
+            dimensions, source = findings.dimensions, findings.source
+            settings = settings if findings.tau is None else {"tau": findings.tau, **settings}
         elif dimensions is None:
             dimensions, source = known_dimensions(model)
         else:
@@ -223,12 +223,12 @@ class VAR:
 def check_dimensions(dimensions) -> tuple[int, ...]:
     """Each dimension once, in the given order. Raises ValueError for an empty list, or for an invalid index."""
     try:
-        found = tuple(dict.fromkeys(operator.index(dimension) for dimension in dimensions))
+        checked = tuple(dict.fromkeys(operator.index(dimension) for dimension in dimensions))
     except TypeError as error:
         raise ValueError(f"sink dimensions are {dimensions!r}; give whole numbers, counted from 0") from error
-    if not found or min(found) < 0:
-        raise ValueError(f"sink dimensions are {list(found)}; give one or more whole numbers, counted from 0")
-    return found
+    if not checked or min(checked) < 0:
+        raise ValueError(f"sink dimensions are {list(checked)}; give one or more whole numbers, counted from 0")
+    return checked
 
 
 class LanguageModel(NamedTuple):
@@ -321,28 +321,28 @@ def read_findings(file: str | Path) -> Findings:
     if not path.is_file():
         raise FileNotFoundError(f"the file of sink dimensions {path} does not exist; write it with {FINDER}")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict) or not isinstance(found.get("recommended_dimensions"), list):
+        findings = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(findings, dict) or not isinstance(findings.get("recommended_dimensions"), list):
             raise ValueError("it holds no list recommended_dimensions")
-        tau = _stated(found, "tau", int | float)
-        about = [_stated(found, name, kind) for name, kind in ABOUT.items()]
+        tau = _stated(findings, "tau", int | float)
+        about = [_stated(findings, name, kind) for name, kind in ABOUT.items()]
         if tau is not None and not 0 < tau < math.inf:
             raise ValueError(f"tau is {tau}")
-        recommended = found["recommended_dimensions"]
+        recommended = findings["recommended_dimensions"]
         dimensions = check_dimensions(recommended) if recommended else ()
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a file of sink dimensions as {FINDER} writes it: {error}") from error
     if not dimensions:
         raise ValueError(
-            f"{path} recommends no sink dimension for {found.get('model') or 'its model'} "
-            f"({found.get('reason') or 'and gives no reason'}); without sinks there is nothing to redistribute"
+            f"{path} recommends no sink dimension for {findings.get('model') or 'its model'} "
+            f"({findings.get('reason') or 'and gives no reason'}); without sinks there is nothing to redistribute"
         )
     return Findings(path, dimensions, tau, *about)
 
 
-def _stated(found: dict, name: str, kind):
+def _stated(findings: dict, name: str, kind):
     """A value of the file, None if it is missing. Raises ValueError for one of another type."""
-    value = found.get(name)
+    value = findings.get(name)
     if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
         raise ValueError(f"{name} is {value!r}")
     return value

@@ -69,14 +69,14 @@ class VisionLanguageModel:
         if smallest is not None or largest is not None:
             raise ValueError(
                 f"--min-pixels and --max-pixels are limits of the Qwen families, and {cls.__name__} resizes every "
-                "picture in its own way; leave them out"
+                "image in its own way; leave them out"
             )
         return None
 
     def input_grids(self, inputs) -> list[tuple[int, int]]:
         """(rows, cols) of every image in the model inputs, in the order of the prompts."""
         raise ValueError(
-            f"where the image tokens of {type(self).__name__} lie in the picture is not known, so gaze cannot be put "
+            f"where the image tokens of {type(self).__name__} lie in the image is not known, so gaze cannot be put "
             f"on them; load {PATCHED}"
         )
 
@@ -162,22 +162,22 @@ class VisionLanguageModel:
         """
         single = isinstance(prompt, str)
         if isinstance(images, Image.Image):
-            raise ValueError("images is a single picture; give a list, such as images=[picture]")
-        prompts, pictures = ([prompt], [images]) if single else (list(prompt), list(images))
-        if len(prompts) != len(pictures):
-            raise ValueError(f"{len(prompts)} prompts but {len(pictures)} lists of images; give one list per prompt")
+            raise ValueError("images is a single image; give a list, such as images=[image]")
+        prompts, images = ([prompt], [images]) if single else (list(prompt), list(images))
+        if len(prompts) != len(images):
+            raise ValueError(f"{len(prompts)} prompts but {len(images)} lists of images; give one list per prompt")
         own_tokens = (self.image_token, *self.control_tokens)
         if system is not None:
             check_prompt(system, processor.tokenizer, own_tokens)
-        for text, batch in zip(prompts, pictures, strict=True):
+        for text, batch in zip(prompts, images, strict=True):
             check_prompt(text, processor.tokenizer, own_tokens)
             check_images(batch)
         rendered = [
             self._render(processor, text.strip(), len(batch), system)
-            for text, batch in zip(prompts, pictures, strict=True)
+            for text, batch in zip(prompts, images, strict=True)
         ]
-        shown = [[batch[i] for i in each.order] for each, batch in zip(rendered, pictures, strict=True)]
-        inputs = self._encode(processor, [each.text for each in rendered], shown).to(self.device, self.dtype)
+        shown = [[batch[i] for i in text.order] for text, batch in zip(rendered, images, strict=True)]
+        inputs = self._encode(processor, [text.text for text in rendered], shown).to(self.device, self.dtype)
         layouts = [
             self._layout(processor, inputs, sample, rendered[sample], shown[sample]) for sample in range(len(prompts))
         ]
@@ -225,8 +225,8 @@ class VisionLanguageModel:
             raise ValueError("the chat template drops the system prompt; put its text into the prompts instead")
         return text
 
-    def _encode(self, processor, texts: list[str], pictures: list[list[Image.Image]]):
-        flat = [picture for batch in pictures for picture in batch]
+    def _encode(self, processor, texts: list[str], images: list[list[Image.Image]]):
+        flat = [image for batch in images for image in batch]
         return processor(images=flat or None, text=texts, return_tensors="pt", padding=True, padding_side="left")
 
     def _offsets(self, processor, text: str, ids: list[int], grids) -> list[tuple[int, int]]:
@@ -240,11 +240,11 @@ class VisionLanguageModel:
         positions = (torch.tensor(ids) == self.config.image_token_id).nonzero().flatten()
         return offsets, positions.split(cells) if cells else ()
 
-    def _layout(self, processor, inputs, sample: int, rendered: Rendered, pictures) -> TokenLayout:
+    def _layout(self, processor, inputs, sample: int, rendered: Rendered, images) -> TokenLayout:
         ids, mask = inputs["input_ids"][sample].cpu(), inputs["attention_mask"][sample].cpu()
         start = int(mask.int().argmax())
-        grids = tuple(self.image_grid(processor, *picture.size) for picture in pictures)
-        offsets, images = self._locate(processor, inputs, sample, ids[start:].tolist(), rendered.text, grids)
+        grids = tuple(self.image_grid(processor, *image.size) for image in images)
+        offsets, positions = self._locate(processor, inputs, sample, ids[start:].tolist(), rendered.text, grids)
         return TokenLayout(
             sample=sample,
             start=start,
@@ -253,7 +253,7 @@ class VisionLanguageModel:
             prompt=rendered.prompt,
             prompt_start=rendered.start,
             offsets=((0, 0),) * start + tuple(offsets),
-            images=tuple(positions + start for positions in images),
+            images=tuple(keys + start for keys in positions),
             grids=grids,
         )
 
@@ -300,8 +300,8 @@ def check_images(images: list[Image.Image]) -> None:
     """Raise ValueError for anything but an RGB image, SampleError for an aspect ratio above ASPECT_LIMIT."""
     for index, image in enumerate(images):
         if not isinstance(image, Image.Image) or image.mode != "RGB":
-            found = f"mode {image.mode}" if isinstance(image, Image.Image) else type(image).__name__
-            raise ValueError(f"image {index} is {found}, not an RGB picture; read it with data.images.read_image")
+            kind = f"mode {image.mode}" if isinstance(image, Image.Image) else type(image).__name__
+            raise ValueError(f"image {index} is {kind}, not an RGB image; read it with data.images.read_image")
         short, long = sorted(image.size)
         if long > ASPECT_LIMIT * short:
             raise SampleError(

@@ -162,9 +162,9 @@ def test_yes_against_no_by_hand():
     assert float(words.margin(logits.softmax(-1).log())) == pytest.approx(float(expected), abs=tolerance.same_states())
     model, processor = llava(), llava_processor()
     inputs = batch(model, processor)
-    found = words.ask(model, inputs)
+    found = words.steered_margin(model, inputs)
     expected = words.margin(generate(model, inputs, max_new_tokens=1).logits[0])
     assert torch.allclose(found, expected, atol=tolerance.two_runs())
-    assert not torch.allclose(found, words.ask(model, inputs, HeadAblation(HEADS)))
+    assert not torch.allclose(found, words.steered_margin(model, inputs, HeadAblation(HEADS)))
     with pytest.raises(ValueError, match="no single token for 'yes'"):
         YesNo.of(word_tokenizer())

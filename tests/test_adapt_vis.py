@@ -6,7 +6,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 from models.adapt_vis import AdaptVis, ImageScaling, confidence
-from models.answering import Decoding, ModelAsked
+from models.answering import Decoding, ModelBackend
 from models.interventions import InterventionReport
 from models.methods import by_confidence
 from models.trace import AttentionTrace
@@ -126,10 +126,12 @@ def test_each_sample_by_its_own_confidence(family):
     assert AdaptVis(0.25, 2.0, 0.0).scaling(sure).weights == (2.0,) * 3
     assert AdaptVis(0.25, 2.0, 1.0).scaling(sure).weights == (0.25,) * 3
 
-    asker = ModelAsked(model, processor, Decoding(max_new_tokens=4), by_confidence(settings, model))
+    backend = ModelBackend(model, processor, Decoding(max_new_tokens=4), by_confidence(settings, model))
     images = [[picture(*size, seed=seed)] for size, seed in (((150, 90), 0), ((60, 90), 1), ((120, 120), 2))]
-    together = asker.ask("abc", PROMPTS, images)
-    alone = [asker.ask(key, [prompt], [image])[0] for key, prompt, image in zip("abc", PROMPTS, images, strict=True)]
+    together = backend.answer("abc", PROMPTS, images)
+    alone = [
+        backend.answer(key, [prompt], [image])[0] for key, prompt, image in zip("abc", PROMPTS, images, strict=True)
+    ]
     assert together == alone
     assert ["weight1" in reply.changes for reply in alone] == [weight == 0.25 for weight in chosen]
     for reply in alone:

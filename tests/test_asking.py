@@ -18,7 +18,7 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from data.errors import SampleError
 from models import answering as runners
-from models.answering import Decoding, ModelAsked, Reply, RunnerAsked, own_seed
+from models.answering import Decoding, ModelBackend, Reply, RunnerBackend, own_seed
 from models.folders import SAMPLES, WHOLE, content_hash, contents, fingerprint
 from models.generation_settings import OwnNoise, sampling
 from models.interventions import InterventionReport
@@ -55,11 +55,11 @@ def test_noise_belongs_to_seed_key_and_step_alone():
 def test_a_cold_draw_is_greedy_and_top_p_keeps_the_likeliest():
     model, processor = llava(), llava_processor()
     images, keys = [[picture()]] * 3, "abc"
-    said = {
-        settings: ModelAsked(model, processor, Decoding(6, *settings)).ask(keys, PROMPTS, images)
+    output = {
+        settings: ModelBackend(model, processor, Decoding(6, *settings)).answer(keys, PROMPTS, images)
         for settings in ((0.0, 1.0), (1e-4, 1.0), (5.0, 1e-6), (5.0, 1.0))
     }
-    assert said[0.0, 1.0] == said[1e-4, 1.0] == said[5.0, 1e-6] != said[5.0, 1.0]
+    assert output[0.0, 1.0] == output[1e-4, 1.0] == output[5.0, 1e-6] != output[5.0, 1.0]
     assert sampling(0.0, 0.9, 0, keys, 3) == []
 
 
@@ -80,13 +80,14 @@ def test_an_end_token_ends_what_is_counted():
     """The same counts alone as beside answers that go on."""
     model, processor = llava(), llava_processor()
     images = [[picture(seed=seed)] for seed in range(3)]
-    asker = ModelAsked(
+    backend = ModelBackend(
         model, processor, Decoding(6), same_for_all(PLANTED.__class__((7, 40), tau=1.5, first_layer=0))
     )
-    first = processor.tokenizer.convert_tokens_to_ids(asker.ask("a", PROMPTS[:1], images[:1])[0].text.split()[1])
+    first = processor.tokenizer.convert_tokens_to_ids(backend.answer("a", PROMPTS[:1], images[:1])[0].text.split()[1])
     model.generation_config.eos_token_id = first
-    together = asker.ask("abc", PROMPTS, images)
-    alone = [asker.ask(key, [prompt], [image])[0] for key, prompt, image in zip("abc", PROMPTS, images, strict=True)]
+    together = backend.answer("abc", PROMPTS, images)
+    single = zip("abc", PROMPTS, images, strict=True)
+    alone = [backend.answer(key, [prompt], [image])[0] for key, prompt, image in single]
     assert together == alone and len({len(reply.text.split()) for reply in alone}) > 1
     for reply in alone:
         assert reply.changes["steered"] == 1 and any(row["pairs"] for row in reply.changes["layers"])
@@ -148,7 +149,7 @@ def test_runners_of_other_forms(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=f"--runner 'python:{runner}' could not be made: {error}"):
             runners.load(f"python:{runner}")
     with pytest.raises(SampleError, match="the runner failed: AttributeError"):
-        RunnerAsked(object(), Decoding()).ask(["a"], ["what ?"], [[]])
+        RunnerBackend(object(), Decoding()).answer(["a"], ["what ?"], [[]])
     assert own_seed(0, "a") == own_seed(0, "a") != own_seed(0, "b") and own_seed(1, "a") != own_seed(0, "a")
 
 
@@ -166,7 +167,7 @@ class Says:
 
 def test_what_a_runner_may_return_and_raise():
     def reply(answer):
-        return RunnerAsked(Says(answer), Decoding()).ask(["a"], ["what ?"], [[]])[0]
+        return RunnerBackend(Says(answer), Decoding()).answer(["a"], ["what ?"], [[]])[0]
 
     assert reply(" yes ") == Reply("yes", {}, None) and reply((" yes", True)) == Reply("yes", {}, True)
     assert reply(("yes", None)).cut is None
@@ -188,7 +189,7 @@ def test_a_cut_answer_has_no_end_token():
     images = [[picture(seed=seed)] for seed in range(3)]
 
     def replies(limit):
-        return ModelAsked(model, processor, Decoding(limit)).ask("abc", PROMPTS, images)
+        return ModelBackend(model, processor, Decoding(limit)).answer("abc", PROMPTS, images)
 
     words = [reply.text.split() for reply in replies(6)]
     model.generation_config.eos_token_id = end = processor.tokenizer.convert_tokens_to_ids(words[0][2])

@@ -10,7 +10,7 @@ import torch
 import models.trace
 from benchmarks import attention_cost, budget, decoders, exactness, largest_prompt
 from benchmarks.budget import MEGABYTE, free_memory, matrix_memory, peak_memory
-from benchmarks.decoders import ROLLOUTS, WAYS, build, generate
+from benchmarks.decoders import ROLLOUTS, VARIANTS, build, generate
 from docs import figures
 from models.trace import AttentionTrace
 from tests import tolerance
@@ -68,7 +68,7 @@ def test_ways_agree_on_every_shape(shape, capsys):
     """All four rollouts and both forms of every intervention; or the run refuses: without sinks VAR changes nothing."""
     config = attention_cost.Config(layers=5, width=256, new_tokens=3, threads=1)
     model = decoder(shape)
-    attention_cost.check_agreement(model, list(WAYS), 100, config)
+    attention_cost.check_agreement(model, list(VARIANTS), 100, config)
     first, *lines = capsys.readouterr().out.splitlines()
     assert float(first.split("between 4 rollouts ")[1]) <= tolerance.two_runs()
     assert len(lines) == 4 and all("; 2 ways, gap " in line for line in lines)
@@ -124,14 +124,14 @@ def hundred_megabytes(model):
 @pytest.mark.parametrize("power", [1, 2])
 def test_longest_prompt_is_found(power):
     """Planted growth: 100 MB and so much a token; the search ends below the limit and within 5 % of it."""
-    asked = []
+    calls = []
 
     def need(length):
-        asked.append(length)
+        calls.append(length)
         return 100 + 0.1 * (length / 1024) ** (power - 1) * length
 
     found = largest_prompt.largest(need, 4096)
-    assert 0.95 * 4096 <= need(found) <= 4096 and len(asked) <= 8
+    assert 0.95 * 4096 <= need(found) <= 4096 and len(calls) <= 8
     assert largest_prompt.largest(lambda length: 5000.0 + length, 4096) is None
     walled = largest_prompt.largest(lambda length: None if length > 3000 else 1000 + length / 1e3, 4096)
     assert 2048 <= walled <= 3000
@@ -184,9 +184,9 @@ def test_budget_is_what_is_kept(capsys):
 
     assert budget.main(budget.Config(model="qwen2.5-vl-7b", tokens=(16384,), card_gb=20.0)) == 0
     lines = capsys.readouterr().out.splitlines()
-    said = {line[4:38].strip(): line.split("   ")[-1].strip() for line in lines if line.startswith("  = ")}
-    assert said["recording and rollout"] == "does not fit in 20 GB"
-    assert said["the same with --load-4bit"] == "fits in 20 GB"
+    output = {line[4:38].strip(): line.split("   ")[-1].strip() for line in lines if line.startswith("  = ")}
+    assert output["recording and rollout"] == "does not fit in 20 GB"
+    assert output["the same with --load-4bit"] == "fits in 20 GB"
     with pytest.raises(SystemExit) as stopped:
         budget.main(budget.Config(tokens=(0,)))
     assert stopped.value.code == 2 and "--tokens must be at least 1" in capsys.readouterr().err

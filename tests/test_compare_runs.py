@@ -194,17 +194,17 @@ def runs(tmp_path_factory):
     return write_run(root / "plain", a, **where), write_run(root / "var", b, **where)
 
 
-def asked(a, b, **flags):
+def flags_of(a, b, **flags):
     return configure(compare_runs, run_a=str(a), run_b=str(b), **flags)
 
 
 def test_script(runs, tmp_path, capsys):
     out = tmp_path / "out"
-    assert main(asked(*runs, out_dir=str(out), pictures=3)) == 0
+    assert main(flags_of(*runs, out_dir=str(out), pictures=3)) == 0
     printed = capsys.readouterr()
     assert "11 of 12 samples done" in printed.out and "4 gained, 1 lost" in printed.out
     assert "flags that differ: --method 'plain' in A, 'var' in B\n" in printed.out
-    assert "no picture of r2" in printed.err
+    assert "no image of r2" in printed.err
     summary = json.loads((out / "summary.json").read_text())
     assert summary["n"] == 11 and summary["skipped"] == {"failed in A": 1}
     assert summary["overall"]["difference"]["mean"] == pytest.approx(3 / 11) and summary["overall"]["gained"] == 4
@@ -227,16 +227,16 @@ def test_script_without_pictures_or_records(runs, tmp_path, capsys):
     other = write_run(tmp_path / "other", [line("1", True), line("2", True)])
     for a, b, reason in ((*runs, "the data do not hold this record"), (gone, other, "the data cannot be read: ")):
         out = tmp_path / f"out-{a.name}"
-        assert main(asked(a, b, out_dir=str(out), data_root=str(tmp_path / "elsewhere"))) == 0
+        assert main(flags_of(a, b, out_dir=str(out), data_root=str(tmp_path / "elsewhere"))) == 0
         missing = json.loads((out / "summary.json").read_text())["pictures"]["missing"]
         assert len(missing) == (1 if a == gone else 5) and all(each.startswith(reason) for each in missing.values())
         assert (out / "gained-1.png").is_file()
     a = write_run(tmp_path / "a", [line("1", True)])
     b = write_run(tmp_path / "b", [failed("1")])
-    assert main(asked(a, b, out_dir=str(tmp_path / "none"))) == 1
+    assert main(flags_of(a, b, out_dir=str(tmp_path / "none"))) == 1
     for flags in ({"pictures": -1}, {"out_dir": str(out)}):
         with pytest.raises(SystemExit) as stopped:
-            main(asked(a, b, **flags))
+            main(flags_of(a, b, **flags))
         assert stopped.value.code == 2
     assert "is not empty" in capsys.readouterr().err
 

@@ -130,18 +130,18 @@ def test_specialisation_against_every_permutation():
         maps = values.mean(-1)
         return ((maps - maps.mean(0)) ** 2).mean(0)
 
-    ways = np.array([
+    drawn = np.array([
         squares(np.stack([values[list(first), ..., 0], values[list(second), ..., 1]], -1))
         for first, second in product(permutations(range(4)), repeat=2)
     ])  # fmt: skip
     found = specialisation(values)
     observed = squares(values)
-    rms = np.sqrt(ways.mean((1, 2)))
+    rms = np.sqrt(drawn.mean((1, 2)))
     assert len(found["null"]) == 576 and np.sort(found["null"]) == pytest.approx(np.sort(rms))
     assert found["observed"] == pytest.approx(np.sqrt(observed.mean()))
     assert found["expected"] == pytest.approx(rms.mean())
     assert found["p"] == pytest.approx((1 + (rms >= np.sqrt(observed.mean()) - 1e-12).sum()) / 577)
-    np.testing.assert_allclose(found["p_heads"], (1 + (ways >= observed - 1e-12).sum(0)) / 577)
+    np.testing.assert_allclose(found["p_heads"], (1 + (drawn >= observed - 1e-12).sum(0)) / 577)
     np.testing.assert_allclose(found["by_layer"], np.sqrt(observed.mean(-1)))
 
 
@@ -153,9 +153,9 @@ def test_sign_flips_against_every_flip():
         maps = maps - maps.mean(-1, keepdims=True)
         return sum((maps[one] * maps[other]).sum() for one, other in combinations(range(4), 2))
 
-    ways = np.array([covariance(values * signs) for signs in product((1, -1), repeat=5)])
+    drawn = np.array([covariance(values * signs) for signs in product((1, -1), repeat=5)])
     found = sharing(values, resamples=199)
-    assert found["p_signs"] == pytest.approx((ways >= covariance(values) - 1e-12).mean())
+    assert found["p_signs"] == pytest.approx((drawn >= covariance(values) - 1e-12).mean())
     assert found["p"] == max(found["p_signs"], found["p_order"]) and found["n"] == 6
 
 
@@ -167,15 +167,15 @@ def test_sharing_against_every_permutation():
         flat = (maps - maps.mean(-1, keepdims=True)).reshape(4, -1)
         return np.mean([np.corrcoef(flat[one], flat[other])[0, 1] for one, other in combinations(range(4), 2)])
 
-    ways = np.array([
+    drawn = np.array([
         correlation(np.stack([row[list(order)] for row, order in zip(maps.reshape(-1, 2), orders, strict=True)])
                     .reshape(maps.shape))
         for orders in product(permutations(range(2)), repeat=8)
     ])  # fmt: skip
     found = sharing(np.repeat(maps[..., None], 2, axis=-1))
-    assert np.unique(found["null"].round(6)).tolist() == pytest.approx(np.unique(ways.round(6)).tolist(), abs=1e-5)
-    assert found["p_order"] == pytest.approx((ways >= correlation(maps) - 1e-12).mean(), abs=0.015)
-    assert (found["null"].mean(), found["null"].std()) == pytest.approx((ways.mean(), ways.std()), abs=0.02)
+    assert np.unique(found["null"].round(6)).tolist() == pytest.approx(np.unique(drawn.round(6)).tolist(), abs=1e-5)
+    assert found["p_order"] == pytest.approx((drawn >= correlation(maps) - 1e-12).mean(), abs=0.015)
+    assert (found["null"].mean(), found["null"].std()) == pytest.approx((drawn.mean(), drawn.std()), abs=0.02)
 
 
 def test_heads_are_permuted_within_their_layer():

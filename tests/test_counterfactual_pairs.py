@@ -201,8 +201,8 @@ def test_published_pairs_are_used_where_they_lie(tmp_path, monkeypatch):
 def test_wrong_use_is_one_sentence_and_status_2(tmp_path, monkeypatch, capsys, flags, sentence):
     monkeypatch.chdir(tmp_path)
     assert main(Config(**flags)) == 2
-    said = capsys.readouterr().err
-    assert sentence in said and said.startswith("nothing written: ") and said.count("\n") == 1
+    output = capsys.readouterr().err
+    assert sentence in output and output.startswith("nothing written: ") and output.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 

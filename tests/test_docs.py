@@ -153,9 +153,9 @@ python say.py long
     (tmp_path / "page.md").write_text(page)
     assert run_commands.run_pages(tmp_path, run_commands.Config(pages=("page.md",), without=("long",))) == 1
     assert (tmp_path / "said").read_text() == "a b c "
-    told = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in told] == ["0", "0", "1", "-", "-"]
-    assert told[3].endswith("[a checkpoint or data of the hub]") and told[4].endswith("[left out]")
+    output = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in output] == ["0", "0", "1", "-", "-"]
+    assert output[3].endswith("[a checkpoint or data of the hub]") and output[4].endswith("[left out]")
 
 
 def test_a_wrong_flag_would_be_seen():

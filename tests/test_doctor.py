@@ -148,7 +148,7 @@ def test_damaged_models_are_found(tiny):
     weights.write_bytes(whole)
     read = load_file(weights)
     save_file({name: value * 0 for name, value in read.items()}, weights, metadata={"format": "pt"})
-    assert "of a blank picture, not 'nothing .'" in llava(tiny).found or "the answer is empty" in llava(tiny).found
+    assert "of a blank image, not 'nothing .'" in llava(tiny).found or "the answer is empty" in llava(tiny).found
 
     (tiny / "tiny-llava" / "config.json").write_text('{"model_type": "fuyu"}')
     assert llava(tiny).status == "wrong"
@@ -250,8 +250,8 @@ def test_the_hub_is_asked(monkeypatch):
 
 def test_every_requirement_is_told():
     wanted = [line.split("==")[0] for line in (doctor.ROOT / "requirements.txt").read_text().split()]
-    told = by_name(doctor.versions())
-    assert [name for name in wanted if name not in told] == told["for the tests"].found.split(", ")
+    output = by_name(doctor.versions())
+    assert [name for name in wanted if name not in output] == output["for the tests"].found.split(", ")
 
 
 def test_whole_report_is_a_table(root, monkeypatch, capsys):
@@ -274,14 +274,14 @@ def test_a_fault_is_the_exit_status_and_the_last_line(root, tiny, monkeypatch, c
     assert doctor.main(Config()) == 1
     assert capsys.readouterr().out.endswith("needed and not in order: scipy, devices\n")
     assert doctor.main(Config(json=True)) == 1
-    told = json.loads(capsys.readouterr().out)
-    assert told["ok"] is False and [each["status"] for each in told["versions"]] == ["ok", "wrong"]
-    assert told["families"][0]["status"] == "ok" and told["families"][0]["name"] == "llava"
-    assert told["devices"][0]["found"] == "cannot be checked: RuntimeError: planted"
+    output = json.loads(capsys.readouterr().out)
+    assert output["ok"] is False and [each["status"] for each in output["versions"]] == ["ok", "wrong"]
+    assert output["families"][0]["status"] == "ok" and output["families"][0]["name"] == "llava"
+    assert output["devices"][0]["found"] == "cannot be checked: RuntimeError: planted"
 
 
 def test_wrong_use_and_help():
     wrong = run("models/doctor.py", "--jsno")
     assert wrong.returncode == 2 and "--jsno" in wrong.stdout + wrong.stderr
-    said = run("models/doctor.py", "--help")
-    assert said.returncode == 0 and "--online" in said.stdout and "python -m models.doctor" in said.stdout
+    output = run("models/doctor.py", "--help")
+    assert output.returncode == 0 and "--online" in output.stdout and "python -m models.doctor" in output.stdout

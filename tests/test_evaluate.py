@@ -66,9 +66,9 @@ def test_a_finished_run_does_nothing_again(reference, config, capsys, monkeypatc
     monkeypatch.setattr("models.load", None)  # not called
     assert evaluate.main(changed(config, out_dir=str(reference), batch_size=2, limit=COUNT)) == 0
     assert {path: path.stat().st_mtime_ns for path in reference.rglob("*")} == before
-    said = capsys.readouterr().out
-    assert f"n = {COUNT}" in said and "relation: accuracy" in said and f"results in {reference}" in said
-    assert "steered" not in said
+    output = capsys.readouterr().out
+    assert f"n = {COUNT}" in output and "relation: accuracy" in output and f"results in {reference}" in output
+    assert "steered" not in output
 
 
 METHODS = {
@@ -87,10 +87,10 @@ METHODS = {
 
 @pytest.mark.parametrize("method", METHODS)
 def test_no_batch_decides_an_answer(config, reference, tmp_path, method):
-    asked = changed(config, limit=FEW, **METHODS[method])
-    whole = run(changed(asked, batch_size=1), tmp_path / "1")
+    given = changed(config, limit=FEW, **METHODS[method])
+    whole = run(changed(given, batch_size=1), tmp_path / "1")
     for size in (3, 8) if method == "greedy" else (3,):
-        run(changed(asked, batch_size=size), tmp_path / f"{size}")
+        run(changed(given, batch_size=size), tmp_path / f"{size}")
         assert predictions(tmp_path / f"{size}") == predictions(tmp_path / "1")
         assert summary(tmp_path / f"{size}") == summary(tmp_path / "1")
     assert (whole == rows(reference)[:FEW]) == (method == "greedy")
@@ -106,7 +106,7 @@ def test_no_batch_decides_an_answer(config, reference, tmp_path, method):
             assert row["pairs"] >= row["rows"] > 0 and row["heads"] > 0 and row["visual_sinks"] + row["text_sinks"] > 0
             assert 0 < row["samples"] <= FEW
     if method == "sampled":
-        run(changed(asked, seed=1), tmp_path / "seed")
+        run(changed(given, seed=1), tmp_path / "seed")
         assert predictions(tmp_path / "seed") != predictions(tmp_path / "1")
 
 
@@ -130,33 +130,33 @@ def nothing():
 """
     (tmp_path / "own_model.py").write_text(RUNNER + code)
     monkeypatch.chdir(tmp_path)
-    asked = changed(config, runner="python:own_model:make", out_dir="run", batch_size=4)
-    assert evaluate.main(asked) == 0
+    given = changed(config, runner="python:own_model:make", out_dir="run", batch_size=4)
+    assert evaluate.main(given) == 0
     found = rows("run")
     assert Path("asked.txt").read_text().splitlines() == [line for row in found for line in row["prompt"].splitlines()]
     assert summary("run")["failed"] == {"runner raised KeyError": 3, "runner returned no text": 3}
     failed = next(row for row in found if row["failed"] == "runner raised KeyError")
     assert list(failed) == FIELDS and failed["prediction"] is None and not failed["correct"] and not failed["parsed"]
     assert "failed blink-2: the runner failed: KeyError: 'no corners here'" in capsys.readouterr().err
-    told = [row["prediction"].split() for row in found if row["failed"] is None]
-    assert {row[0] for row in told} == {"1", "2"} and {row[1] for row in told} == {"RGB"}
+    output = [row["prediction"].split() for row in found if row["failed"] is None]
+    assert {row[0] for row in output} == {"1", "2"} and {row[1] for row in output} == {"RGB"}
     names = "['max_new_tokens', 'repetition_penalty', 'seed', 'system_prompt', 'temperature', 'top_p']"
     assert all(names in row["prediction"] for row in found if row["failed"] is None)
-    assert len({row[-2] for row in told}) == len(told) and {row[-1] for row in told} == {"6"}
+    assert len({row[-2] for row in output}) == len(output) and {row[-1] for row in output} == {"6"}
 
     before = predictions("run")
     Path("corners.txt").touch()
-    assert evaluate.main(asked) == 0 and predictions("run") == before  # what failed stays, unless asked for again
-    assert evaluate.main(changed(asked, retry_failed=True)) == 0
+    assert evaluate.main(given) == 0 and predictions("run") == before  # what failed stays, unless asked for again
+    assert evaluate.main(changed(given, retry_failed=True)) == 0
     assert summary("run")["failed"] == {"runner returned no text": 3}
     assert len(lines_of_parts(Path("run"))) == COUNT + 6  # those that had failed, and no other
     assert {row["cut"] for row in rows("run")} == {None} and summary("run")["overall"]["cut"] is None
 
     for name, sentence in (("nothing", "made int, which has no method generate"), ("gone", "has no attribute 'gone'")):
-        assert sentence in refused(changed(asked, runner=f"python:own_model:{name}", out_dir="other"), capsys)
+        assert sentence in refused(changed(given, runner=f"python:own_model:{name}", out_dir="other"), capsys)
     (tmp_path / "own_model.py").write_text(RUNNER + "def make():\n    return Runner(None)\n")
     sys.modules.pop("own_model")
-    assert evaluate.main(changed(asked, out_dir="all-failed")) == 1
+    assert evaluate.main(changed(given, out_dir="all-failed")) == 1
 
 
 @pytest.fixture
@@ -222,8 +222,8 @@ def test_lines_that_are_no_answers_are_told_and_asked_again(own, capsys):
 
 
 def test_a_runner_that_exits_is_a_fault_of_its_own(own, capsys):
-    said = refused(changed(own, runner="python:sys:exit"), capsys)
-    assert said == "error: --runner 'python:sys:exit' could not be made: SystemExit\n" and not Path("run").exists()
+    output = refused(changed(own, runner="python:sys:exit"), capsys)
+    assert output == "error: --runner 'python:sys:exit' could not be made: SystemExit\n" and not Path("run").exists()
     Path("one_word.py").write_text("import sys\ndef __getattr__(name): sys.exit(0)\n")
     Path("one_runner.py").write_text(RUNNER + "import one_word\nmake = lambda: Runner(lambda *asked: one_word.OTHER)\n")
     assert evaluate.main(own) == 1 and summary("run")["failed"] == {"runner raised SystemExit": 3}
@@ -233,8 +233,8 @@ def test_a_checkpoint_whose_template_changed_is_refused(config, tmp_path, capsys
     """Any file that transformers reads; before the model loads."""
     folder = tmp_path / "checkpoint"
     shutil.copytree("models/tiny/tiny-llava", folder)
-    asked = changed(config, model=str(folder), limit=1, out_dir=str(tmp_path / "run"))
-    assert evaluate.main(asked) == 0
+    given = changed(config, model=str(folder), limit=1, out_dir=str(tmp_path / "run"))
+    assert evaluate.main(given) == 0
     monkeypatch.setattr("models.load", None)  # not called
     template = folder / "chat_template.jinja"
     before = template.read_text()
@@ -243,11 +243,11 @@ def test_a_checkpoint_whose_template_changed_is_refused(config, tmp_path, capsys
     (folder / "additional_chat_templates" / "tool.jinja").write_text("a")
     assert (
         "(content of --model has changed: chat_template.jinja, additional_chat_templates/tool.jinja), and"
-        in refused(asked, capsys)
+        in refused(given, capsys)
     )
     template.write_text(before)
     shutil.rmtree(folder / "additional_chat_templates")
-    assert evaluate.main(asked) == 0
+    assert evaluate.main(given) == 0
 
 
 def test_a_model_on_the_hub_is_known_by_its_commit(config, tmp_path, capsys, monkeypatch):
@@ -258,29 +258,31 @@ def test_a_model_on_the_hub_is_known_by_its_commit(config, tmp_path, capsys, mon
     for commit in commits:
         shutil.copytree("models/tiny/tiny-llava", cache / "snapshots" / commit)
     (cache / "refs").mkdir()
-    asked = changed(config, model="someone/model", limit=1, out_dir=str(tmp_path / "run"))
+    given = changed(config, model="someone/model", limit=1, out_dir=str(tmp_path / "run"))
     (cache / "refs" / "main").write_text(commits[0])
-    assert evaluate.main(asked) == 0 and evaluate.main(asked) == 0
+    assert evaluate.main(given) == 0 and evaluate.main(given) == 0
     assert json.loads((tmp_path / "run" / "settings.json").read_text())["model"]["revision"] == commits[0]
     (cache / "refs" / "main").write_text(commits[1])
     sentence = f"(commit of --model was '{commits[0]}' and is '{commits[1]}' now)"
-    assert sentence in refused(asked, capsys)
+    assert sentence in refused(given, capsys)
 
 
 def test_an_answer_that_is_cut_says_so(config, tmp_path, capsys):
     """In its record, the summary, the page, and on stderr; at the default limit none is."""
     found = run(changed(config, limit=5, max_new_tokens=1), tmp_path / "cut")
-    figures, told = summary(tmp_path / "cut"), capsys.readouterr()
+    figures, output = summary(tmp_path / "cut"), capsys.readouterr()
     assert [row["cut"] for row in found] == [row["prediction"] != "" for row in found] == [True] * 4 + [False]
     assert figures["overall"]["cut"] == 4 and figures["tasks"]["corner"]["cut"] == 1
     assert figures["tasks"]["two_images"]["cut"] == 0  # whose answer is its end token
-    assert "warning: 4 of 5 records have an answer that --max-new-tokens 1 cut" in told.err and ", 4 cut\n" in told.out
+    assert (
+        "warning: 4 of 5 records have an answer that --max-new-tokens 1 cut" in output.err and ", 4 cut\n" in output.out
+    )
     page = (tmp_path / "cut" / "report.html").read_text()
     assert page.count(">cut</td>") == 4
     found = run(changed(config, limit=5, max_new_tokens=evaluate.Config.decoding.max_new_tokens), tmp_path / "whole")
     assert {row["cut"] for row in found} == {False} and summary(tmp_path / "whole")["overall"]["cut"] == 0
-    told = capsys.readouterr()
-    assert "warning" not in told.err and ">cut</td>" not in (tmp_path / "whole" / "report.html").read_text()
+    output = capsys.readouterr()
+    assert "warning" not in output.err and ">cut</td>" not in (tmp_path / "whole" / "report.html").read_text()
 
 
 def test_a_limit_may_grow_and_settings_may_not_change(reference, config, tmp_path, capsys):
@@ -299,16 +301,16 @@ def test_a_limit_may_grow_and_settings_may_not_change(reference, config, tmp_pat
         ("--method was 'default' and is 'adapt-vis'", {"method": "adapt-vis"}),
         ("--model was 'tiny-qwen2.5-vl' and is 'tiny-llava'", {"model": "tiny-llava"}),
     ):
-        said = refused(changed(again, **other), capsys)
-        assert f"holds answers under other settings ({flag}" in said and "pass another --out-dir" in said
+        output = refused(changed(again, **other), capsys)
+        assert f"holds answers under other settings ({flag}" in output and "pass another --out-dir" in output
     assert "holds answers to records that are not asked now, such as 'blink-4'" in refused(
         changed(again, limit=4), capsys
     )
     with pytest.raises(ValueError, match="record 'blink-0' of the set has changed since it was answered"):
         found = evaluate.Predictions(out, again.deciding())
         questions, _ = evaluate.spatial_qa.read("blink", config.questions.data_root)
-        asked = {(each.id, 0): replace(each, prompt="what ?") for each in questions}
-        evaluate.check_same(asked, found.answered(), found)
+        given = {(each.id, 0): replace(each, prompt="what ?") for each in questions}
+        evaluate.check_same(given, found.answered(), found)
 
 
 def test_another_dtype_is_refused(config, tmp_path, capsys):
@@ -350,20 +352,20 @@ def test_bad_records_are_counted_and_the_run_goes_on(config, tmp_path, capsys):
     assert sum(figures["skipped"].values()) == 2 and figures["records"] == COUNT
     assert figures["overall"]["failed"] == 3 and figures["overall"]["n"] == COUNT - 3
     assert [row["id"] for row in found if row["failed"]] == ["blink-1", "blink-2", "blink-3"]
-    said = capsys.readouterr().err
-    assert "failed blink-1: image " in said
+    output = capsys.readouterr().err
+    assert "failed blink-1: image " in output
     places = figures["skipped_records"]
     assert len(places) == 2 and "('no question')" in places[1][0]
-    assert all(f"skipped {where}: {reason}\n" in said for where, reason in places)
+    assert all(f"skipped {where}: {reason}\n" in output for where, reason in places)
 
 
 def test_a_set_without_a_usable_record_is_status_1(config, tmp_path, capsys):
     (tmp_path / "set.jsonl").write_text('{"id": "a"}\n{"id": "b"}\n{"id": \n')
-    asked = changed(config, dataset=str(tmp_path / "set.jsonl"), data_root=None, out_dir=str(tmp_path / "run"))
+    given = changed(config, dataset=str(tmp_path / "set.jsonl"), data_root=None, out_dir=str(tmp_path / "run"))
     with pytest.raises(SystemExit) as ended:
-        evaluate.main(asked)
-    said = capsys.readouterr().err
-    assert ended.value.code == 1 and "error: no record can be used: " in said and said.count("skipped ") == 3
+        evaluate.main(given)
+    output = capsys.readouterr().err
+    assert ended.value.code == 1 and "error: no record can be used: " in output and output.count("skipped ") == 3
     assert not (tmp_path / "run").exists()
 
 
@@ -384,14 +386,14 @@ def test_each_rotation_of_the_options_is_asked(config, tmp_path):
 
 def test_a_record_that_runs_out_of_memory_fails_alone(config, reference, tmp_path, monkeypatch, capsys):
     """In the middle of a batch, and asked singly; the run goes on."""
-    ask = evaluate.ModelAsked.ask
+    answer_batch = evaluate.ModelBackend.answer
 
     def short_of_memory(self, keys, prompts, images):
         if ("blink-1", 0) in keys:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return ask(self, keys, prompts, images)
+        return answer_batch(self, keys, prompts, images)
 
-    monkeypatch.setattr(evaluate.ModelAsked, "ask", short_of_memory)
+    monkeypatch.setattr(evaluate.ModelBackend, "answer", short_of_memory)
     for size in (1, 3):
         out = tmp_path / str(size)
         found = run(changed(config, limit=4, batch_size=size), out)
@@ -417,11 +419,11 @@ def test_gaze_by_record_and_by_picture(config, reference, tmp_path, capsys):
         assert bool(summary(out)["layers"]) == (method == "salient-head")
         two = sum(row["task"] == "two_images" for row in plain)
         assert touched == {
-            "steered": 2, "no gaze: no fixation that the model can see": 1, "no gaze: 2 pictures": two,
+            "steered": 2, "no gaze: no fixation that the model can see": 1, "no gaze: 2 images": two,
             "no gaze: no scanpath": COUNT - 3 - two,
         }  # fmt: skip
-        said = capsys.readouterr().out
-        assert f"steered 2 of {COUNT} answers" in said and "left out of scanpaths: " in said
+        output = capsys.readouterr().out
+        assert f"steered 2 of {COUNT} answers" in output and "left out of scanpaths: " in output
         assert found[2:] == plain[2:]
     steered = rows(tmp_path / "non-gaussian")
     assert [row["prediction"] for row in steered[:2]] != [row["prediction"] for row in plain[:2]]
@@ -429,35 +431,35 @@ def test_gaze_by_record_and_by_picture(config, reference, tmp_path, capsys):
 
 def test_a_method_that_steers_nothing_is_told(config, reference, tmp_path, capsys, monkeypatch):
     found = run(changed(config, limit=3, method="var", var_dimensions=(3,), var_threshold=11.0), tmp_path / "var")
-    told = capsys.readouterr()
-    assert found == rows(reference)[:3] and "steered 0 of 3 answers" in told.out
-    assert "warning: the method changed nothing" in told.err
+    output = capsys.readouterr()
+    assert found == rows(reference)[:3] and "steered 0 of 3 answers" in output.out
+    assert "warning: the method changed nothing" in output.err
     path = tmp_path / "gaze.jsonl"
-    asked = changed(config, method="gaussian", scanpaths=str(path), out_dir=str(tmp_path / "run"))
+    given = changed(config, method="gaussian", scanpaths=str(path), out_dir=str(tmp_path / "run"))
     monkeypatch.setattr("models.load", None)  # not called
     for content, sentence in (
         ({"image": "blink-0"}, "holds no scanpath that can be used, 1 of 1 because: "),
         ({"image": "other", "units": "fractions", "fixations": [[0.1, 0.1]]}, "is of no use for any question (no scan"),
     ):
         path.write_text(json.dumps(content) + "\n")
-        assert sentence in refused(asked, capsys)
+        assert sentence in refused(given, capsys)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_system_prompt_reaches_the_model_or_is_refused(config, reference, tmp_path, capsys):
-    asked = changed(config, system_prompt=" describe the image . ", limit=5)
-    found = run(asked, tmp_path / "run")
+    given = changed(config, system_prompt=" describe the image . ", limit=5)
+    found = run(given, tmp_path / "run")
     assert [row["prompt"] for row in found] == [row["prompt"] for row in rows(reference)[:5]]
-    said = refused(changed(asked, model="tiny-fuyu", out_dir=str(tmp_path / "fuyu")), capsys)
-    assert "error: Fuyu has no chat template and so no system prompt; put its text into the prompts" in said
+    output = refused(changed(given, model="tiny-fuyu", out_dir=str(tmp_path / "fuyu")), capsys)
+    assert "error: Fuyu has no chat template and so no system prompt; put its text into the prompts" in output
     assert not (tmp_path / "fuyu").exists()
 
 
 def test_the_benchmark_answers_as_evaluate_does(reference, config):
     data_root = config.questions.data_root
     worker = evaluation.Worker(1, evaluation.Config(records=6, max_new_tokens=6, device="cpu"), data_root)
-    seconds, said = worker.answer(slice(1, None, 2), 2)
-    assert seconds > 0 and said == [row["prediction"] for row in rows(reference)[1:6:2]]
+    seconds, output = worker.answer(slice(1, None, 2), 2)
+    assert seconds > 0 and output == [row["prediction"] for row in rows(reference)[1:6:2]]
     with pytest.raises(ValueError, match="--batch-sizes, --records, --rounds, --threads and --max-new-tokens must be"):
         evaluation.check(evaluation.Config(rounds=0))
     with pytest.raises(FileNotFoundError, match="model 'nowhere' is neither a folder, nor a hub id"):
@@ -499,29 +501,29 @@ def test_bad_settings_are_told_before_the_model_loads(config, sentence, capsys, 
     monkeypatch.setattr("models.load", None) if "hub id" not in sentence else None
     with pytest.raises(SystemExit) as ended:
         evaluate.main(changed(config, out_dir=str(tmp_path / "run"), **BAD[sentence]))
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     assert ended.value.code == 2
-    assert sentence in said and said.startswith("error: ") and said.count("\n") == 1
+    assert sentence in output and output.startswith("error: ") and output.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 
 def test_settings_that_this_model_cannot_take(config, tmp_path, capsys, monkeypatch):
     """Its config tells, before its weights are read."""
     monkeypatch.setattr("models.load", None)  # not called
-    asked = changed(config, method="var", out_dir=str(tmp_path / "run"))
-    assert "no sink dimensions are known for" in refused(asked, capsys)
-    said = refused(changed(asked, var_dimensions=(3, 14)), capsys)
-    assert "tau is 20, which no token can pass: |RMSNorm(x)| is at most 11.3 in a model 128 wide" in said
+    given = changed(config, method="var", out_dir=str(tmp_path / "run"))
+    assert "no sink dimensions are known for" in refused(given, capsys)
+    output = refused(changed(given, var_dimensions=(3, 14)), capsys)
+    assert "tau is 20, which no token can pass: |RMSNorm(x)| is at most 11.3 in a model 128 wide" in output
     assert "sink dimension 999 does not exist" in refused(
-        changed(asked, var_dimensions=(999,), var_threshold=5.0), capsys
+        changed(given, var_dimensions=(999,), var_threshold=5.0), capsys
     )
     (tmp_path / "sinks.json").write_text("{}")
-    said = refused(changed(asked, sink_file=str(tmp_path / "sinks.json")), capsys)
-    assert "sinks.json is not a file of sink dimensions" in said
+    output = refused(changed(given, sink_file=str(tmp_path / "sinks.json")), capsys)
+    assert "sinks.json is not a file of sink dimensions" in output
     gaze = {"image": "blink-0", "units": "fractions", "fixations": [[0.1, 0.1]]}
     (tmp_path / "gaze.jsonl").write_text(json.dumps(gaze))
-    asked = changed(asked, method="gaussian", scanpaths=str(tmp_path / "gaze.jsonl"))
+    given = changed(given, method="gaussian", scanpaths=str(tmp_path / "gaze.jsonl"))
     assert "target-layer 99 does not exist; the model has layers 0 to" in refused(
-        changed(asked, target_layer=(99,)), capsys
+        changed(given, target_layer=(99,)), capsys
     )
     assert not (tmp_path / "run").exists()

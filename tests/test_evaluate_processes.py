@@ -132,8 +132,8 @@ def test_a_process_that_dies_takes_the_run_with_it(config, tmp_path, monkeypatch
     sentence = "error: another process of this run ended before its part was done; what was written is whole"
     assert sentence in ends[0].stderr
     assert not (tmp_path / "run" / "summary.json").exists()
-    asked = changed(config, max_new_tokens=512, runner="python:dying:make")
-    assert [row["prediction"] for row in run(asked, tmp_path / "run")] == ["yes"] * COUNT
+    given = changed(config, max_new_tokens=512, runner="python:dying:make")
+    assert [row["prediction"] for row in run(given, tmp_path / "run")] == ["yes"] * COUNT
 
 
 def test_a_full_disk_ends_the_run_and_loses_nothing(reference, config, tmp_path):

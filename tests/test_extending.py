@@ -101,8 +101,8 @@ def test_a_method_is_one_entry(extended, config, tmp_path, capsys):
     patched, own = extended
     assert set(patched.METHODS) == {*methods.METHODS, "image-boost"}
     given = flat_flags(config)
-    asked = configure(own, **given | {"method": "image-boost", "boost_factor": 3.0, "out_dir": "own"})
-    assert own.main(asked) == 0 and summary("own")["touched"] == {"steered": FEW}
+    chosen = configure(own, **given | {"method": "image-boost", "boost_factor": 3.0, "out_dir": "own"})
+    assert own.main(chosen) == 0 and summary("own")["touched"] == {"steered": FEW}
     about = json.loads((tmp_path / "own" / "settings.json").read_text())["flags"]
     assert about["method"] == "image-boost" and about["boost_factor"] == 3.0
     assert own.main(configure(own, **given | {"out_dir": "plain"})) == 0

@@ -10,17 +10,17 @@ from analysis.faithfulness import (
     curve_figure,
     curves,
     hidden_cells,
-    looks_and_uses,
+    mass_and_gain_figure,
     ranking,
+    score_sample,
     shift,
     stack,
     summarise,
-    use,
 )
 from analysis.metrics import cell_weights
 from data import twoshapes
-from data.images import as_seen, hide_cells, median_colour, read_image
-from models.generation import log_probabilities, speak
+from data.images import hide_cells, median_colour, model_window, read_image
+from models.generation import generate_answer, log_probabilities
 
 SHAPE = (4, 5)
 
@@ -50,10 +50,10 @@ def test_area_is_the_mean_over_the_share_of_cells():
 
 def test_curves_of_an_answer_that_rests_on_two_cells():
     """Each of two cells, when hidden, costs a nat. In the right order they go first; in the reverse, last."""
-    asked = []
+    gains = []
 
     def score(hidden):
-        asked.append(len(hidden))
+        gains.append(len(hidden))
         return -hidden.reshape(len(hidden), -1)[:, [7, 12]].sum(1).astype(float)
 
     best = np.array([7, 12, *(cell for cell in range(20) if cell not in (7, 12))])
@@ -62,7 +62,7 @@ def test_curves_of_an_answer_that_rests_on_two_cells():
     np.testing.assert_array_equal(found["best"].insertion, [-2, *[0] * 10])
     np.testing.assert_array_equal(found["worst"].deletion, [*[0] * 10, -2])
     np.testing.assert_array_equal(found["worst"].insertion, [*[-2] * 10, 0])
-    assert asked == [20]  # once: 11 of each, where deletion of one order is insertion of its reverse
+    assert gains == [20]  # once: 11 of each, where deletion of one order is insertion of its reverse
 
 
 def test_gains_are_above_zero_where_the_map_is_right():
@@ -77,7 +77,7 @@ def test_gains_are_above_zero_where_the_map_is_right():
             return -5.0 * hidden.reshape(len(hidden), -1)[:, cell]
 
         maps = {"right": box, "wrong": 1 - box}
-        found.append(use(f"sample-{number}", maps, {"right": box, "wrong": box}, score, rng))
+        found.append(score_sample(f"sample-{number}", maps, {"right": box, "wrong": box}, score, rng))
     summary = summarise(found, seed=0)
     assert set(summary) == {"right", "wrong", RANDOM} and "looks" not in summary[RANDOM]
     assert summary["right"]["deletion"]["mean"] == pytest.approx(-5 * 0.95)
@@ -112,8 +112,8 @@ def test_figures_show_what_can_be_told_apart():
     """The true boxes have no point under "looks at it", and two curves of six have bands."""
     rng, words = np.random.default_rng(0), ("first", "relation", "second", "boxes")
     maps = {word: rng.random(SHAPE) for word in words}
-    found = [use(str(number), maps, maps, lambda hidden: -hidden.sum((1, 2)), rng) for number in range(3)]
-    looks, *uses = looks_and_uses(summarise(found, seed=0)).axes
+    found = [score_sample(str(number), maps, maps, lambda hidden: -hidden.sum((1, 2)), rng) for number in range(3)]
+    looks, *uses = mass_and_gain_figure(summarise(found, seed=0)).axes
     assert len(looks.containers) == 3 and [len(axes.containers) for axes in uses] == [8, 8]
     for axes in curve_figure(stack(found)).axes:
         assert len(axes.lines) == 6 and len(axes.collections) == 2
@@ -129,7 +129,7 @@ def test_a_map_that_is_not_there_is_left_out_alone():
         return -hidden.sum((1, 2))
 
     found = [
-        use(name, {"first": box, "second": second}, boxes, score, rng)
+        score_sample(name, {"first": box, "second": second}, boxes, score, rng)
         for name, second in (("whole", box), ("half", missing))
     ]
     summary = summarise(found, seed=0)
@@ -145,27 +145,27 @@ def blob(shape, rng):
 
 
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory):
+def gains(tmp_path_factory):
     """16 pictures, each asked whether its first shape is there: what cells are worth to the embedded model's answer."""
     root = tmp_path_factory.mktemp("asked") / "set"
     twoshapes.generate(root, 16, seed=11)
     model, processor = models.load("tiny-llava")
     found = []
     for number, pair in enumerate(twoshapes.read(root)[0]):
-        picture, rng = read_image(pair.image_path), np.random.default_rng(number)
-        grid = model.image_grid(processor, *picture.size)
+        image, rng = read_image(pair.image_path), np.random.default_rng(number)
+        grid = model.image_grid(processor, *image.size)
         prompt = f"is there a {pair.first.colour} {pair.first.shape} ?"
-        spoken = speak(model, processor, picture, prompt, 8)
-        seen, colour = as_seen(picture, grid), median_colour(picture)
-        assert colour == (0, 0, 0)  # the ground of these pictures
+        forced = generate_answer(model, processor, image, prompt, 8)
+        window, colour = model_window(image, grid), median_colour(image)
+        assert colour == (0, 0, 0)  # the ground of these images
         box, other = (cell_weights(shape.box, grid) for shape in (pair.first, pair.second))
 
-        def score(hidden, seen=seen, colour=colour, prompt=prompt, spoken=spoken):
-            shown = [hide_cells(seen, cells, colour) for cells in hidden]
-            return log_probabilities(model, processor, shown, prompt, spoken, batch_size=32).numpy()
+        def score(hidden, window=window, colour=colour, prompt=prompt, forced=forced):
+            shown = [hide_cells(window, cells, colour) for cells in hidden]
+            return log_probabilities(model, processor, shown, prompt, forced, batch_size=32).numpy()
 
         maps = {"perfect": box, "random map": rng.random(box.shape), "blob": blob(box.shape, rng), "other": other}
-        found.append(use(pair.id, maps, dict.fromkeys(maps, box), score, rng, steps=4))
+        found.append(score_sample(pair.id, maps, dict.fromkeys(maps, box), score, rng, steps=4))
     return summarise(found, seed=0)
 
 
@@ -173,27 +173,27 @@ GAINS = ("insertion_gain", "deletion_gain")
 GAINS_OVER_RANDOM = ("insertion_gain_random", "deletion_gain_random")
 
 
-def test_perfect_map_beats_random_order_on_the_embedded_model(asked):
+def test_perfect_map_beats_random_order_on_the_embedded_model(gains):
     for gain in GAINS + GAINS_OVER_RANDOM:
-        figure = asked["perfect"][gain]
+        figure = gains["perfect"][gain]
         assert figure["n"] == 16 and figure["low"] > 0.5 and figure["p"] < 0.001
 
 
-def test_random_map_does_not(asked):
+def test_random_map_does_not(gains):
     for gain in GAINS + GAINS_OVER_RANDOM:
-        figure = asked["random map"][gain]
+        figure = gains["random map"][gain]
         assert figure["n"] == 16 and figure["low"] < 0 < figure["high"] and figure["p"] > 0.05
 
 
-def test_random_blob_beats_random_order_but_not_itself_elsewhere(asked):
+def test_random_blob_beats_random_order_but_not_itself_elsewhere(gains):
     """Why the map shifted is the baseline: a patch anywhere hides more of a picture than cells all over it."""
-    assert asked["blob"]["deletion_gain_random"]["low"] > 0
+    assert gains["blob"]["deletion_gain_random"]["low"] > 0
     for gain in GAINS:
-        assert asked["blob"][gain]["low"] < 0 < asked["blob"][gain]["high"]
+        assert gains["blob"][gain]["low"] < 0 < gains["blob"][gain]["high"]
 
 
-def test_map_of_the_other_shape_uses_less_than_that_of_the_shape_asked_for(asked):
+def test_map_of_the_other_shape_uses_less_than_that_of_the_shape_asked_for(gains):
     """Looking is not using: the other shape's box is as well drawn, and the answer does not rest on it."""
     for gain in GAINS:
-        assert asked["other"][gain]["high"] < asked["perfect"][gain]["low"]
-    assert asked["other"]["looks"]["mean"] < 0.2 < asked["perfect"]["looks"]["mean"]
+        assert gains["other"][gain]["high"] < gains["perfect"][gain]["low"]
+    assert gains["other"]["looks"]["mean"] < 0.2 < gains["perfect"]["looks"]["mean"]

@@ -53,7 +53,7 @@ def test_hooks_are_at_the_stated_modules(name):
     model = FAMILIES[name][0]()
     file = sys.modules[type(model).__module__]
     names = {module: path for path, module in model.named_modules()}
-    parts = ["decoder"] if name == "fuyu" else ["decoder", "tower"]
+    parts = ["decoder"] if name == "fuyu" else ["decoder", "encoder"]
     found = [attention_stack(model, part)[1][0] for part in parts]
     stated = [(f"{layers}.0.{attribute}", kind) for layers, attribute, kind in HOOKED.findall(file.__doc__)]
     assert stated == [(names[module], type(module).__name__) for module in found]

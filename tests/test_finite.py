@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from data.errors import SampleError
-from models.answering import Decoding, ModelAsked
-from models.generation import answer, answers, log_probabilities, read_text, spelt
+from models.answering import Decoding, ModelBackend
+from models.generation import answer, answers, decode_answer, log_probabilities, read_text
 from tests.models import llava, llava_processor, picture
 from tests.runs import table
 from tests.shell import run
@@ -73,16 +73,16 @@ def test_single_precision_holds_the_same_numbers():
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_sampling_from_nan_is_refused(half, temperature):
     model, processor = half
-    asked = ModelAsked(model, processor, Decoding(max_new_tokens=2, temperature=temperature))
-    assert len(asked.ask(["a"], [FINE], [[picture()]])) == 1
-    assert str(error_of(lambda: asked.ask(["a"], [OVERFLOWS], [[picture()]]))) == SENTENCE
+    asked = ModelBackend(model, processor, Decoding(max_new_tokens=2, temperature=temperature))
+    assert len(asked.answer(["a"], [FINE], [[picture()]])) == 1
+    assert str(error_of(lambda: asked.answer(["a"], [OVERFLOWS], [[picture()]]))) == SENTENCE
 
 
 def test_reading_and_scoring_are_refused(half):
     model, processor = half
     read_text(model, processor, FINE)
     assert str(error_of(lambda: read_text(model, processor, OVERFLOWS))) == SENTENCE
-    words = spelt(processor.tokenizer, processor.tokenizer("left")["input_ids"])
+    words = decode_answer(processor.tokenizer, processor.tokenizer("left")["input_ids"])
     assert log_probabilities(model, processor, [picture()], FINE, words, 1).isfinite().all()
     assert str(error_of(lambda: log_probabilities(model, processor, [picture()], OVERFLOWS, words, 1))) == SENTENCE
 

@@ -47,9 +47,11 @@ def label(text, family=None):
 def test_one_sentence_a_run_where_no_font_has_a_character(dejavu_alone, capsys):
     for figure in (strip([Image.new("RGB", (96, 96))] * 3, CJK, title="\u95ee"), share_plot(CJK, [0.1, 0.2, 0.3])):
         drawn(figure)  # matplotlib's own warnings would be errors here
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1 and told.startswith("note: figures show boxes for characters that no installed font")
-    assert "fonts-noto-cjk" in told and "\u5de6" in told
+    output = capsys.readouterr().err
+    assert output.count("\n") == 1 and output.startswith(
+        "note: figures show boxes for characters that no installed font"
+    )
+    assert "fonts-noto-cjk" in output and "\u5de6" in output
 
 
 def test_nothing_is_said_of_characters_that_need_no_font(dejavu_alone, capsys):

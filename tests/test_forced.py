@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from data.images import as_seen, hide_cells, median_colour, shuffle_cells
-from models.generation import answer, check_grid, log_probabilities, read_along, speak, tower_depth
+from data.images import hide_cells, median_colour, model_window, shuffle_cells
+from models.generation import answer, check_grid, encoder_depth, generate_answer, log_probabilities, read_along
 from tests import tolerance
 from tests.families import FAMILIES
 from tests.models import picture
@@ -25,19 +25,19 @@ def test_answer_is_read_and_scored_as_it_was_generated(family, size):
     """Rows and probabilities of the forced pass are those of the generation, and stay so beside another picture."""
     model, processor = family
     image, tokens = picture(*size), 3
-    spoken = speak(model, processor, image, PROMPT, tokens)
-    said = answer(model, processor, [image], PROMPT, max_new_tokens=tokens)
-    assert spoken.text == said.text and len(spoken.ids) == tokens
+    forced_answer = generate_answer(model, processor, image, PROMPT, tokens)
+    output = answer(model, processor, [image], PROMPT, max_new_tokens=tokens)
+    assert forced_answer.text == output.text and len(forced_answer.ids) == tokens
     other = picture(*size, seed=1)
-    reading = read_along(model, processor, [other, image], PROMPT, spoken)
-    length = said.layout.length
+    reading = read_along(model, processor, [other, image], PROMPT, forced_answer)
+    length = output.layout.length
     rows = range(length - 5, length + tokens - 1)
-    for layer in range(said.trace.layers):
-        generated, forced = said.trace.weights(layer, rows)[0], reading.trace.weights(layer, rows)[1]
+    for layer in range(output.trace.layers):
+        generated, forced = output.trace.weights(layer, rows)[0], reading.trace.weights(layer, rows)[1]
         torch.testing.assert_close(forced[..., : generated.shape[-1]], generated, rtol=0, atol=tolerance.two_runs())
     assert reading.trace.length == length + tokens  # the last token too is read
-    scores = log_probabilities(model, processor, [image, other, image], PROMPT, spoken, batch_size=2)
-    assert scores[0].item() == pytest.approx(np.log(said.probabilities).sum(), abs=1e-3)
+    scores = log_probabilities(model, processor, [image, other, image], PROMPT, forced_answer, batch_size=2)
+    assert scores[0].item() == pytest.approx(np.log(output.probabilities).sum(), abs=1e-3)
     assert scores[2].item() == pytest.approx(scores[0].item(), abs=1e-4) and scores[1] != scores[0]
 
 
@@ -47,14 +47,14 @@ def test_picture_as_seen_keeps_its_cells(family):
     for size in ((100, 80), (57, 90)):
         image = picture(*size)
         grid = model.image_grid(processor, *image.size)
-        seen = as_seen(image, grid)
-        again = model.image_grid(processor, *seen.size)
+        window = model_window(image, grid)
+        again = model.image_grid(processor, *window.size)
         assert (again.rows, again.cols, again.cell) == (grid.rows, grid.cols, grid.cell)
-        assert again.resized == seen.size and again.offset == (0, 0)
+        assert again.resized == window.size and again.offset == (0, 0)
         if "fuyu" in type(model).__name__.lower():
             continue  # it does not resize below its limit, and its own resize is bilinear
         shown, original = (
-            processor(images=each, text=model.image_token, return_tensors="pt") for each in (seen, image)
+            processor(images=each, text=model.image_token, return_tensors="pt") for each in (window, image)
         )
         torch.testing.assert_close(shown["pixel_values"], original["pixel_values"])
 
@@ -62,13 +62,13 @@ def test_picture_as_seen_keeps_its_cells(family):
 def test_tower_is_there_or_not(family):
     model, processor = family
     check_grid(model, processor)
-    assert tower_depth(model, "decoder") is None
-    if hasattr(model, "tower_layers"):
-        assert tower_depth(model, "auto") == tower_depth(model, "tower") == len(model.tower_layers())
+    assert encoder_depth(model, "decoder") is None
+    if hasattr(model, "encoder_layers"):
+        assert encoder_depth(model, "auto") == encoder_depth(model, "encoder") == len(model.encoder_layers())
     else:
-        assert tower_depth(model, "auto") is None
-        with pytest.raises(ValueError, match="tower"):
-            tower_depth(model, "tower")
+        assert encoder_depth(model, "auto") is None
+        with pytest.raises(ValueError, match="vision encoder"):
+            encoder_depth(model, "encoder")
 
 
 class Grid:
@@ -83,9 +83,9 @@ def cells(image):
 
 def test_shuffled_cells_are_the_same_cells_elsewhere():
     image = picture(32, 16)
-    seen, shuffled = as_seen(image, Grid), shuffle_cells(image, Grid, np.random.default_rng(3))
-    assert seen.size == shuffled.size == (12, 8)
-    before, after = cells(seen), cells(shuffled)
+    window, shuffled = model_window(image, Grid), shuffle_cells(image, Grid, np.random.default_rng(3))
+    assert window.size == shuffled.size == (12, 8)
+    before, after = cells(window), cells(shuffled)
     assert sorted(map(bytes, before)) == sorted(map(bytes, after)) and (before != after).any()
     again = shuffle_cells(image, Grid, np.random.default_rng(3))
     assert np.array_equal(np.asarray(again), np.asarray(shuffled))
@@ -94,13 +94,13 @@ def test_shuffled_cells_are_the_same_cells_elsewhere():
 
 
 def test_hidden_cells_take_the_colour_and_the_others_stay():
-    seen = as_seen(picture(32, 16), Grid)
+    window = model_window(picture(32, 16), Grid)
     hidden = np.array([[True, False, False], [False, False, True]])
-    before, after = cells(seen), cells(hide_cells(seen, hidden, (1, 2, 3)))
+    before, after = cells(window), cells(hide_cells(window, hidden, (1, 2, 3)))
     assert (after[[0, 5]].reshape(-1, 3) == (1, 2, 3)).all()
     assert (after[1:5] == before[1:5]).all()
-    with pytest.raises(ValueError, match="not 3 x 2 whole cells; use as_seen"):
-        hide_cells(seen.crop((0, 0, 11, 8)), hidden, (0, 0, 0))
+    with pytest.raises(ValueError, match="not 3 x 2 whole cells; use model_window"):
+        hide_cells(window.crop((0, 0, 11, 8)), hidden, (0, 0, 0))
 
 
 def test_median_colour_is_that_of_the_ground():

@@ -54,11 +54,11 @@ def test_two_pictures_in_one_prompt_of_qwen(tmp_path):
     """Each gets its own grid and files; the shares of both together are the one share of the row."""
     model, processor = qwen(), qwen_processor()
     pictures = [picture(140, 56), picture(56, 168)]
-    said = answer(model, processor, pictures, "what is left ?", max_new_tokens=3)
-    rolled = rollout(said.trace, said.layout, tokens=3)
+    output = answer(model, processor, pictures, "what is left ?", max_new_tokens=3)
+    rolled = rollout(output.trace, output.layout, tokens=3)
     run = RunFolder.create(tmp_path / "run", {}, COLUMNS)
     sample = SimpleNamespace(name="a", path="a.png", prompt="what is left ?", gold="")
-    row = report_answer(run, sample, pictures, said, rolled, OverlayStyle())
+    row = report_answer(run, sample, pictures, output, rolled, OverlayStyle())
     assert set(row) == set(COLUMNS) and row["tokens"] == 3 and 0 < row["image_share"] < 1
     for suffix, shape, size in (("", (2, 5), (560, 224)), ("-1", (6, 2), (168, 504))):
         with np.load(run.folder / "a" / f"maps{suffix}.npz") as maps:
@@ -89,8 +89,8 @@ def test_each_sample_is_measured_or_counted_by_its_reason(tmp_path, capsys):
             ("z", "", "no caption"), ("a", "97", ""), ("b", "", "image empty"), ("c", "", "no query row"),
             ("d", "100", ""),
         ]  # fmt: skip
-    said = capsys.readouterr().err
-    assert "skipped b: image b is empty" in said and "skipped c: no generated token has a row" in said
+    output = capsys.readouterr().err
+    assert "skipped b: image b is empty" in output and "skipped c: no generated token has a row" in output
 
 
 def test_memory_that_runs_out_is_counted(tmp_path):

@@ -12,7 +12,7 @@ from data import gaze_samples, scanpaths, twoshapes
 from data.errors import SampleError
 from data.gaze_samples import (
     GazeSample,
-    check_pictures,
+    check_images,
     example_set,
     find_files,
     left_out,
@@ -71,7 +71,7 @@ def test_every_picture_meets_every_scanpath_and_what_fails_is_named(pictures):
         ("a two", "no fixation that the model can see"), ("b two", "no scanpath"), ("broken", "image empty"),
         ("c one", "no scanpath"),
     ]  # fmt: skip
-    assert left_out(paths, found) == {"records": {}, "fixations": {"cropped away": 1, "outside the picture": 1}}
+    assert left_out(paths, found) == {"records": {}, "fixations": {"cropped away": 1, "outside the image": 1}}
     alone, _ = locate(samples[:1], {"one": paths["one"]}, grid_of, by_duration=False, trajectory=True)
     assert alone[0].name == "a" and alone[0].points == [(0, 0), (3, 3)]  # a lost fixation interrupts the way
 
@@ -139,7 +139,7 @@ def test_example_set_is_made_once_with_two_colours_each(tmp_path, monkeypatch):
 def test_files_that_are_not_there_or_share_a_name(tmp_path):
     with pytest.raises(ValueError, match="no scanpaths in .*python -m data.scanpaths"):
         find_files(str(tmp_path), ())
-    with pytest.raises(ValueError, match="pictures need --scanpaths"):
+    with pytest.raises(ValueError, match="images need --scanpaths"):
         find_files(None, ())
     with pytest.raises(ValueError, match="need names of their own"):
         read_all([tmp_path / "x.csv", tmp_path / "y" / "scanpaths-x.jsonl"], None, None)
@@ -166,9 +166,9 @@ def test_files_that_name_other_pictures_are_refused(pictures):
     samples = [Sample(name, pictures / f"{name}.png", "?") for name in "abc"]
     other, own = write(pictures / "other.jsonl", x=[[1, 1]]), write(pictures / "own.jsonl", c=[[1, 1]])
     with pytest.raises(ValueError, match=f"no scanpath for a.png; .*such as: x.png .names are paths below {pictures}"):
-        check_pictures(samples, read_all([other], None, "pixels"))
-    check_pictures(samples, read_all([other, own], None, "pixels"))
-    check_pictures([], read_all([other], None, "pixels"))
+        check_images(samples, read_all([other], None, "pixels"))
+    check_images(samples, read_all([other, own], None, "pixels"))
+    check_images([], read_all([other], None, "pixels"))
 
 
 def test_a_bad_sample_does_not_take_its_batch_along(tmp_path, capsys):

@@ -218,7 +218,7 @@ def test_any_family_on_photographs_with_gaze_in_fractions(family, tmp_path):
     flags += [3, "--units", "fractions", "--prompt", "where is the red circle ?", "--out-dir", tmp_path / "out"]
     done = run("gaze_generation_llava.py", *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    lost = "left out of records: row does not have one cell per column (1); of fixations: outside the picture (1)"
+    lost = "left out of records: row does not have one cell per column (1); of fixations: outside the image (1)"
     assert f"\n{lost}\n" in f"\n{done.stdout}"
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["n"] == 3 and summary["colours"] == {}
@@ -309,8 +309,8 @@ def test_an_answer_that_goes_along_is_one_and_one_that_stays_is_none():
     answers = [("red", "blue"), ("red", "red"), ("blue", "red")]
     rows = [
         {"image": str(number), "gaze": gaze, "first_colour": "red", "second_colour": "blue", "answer_plain": "green",
-         "answer_x": said, "p_first_plain": None, "p_first_x": 0.5, "p_second_plain": 0.25, "p_second_x": 0.5}
-        for number, pair in enumerate(answers) for gaze, said in zip(("first", "second"), pair, strict=True)
+         "answer_x": output, "p_first_plain": None, "p_first_x": 0.5, "p_second_plain": 0.25, "p_second_x": 0.5}
+        for number, pair in enumerate(answers) for gaze, output in zip(("first", "second"), pair, strict=True)
     ]  # fmt: skip
     found = summarise_colours([*rows, dict(rows[0], first_colour="", second_colour="")], ["plain", "x"])
     assert found["x"]["first_against_second"]["mean"] == 0 and found["x"]["first_against_second"]["n"] == 3
@@ -337,7 +337,7 @@ MISTAKES = {
     "both inputs": ({"image": ("a.png",), "data_root": "x"}, "give either --image"),
     "empty prompt": ({"prompt": " ", "data_root": "nowhere"}, "--prompt is empty"),
     "data": ({"data_root": "nowhere"}, "looked for spatial_twoshapes"),
-    "pictures without gaze": ({"image": ("kept.png",), "prompt": "?"}, "pictures need --scanpaths"),
+    "pictures without gaze": ({"image": ("kept.png",), "prompt": "?"}, "images need --scanpaths"),
     "no such model": ({"image": ("kept.png",), "scanpaths": "gaze.csv", "units": "pixels"}, "model 'x' is neither"),
     "no such scanpaths": ({"image": ("kept.png",), "scanpaths": "g.csv"}, "scanpath file g.csv does not exist"),
     "no units": (
@@ -390,8 +390,8 @@ def test_wrong_use_is_one_sentence_and_status_2(script, name, tmp_path, monkeypa
         flags = flags | {"scanpaths": (flags["scanpaths"],)}
     with pytest.raises(SystemExit) as stopped:
         script.main(configure(script, **{"model": "x", "out_dir": "out", **flags}))
-    said = capsys.readouterr().err
-    assert stopped.value.code == 2 and sentence in said and said.startswith("error: ") and said.count("\n") == 1
+    output = capsys.readouterr().err
+    assert stopped.value.code == 2 and sentence in output and output.startswith("error: ") and output.count("\n") == 1
     assert not Path("out").exists() and not Path("data").exists()
 
 
@@ -402,8 +402,8 @@ def test_nothing_usable_is_status_1(tmp_path, monkeypatch, capsys):
     flags = {"image": ("kept.png",), "units": "pixels", "prompt": "what ?"}
     assert similarity.main(configure(similarity, **flags, scanpaths="gaze.csv", out_dir="heads")) == 1
     assert generation.main(configure(generation, **flags, scanpaths=("gaze.csv",), out_dir="answers")) == 1
-    said = capsys.readouterr().out
-    assert said.count("0 of 1 samples done") == said.count("skipped: no fixation that the model can see (1)") == 2
+    output = capsys.readouterr().out
+    assert output.count("0 of 1 samples done") == output.count("skipped: no fixation that the model can see (1)") == 2
     for out in ("heads", "answers"):
         assert json.loads(Path(out, "summary.json").read_text())["skipped"] == {"no fixation that the model can see": 1}
 

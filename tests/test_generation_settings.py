@@ -10,7 +10,7 @@ from transformers import RepetitionPenaltyLogitsProcessor
 
 import evaluate
 import models
-from models.answering import Decoding, ModelAsked
+from models.answering import Decoding, ModelBackend
 from models.generation import answer, answers
 from models.generation_settings import UNRECORDABLE, RepetitionPenalty
 from models.loading import describe
@@ -141,11 +141,13 @@ def test_repetition_penalty_by_hand():
 def test_repetition_penalty_is_the_same_alone_and_in_a_batch():
     model, processor = llava(), llava_processor()
     prompts, images = ["what ?", "what is in the red circle ?", "describe"], [[picture(seed=seed)] for seed in range(3)]
-    plain = ModelAsked(model, processor, Decoding(8)).ask("abc", prompts, images)
-    asker = ModelAsked(model, processor, Decoding(8, repetition_penalty=3.0))
-    together = asker.ask("abc", prompts, images)
+    plain = ModelBackend(model, processor, Decoding(8)).answer("abc", prompts, images)
+    backend = ModelBackend(model, processor, Decoding(8, repetition_penalty=3.0))
+    together = backend.answer("abc", prompts, images)
     assert together != plain
-    alone = [asker.ask([key], [prompt], [image])[0] for key, prompt, image in zip("abc", prompts, images, strict=True)]
+    alone = [
+        backend.answer([key], [prompt], [image])[0] for key, prompt, image in zip("abc", prompts, images, strict=True)
+    ]
     assert together == alone
     traced = answers(model, processor, images, prompts, max_new_tokens=8, repetition_penalty=3.0)
     assert [each.text for each in traced] == [reply.text for reply in together]

@@ -9,9 +9,9 @@ from scipy import stats
 
 import models.gaze
 from analysis.gaze_heads import (
-    LEAST,
     LIFT_SHARE,
     MIN_IMAGE_MASS,
+    MIN_IMAGES,
     Inside,
     Settings,
     attention_inside,
@@ -69,7 +69,7 @@ def test_two_tokens_by_hand():
     rows[0, 1, 4, 2:4] = 0.5
     rows[0, 2, 3:, 3] = 1
     found = attention_inside(PlantedTrace(rows, 4), planted_layout(4, [0, 1, 2]), [[[1, 0.5, 0]], [[0, 0, 1]]])
-    np.testing.assert_allclose(found.seen, [[0.6, 0.25, 0]], atol=1e-6)  # a mean over the rows
+    np.testing.assert_allclose(found.image_mass, [[0.6, 0.25, 0]], atol=1e-6)  # a mean over the rows
     np.testing.assert_allclose(found.similarity[0], [[0.8 / 1.2, 0, np.nan]], atol=1e-6)
     np.testing.assert_allclose(found.similarity[1], [[0.2 / 1.2, 1, np.nan]], atol=1e-6)
     np.testing.assert_allclose(found.share, [0.4 / 0.85, 0.35 / 0.85], atol=1e-6)
@@ -113,8 +113,8 @@ def test_of_a_model_it_is_what_the_method_itself_measures():
             row = trace.weights(layer, [trace.prompt_length - 1], samples=[layout.sample])[0]
             expected = gaze_similarity(row, layout.image_positions, gaze)[:, 0]
             np.testing.assert_allclose(found.similarity[0, layer], expected, atol=tolerance.sums(16))
-            seen = row[:, 0, layout.image_positions].sum(-1)
-            np.testing.assert_allclose(found.seen[layer], seen, atol=tolerance.sums(16))
+            image_mass = row[:, 0, layout.image_positions].sum(-1)
+            np.testing.assert_allclose(found.image_mass[layer], image_mass, atol=tolerance.sums(16))
 
 
 def test_relative_to_the_layers_largest():
@@ -140,7 +140,7 @@ def planted_images(count, rng):
     cells = SIDE * SIDE
     points = [[tuple(rng.integers(SIDE, size=2).tolist())] for _ in range(count)]
     masks = [connected_decay(check_scanpath(p, SIDE, SIDE), SIDE, SIDE, margin=0, sigma=0.7) for p in points]
-    own, shuffled, seen = [], [], []
+    own, shuffled, image_mass = [], [], []
     for index in range(count):
         matrices = torch.zeros(LAYERS, HEADS, cells + 3, cells + 3)
         for layer, head in np.ndindex(LAYERS, HEADS):
@@ -156,8 +156,8 @@ def planted_images(count, rng):
         found = attention_inside(trace, layout, [masks[index], masks[index - 1]])
         own.append(found.similarity[0])
         shuffled.append(found.similarity[1])
-        seen.append(found.seen)
-    return np.stack(own), np.stack(shuffled), np.stack(seen), torch.stack(masks).numpy()
+        image_mass.append(found.image_mass)
+    return np.stack(own), np.stack(shuffled), np.stack(image_mass), torch.stack(masks).numpy()
 
 
 @pytest.fixture(scope="module")
@@ -189,9 +189,9 @@ def test_one_of_many_heads_must_be_surer_than_one_alone():
 
 
 def test_proposal_takes_the_layers_of_heads_that_look_and_carries_over(planted):
-    own, shuffled, seen, _ = planted
+    own, shuffled, image_mass, _ = planted
     first, second = halves(len(own), np.random.default_rng(0))
-    proposal = propose(own[first], shuffled[first], seen[first])
+    proposal = propose(own[first], shuffled[first], image_mass[first])
     assert proposal.settings.layers == (1,)  # the follower of layer 2 hardly looks at the image
     assert proposal.settings.heads == 2 and 0 < proposal.settings.tau < 0.9
     assert "3 of 12 heads follow the gaze" in proposal.reason and "2 of them spend at least 10%" in proposal.reason
@@ -205,14 +205,14 @@ def test_proposal_takes_the_layers_of_heads_that_look_and_carries_over(planted):
 
 
 def test_no_proposal_where_nothing_follows_or_little_was_seen(planted):
-    own, shuffled, seen, _ = planted
-    nothing = propose(shuffled, np.roll(shuffled, 1, axis=0), seen)
+    own, shuffled, image_mass, _ = planted
+    nothing = propose(shuffled, np.roll(shuffled, 1, axis=0), image_mass)
     assert nothing.settings is None and "no head that looks at the image follows" in nothing.reason
-    for count in (0, LEAST - 1):
-        few = propose(own[:count], shuffled[:count], seen[:count])
+    for count in (0, MIN_IMAGES - 1):
+        few = propose(own[:count], shuffled[:count], image_mass[:count])
         assert few.settings is None and not few.followers.any()
         assert few.reason.startswith("too few images: ") and few.reason.endswith("so give at least 20")
-    blind = propose(own, shuffled, np.full_like(seen, 0.05))
+    blind = propose(own, shuffled, np.full_like(image_mass, 0.05))
     assert blind.settings is None and blind.followers.sum() == 3
 
 
@@ -260,11 +260,11 @@ def test_rank_correlation_is_spearmans():
 
 
 def test_undefined_heads_are_never_taken_and_do_not_spoil_the_others():
-    seen = np.array([[0.5, 0.0]])
-    inside = Inside(seen, np.array([[[0.4, 0.0]], [[0.1, 0.0]]]))
+    image_mass = np.array([[0.5, 0.0]])
+    inside = Inside(image_mass, np.array([[[0.4, 0.0]], [[0.1, 0.0]]]))
     own, shuffled = inside.similarity[:1].repeat(12, 0), inside.similarity[1:].repeat(12, 0)
     assert find_followers(own - shuffled).tolist() == [[True, False]]
-    proposal = propose(own, shuffled, seen[None].repeat(12, 0))
+    proposal = propose(own, shuffled, image_mass[None].repeat(12, 0))
     assert proposal.settings.layers == (0,) and proposal.settings.heads == 1
     assert not select(own, proposal.settings)[..., 1].any()
     assert score(proposal.settings, own, shuffled)["lift"]["mean"] == pytest.approx(0.6)

@@ -176,14 +176,14 @@ def test_broken_files_have_a_reason(tmp_path):
     empty = tmp_path / "empty.png"
     empty.touch()
     text = tmp_path / "text.png"
-    text.write_text("no picture")
+    text.write_text("no image")
     for path, reason, sentence in (
         (tmp_path / "none.png", "image missing", r"none\.png does not exist"),
-        (tmp_path, "image missing", "is a folder or a device, not a picture"),
+        (tmp_path, "image missing", "is a folder or a device, not an image"),
         (tmp_path / ("x" * 300 + ".png"), "image cannot be opened", "File name too long"),
         (empty, "image empty", r"empty\.png is empty \(0 bytes\)"),
         (half, "image truncated", r"half\.png cannot be decoded"),
-        (text, "not an image", "is not a picture that Pillow can read"),
+        (text, "not an image", "is not an image that Pillow can read"),
     ):
         with pytest.raises(SampleError, match=sentence) as error:
             read_image(path)
@@ -276,7 +276,7 @@ def touch(path):
 
 
 def test_listing(tmp_path, capsys):
-    with pytest.raises(FileNotFoundError, match="holds no picture, in no subfolder either; expected are"):
+    with pytest.raises(FileNotFoundError, match="holds no image, in no subfolder either; expected are"):
         list_images(tmp_path)
     (tmp_path / "notes.txt").touch()
     with pytest.raises(FileNotFoundError, match="it holds 1 file without the suffix of an image, such as 'notes"):

@@ -1636,8 +1636,8 @@ def test_string_match_is_the_published_rule():
     gone = ".?!,;:'\"()[]{}<>/\\|=+-_*&^%$#@`~ "
     for answer, gold, options, right in STRINGS:
         wanted = options["ABCD".index(gold)] if options else gold
-        said, wanted = ("".join(c for c in text.strip() if c not in gone).lower() for text in (answer, wanted))
-        assert (said == wanted or wanted in said) is right
+        output, wanted = ("".join(c for c in text.strip() if c not in gone).lower() for text in (answer, wanted))
+        assert (output == wanted or wanted in output) is right
 
 
 # answer, gold, options, whether the whole answer is the gold

@@ -163,9 +163,9 @@ def test_prepare_checks_at_the_door(model):
     for images, prompt, message in (
         ([picture()], "  ", "the prompt is empty"),
         ([picture()], "what is <image> ?", "holds '<image>', which the model reads as a special token"),
-        (picture(), "what ?", "images is a single picture; give a list"),
-        ([picture().convert("CMYK")], "what ?", "image 0 is mode CMYK, not an RGB picture"),
-        (["photo.jpg"], "what ?", "image 0 is str, not an RGB picture"),
+        (picture(), "what ?", "images is a single image; give a list"),
+        ([picture().convert("CMYK")], "what ?", "image 0 is mode CMYK, not an RGB image"),
+        (["photo.jpg"], "what ?", "image 0 is str, not an RGB image"),
         ([picture(1, 300)], "what ?", "image 0 is 1 x 300 pixels; one side is more than 200 times"),
         ([[picture()]], ["what ?", "where ?"], "2 prompts but 1 lists of images"),
     ):

@@ -76,7 +76,7 @@ def test_a_script_follows_links_when_asked(root, tmp_path, capsys):
         return [row["sample"] for row in table(out)]
 
     assert run() == ["inner", "own"]
-    assert "note: passed over in" in (told := capsys.readouterr().err) and "--follow-links" in told
+    assert "note: passed over in" in (output := capsys.readouterr().err) and "--follow-links" in output
     assert run(follow_links=True) == ["inner", "link", "a", "linked/sub/own", "own"]
     assert "passed over" not in capsys.readouterr().err
 

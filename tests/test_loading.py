@@ -159,7 +159,7 @@ def test_processor_with_another_crop_is_noticed_at_once(stock, tmp_path):
     settings = json.loads(path.read_text())
     settings["image_processor"]["crop_size"] = {"height": 70, "width": 70}
     path.write_text(json.dumps(settings))
-    with pytest.raises(ValueError, match="cannot be read: it makes 70 x 70 pixels .* tower takes 56 x 56"):
+    with pytest.raises(ValueError, match="cannot be read: it makes 70 x 70 pixels .* vision encoder takes 56 x 56"):
         models.load(str(folder))
 
 
@@ -320,14 +320,14 @@ def test_why_a_model_does_not_load(stock, monkeypatch, error, sentence):
 @torch.no_grad()
 def test_answer_knows_its_tokens_and_their_probabilities():
     model, processor = llava(), llava_processor()
-    said = answer(model, processor, [picture()], "where is the red circle ?", max_new_tokens=4)
+    output = answer(model, processor, [picture()], "where is the red circle ?", max_new_tokens=4)
     inputs, layout = model.prepare(processor, [picture()], "where is the red circle ?")
     sequence = model.generate(**inputs, max_new_tokens=4, do_sample=False)
-    assert said.text == processor.tokenizer.decode(sequence[0, layout.length :], skip_special_tokens=True)
-    assert said.trace.length == layout.length + 3
+    assert output.text == processor.tokenizer.decode(sequence[0, layout.length :], skip_special_tokens=True)
+    assert output.trace.length == layout.length + 3
     logits = model(sequence[:, :-1], pixel_values=inputs["pixel_values"]).logits[0, layout.length - 1 :].softmax(-1)
     expected = logits.gather(1, sequence[0, layout.length :, None]).flatten()
-    torch.testing.assert_close(torch.tensor(said.probabilities), expected, atol=tolerance.two_runs(), rtol=0)
+    torch.testing.assert_close(torch.tensor(output.probabilities), expected, atol=tolerance.two_runs(), rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -361,12 +361,12 @@ def test_pixel_limits_decide_the_number_of_image_tokens(name):
         inputs, layout = model.prepare(processor, [Image.new("RGB", (640, 480))], "what ?")
         assert (layout.grids[0].rows, layout.grids[0].cols) == cells and len(layout.images[0]) == cells[0] * cells[1]
         assert inputs["image_grid_thw"].prod() == 4 * cells[0] * cells[1]
-        assert describe(model)["pixels of a picture"] == {"least": 64, "most": most}
+        assert describe(model)["pixels of an image"] == {"least": 64, "most": most}
 
 
 @pytest.mark.parametrize("limits", [{"max_pixels": 63}, {"min_pixels": 10**9}, {"min_pixels": 0}, {"max_pixels": -4}])
 def test_pixel_limits_that_cannot_hold_are_refused(limits):
-    with pytest.raises(ValueError, match="pictures cannot be resized to between"):
+    with pytest.raises(ValueError, match="images cannot be resized to between"):
         models.load("tiny-qwen2-vl", device="cpu", **limits)
 
 

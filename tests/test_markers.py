@@ -6,7 +6,7 @@ from PIL import Image
 
 import models
 from data.errors import SampleError
-from models.answering import Decoding, RunnerAsked
+from models.answering import Decoding, RunnerBackend
 from models.vlm import in_words, marked_order
 from tests.families import FAMILIES
 from tests.models import llava, llava_processor, picture
@@ -126,11 +126,11 @@ def test_a_runner_gets_the_markers_in_words():
         def generate(self, prompt, images, **settings):
             return f"{prompt} {[image.size for image in images]}"
 
-    asker = RunnerAsked(Runner(), Decoding())
-    [reply] = asker.ask(["a"], ["is <image 1> like <image 2> ?"], [pictures()[:2]])
+    backend = RunnerBackend(Runner(), Decoding())
+    [reply] = backend.answer(["a"], ["is <image 1> like <image 2> ?"], [pictures()[:2]])
     assert reply.text == "is image 1 like image 2 ? [(60, 60), (150, 90)]"
     with pytest.raises(SampleError, match="names <image 3>"):
-        asker.ask(["a"], ["is <image 3> red ?"], [pictures()[:2]])
+        backend.answer(["a"], ["is <image 3> red ?"], [pictures()[:2]])
 
 
 @pytest.mark.parametrize("name", ["tiny-qwen2-vl", "tiny-qwen2.5-vl", "tiny-llava"])

@@ -5,7 +5,7 @@ import torch
 
 import models
 import models.memory
-from models.answering import Decoding, ModelAsked
+from models.answering import Decoding, ModelBackend
 from models.generation import answer
 from models.memory import Decoder, check_fits, needed, parts
 from models.trace import AttentionTrace
@@ -50,4 +50,4 @@ def test_a_prompt_that_may_not_fit_is_named_before_it_is_answered(monkeypatch):
     with pytest.warns(UserWarning, match=r"0.0 GB are free on cpu .*--max-pixels"):
         answer(model, processor, [picture()], "what ?", max_new_tokens=2)
     with pytest.warns(UserWarning, match="a batch of 2 prompts"):
-        ModelAsked(model, processor, Decoding(2)).ask("ab", ["what ?"] * 2, [[picture()]] * 2)
+        ModelBackend(model, processor, Decoding(2)).answer("ab", ["what ?"] * 2, [[picture()]] * 2)

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from analysis.gaze import PLAIN, comparison
-from analysis.overlay import OverlayStyle, enlarge, overlay, seen, strip, to_pixels
+from analysis.overlay import OverlayStyle, enlarge, input_pixels, overlay, strip, to_pixels
 from analysis.plots import share_plot, visible
 from analysis.run_comparison import side_by_side
 from data.geometry import ImageGrid
@@ -42,7 +42,7 @@ def fuyu(width, height, limit=(240, 180), cell=30):
 
 
 def padded(width, height, side=56, cell=14):
-    """Padded to a square on both sides, as the original LLaVA-1.5 does: the input starts outside the picture."""
+    """Padded to a square on both sides, as the original LLaVA-1.5 does: the input starts outside the image."""
     long = max(width, height)
     resized = max(1, side * width // long), max(1, side * height // long)
     offset = -((side - resized[0]) // 2), -((side - resized[1]) // 2)
@@ -68,7 +68,7 @@ def test_a_marked_pixel_lights_exactly_the_pixels_of_its_cell(family, width, hei
     x, y = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
     cell = grid.cell_at(x + 0.5, y + 0.5)
     if cell is None:
-        assert not seen(grid)[y, x]
+        assert not input_pixels(grid)[y, x]
         return
     lit = to_pixels(one_hot(grid, cell), grid)
     assert lit.shape == (height, width) and lit.dtype == np.float32
@@ -85,7 +85,7 @@ def test_a_marked_pixel_lights_exactly_the_pixels_of_its_cell(family, width, hei
 def test_every_pixel_has_the_value_of_its_own_cell(family, width, height):
     grid = family(width, height)
     values = np.arange(1, 1 + grid.rows * grid.cols, dtype=np.float32).reshape(grid.rows, grid.cols)
-    pixels, visible_to_model = to_pixels(values, grid), seen(grid)
+    pixels, visible_to_model = to_pixels(values, grid), input_pixels(grid)
     for (x, y), cell in cells_of_pixels(grid).items():
         assert pixels[y, x] == (0 if cell is None else values[cell])
         assert visible_to_model[y, x] == (cell is not None)
@@ -114,8 +114,8 @@ def test_enlarging_repeats_the_cells_exactly():
 def test_blur_agrees_with_sampling_the_gaussian_and_keeps_a_flat_map_flat():
     grid = llava(90, 61)
     flat = np.full((grid.rows, grid.cols), 0.25)
-    np.testing.assert_allclose(to_pixels(flat, grid, blur=0.7)[seen(grid)], 0.25, rtol=1e-5)
-    assert (to_pixels(flat, grid, blur=0.7)[~seen(grid)] == 0).all() and not seen(grid).all()
+    np.testing.assert_allclose(to_pixels(flat, grid, blur=0.7)[input_pixels(grid)], 0.25, rtol=1e-5)
+    assert (to_pixels(flat, grid, blur=0.7)[~input_pixels(grid)] == 0).all() and not input_pixels(grid).all()
 
     # by numbers: the map as a step function over the cells, times a Gaussian around the pixel's place, on a fine line
     line = ImageGrid(rows=1, cols=4, width=8, height=1, cell=2, resized=(8, 2))

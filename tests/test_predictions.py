@@ -119,7 +119,7 @@ def test_a_line_needs_every_field_with_its_type(field):
 
 def test_a_line_is_an_answer_or_a_failure():
     rows = [{"layer": 2, "heads": 1}]
-    for touched in ({}, {"pairs": 3, "steered": 1.0}, {"layers": rows}, {"no gaze: 2 pictures": 1, "layers": []}):
+    for touched in ({}, {"pairs": 3, "steered": 1.0}, {"layers": rows}, {"no gaze: 2 images": 1, "layers": []}):
         assert parse(encode(line(1, touched=touched)))
     for touched in ([], {"pairs": "3"}, {"layers": {}}, {"layers": [{"heads": 1}]}, {"layers": [{"layer": None}]}):
         assert parse(encode(line(1, touched=touched))) is None

@@ -73,7 +73,7 @@ def test_more_letters_than_the_alphabet_has():
     assert len(parse(" ".join(lines))) in (0, 26) and len(parse("\n".join(lines))) == 26
 
 
-def asked(**changes):
+def calls(**changes):
     """What is understood of a record with one encoded picture."""
     fields = {"question": "where is it ?", "image": {"bytes": b"1", "path": None}, **changes}
     return understand({name: value for name, value in fields.items() if value is not ...}, None, None)
@@ -93,26 +93,26 @@ NAMES = {
 
 @pytest.mark.parametrize("names", NAMES.values(), ids=NAMES)
 def test_a_column_for_each_option(names):
-    found = asked(**dict(zip(names, ("left", "right", "up"), strict=True)), answer="B")
+    found = calls(**dict(zip(names, ("left", "right", "up"), strict=True)), answer="B")
     assert (found.options, found.answer) == (("left", "right", "up"), "B")
     assert found.prompt == "where is it ?\n(A) left\n(B) right\n(C) up"
     for empty in (None, float("nan"), "nan", " "):
-        found = asked(**dict(zip(names, ("left", "right", empty), strict=True)), answer="right")
+        found = calls(**dict(zip(names, ("left", "right", empty), strict=True)), answer="right")
         assert (found.options, found.answer) == (("left", "right"), "B")
         with pytest.raises(SampleError, match="an option is empty"):
-            asked(**dict(zip(names, ("left", empty, "up"), strict=True)), answer="A")
+            calls(**dict(zip(names, ("left", empty, "up"), strict=True)), answer="A")
     with pytest.raises(SampleError, match="gold is a letter and no options are known"):
-        asked(**dict.fromkeys(names), answer="B")
+        calls(**dict.fromkeys(names), answer="B")
 
 
 def test_columns_that_are_no_options():
-    assert asked(X=3, Y=4, answer="a cat").options == ()
-    assert asked(A="left", B="right", X=3, answer="A").options == ("left", "right")
+    assert calls(X=3, Y=4, answer="a cat").options == ()
+    assert calls(A="left", B="right", X=3, answer="A").options == ("left", "right")
     letters = "ABCDEFGHIJKL"
-    assert asked(**{letter: f"text {letter}" for letter in letters}, answer="L").options[-1] == "text L"
+    assert calls(**{letter: f"text {letter}" for letter in letters}, answer="L").options[-1] == "text L"
     with pytest.raises(SampleError, match="options are stated twice and differ"):
-        asked(A="left", B="right", choices=["up", "down"], answer="A")
-    assert asked(A="left", B="right", choices=["left", "right"], answer="A").options == ("left", "right")
+        calls(A="left", B="right", choices=["up", "down"], answer="A")
+    assert calls(A="left", B="right", choices=["left", "right"], answer="A").options == ("left", "right")
 
 
 @pytest.mark.parametrize(
@@ -128,14 +128,14 @@ def test_columns_that_are_no_options():
     ],
 )
 def test_lists_of_options_as_data_sets_write_them(stated):
-    found = asked(options=stated, answer="B")
+    found = calls(options=stated, answer="B")
     assert (found.options, found.answer) == (("left", "it's right"), "B")
 
 
 @pytest.mark.parametrize("stated", ["left, right", "[left, right", "__import__('os').getcwd()", "[" * 9999, 7])
 def test_texts_that_are_no_list_of_options(stated):
     with pytest.raises(SampleError, match="options are no list"):
-        asked(options=stated, answer="A")
+        calls(options=stated, answer="A")
 
 
 GOLDS = {
@@ -147,29 +147,29 @@ GOLDS = {
 @pytest.mark.parametrize(("reason", "gold"), [(reason, gold) for reason in GOLDS for gold in GOLDS[reason]])
 def test_golds_that_cannot_be_compared(reason, gold):
     with pytest.raises(SampleError, match=reason):
-        asked(answer=gold)
+        calls(answer=gold)
 
 
 def test_golds_that_count():
     with pytest.raises(SampleError, match="gold is an index and no options are known"):
-        asked(correct_answer_idx=1)
+        calls(correct_answer_idx=1)
     with pytest.raises(SampleError, match="gold is the number of a line and no lettered options are known"):
-        asked(question="where ?\n1. left\n2. right", answer="2")
+        calls(question="where ?\n1. left\n2. right", answer="2")
     with pytest.raises(SampleError, match="gold is a number that is no option's text"):
-        asked(choices=["left", "right"], answer=1)
+        calls(choices=["left", "right"], answer=1)
     with pytest.raises(SampleError, match="gold is a number that may be a text or an index"):
-        asked(choices=["1", "2", "3"], answer=1)
-    assert asked(choices=["1", "2", "3"], answer="1").answer == "A"
-    assert asked(choices=["left", "right"], correct_choice_idx=1).answer == "B"
-    assert asked(choices=["left", "right"], correct_answer_idx="1").answer == "B"
-    assert asked(choices=["3", "1"], answer=1).answer == "B"
-    assert asked(question="how many ?", answer=3).answer == "3" and asked(answer="left").answer == "left"
+        calls(choices=["1", "2", "3"], answer=1)
+    assert calls(choices=["1", "2", "3"], answer="1").answer == "A"
+    assert calls(choices=["left", "right"], correct_choice_idx=1).answer == "B"
+    assert calls(choices=["left", "right"], correct_answer_idx="1").answer == "B"
+    assert calls(choices=["3", "1"], answer=1).answer == "B"
+    assert calls(question="how many ?", answer=3).answer == "3" and calls(answer="left").answer == "left"
 
 
 def test_a_hint_is_part_of_the_prompt():
-    assert asked(hint="It was moved.", answer="left").prompt == "It was moved.\nwhere is it ?"
-    assert asked(hint=float("nan"), context="nan", answer="left").prompt == "where is it ?"
-    assert asked(context="where is", answer="left").prompt == "where is it ?"
+    assert calls(hint="It was moved.", answer="left").prompt == "It was moved.\nwhere is it ?"
+    assert calls(hint=float("nan"), context="nan", answer="left").prompt == "where is it ?"
+    assert calls(context="where is", answer="left").prompt == "where is it ?"
 
 
 def test_messages_with_roles_and_parts():
@@ -186,18 +186,18 @@ def test_messages_with_roles_and_parts():
         {"role": "user", "content": "why ?"},
     ]
     parts[1]["image"] = {"bytes": b"1", "path": None}
-    found = asked(question=..., image=..., messages=turns)
+    found = calls(question=..., image=..., messages=turns)
     assert found.prompt == "the first <image 1> or the second <image 2>" and found.images == (b"1", b"2")
     assert found.answer == "the first"
     assert found.notes == ("system turn is not shown", "later turns are not asked")
     del parts[1]["image"], parts[3]["image_url"]
-    found = asked(question=..., image=..., conversations=turns, images=[{"bytes": b"3"}, {"bytes": b"4"}])
+    found = calls(question=..., image=..., conversations=turns, images=[{"bytes": b"3"}, {"bytes": b"4"}])
     assert found.prompt == "the first <image 1> or the second <image 2>" and found.images == (b"3", b"4")
     plain = [{"role": "user", "content": "<image>\nwhere ?"}, {"role": "assistant", "content": "left"}]
-    assert asked(question=..., conversations=json.dumps(plain)).prompt == "where ?"
-    assert asked(question=..., messages=plain[:1], answer="up").answer == "up"
+    assert calls(question=..., conversations=json.dumps(plain)).prompt == "where ?"
+    assert calls(question=..., messages=plain[:1], answer="up").answer == "up"
     with pytest.raises(SampleError, match="a turn holds something else than text and images"):
-        asked(question=..., messages=[{"role": "user", "content": [{"type": "video"}]}], answer="up")
+        calls(question=..., messages=[{"role": "user", "content": [{"type": "video"}]}], answer="up")
 
 
 def numbered(*numbers, form="image_{}"):
@@ -205,7 +205,7 @@ def numbered(*numbers, form="image_{}"):
 
 
 def shown(question, answer="a cat", **fields):
-    found = asked(question=question, image=..., answer=answer, **fields)
+    found = calls(question=question, image=..., answer=answer, **fields)
     return found.prompt, [image.decode() for image in found.images]
 
 
@@ -244,9 +244,9 @@ def test_markers_without_numbers_and_of_lists():
 @pytest.mark.parametrize(
     ("question", "reason"),
     [
-        ("is <image 3> left of <image 1> ?", "an image marker names no picture"),
-        ("<image> <image> <image> ?", "an image marker names no picture"),
-        ("<image 0> is <image 1> ?", "an image marker names no picture"),
+        ("is <image 3> left of <image 1> ?", "an image marker names no image"),
+        ("<image> <image> <image> ?", "an image marker names no image"),
+        ("<image 0> is <image 1> ?", "an image marker names no image"),
         ("<image> is <image 2> ?", "image markers with and without numbers"),
         ("<image 1> <image 2>", "no question"),
     ],
@@ -258,7 +258,7 @@ def test_markers_that_cannot_be_followed(question, reason):
 
 def test_markers_inside_options_turn_with_them():
     fields = numbered(1, 2) | {"choices": ["<image 2>", "<image 1>"]}
-    found = asked(question="which is a cat ?", image=..., answer="<image 1>", **fields)
+    found = calls(question="which is a cat ?", image=..., answer="<image 1>", **fields)
     assert found.prompt == "which is a cat ?\n(A) <image 1>\n(B) <image 2>" and found.images == (b"2", b"1")
     assert found.options == ("<image 1>", "<image 2>") and found.answer == "B"
     question = Question(**found._asdict())
@@ -269,12 +269,12 @@ def test_markers_inside_options_turn_with_them():
 
 def test_pictures_that_are_not_shown_are_noted():
     path = {"bytes": b"9", "path": None}
-    found = asked(question="where ?", image=path, answer="left", mask=path, **numbered(1))
+    found = calls(question="where ?", image=path, answer="left", mask=path, **numbered(1))
     assert found.images == (b"1",)
-    assert found.notes == ("picture in field 'image' is not shown", "picture in field 'mask' is not shown")
-    assert asked(image="a" * 0, images=[path], other_image=path, answer="left").notes == ()  # the same picture
-    assert asked(answer="left", image_path="a.png", width=3).notes == ()  # its name
-    assert asked(answer="left", depth_image="d.png").notes == ("picture in field 'depth_image' is not shown",)
+    assert found.notes == ("image in field 'image' is not shown", "image in field 'mask' is not shown")
+    assert calls(image="a" * 0, images=[path], other_image=path, answer="left").notes == ()  # the same picture
+    assert calls(answer="left", image_path="a.png", width=3).notes == ()  # its name
+    assert calls(answer="left", depth_image="d.png").notes == ("image in field 'depth_image' is not shown",)
 
 
 TABLE = [
@@ -405,10 +405,10 @@ def make():
 def test_questions_whose_options_name_others_are_asked_once(evaluated, capsys):
     others = ["left", "right", "both A and B"]
     records = [blink(0), blink(1, prompt=None, choices=others), blink(2, prompt=None, choices=others, answer="C")]
-    found, figures, asked = evaluated(records, circular=True)
+    found, figures, calls = evaluated(records, circular=True)
     assert [(row["id"][-1], row["rotation"]) for row in found] == [("0", 0), ("0", 1), ("1", 0), ("2", 0)]
     assert figures["asked_once"] == {"options name other options": 2} and figures["records"] == 3
-    assert "asked once: 2 options name other options" in capsys.readouterr().err and len(asked) == 4
+    assert "asked once: 2 options name other options" in capsys.readouterr().err and len(calls) == 4
 
 
 def test_a_set_whose_gold_is_always_the_same_letter_is_told(evaluated, capsys):
@@ -440,11 +440,11 @@ def test_what_a_run_does_not_show_is_counted(evaluated, capsys):
         blink(0, prompt="<image 5> like <image 2> or <image 1> ?\n(A) left\n(B) right", **images),
         blink(1, prompt="<image 5> like <image 3> ?\n(A) left\n(B) right", **images),
     ]
-    _, figures, asked = evaluated(records)
-    assert figures["notes"] == {"picture in field 'merged_image' is not shown": 1}
-    assert "notes: 1 picture in field 'merged_image' is not shown" in capsys.readouterr().err
-    assert figures["skipped"] == {"an image marker names no picture": 1}
-    assert asked == [("image 1 like image 2 or image 3 ?\n(A) left\n(B) right", 3)]
+    _, figures, calls = evaluated(records)
+    assert figures["notes"] == {"image in field 'merged_image' is not shown": 1}
+    assert "notes: 1 image in field 'merged_image' is not shown" in capsys.readouterr().err
+    assert figures["skipped"] == {"an image marker names no image": 1}
+    assert calls == [("image 1 like image 2 or image 3 ?\n(A) left\n(B) right", 3)]
 
 
 def test_the_embedded_model_takes_images_in_place(tmp_path):

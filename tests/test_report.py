@@ -42,7 +42,7 @@ def tiny():
 
 
 @pytest.fixture(scope="module")
-def said(tiny):
+def output(tiny):
     return answer(*tiny, [picture(96, 96)], "describe the image .", max_new_tokens=3)
 
 
@@ -65,35 +65,35 @@ def test_layers_that_fit():
 
 
 @pytest.mark.numerical
-def test_a_way_holds_what_the_trace_says(said):
+def test_a_way_holds_what_the_trace_says(output):
     """Every map of the view against the weights that the trace gives one by one."""
-    rolled = rollout(said.trace, said.layout, tokens=len(said.tokens))
-    made = gallery.way(said, rolled, budget=5)
-    image, grid = said.layout.images[0], said.layout.grids[0]
-    assert made.layers == tuple(range(said.trace.layers))
-    first = said.layout.length - 1
-    rounding = tolerance.same_states(tolerance.score_size(said.trace))
+    rolled = rollout(output.trace, output.layout, tokens=len(output.tokens))
+    made = gallery.condition_view(output, rolled, budget=5)
+    image, grid = output.layout.images[0], output.layout.grids[0]
+    assert made.layers == tuple(range(output.trace.layers))
+    first = output.layout.length - 1
+    rounding = tolerance.same_states(tolerance.score_size(output.trace))
     for layer, head, token in ((0, 0, 0), (1, 3, 1), (3, 2, 2)):
-        row = said.trace.weights(layer, [first + token])[0, head, 0]
+        row = output.trace.weights(layer, [first + token])[0, head, 0]
         cells = row[image].numpy()
         np.testing.assert_allclose(made.heads[layer, head, token], cells.reshape(grid.rows, grid.cols), atol=rounding)
         kept = unpack(made.data["head"][str(layer)]["cells"])[head, token]
         np.testing.assert_allclose(kept, cells, atol=cells.max() / 500)
-        earlier = row[said.layout.length :].sum().item()
+        earlier = row[output.layout.length :].sum().item()
         expected = [cells.sum(), 1 - cells.sum() - earlier, earlier]
         np.testing.assert_allclose(unpack(made.data["shares"])[layer, head, token], expected, atol=1 / 500)
-        mean = said.trace.weights(layer, [first + token])[0, :, 0][:, image].mean(0).numpy()
+        mean = output.trace.weights(layer, [first + token])[0, :, 0][:, image].mean(0).numpy()
         np.testing.assert_allclose(unpack(made.data["mean"]["cells"])[layer, token], mean, atol=mean.max() / 500)
     np.testing.assert_allclose(
         unpack(made.data["rollout"]["cells"]), rolled.per_token.reshape(3, -1), atol=rolled.per_token.max() / 500
     )
-    assert [token["text"] for token in made.data["tokens"]] == said.tokens
-    assert "".join(made.data["prompt"]).replace(" ", "") == said.layout.text.replace("<image>", "").replace(" ", "")
+    assert [token["text"] for token in made.data["tokens"]] == output.tokens
+    assert "".join(made.data["prompt"]).replace(" ", "") == output.layout.text.replace("<image>", "").replace(" ", "")
 
 
-def test_a_budget_of_nothing_leaves_the_means(said):
-    rolled = rollout(said.trace, said.layout, tokens=len(said.tokens))
-    made = gallery.way(said, rolled, budget=0)
+def test_a_budget_of_nothing_leaves_the_means(output):
+    rolled = rollout(output.trace, output.layout, tokens=len(output.tokens))
+    made = gallery.condition_view(output, rolled, budget=0)
     assert made.layers == () and made.data["head"] == {} and unpack(made.data["mean"]["cells"]).shape[0] == 4
 
 
@@ -112,13 +112,13 @@ def test_a_hundred_tokens_of_a_large_model_fit_in_five_megabytes():
         sample=0, start=0, length=600, grids=(grid,), images=(cells,), image_positions=cells,
         text="a" * 600, offsets=[(place, place + 1) for place in range(600)],
     )  # fmt: skip
-    said = SimpleNamespace(
+    output = SimpleNamespace(
         trace=Trace(), layout=layout, text="a", tokens=["a"] * 100, probabilities=[0.5] * 100,
         alternatives=[[("a", 0.5)] * 5] * 100,
     )  # fmt: skip
-    made = gallery.way(said, Rollout(torch.full((100, 699), 1 / 699), "predicting", layout), budget=5)
-    seen = gallery.view("a", "b", Image.new("RGB", (336, 336)), grid, {"answer": made})
-    assert len(report.in_script(seen)) < 5 * 2**20
+    made = gallery.condition_view(output, Rollout(torch.full((100, 699), 1 / 699), "predicting", layout), budget=5)
+    content = gallery.view("a", "b", Image.new("RGB", (336, 336)), grid, {"answer": made})
+    assert len(report.in_script(content)) < 5 * 2**20
     assert 0 < len(made.layers) < 32
 
 

@@ -143,7 +143,7 @@ def test_the_tower_is_there(visit, folder):
     page = visit(folder / "rollout" / "report.html")
     with np.load(folder / "rollout" / "shard0-0" / "maps-tower.npz") as maps:
         expected = maps["per_token"][0]
-    page.locator('input[value="tower"]').check()
+    page.locator('input[value="encoder"]').check()
     page.mouse.move(*cell_centre(page, 6, 5, *expected.shape))
     assert reading(page) == pytest.approx([expected[6, 5]], abs=float(expected.max()) / 500 + 1e-9, rel=1e-3)
 
@@ -179,8 +179,8 @@ def test_everything_by_keyboard(visit, folder):
     assert f"row {row}, column {col}" in page.locator("#reading").inner_text()
     assert reading(page) == pytest.approx([expected[2, row, col]], abs=float(expected[2].max()) / 500, rel=1e-3)
     page.keyboard.press("Enter")
-    looked = [float(word.get_attribute("data-on-cell")) for word in page.locator("button.word").all()]
-    np.testing.assert_allclose(looked, expected[:, row, col], atol=expected.max() / 500)
+    shown = [float(word.get_attribute("data-on-cell")) for word in page.locator("button.word").all()]
+    np.testing.assert_allclose(shown, expected[:, row, col], atol=expected.max() / 500)
     page.locator('#matrix button[data-layer="3"][data-head="0"]').focus()
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowRight")
@@ -190,11 +190,11 @@ def test_everything_by_keyboard(visit, folder):
 def test_with_and_without_gaze_side_by_side(visit, folder):
     page = visit(folder / "gaze" / "report.html")
     assert page.locator(".panel h3").all_inner_texts() == ["no gaze", "gaussian"]
-    page.locator("#way-b").select_option("non-gaussian")
+    page.locator("#condition-b").select_option("non-gaussian")
     assert page.locator(".panel h3").all_inner_texts() == ["no gaze", "non-gaussian"]
     expected = []
-    for way in ("plain", "non-gaussian"):
-        with np.load(folder / "gaze" / "shard0-0-first" / f"maps-{way}.npz") as maps:
+    for condition in ("plain", "non-gaussian"):
+        with np.load(folder / "gaze" / "shard0-0-first" / f"maps-{condition}.npz") as maps:
             expected.append(maps["per_token"][0])
     page.mouse.move(*cell_centre(page, 5, 6, *expected[0].shape))
     tolerance = float(max(map(np.max, expected))) / 500
@@ -203,7 +203,7 @@ def test_with_and_without_gaze_side_by_side(visit, folder):
         page.locator('input[value="mask"]').check()
         page.mouse.move(*cell_centre(page, 5, 7, *expected[0].shape))
         assert reading(page) == pytest.approx([masks["non-gaussian"][5, 7]], abs=1 / 500)
-    page.locator("#way-b").select_option("")
+    page.locator("#condition-b").select_option("")
     assert page.locator(".panel").count() == 1
 
 
@@ -228,12 +228,12 @@ def test_text_is_inert(visit, folder, tmp_path):
     held = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL).group(1))
     views = []
     for strange in STRANGE:
-        seen = copy.deepcopy(held["views"][0])
-        seen.update(name=strange, prompt=strange, ways={strange: seen["ways"]["answer"]})
-        way = seen["ways"][strange]
-        way["answer"], way["prompt"][1] = strange, strange
-        way["tokens"][0].update(text=strange, alternatives=[[strange, 0.5]])
-        views.append(seen)
+        content = copy.deepcopy(held["views"][0])
+        content.update(name=strange, prompt=strange, conditions={strange: content["conditions"]["answer"]})
+        condition = content["conditions"][strange]
+        condition["answer"], condition["prompt"][1] = strange, strange
+        condition["tokens"][0].update(text=strange, alternatives=[[strange, 0.5]])
+        views.append(content)
     run = finished(tmp_path / "run", [(strange, strange, 1) for strange in STRANGE], {"skipped": {STRANGE[0]: 1}})
     page = visit(write_report(run.folder, views))
     for number, strange in enumerate(STRANGE):

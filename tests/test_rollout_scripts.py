@@ -146,8 +146,8 @@ def test_a_family_whose_grid_is_unknown_gets_maps_and_no_overlays(photographs, t
 
 @pytest.mark.parametrize("script", ["attention_rollout_qwen2", "attention_rollout_fuyu"])
 def test_wrong_use_of_the_other_scripts(script, photographs, tmp_path):
-    asked = ("--image", photographs[0], "--prompt", "?")
-    done = run(f"{script}.py", *asked, "--residual", 2, "--out-dir", tmp_path / "out")
+    settings = ("--image", photographs[0], "--prompt", "?")
+    done = run(f"{script}.py", *settings, "--residual", 2, "--out-dir", tmp_path / "out")
     assert done.returncode == 2 and done.stderr == "error: --residual 2.0 is out of range; give 0 <= w < 1\n"
     assert not (tmp_path / "out").exists()
 
@@ -167,8 +167,8 @@ def test_twins_share_main_and_differ_in_what_the_family_decides():
 
 
 def test_results_lie_under_the_name_of_the_script_that_runs(photographs, tmp_path):
-    asked = ("--image", photographs[2], "--prompt", "?", "--max-new-tokens", 1)
-    done = run("attention_rollout_fuyu.py", *asked, cwd=tmp_path)
+    settings = ("--image", photographs[2], "--prompt", "?", "--max-new-tokens", 1)
+    done = run("attention_rollout_fuyu.py", *settings, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "results" / "attention_rollout_fuyu").glob("tiny-fuyu-*/samples.csv"))) == 1
 

@@ -233,7 +233,7 @@ def test_root_apart_from_the_file(tmp_path):
 def test_pixels_by_hand():
     cells = to_cells(path_of("pixels", (20, 0), (29.9, 9.9), (30, 10), (59, 39), (19.9, 0), (60, 0), (80, 0)), CROPPED)
     assert cells.points == [(0, 0), (0, 0), (1, 1), (3, 3)]
-    assert reasons(cells) == {"cropped away": 2, "outside the picture": 1}
+    assert reasons(cells) == {"cropped away": 2, "outside the image": 1}
     assert cells.dropped[0] == ("a.png fixation 4", "cropped away")
 
 
@@ -242,7 +242,7 @@ def test_fractions_by_hand():
     fractions = [(0.25, 0), (0.5, 0.5), (0.74, 0.99), (0.5, 1), (0.1, 0.5), (1, 0.5), (1.001, 0.5), (0, -0.1)]
     cells = to_cells(path_of("fractions", *fractions), CROPPED)
     assert cells.points == [(0, 0), (2, 2), (3, 3), (2, 3)]
-    assert reasons(cells) == {"cropped away": 2, "outside the picture": 2}
+    assert reasons(cells) == {"cropped away": 2, "outside the image": 2}
     assert to_cells(path_of("fractions", (1, 1), (1.0, 0)), PADDED).points == [(2, 1), (2, 0)]
 
 
@@ -307,7 +307,7 @@ def test_counts_add_up_and_cells_are_the_grids(points, grid, trajectory):
     assert cells.points == [(cell[1], cell[0]) for cell in seen if cell]
     assert all(isinstance(number, int) for point in cells.points for number in point)
     outside = sum(not (0 <= x < grid.width and 0 <= y < grid.height) for x, y in points)
-    assert reasons(cells)["outside the picture"] == outside
+    assert reasons(cells)["outside the image"] == outside
     assert reasons(cells)["cropped away"] == seen.count(None) - outside
 
 
@@ -398,10 +398,10 @@ def test_letterboxed_display_by_hand(tmp_path):
     assert [f.duration for f in scanpath.fixations] == [233, 180, 250] and scanpath.fixations[0].time is None
     cells = to_cells(scanpath, SQUARE)
     assert cells.points == [(6, 6), (10, 3)]
-    assert cells.dropped == [("a.png fixation 2", "beside the picture on the display")]
+    assert cells.dropped == [("a.png fixation 2", "beside the image on the display")]
     assert to_cells(scanpath, SQUARE, by_duration=True).points == [(6, 6, 233), (10, 3, 180)]
     wide = to_cells(scanpath, CROPPED)
-    assert wide.points == [(2, 2), (3, 0)] and reasons(wide) == {"beside the picture on the display": 1}
+    assert wide.points == [(2, 2), (3, 0)] and reasons(wide) == {"beside the image on the display": 1}
     assert from_display(1200.5, 300, (1680, 1050), (80, 40)) == pytest.approx((1200.5 / 21, 195 / 21))
 
 
@@ -411,7 +411,7 @@ def test_edges_of_a_display(tmp_path):
     scanpath = read(write(tmp_path, "a.json", [search(**points, T=None)]), display=(1680, 1050)).by_image["a.png"]
     cells = to_cells(scanpath, SQUARE)
     assert cells.points == [(0, 0), (11, 11)]
-    assert reasons(cells) == {"beside the picture on the display": 2, "outside the display": 3}
+    assert reasons(cells) == {"beside the image on the display": 2, "outside the display": 3}
 
 
 @pytest.mark.parametrize(

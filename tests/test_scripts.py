@@ -172,9 +172,9 @@ KEPT = ("tests/kept.txt",)
 MISTAKES = {
     "no folder": ({"data_root": ""}, "--data-root is empty"),
     "both inputs": ({"image": ("a.png",), "data_root": "x"}, "give either --image"),
-    "no prompt": ({"image": KEPT}, "pictures need a --prompt"),
-    "no prompt for a folder": ({"data_root": "."}, "holds no picture"),
-    "no such picture": ({"image": ("a.png",), "prompt": "?"}, "none of the pictures exists: a.png"),
+    "no prompt": ({"image": KEPT}, "images need a --prompt"),
+    "no prompt for a folder": ({"data_root": "."}, "holds no image"),
+    "no such picture": ({"image": ("a.png",), "prompt": "?"}, "none of the images exists: a.png"),
     "limit": ({"data_root": "x", "limit": -1}, "--limit -1 must be at least 0"),
     "empty prompt": ({"image": ("a.png",), "prompt": " "}, "--prompt is empty"),
     "residual": ({"data_root": "x", "residual": 1.5}, "--residual 1.5 is out of range"),
@@ -199,9 +199,9 @@ def test_wrong_use_is_one_sentence_and_status_2(name, capsys, monkeypatch, tmp_p
     flags, sentence = MISTAKES[name]
     with pytest.raises(SystemExit) as stopped:
         script.main(configure(script, **flags))
-    said = capsys.readouterr().err
-    assert stopped.value.code == 2 and sentence in said and said.startswith("error: ")
-    assert said.count("\n") == 1 and "Traceback" not in said
+    output = capsys.readouterr().err
+    assert stopped.value.code == 2 and sentence in output and output.startswith("error: ")
+    assert output.count("\n") == 1 and "Traceback" not in output
     assert [path.name for path in tmp_path.rglob("*")] == ["tests", "kept.txt"]
 
 
@@ -219,8 +219,8 @@ def test_models_that_cannot_be_used_are_status_2(random_model, tmp_path, capsys,
     flags = {"model": str(tmp_path), "image": (str(tmp_path / "p.png"),), "prompt": "?", "out_dir": str(tmp_path / "o")}
     with pytest.raises(SystemExit) as stopped:
         script.main(configure(script, **flags))
-    said = capsys.readouterr().err
-    assert stopped.value.code == 2 and sentence in said and said.count("\n") == 1
+    output = capsys.readouterr().err
+    assert stopped.value.code == 2 and sentence in output and output.count("\n") == 1
     assert not (tmp_path / "o").exists()
 
 
@@ -251,10 +251,10 @@ def test_interrupting_leaves_whole_rows(random_model, tmp_path):
         while time.monotonic() < deadline and not ((out / "samples.csv").exists() and len(table(out)) >= 2):
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        _, output = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130 and "error: interrupted; what was written so far is whole" in said
+    assert process.returncode == 130 and "error: interrupted; what was written so far is whole" in output
     rows = table(out)
     assert len(rows) >= 2 and all((out / row["folder"] / "maps.npz").is_file() for row in rows)
     assert not (out / "summary.json").exists()
@@ -278,7 +278,7 @@ def test_full_disk_is_one_sentence(random_model, data_root, tmp_path, capsys, mo
     with pytest.raises(SystemExit) as stopped:
         command.run(script.main, script.Config, "")
     assert stopped.value.code == 1
-    assert "error: could not write" in (said := capsys.readouterr().err) and "no space left on device" in said
+    assert "error: could not write" in (output := capsys.readouterr().err) and "no space left on device" in output
 
 
 def test_data_generator(tmp_path):

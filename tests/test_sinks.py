@@ -367,8 +367,8 @@ def test_random_sets_are_others():
     "precision, recall, said",
     [(0.51, 0.31, "good"), (0.5, 0.9, "fair"), (0.9, 0.3, "fair"), (0.3, 0.9, "poor"), (None, 0, "poor")],
 )
-def test_verdict(precision, recall, said):
-    assert verdict(precision, recall) == said
+def test_verdict(precision, recall, output):
+    assert verdict(precision, recall) == output
 
 
 def test_summary_of_planted_agreement():

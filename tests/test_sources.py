@@ -78,9 +78,9 @@ def printed(script, capsys, **flags):
     module = importlib.import_module(script)
     with pytest.raises(SystemExit) as stopped:
         module.main(configure(module, model="no-such-model", out_dir="out", **flags))
-    said = capsys.readouterr()
-    assert stopped.value.code == 2 and "no-such-model" in said.err.splitlines()[-1], said.err
-    return said.out.splitlines()
+    output = capsys.readouterr()
+    assert stopped.value.code == 2 and "no-such-model" in output.err.splitlines()[-1], output.err
+    return output.out.splitlines()
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -145,8 +145,8 @@ def test_broken_published_data_are_an_error(here, capsys):
     module = importlib.import_module("text_only_llm_analysis_llava")
     with pytest.raises(SystemExit) as stopped:
         module.main(configure(module))
-    said = capsys.readouterr()
-    assert stopped.value.code == 2 and said.err.startswith("error: no data in data: looked for") and not said.out
+    output = capsys.readouterr()
+    assert stopped.value.code == 2 and output.err.startswith("error: no data in data: looked for") and not output.out
 
 
 @pytest.mark.parametrize(
@@ -224,10 +224,10 @@ def test_missing_pictures_and_unread_fields_are_stated(here, capsys):
     Path("set/spatial_twoshapes/agreement/relational/shard0/world-1.png").unlink()
     module = importlib.import_module("gaze_head_similarity_llava")
     assert module.main(configure(module, data_root="set", scanpaths="gaze.jsonl", out_dir="out")) == 0
-    said = capsys.readouterr()
-    assert "left out of records: picture missing (2)" in said.out
-    assert said.err.count("note: fields of gaze that are not read: pupil\n") == 1
-    assert summary_of("out")["left_out"]["records"] == {"picture missing": 2} and summary_of("out")["n"] == 2
+    output = capsys.readouterr()
+    assert "left out of records: image missing (2)" in output.out
+    assert output.err.count("note: fields of gaze that are not read: pupil\n") == 1
+    assert summary_of("out")["left_out"]["records"] == {"image missing": 2} and summary_of("out")["n"] == 2
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the published samples are not beside the repository (../shared/data)")

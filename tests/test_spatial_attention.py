@@ -18,15 +18,15 @@ from analysis.spatial import (
     centre_prior,
     compare_heads,
     decoder_maps,
-    look,
+    encoder_maps,
     measure,
+    measure_sample,
     missing_words,
     place,
     seed_rows,
     summarise,
     summarise_heads,
     targets,
-    tower_maps,
     with_controls,
 )  # fmt: skip
 from analysis.spatial_report import control_boxes, save_heads
@@ -34,7 +34,7 @@ from analysis.statistics import benjamini_hochberg
 from data import twoshapes
 from data.errors import SampleError
 from data.geometry import ImageGrid
-from models.generation import read_along, speak
+from models.generation import generate_answer, read_along
 from tests import tolerance
 from tests.families import FAMILIES
 from tests.models import picture
@@ -89,7 +89,7 @@ def measured(pair, first, second, relation=None, heads=slice(None)):
     if relation is not None:
         planted[151] = relation
     maps = all_maps(PlantedTrace(planted, heads), [LAYOUT, LAYOUT], ROWS, scene.seeds)
-    return look("sample", scene, maps, dict.fromkeys(QUERIES, (1,)), causal=True), scene
+    return measure_sample("sample", scene, maps, dict.fromkeys(QUERIES, (1,)), causal=True), scene
 
 
 @pytest.mark.parametrize("is_reversed", [False, True], ids=["caption as world", "caption reversed"])
@@ -97,22 +97,24 @@ def measured(pair, first, second, relation=None, heads=slice(None)):
 def test_attention_on_the_right_shapes_is_said_to_be_there(pairs, relation, is_reversed):
     pair = pairs[relation, is_reversed]
     scene = place(pair, GRID, np.random.default_rng(0))
-    looked, _ = measured(pair, scene.first, scene.second)
+    measured_sample, _ = measured(pair, scene.first, scene.second)
     for word in ("first", "second"):
-        heads = looked.heads[word]
+        heads = measured_sample.heads[word]
         assert heads["own"]["soft_iou"][1, 1] == pytest.approx(1)
         assert heads["own"]["distance"][1, 1] == pytest.approx(0, abs=1e-6)
         assert heads["other"]["soft_iou"][1, 1] < 0.2 and heads["other"]["distance"][1, 1] > 1
         for axis in "xy":
-            assert looked.heads[word]["own"][f"wasserstein_{axis}"][1, 1] == pytest.approx(0, abs=1e-5)
-        assert looked.heads[word]["own"]["pointing"][1, 1] == 1
-        assert looked.heads[word]["own"]["entity_background"][1, 1] > 0.98  # cells on the rim are background in part
+            assert measured_sample.heads[word]["own"][f"wasserstein_{axis}"][1, 1] == pytest.approx(0, abs=1e-5)
+        assert measured_sample.heads[word]["own"]["pointing"][1, 1] == 1
+        assert (
+            measured_sample.heads[word]["own"]["entity_background"][1, 1] > 0.98
+        )  # cells on the rim are background in part
         # heads that look evenly, and the shuffled picture, are where an even map is
-        even = looked.values[word]["uniform"]
+        even = measured_sample.values[word]["uniform"]
         for name in ("mass", "distance", "wasserstein_x", "wasserstein_y", "topk_iou", "entropy", "dispersion"):
-            np.testing.assert_allclose(looked.heads[word]["own"][name][0], even[name], rtol=1e-5)
-            np.testing.assert_allclose(looked.heads[word]["shuffled"][name], even[name], rtol=1e-5)
-            assert looked.values[word]["shuffled"][name] == pytest.approx(even[name], rel=1e-5)
+            np.testing.assert_allclose(measured_sample.heads[word]["own"][name][0], even[name], rtol=1e-5)
+            np.testing.assert_allclose(measured_sample.heads[word]["shuffled"][name], even[name], rtol=1e-5)
+            assert measured_sample.values[word]["shuffled"][name] == pytest.approx(even[name], rel=1e-5)
 
 
 @pytest.mark.parametrize("is_reversed", [False, True], ids=["caption as world", "caption reversed"])
@@ -121,17 +123,17 @@ def test_attention_on_the_wrong_shape_is_told_apart(pairs, relation, is_reversed
     """Each word looks at the other's shape: everything is better against the other box than against its own."""
     pair = pairs[relation, is_reversed]
     scene = place(pair, GRID, np.random.default_rng(0))
-    looked, _ = measured(pair, scene.second, scene.first)
+    measured_sample, _ = measured(pair, scene.second, scene.first)
     offset = np.abs(np.array(pair.first.centre) - pair.second.centre) / (100 / 12)
     axis = "x" if relation in ("left", "right") else "y"
     for word in ("first", "second"):
-        values = looked.values[word]
+        values = measured_sample.values[word]
         assert values["own"]["mass"] < values["other"]["mass"] and values["own"]["pointing"] < 1
         assert values["own"]["distance"] > values["other"]["distance"]
-        assert looked.heads[word]["own"]["distance"][1, 1] == pytest.approx(
+        assert measured_sample.heads[word]["own"]["distance"][1, 1] == pytest.approx(
             np.hypot(*offset), abs=0.7
         )  # of boxes' centres
-        along = looked.heads[word]["own"][f"wasserstein_{axis}"][1, 1]
+        along = measured_sample.heads[word]["own"][f"wasserstein_{axis}"][1, 1]
         assert along == pytest.approx(offset["xy".index(axis)], abs=0.7) and along > 0.9
 
 
@@ -140,9 +142,9 @@ def test_attention_on_the_background_is_on_neither(pairs):
     scene = place(pair, GRID, np.random.default_rng(0))
     corner = np.zeros((12, 12))
     corner[tuple(np.argwhere(scene.both == 0)[-1])] = 1
-    looked, _ = measured(pair, corner, corner, corner)
+    measured_sample, _ = measured(pair, corner, corner, corner)
     for word in WORDS:
-        heads = {name: values[1, 1] for name, values in looked.heads[word]["own"].items()}
+        heads = {name: values[1, 1] for name, values in measured_sample.heads[word]["own"].items()}
         assert heads["mass"] == heads["pointing"] == heads["soft_iou"] == 0
         assert heads["topk_iou"] < 0.03  # cells that get nothing tie for the places behind the highest
         assert heads["entity_background"] == 0 and heads["entropy"] == heads["dispersion"] == 0
@@ -270,7 +272,9 @@ def test_head_that_looks_at_anything_drawn_finds_no_shape(tmp_path_factory):
     for pair in twoshapes.read(root)[0]:
         scene = place(pair, GRID, rng)
         maps = np.broadcast_to(np.stack(anything_drawn(scene, rng))[:, None, None], (2, 1, 1, 12, 12))
-        found.append(look(pair.id, scene, dict.fromkeys(QUERIES, maps), dict.fromkeys(QUERIES, (0,)), causal=False))
+        found.append(
+            measure_sample(pair.id, scene, dict.fromkeys(QUERIES, maps), dict.fromkeys(QUERIES, (0,)), causal=False)
+        )
     tested = compare_heads(found)
     for word in ("first", "second", "seed_first", "seed_second"):
         mass = tested[word]["mass"]
@@ -288,7 +292,7 @@ def test_word_that_is_not_there_is_left_out_alone(pairs):
         scene = place(pair, GRID, np.random.default_rng(0))
         rows = {**ROWS, "relation": ROWS["relation"] if number else []}
         maps = all_maps(PlantedTrace({147: scene.first}), [LAYOUT, LAYOUT], rows, scene.seeds)
-        found.append(look("sample", scene, maps, dict.fromkeys(QUERIES, (1,)), causal=True))
+        found.append(measure_sample("sample", scene, maps, dict.fromkeys(QUERIES, (1,)), causal=True))
     assert missing_words(found) == {"relation is neither in prompt nor answer": 1}
     summary, tested = summarise(found, seed=0), compare_heads(found)
     for metric, figure in summary["relation"].items():
@@ -339,14 +343,14 @@ def test_maps_are_the_models_rows(family):
     """Of the decoder, and of the tower, cell by cell: by the weights of its own trace, taken literally."""
     model, processor = (make() for make in FAMILIES[family])
     image = picture(100, 80)
-    spoken = speak(model, processor, image, "where is the red circle ?", 2)
-    has_tower = family != "fuyu"
+    forced = generate_answer(model, processor, image, "where is the red circle ?", 2)
+    has_encoder = family != "fuyu"
     images = [image, picture(100, 80, seed=1)]
-    reading = read_along(model, processor, images, "where is the red circle ?", spoken, has_tower)
+    reading = read_along(model, processor, images, "where is the red circle ?", forced, has_encoder)
     layout, grid = reading.layouts[0], reading.layouts[0].grids[0]
     seeds = {"seed_first": (0, 1), "seed_background": (grid.rows - 1, grid.cols - 1)}
     rows = {"first": layout.word("red circle").tolist(), "relation": [layout.length - 1]}
-    maps = all_maps(reading.trace, reading.layouts, rows, seeds, reading.tower)
+    maps = all_maps(reading.trace, reading.layouts, rows, seeds, reading.encoder)
     assert set(maps) == {*rows, *seeds}
     inside = decoder_maps(reading.trace, reading.layouts, seed_rows(layout, seeds))
     rounding = tolerance.same_states()
@@ -361,18 +365,18 @@ def test_maps_are_the_models_rows(family):
             expected = full[:, :, image_keys[own]][..., image_keys]
             np.testing.assert_allclose(inside[name][:, layer].reshape(expected.shape), expected, atol=rounding)
             assert not inside[name].reshape(*inside[name].shape[:3], -1)[..., own + 1 :].any()  # causal
-    if has_tower:
-        check_tower_maps(reading.tower, tower_maps(reading.tower, seeds), seeds, grid)
+    if has_encoder:
+        check_encoder_maps(reading.encoder, encoder_maps(reading.encoder, seeds), seeds, grid)
 
 
-def check_tower_maps(tower, maps, seeds, grid):
-    patches = tower.images[0].cells.shape[2]
-    first = tower.images[0].length - grid.rows * grid.cols * patches
+def check_encoder_maps(encoder, maps, seeds, grid):
+    patches = encoder.images[0].cells.shape[2]
+    first = encoder.images[0].length - grid.rows * grid.cols * patches
     for name, (row, col) in seeds.items():
-        assert maps[name].shape[:2] == (2, len(tower.layers)) and maps[name].shape[3:] == (grid.rows, grid.cols)
+        assert maps[name].shape[:2] == (2, len(encoder.layers)) and maps[name].shape[3:] == (grid.rows, grid.cols)
         for image in range(2):
-            for layer in tower.layers:
-                full = tower.weights(layer, image).numpy()[:, first:, first:]
+            for layer in encoder.layers:
+                full = encoder.weights(layer, image).numpy()[:, first:, first:]
                 cells = full.reshape(len(full), grid.rows, grid.cols, patches, grid.rows, grid.cols, patches)
                 expected = cells[:, row, col].sum(-1).mean(1)
                 np.testing.assert_allclose(maps[name][image, layer], expected, atol=tolerance.same_states())

@@ -99,7 +99,7 @@ def same_everywhere(paths: list[Path], root: Path | None) -> list[Question]:
     for other in others:
         assert other == first
         for one, another in zip(first[0], other[0], strict=True):
-            for left, right in zip(one.pictures(), another.pictures(), strict=True):
+            for left, right in zip(one.load_images(), another.load_images(), strict=True):
                 assert np.array_equal(left, right)
     return first[0]
 
@@ -108,7 +108,7 @@ def same_everywhere(paths: list[Path], root: Path | None) -> list[Question]:
 def test_json_jsonl_and_parquet_with_pictures_inside(record, tmp_path):
     questions = same_everywhere(write(tmp_path, [record(number) for number in range(5)]), None)
     assert [len(question.images) for question in questions] == [2] * 5
-    assert np.array_equal(questions[3].pictures()[1], Image.open(io.BytesIO(encoded(4))))
+    assert np.array_equal(questions[3].load_images()[1], Image.open(io.BytesIO(encoded(4))))
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -272,7 +272,7 @@ BAD = {
     "record is not an object": ["a", "list"],
     "no question": blink(0, prompt=None, question=None),
     "no answer": blink(0, answer=None),
-    "no picture": blink(0, image_1=None, image_2=None),
+    "no image": blink(0, image_1=None, image_2=None),
     "a field is not text": blink(0, prompt=["where"]),
     "text is not valid Unicode": blink(0, prompt="half \ud800 of a pair"),
     "conversations are no list of turns": published(0, conversations="where ?"),
@@ -284,11 +284,11 @@ BAD = {
     "gold is more than one option": blink(0, choices=["left", "left"], answer="left"),
     "gold and its index disagree": sat(0, correct_answer_idx=0),
     "index of the gold is no option": sat(0, correct_answer=None, correct_answer_idx=3),
-    "a picture is neither path nor bytes": blink(0, image_1=7),
-    "a picture is not base64": sat(0, image_bytes=["not base64 at all"]),
-    "picture missing": published(0, image="nowhere.png"),
-    "picture path is no path": published(0, image="null\0byte.png"),
-    "picture path leaves the data root": published(0, image="../outside.png"),
+    "an image is neither path nor bytes": blink(0, image_1=7),
+    "an image is not base64": sat(0, image_bytes=["not base64 at all"]),
+    "image missing": published(0, image="nowhere.png"),
+    "image path is no path": published(0, image="null\0byte.png"),
+    "image path leaves the data root": published(0, image="../outside.png"),
 }
 
 
@@ -321,7 +321,7 @@ def test_pictures_outside_the_root_are_refused(escape, tmp_path):
     questions, skipped = read(str(root / "set.json"))
     assert [question.id for question in questions] == ["1"]
     by_link = escape.startswith("link")
-    assert [skip.reason for skip in skipped] == [f"picture {LINKED if by_link else 'path leaves the data root'}"]
+    assert [skip.reason for skip in skipped] == [f"image {LINKED if by_link else 'path leaves the data root'}"]
     with following_links():
         assert [question.id for question in read(str(root / "set.json"))[0]] == (["0", "1"] if by_link else ["1"])
 
@@ -332,7 +332,7 @@ def test_pictures_outside_the_root_are_refused(escape, tmp_path):
 )
 def test_pictures_that_do_not_decode(content, reason):
     with pytest.raises(SampleError) as raised:
-        Question("1", "", "what ?", (), "a cat", (content,)).pictures()
+        Question("1", "", "what ?", (), "a cat", (content,)).load_images()
     assert raised.value.reason == reason and "inside a record" in str(raised.value)
 
 

@@ -286,7 +286,7 @@ def test_families_without_a_grid_are_refused():
 
     _, inputs, _ = inputs_of("llava")
     model = Unknown(llava().config).eval()
-    with pytest.raises(ValueError, match="where the image tokens of Unknown lie in the picture is not known"):
+    with pytest.raises(ValueError, match="where the image tokens of Unknown lie in the image is not known"):
         model.generate(**inputs, **GAZE)
 
 
@@ -317,11 +317,11 @@ def test_answers_of_a_batch_are_those_of_each_prompt():
         for *each, gaze in zip(pictures, prompts, scanpaths, strict=True)
     ]
     together = answers(model, processor, pictures, prompts, scanpaths=scanpaths, **options)
-    for place, (said, expected) in enumerate(zip(together, alone, strict=True)):
-        assert (said.text, said.tokens, said.layout.sample) == (expected.text, expected.tokens, place)
-        assert said.probabilities == pytest.approx(expected.probabilities, abs=tolerance.two_runs())
-        assert said.unknown == expected.unknown == (["dodo"] if place == 2 else [])
-        row = said.trace.weights(1, said.layout.length, samples=[place])[0, :, 0, said.layout.start :]
+    for place, (output, expected) in enumerate(zip(together, alone, strict=True)):
+        assert (output.text, output.tokens, output.layout.sample) == (expected.text, expected.tokens, place)
+        assert output.probabilities == pytest.approx(expected.probabilities, abs=tolerance.two_runs())
+        assert output.unknown == expected.unknown == (["dodo"] if place == 2 else [])
+        row = output.trace.weights(1, output.layout.length, samples=[place])[0, :, 0, output.layout.start :]
         same = expected.trace.weights(1, expected.layout.length)[0, :, 0]
         torch.testing.assert_close(row, same, atol=tolerance.two_runs(), rtol=0)
     plain = answer(model, processor, pictures[0], prompts[0], max_new_tokens=3)
@@ -330,7 +330,7 @@ def test_answers_of_a_batch_are_those_of_each_prompt():
     [end] = processor.tokenizer.convert_tokens_to_ids(together[1].tokens[:1])
     ended = answers(model, processor, pictures, prompts, scanpaths=scanpaths, eos_token_id=end, **options)
     assert isinstance(ended[1], SampleError) and ended[1].reason == "empty answer"
-    for said, expected in zip(ended, together, strict=True):
-        if not isinstance(said, SampleError):
+    for output, expected in zip(ended, together, strict=True):
+        if not isinstance(output, SampleError):
             length = expected.tokens.index(together[1].tokens[0]) if together[1].tokens[0] in expected.tokens else 3
-            assert said.tokens == expected.tokens[:length]
+            assert output.tokens == expected.tokens[:length]

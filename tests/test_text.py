@@ -56,7 +56,7 @@ def test_the_chat_template_is_applied(tmp_path):
 
 def test_prompts_that_cannot_be(tmp_path):
     model, tokenizer = load(save(tmp_path, causal()))
-    with pytest.raises(ValueError, match="sees no pictures; give images"):
+    with pytest.raises(ValueError, match="sees no images; give images"):
         model.prepare(tokenizer, [picture()], PROMPT)
     for text, reason in (("  ", "empty prompt"), ("what </s> is", "special token in the prompt")):
         with pytest.raises(SampleError) as caught:

@@ -294,8 +294,8 @@ def test_script_reads_what_the_model_attends(ran):
             before = asymmetry(row[..., begin].mean(), row[..., begin + 4].mean())
     row, rounding = table(ran)[0], tolerance.two_runs(tolerance.EMBEDDED)
     assert float(row["asymmetry_articles_caption"]) == pytest.approx(float(before), abs=rounding)
-    told = [float(row[f"asymmetry_entities_{name}"]) for name in ("caption", "swapped")]
-    assert told == pytest.approx(found, abs=rounding)
+    output = [float(row[f"asymmetry_entities_{name}"]) for name in ("caption", "swapped")]
+    assert output == pytest.approx(found, abs=rounding)
     assert float(row["score_entities_swapped"]) == pytest.approx(abs(sum(found)) / 2, abs=rounding)
 
 
@@ -309,9 +309,9 @@ def test_files_agree(ran):
     for kind in IDEAL:
         for measured in ("entities", "articles"):
             scores = [float(row[f"score_{measured}_{kind}"]) for row in rows]
-            told = summary["pairs"][kind][measured]["score"]
-            assert told["mean"] == pytest.approx(np.mean(scores)) and told["n"] == 6
-            assert told["low"] <= told["mean"] <= told["high"]
+            output = summary["pairs"][kind][measured]["score"]
+            assert output["mean"] == pytest.approx(np.mean(scores)) and output["n"] == 6
+            assert output["low"] <= output["mean"] <= output["high"]
             assert scores == pytest.approx(np.abs(lean(*pair_of(found.overall[measured], kind), kind)), abs=1e-4)
     tests = [summary["asymmetry"]["difference"]]
     for pair in summary["pairs"].values():

@@ -6,31 +6,31 @@ import torch
 
 import attention_rollout_llava as rollout_llava
 import attention_rollout_qwen2 as rollout_qwen2
-from analysis.rollout import rollout, rollout_through_tower, through_tower, tower_look
+from analysis.rollout import encoder_map, rollout, rollout_through_encoder, through_encoder
 from models.generation import answer
-from models.tower import TowerTrace
 from models.trace import AttentionTrace
+from models.vision_encoder import EncoderTrace
 from tests.families import FAMILIES, fuyu, fuyu_processor
 from tests.models import picture
 from tests.settings import configure
-from tests.test_tower import PROMPTS, TOWERS, build
+from tests.test_tower import ENCODERS, PROMPTS, build
 
 pytestmark = pytest.mark.numerical
 
 
-@pytest.mark.parametrize("family", TOWERS)
+@pytest.mark.parametrize("family", ENCODERS)
 @torch.no_grad()
 def test_rollout_goes_through_the_tower(family):
     """Second sample of a left-padded batch: its image is the trace's last; words keep their relevance."""
     model, inputs, layouts = build(family)
-    with TowerTrace(model, layouts) as seen, AttentionTrace(model) as trace:
+    with EncoderTrace(model, layouts) as encoder_trace, AttentionTrace(model) as trace:
         model.generate(**inputs, max_new_tokens=3, do_sample=False)
     for layout, first in zip(layouts, (0, 2), strict=True):
         rolled = rollout(trace, layout)
-        beyond = rollout_through_tower(rolled, seen, first)
+        beyond = rollout_through_encoder(rolled, encoder_trace, first)
         for image in range(len(layout.images)):
             before, after = rolled.maps(image).per_token, beyond.maps(image).per_token
-            np.testing.assert_array_equal(after, through_tower(before, seen, first + image))
+            np.testing.assert_array_equal(after, through_encoder(before, encoder_trace, first + image))
             np.testing.assert_allclose(after.sum((1, 2)), before.sum((1, 2)), rtol=1e-5)
             assert np.abs(after - before).max() > 1e-4
         words = torch.ones(rolled.relevance.shape[1], dtype=torch.bool)
@@ -41,9 +41,9 @@ def test_rollout_goes_through_the_tower(family):
 def test_answer_records_the_tower_only_when_asked():
     model, processor = (make() for make in FAMILIES["qwen2_5_vl"])
     plain = answer(model, processor, [picture()], PROMPTS[0], max_new_tokens=2)
-    asked = answer(model, processor, [picture()], PROMPTS[0], max_new_tokens=2, tower=True)
-    assert plain.tower is None and plain.tokens == asked.tokens
-    assert tower_look(asked.tower).sum() == pytest.approx(1, abs=1e-5)
+    output = answer(model, processor, [picture()], PROMPTS[0], max_new_tokens=2, encoder=True)
+    assert plain.encoder is None and plain.tokens == output.tokens
+    assert encoder_map(output.encoder).sum() == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("family, script", [("llava", rollout_llava), ("qwen2_5_vl", rollout_qwen2)])
@@ -66,11 +66,11 @@ def test_script_draws_both_maps(family, script, tmp_path):
         np.load(tmp_path / "both" / "photo" / "maps.npz") as maps,
         np.load(tmp_path / "one" / "photo" / "maps.npz") as alone,
         np.load(tmp_path / "both" / "photo" / "maps-tower.npz") as beyond,
-        np.load(tmp_path / "both" / "photo" / "tower.npz") as tower,
+        np.load(tmp_path / "both" / "photo" / "tower.npz") as encoder,
     ):
         np.testing.assert_array_equal(maps["per_token"], alone["per_token"])
         np.testing.assert_allclose(beyond["per_token"].sum((1, 2)), maps["per_token"].sum((1, 2)), rtol=1e-5)
-        assert tower["look"].shape == maps["mean"].shape == beyond["mean"].shape
+        assert encoder["look"].shape == maps["mean"].shape == beyond["mean"].shape
 
 
 def test_script_refuses_a_model_without_a_tower(tmp_path, capsys):
@@ -83,4 +83,5 @@ def test_script_refuses_a_model_without_a_tower(tmp_path, capsys):
     )  # fmt: skip
     with pytest.raises(SystemExit, match="2"):
         rollout_llava.main(config)
-    assert "no vision tower of FuyuForCausalLM is known" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert "no vision encoder of FuyuForCausalLM is known" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

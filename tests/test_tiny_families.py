@@ -69,10 +69,10 @@ def test_packed_questions_are_read_as_if_asked_alone(learner, exact, tmp_path):
 def test_fresh_qwen_tower_attends_to_its_neighbours(family):
     torch.manual_seed(0)
     model = family.build_model(family.build_processor().tokenizer.get_vocab())
-    tower, side = model.model.visual, family.PATCHES * 2
+    encoder, side = model.model.visual, family.PATCHES * 2
     places = torch.tensor([(row, column) for row in range(side) for column in range(side)])
-    rotation = tower.rotary_pos_emb(places.float(), places)
-    attention = tower.blocks[0].attn
+    rotation = encoder.rotary_pos_emb(places.float(), places)
+    attention = encoder.blocks[0].attn
     heads = attention.num_heads
     query, key = attention.qkv.bias.view(3, heads, -1)[:2].detach()  # content plays no part yet
     rotate = importlib.import_module(type(attention).__module__).apply_rotary_pos_emb_vision
@@ -174,9 +174,9 @@ def test_checkpoint_is_as_good_as_its_record_says(embedded):
     record = json.loads((ROOT / "models/tiny" / name / "training.json").read_text())["accuracy"]["held_out"]
     trials = held_out_trials(12, smallest_side(model, processor))
     for kind, found in accuracy(model, processor, trials).items():
-        said = record[kind]["accuracy"]
-        error = np.sqrt(max(said * (1 - said), 0.01) / found["n"])
-        assert abs(found["accuracy"] - said) < 4 * error, (kind, found, said)
+        output = record[kind]["accuracy"]
+        error = np.sqrt(max(output * (1 - output), 0.01) / found["n"])
+        assert abs(found["accuracy"] - output) < 4 * error, (kind, found, output)
 
 
 def test_checkpoint_answers_real_relations_above_chance(embedded):

@@ -65,14 +65,14 @@ def test_either_colour_answers_the_ambiguous_question():
 def test_every_question_is_made_of_known_words():
     vocabulary = build_llava.build_tokenizer().get_vocab()
     rng = np.random.default_rng(0)
-    asked = set()
+    calls = set()
     for _ in range(300):
         shapes = mixed(rng).shapes
         for kind, ask in KINDS.items():
             if found := ask(shapes, rng):
-                asked.add(kind)
+                calls.add(kind)
                 assert set(" ".join(found).split()) <= set(vocabulary), found
-    assert asked == set(KINDS)
+    assert calls == set(KINDS)
 
 
 def test_tokenizer_reads_plain_writing():
@@ -116,11 +116,11 @@ def test_segments_see_the_prefix_and_themselves():
 def test_fresh_tower_attends_to_its_neighbours():
     torch.manual_seed(0)
     model = build_llava.build_model(build_llava.build_tokenizer().get_vocab()).eval()
-    tower = model.model.vision_tower
-    tower.set_attn_implementation("eager")
+    encoder = model.model.vision_tower
+    encoder.set_attn_implementation("eager")
     picture = draw([circle(0.5, 0.5)], 96)
     pixels = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
-    weights = tower(pixels, output_attentions=True).attentions[0][0][:, 1:, 1:]  # [head, patch, patch]
+    weights = encoder(pixels, output_attentions=True).attentions[0][0][:, 1:, 1:]  # [head, patch, patch]
     patch = 5 * 12 + 5
     assert weights[:, patch].argmax(-1).tolist() == [patch - 1, patch + 1, patch - 12, patch + 12]
     assert weights[:, patch].max(-1).values.min() > 0.5

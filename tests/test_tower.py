@@ -11,18 +11,18 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv
 
 from analysis import rollout as module
-from analysis.rollout import through_chunk, through_tower, tower_look
+from analysis.rollout import encoder_map, through_chunk, through_encoder
 from data.geometry import ImageGrid
 from models.attention import LISTENERS, Offload
 from models.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
-from models.tower import Chunk, TowerTrace
 from models.trace import AttentionTrace
+from models.vision_encoder import Chunk, EncoderTrace
 from tests import tolerance
 from tests.families import FAMILIES, fuyu, fuyu_processor
 from tests.models import llava, llava_processor, picture
 
 pytestmark = pytest.mark.numerical
-TOWERS = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+ENCODERS = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 PROMPTS = ["where is the red circle ?", "describe the image ."]
 PICTURES = [[picture(100, 160, seed=1), picture(170, 90, seed=2)], [picture(84, 84, seed=3)]]  # 6x4, 3x6, 3x3 of Qwen
 
@@ -36,14 +36,14 @@ def build(family):
     return model, *model.prepare(processor, PICTURES, PROMPTS)
 
 
-@pytest.fixture(scope="module", params=TOWERS)
+@pytest.fixture(scope="module", params=ENCODERS)
 def prepared(request):
     return build(request.param)
 
 
 @torch.no_grad()
 def record(model, inputs, layouts):
-    with TowerTrace(model, layouts) as trace:
+    with EncoderTrace(model, layouts) as trace:
         model(**inputs)
     return trace
 
@@ -159,10 +159,10 @@ def test_map_equals_full_matrices(prepared, block_elements, monkeypatch):
     for image, (grid, matrices) in enumerate(zip(grids, eager_matrices(model, inputs, layouts), strict=True)):
         expected = literal(model, matrices, grid)
         cells = np.eye(len(expected), dtype=np.float32).reshape(-1, grid.rows, grid.cols)
-        ours = torch.from_numpy(through_tower(cells, trace, image)).flatten(1)
+        ours = torch.from_numpy(through_encoder(cells, trace, image)).flatten(1)
         assert (ours - expected).abs().max() <= tolerance.two_runs()
         assert (ours.sum(-1) - 1).abs().max() <= 1e-5
-        look = torch.from_numpy(tower_look(trace, image))
+        look = torch.from_numpy(encoder_map(trace, image))
         assert look.shape == (grid.rows, grid.cols)
         assert (look.flatten() - expected.mean(0)).abs().max() <= tolerance.two_runs()
 
@@ -171,14 +171,14 @@ def test_window_order_that_is_not_undone_shows(monkeypatch):
     """With Qwen2-VL's plain order in place of the windows' the map is a different one: the tests above can fail."""
     model, inputs, layouts = build("qwen2_5_vl")
     expected = literal(model, eager_matrices(model, inputs, layouts)[0], layouts[0].grids[0])
-    plain = super(Qwen2_5_VLForConditionalGeneration, model).tower_image
-    monkeypatch.setattr(Qwen2_5_VLForConditionalGeneration, "tower_image", lambda self, grid: plain(grid))
+    plain = super(Qwen2_5_VLForConditionalGeneration, model).encoder_image
+    monkeypatch.setattr(Qwen2_5_VLForConditionalGeneration, "encoder_image", lambda self, grid: plain(grid))
     trace = record(model, inputs, layouts)
     cells = np.eye(24, dtype=np.float32).reshape(24, 6, 4)
-    assert np.abs(through_tower(cells, trace).reshape(24, 24) - expected.numpy()).max() > 0.01
+    assert np.abs(through_encoder(cells, trace).reshape(24, 24) - expected.numpy()).max() > 0.01
 
 
-@pytest.mark.parametrize("family", TOWERS)
+@pytest.mark.parametrize("family", ENCODERS)
 @torch.no_grad()
 def test_layers_are_those_that_the_decoder_reads(family):
     """A tower layer belongs to the map exactly if disturbing its attention changes what the decoder is given."""
@@ -200,7 +200,7 @@ def test_feature_layer(read, layers):
     """-2 of 24 layers is hidden state 23 of 0 to 24, the output of layer 22."""
     model = llava()
     model.config.vision_config.num_hidden_layers, model.config.vision_feature_layer = 24, read
-    assert model.tower_layers() == range(layers)
+    assert model.encoder_layers() == range(layers)
 
 
 @torch.no_grad()
@@ -209,16 +209,16 @@ def test_recording_changes_nothing(prepared):
     plain = model(**inputs).logits
     tokens = model.generate(**inputs, max_new_tokens=4, do_sample=False)
     before = model.config.to_json_string()
-    with TowerTrace(model, layouts) as seen, AttentionTrace(model) as trace:
+    with EncoderTrace(model, layouts) as encoder_trace, AttentionTrace(model) as trace:
         assert model.config.vision_config._attn_implementation != "sdpa"
         assert torch.equal(model.generate(**inputs, max_new_tokens=4, do_sample=False), tokens)
-    with TowerTrace(model, layouts):
+    with EncoderTrace(model, layouts):
         assert model.config.text_config._attn_implementation == "sdpa"
         assert torch.equal(model(**inputs).logits, plain)
     with AttentionTrace(model) as alone:
         model.generate(**inputs, max_new_tokens=4, do_sample=False)
     assert torch.equal(trace.weights(1, -1), alone.weights(1, -1))
-    assert torch.equal(seen.weights(1, 2), record(model, inputs, layouts).weights(1, 2))
+    assert torch.equal(encoder_trace.weights(1, 2), record(model, inputs, layouts).weights(1, 2))
     assert model.config.to_json_string() == before
     assert model.config.vision_config._attn_implementation == "sdpa"
     assert not any(hasattr(part, LISTENERS) for part in model.modules())
@@ -233,7 +233,7 @@ def test_offload_gives_the_same(prepared, monkeypatch):
     take, wait = Offload.take, Offload.wait
     monkeypatch.setattr(Offload, "take", lambda self, tensor: events.append("take") or take(self, tensor))
     monkeypatch.setattr(Offload, "wait", lambda self: events.append("wait") or wait(self))
-    with TowerTrace(model, layouts, offload=True) as trace:
+    with EncoderTrace(model, layouts, offload=True) as trace:
         model(**inputs)
     taken = len(events)
     assert set(events) == {"take"} and taken % 2 == 0 and taken >= 2 * trace.depth
@@ -242,20 +242,20 @@ def test_offload_gives_the_same(prepared, monkeypatch):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("family", TOWERS)
+@pytest.mark.parametrize("family", ENCODERS)
 @torch.no_grad()
 def test_offload_from_a_gpu(family):
     model, inputs, layouts = build(family)
     model.cuda()
     inputs = inputs.to("cuda")
-    with TowerTrace(model, layouts) as whole, TowerTrace(model, layouts, offload=True) as offloaded:
+    with EncoderTrace(model, layouts) as whole, EncoderTrace(model, layouts, offload=True) as offloaded:
         model(**inputs)
     for image in range(len(whole.images)):
         assert torch.equal(whole.weights(0, image), offloaded.weights(0, image))
     assert offloaded.chunks(0)[0].query.is_pinned()
 
 
-@pytest.mark.parametrize("family", TOWERS)
+@pytest.mark.parametrize("family", ENCODERS)
 @torch.no_grad()
 def test_half_precision_is_within_a_hundredth(family):
     """bf16 weights, computed in float32 from bf16 queries and keys, against eager attention in bf16.
@@ -302,32 +302,32 @@ def test_two_cells_of_two_patches_by_hand():
     )
     held = SimpleNamespace(length=4, cells=torch.arange(4).view(1, 2, 2))
     trace = SimpleNamespace(layers=range(1), images=[held], chunks=lambda layer, image: [chunk])
-    assert through_tower(np.array([[[1.0, 0.0]], [[0.2, 0.4]]]), trace).tolist() == [
+    assert through_encoder(np.array([[[1.0, 0.0]], [[0.2, 0.4]]]), trace).tolist() == [
         [[0.0, 1.0]],
         [[pytest.approx(0.2), pytest.approx(0.4)]],
     ]
-    assert tower_look(trace).tolist() == [[0.25, 0.75]]
+    assert encoder_map(trace).tolist() == [[0.25, 0.75]]
 
 
 def test_maps_of_another_grid_are_refused():
     model, inputs, layouts = build("qwen2_vl")
     trace = record(model, inputs, layouts)
     with pytest.raises(ValueError, match=r"maps of shape \(2, 3, 6\) do not fit image 0, which has 6 rows x 4 columns"):
-        through_tower(np.zeros((2, 3, 6)), trace)
+        through_encoder(np.zeros((2, 3, 6)), trace)
 
 
 @torch.no_grad()
 def test_misuse_is_explained():
     model, inputs, layouts = build("qwen2_5_vl")
     with pytest.raises(RuntimeError, match="nothing was recorded"):
-        TowerTrace(model, layouts).weights(0)
-    with TowerTrace(model, layouts) as trace:
+        EncoderTrace(model, layouts).weights(0)
+    with EncoderTrace(model, layouts) as trace:
         model(**inputs)
-        with pytest.raises(RuntimeError, match="open a new TowerTrace for each generation"):
+        with pytest.raises(RuntimeError, match="open a new EncoderTrace for each generation"):
             model(**inputs)
     with pytest.raises(RuntimeError, match="was used before"), trace:
         pass
-    with pytest.raises(RuntimeError, match="give the layouts of the very inputs"), TowerTrace(model, layouts[1]):
+    with pytest.raises(RuntimeError, match="give the layouts of the very inputs"), EncoderTrace(model, layouts[1]):
         model(**inputs)
     with pytest.raises(IndexError, match="image 3 does not exist; there are 3"):
         trace.weights(0, 3)
@@ -342,15 +342,15 @@ def test_misuse_is_explained():
 def test_towers_that_cannot_be_recorded_are_refused():
     model = fuyu()
     _, layout = model.prepare(fuyu_processor(), [picture()], PROMPTS[0])
-    with pytest.raises(ValueError, match="no vision tower of FuyuForCausalLM is known"):
-        TowerTrace(model, layout)
+    with pytest.raises(ValueError, match="no vision encoder of FuyuForCausalLM is known"):
+        EncoderTrace(model, layout)
     model = llava()
     _, layout = model.prepare(llava_processor(), [picture()], PROMPTS[0])
-    with pytest.raises(ValueError, match="how the tower of LlavaForConditionalGeneration belongs to its image tokens"):
-        TowerTrace(transformers.LlavaForConditionalGeneration(model.config), layout)
+    with pytest.raises(ValueError, match="how the vision encoder of LlavaForCond.* belongs to its image tokens"):
+        EncoderTrace(transformers.LlavaForConditionalGeneration(model.config), layout)
     model.set_attn_implementation({"vision_config": "eager"})
     with pytest.raises(ValueError, match="attn_implementation='eager'; recording needs 'sdpa'"):
-        TowerTrace(model, layout)
+        EncoderTrace(model, layout)
 
 
 @torch.no_grad()
@@ -369,5 +369,5 @@ def test_tower_without_class_token():
     model = llava()
     model.config.vision_feature_select_strategy = "full"
     grid = ImageGrid(rows=4, cols=4, width=56, height=56, cell=14, resized=(56, 56))
-    held = model.tower_image(grid)
+    held = model.encoder_image(grid)
     assert held.length == 16 and held.cells.flatten().tolist() == list(range(16))

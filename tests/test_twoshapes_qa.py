@@ -64,7 +64,7 @@ def test_the_generated_set(name, made):
     assert ("two_images", 2 if name == "blink" else 1) in counts and len(counts) == len(TASKS)
     for question in questions:
         assert bool(question.options) is (question.task == "multiple_choice")
-        sizes = {picture.size for picture in question.pictures()}
+        sizes = {picture.size for picture in question.load_images()}
         assert sizes == ({(192, 96)} if (name, question.task) == ("sat2", "two_images") else {(96, 96)})
         if question.options:
             assert len(question.options) == len(set(question.options)) == LAYOUTS[name].options
@@ -74,20 +74,20 @@ def test_answers_are_spread():
     """Golds of many questions: every relation, both truths, every letter and either picture, none much rarer."""
     golds = {task: Counter() for task in TASKS}
     for index in range(60):
-        for task, ask in TASKS.items():
-            asked = ask(np.random.default_rng([7, index]), LAYOUTS["sat2"])
-            golds[task][letter_of(asked) if task == "multiple_choice" else asked.answer] += 1
+        for task, make in TASKS.items():
+            question = make(np.random.default_rng([7, index]), LAYOUTS["sat2"])
+            golds[task][letter_of(question) if task == "multiple_choice" else question.answer] += 1
     assert set(golds["relation"]) == {"left", "right", "above", "below"} and min(golds["relation"].values()) >= 8
     assert all(20 <= golds[task]["yes"] <= 40 and len(golds[task]) == 2 for task in ("yes_no", "corner"))
     assert min(golds["multiple_choice"].values()) >= 8 and set(golds["multiple_choice"]) == set("ABC")
     assert set(golds["two_images"]) == set(COLOURS)
 
 
-def letter_of(asked) -> str:
-    return re.search(rf"^(\w)\. {asked.answer}$", asked.prompt, re.MULTILINE)[1]
+def letter_of(question) -> str:
+    return re.search(rf"^(\w)\. {question.answer}$", question.prompt, re.MULTILINE)[1]
 
 
-def seen(image: Image.Image) -> dict[str, tuple[float, float]]:
+def places_in(image: Image.Image) -> dict[str, tuple[float, float]]:
     """Centre (x, y) of each colour in a picture on black ground, from its pixels alone."""
     pixels = np.asarray(image).astype(int)
     span = pixels.max(-1) - pixels.min(-1)
@@ -108,7 +108,7 @@ def seen(image: Image.Image) -> dict[str, tuple[float, float]]:
 def test_answers_are_true_of_the_pixels(name, made):
     checked = Counter()
     for question in read(name, made)[0]:
-        there = {colour: place for image in question.pictures() for colour, place in seen(image).items()}
+        there = {colour: place for image in question.load_images() for colour, place in places_in(image).items()}
         gold = question.options["ABC".index(question.answer)] if question.options else question.answer
         named = re.findall("|".join(COLOURS), question.prompt.rpartition("\n")[2])
         if question.task in ("multiple_choice", "two_images"):
@@ -124,8 +124,8 @@ def test_answers_are_true_of_the_pixels(name, made):
             (x, y), (other_x, other_y) = there[named[0]], there[named[1]]
             across, side = abs(x - other_x) > abs(y - other_y), ("left", "right") if x < other_x else ("right", "left")
             relation = side[0] if across else "above" if y < other_y else "below"
-            said = re.search("left|right|above|below", question.prompt)
-            assert gold == (relation if not said else "yes" if said[0] == relation else "no")
+            output = re.search("left|right|above|below", question.prompt)
+            assert gold == (relation if not output else "yes" if output[0] == relation else "no")
         else:
             continue
         checked[question.task] += 1
@@ -137,10 +137,10 @@ def test_wording_and_answers_are_those_the_embedded_models_learnt(task):
     """The same question, with the same answer, comes out of the models' own questions about the same scene."""
     kind = KINDS[{"relation": "relwhere", "yes_no": "relyn", "corner": "corner", "multiple_choice": "colour"}[task]]
     for index in range(20):
-        asked = TASKS[task](np.random.default_rng([3, index]), LAYOUTS["blink"])
-        [scene] = asked.scenes
+        question = TASKS[task](np.random.default_rng([3, index]), LAYOUTS["blink"])
+        [scene] = question.scenes
         known = {kind(tuple(scene), np.random.default_rng(draw)) for draw in range(60)}
-        assert (asked.prompt.rpartition("\n")[2], asked.answer) in known
+        assert (question.prompt.rpartition("\n")[2], question.answer) in known
 
 
 @pytest.mark.parametrize("model", ["tiny-llava", "tiny-qwen2-vl", "tiny-qwen2.5-vl", "tiny-fuyu"])
@@ -159,9 +159,11 @@ def test_the_embedded_model_answers(made):
     model, processor = models.load("tiny-qwen2.5-vl")
     for name in LAYOUTS:
         questions = [each for each in read(name, made, 25)[0] if len(each.images) == 1]
-        said = answers(model, processor, [each.pictures() for each in questions], [each.prompt for each in questions])
+        output = answers(
+            model, processor, [each.load_images() for each in questions], [each.prompt for each in questions]
+        )
         right = Counter()
-        for question, answer in zip(questions, said, strict=True):
+        for question, answer in zip(questions, output, strict=True):
             verdict = JUDGES["choice"](getattr(answer, "text", ""), question.answer, question.options)
             right[question.task] += verdict.correct
         assert min(right[question.task] for question in questions) >= 4  # of 5

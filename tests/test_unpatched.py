@@ -117,10 +117,10 @@ def test_a_prompt_without_pictures_in_a_batch(family):
 
 def test_answer_and_rollout_run(family):
     _, _, model, processor = family
-    said = answer(model, processor, [picture(90, 70)], PROMPTS[0], max_new_tokens=3)
-    rolled = rollout(said.trace, said.layout)
+    output = answer(model, processor, [picture(90, 70)], PROMPTS[0], max_new_tokens=3)
+    rolled = rollout(output.trace, output.layout)
     torch.testing.assert_close(rolled.relevance.sum(-1), torch.ones(3))
-    assert rolled.maps().per_token.shape == (3, 1, len(said.layout.images[0]))
+    assert rolled.maps().per_token.shape == (3, 1, len(output.layout.images[0]))
     assert answer(model, processor, [], "what is red ?", max_new_tokens=1).layout.images == ()
 
 
@@ -144,11 +144,11 @@ def test_unexpand_by_hand():
 
 def refused(folder, sentence):
     """One sentence, and no warning of a model that is not there."""
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as output:
         warnings.simplefilter("always")
         with pytest.raises(ValueError, match=sentence) as error:
             models.load(str(folder))
-    assert "\n" not in str(error.value) and not any("grid" in str(warning.message) for warning in said)
+    assert "\n" not in str(error.value) and not any("grid" in str(warning.message) for warning in output)
 
 
 def test_text_only_model_is_refused(tmp_path):

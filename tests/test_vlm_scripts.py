@@ -15,7 +15,7 @@ from analysis.spatial import CONTROLS, METRICS, QUERIES, SEEDS, WORDS
 from data import twoshapes
 from data.images import median_colour, read_image
 from data.spatial_samples import SpatialSamples, gather
-from models.generation import log_probabilities, speak
+from models.generation import generate_answer, log_probabilities
 from tests import shell
 from tests.runs import summary_of, table
 from tests.settings import configure
@@ -136,7 +136,7 @@ def test_insertion_begins_with_everything_hidden(whole, data_root):
     model, processor = models.load("tiny-llava")
     sample = gather(SpatialSamples(data_root=str(data_root)))[0][0]
     picture = read_image(sample.pair.image_path)
-    spoken = speak(model, processor, picture, sample.prompt, 16)
+    spoken = generate_answer(model, processor, picture, sample.prompt, 16)
     shown = [Image.new("RGB", picture.size, median_colour(picture)), picture]
     hidden, seen = log_probabilities(model, processor, shown, sample.prompt, spoken, 2).tolist()
     with np.load(whole / "curves.npz") as curves:
@@ -232,15 +232,15 @@ def test_without_any_word_a_sample_is_skipped(data_root, tmp_path, capsys):
         ({"faithfulness": -1}, "--faithfulness -1 must be"),
         ({"batch_size": 0}, "at least 1"),
         ({"data_root": "/nowhere"}, "no data in /nowhere"),
-        ({"model": "tiny-fuyu", "seeds_in": "tower"}, "tower"),
+        ({"model": "tiny-fuyu", "seeds_in": "tower"}, "vision encoder"),
     ],
 )
 def test_wrong_settings_stop_with_one_sentence(flags, sentence, data_root, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         quick(llava, tmp_path / "out", **{"data_root": str(data_root)} | flags)
     assert stop.value.code == 2
-    told = capsys.readouterr().err
-    assert sentence in told and told.count("\n") == 1
+    output = capsys.readouterr().err
+    assert sentence in output and output.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 

@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerFast
 
 from analysis.words import find_word, rows_of_words, why_missing, word_rows
 from data.errors import SampleError
-from models.generation import Spoken, spelt
+from models.generation import ForcedAnswer, decode_answer
 from models.layout import TokenLayout
 
 
@@ -28,14 +28,14 @@ def layout(prompt="where is the red rectangle ?", pieces=("rect", "angle"), imag
     )  # fmt: skip
 
 
-def said(*tokens):
+def output(*tokens):
     """An answer of these tokens; "##" glues a piece to the one before."""
     text, offsets = "", []
     for token in tokens:
         text += "" if token.startswith("##") or not text else " "
         offsets.append((len(text), len(text) + len(token.removeprefix("##"))))
         text += token.removeprefix("##")
-    return Spoken(text, tuple(range(len(tokens))), tuple(offsets))
+    return ForcedAnswer(text, tuple(range(len(tokens))), tuple(offsets))
 
 
 def characters():
@@ -49,32 +49,32 @@ def characters():
 
 def test_words_of_several_tokens():
     """Positions: 2 of padding, user : <image> x 3, where is the red rect angle ? assistant :"""
-    assert word_rows(layout(), said("left"), "rectangle") == [11, 12]
-    assert word_rows(layout(), said("left"), "red rectangle") == [10, 11, 12]
+    assert word_rows(layout(), output("left"), "rectangle") == [11, 12]
+    assert word_rows(layout(), output("left"), "red rectangle") == [10, 11, 12]
 
 
 def test_answer_counts_with_the_rows_that_predicted_it():
     """The prompt has 16 positions; row 15 predicts the first token of the answer, which is read in row 16."""
     assert layout().length == 16
-    assert word_rows(layout(), said("left"), "left") == [15]
-    assert word_rows(layout(), said("left"), "left", rows="query") == [16]
-    answer = said("a", "blue", "tri", "##angle", "above")
+    assert word_rows(layout(), output("left"), "left") == [15]
+    assert word_rows(layout(), output("left"), "left", rows="query") == [16]
+    answer = output("a", "blue", "tri", "##angle", "above")
     assert word_rows(layout(), answer, "blue triangle") == [16, 17, 18]
     assert word_rows(layout(), answer, "blue triangle", rows="query") == [17, 18, 19]
 
 
 def test_word_that_occurs_twice():
     """In prompt and answer: the prompt's counts unless the answer's is asked for. In one of them: the first."""
-    answer = said("the", "red", "rect", "##angle", "is", "left", ".")
+    answer = output("the", "red", "rect", "##angle", "is", "left", ".")
     assert word_rows(layout(), answer, "red rectangle") == [10, 11, 12]
     assert word_rows(layout(), answer, "red rectangle", prefer="answer") == [16, 17, 18]
     assert word_rows(layout(), answer, "left", prefer="prompt") == word_rows(layout(), answer, "left", prefer="answer")
     twice = layout("the red rectangle : red rectangle ?")
-    assert word_rows(twice, said("left"), "red rectangle") == [8, 9, 10]
+    assert word_rows(twice, output("left"), "red rectangle") == [8, 9, 10]
 
 
 def test_shape_in_the_plural():
-    assert word_rows(layout("red rectangles ?", pieces=("rect", "angles")), said("yes"), "red rectangle") == [7, 8, 9]
+    assert word_rows(layout("red rectangles ?", pieces=("rect", "angles")), output("yes"), "red rectangle") == [7, 8, 9]
     assert find_word("two crosses .", "cross") == (4, 11)
     assert find_word("Red   Circles", "red circle") == (0, 13)
 
@@ -87,28 +87,28 @@ def test_parts_of_words_are_no_words():
 
 def test_missing_word_has_no_rows_and_a_reason():
     words = {"first": "red rectangle", "relation": "left", "second": "blue cross"}
-    found = rows_of_words(layout(), said("left"), words, "predicting", "prompt")
+    found = rows_of_words(layout(), output("left"), words, "predicting", "prompt")
     assert found == {"first": [10, 11, 12], "relation": [15], "second": []}
-    assert rows_of_words(layout(), said("right"), words, "predicting", "prompt")["relation"] == []
+    assert rows_of_words(layout(), output("right"), words, "predicting", "prompt")["relation"] == []
     assert why_missing("second") == "second shape is neither in prompt nor answer"
     with pytest.raises(SampleError, match="none of 'blue cross' is in the prompt") as error:
-        rows_of_words(layout(), said("left"), {"second": "blue cross"}, "predicting", "prompt")
+        rows_of_words(layout(), output("left"), {"second": "blue cross"}, "predicting", "prompt")
     assert error.value.reason == "no word is in prompt or answer"
-    found = rows_of_words(layout(), said("left"), {"relation": "left", "first": "rectangle"}, "query", "prompt")
+    found = rows_of_words(layout(), output("left"), {"relation": "left", "first": "rectangle"}, "query", "prompt")
     assert found == {"relation": [16], "first": [11, 12]}
 
 
 def test_unknown_choices_are_told():
     with pytest.raises(ValueError, match="'both' is unknown"):
-        word_rows(layout(), said("left"), "left", rows="both")
+        word_rows(layout(), output("left"), "left", rows="both")
     with pytest.raises(ValueError, match="'image' is unknown"):
-        word_rows(layout(), said("left"), "left", prefer="image")
+        word_rows(layout(), output("left"), "left", prefer="image")
 
 
 def test_answer_is_spelt_by_its_tokens():
     """One token per character, and a space in front that the answer loses: its token stands for nothing."""
     tokenizer = characters()
-    spoken = spelt(tokenizer, tokenizer.encode(" above it"))
-    assert spoken.text == "above it" and spoken.offsets[0] == (0, 0) and len(spoken.ids) == 9
-    assert "".join(spoken.text[slice(*span)] for span in spoken.offsets) == "above it"
-    assert word_rows(layout(), spoken, "above") == [16, 17, 18, 19, 20]
+    answer = decode_answer(tokenizer, tokenizer.encode(" above it"))
+    assert answer.text == "above it" and answer.offsets[0] == (0, 0) and len(answer.ids) == 9
+    assert "".join(answer.text[slice(*span)] for span in answer.offsets) == "above it"
+    assert word_rows(layout(), answer, "above") == [16, 17, 18, 19, 20]

@@ -40,19 +40,19 @@ async function unpackAll(node) {
 
 // ---- Selection -----------------------------------------------------------------------------------------------------
 
-const SOURCES = { rollout: "rollout", mean: "mean of a layer", head: "single head", tower: "vision encoder", mask: "gaze mask" };
+const SOURCES = { rollout: "rollout", mean: "mean of a layer", head: "single head", encoder: "vision encoder", mask: "gaze mask" };
 const data = JSON.parse(byId("data").textContent);
-const chosen = { view: null, ways: [], token: 0, source: "rollout", layer: 0, head: 0, cell: null, pinned: null };
+const chosen = { view: null, conditions: [], token: 0, source: "rollout", layer: 0, head: 0, cell: null, pinned: null };
 
 // Selected map of a token of one condition: {cells, text, shares}; text and shares are null where unknown.
-function look(way, token) {
+function mapsOf(condition, token) {
   const { source, layer, head } = chosen;
-  if (source === "mask") return way.mask && { cells: mapAt(way.mask.cells, 0), text: null, shares: null };
-  if (source === "tower") return way.tower && { cells: mapAt(way.tower.cells, token), text: null, shares: null };
-  if (source === "rollout") return parts(way.rollout, way.rollout.shares[token], token);
-  if (source === "mean") return parts(way.mean, way.mean.shares[layer][token], layer, token);
-  const held = way.head[layer];
-  return held ? parts(held, mapAt(way.shares, layer, head, token), head, token) : null;
+  if (source === "mask") return condition.mask && { cells: mapAt(condition.mask.cells, 0), text: null, shares: null };
+  if (source === "encoder") return condition.encoder && { cells: mapAt(condition.encoder.cells, token), text: null, shares: null };
+  if (source === "rollout") return parts(condition.rollout, condition.rollout.shares[token], token);
+  if (source === "mean") return parts(condition.mean, condition.mean.shares[layer][token], layer, token);
+  const held = condition.head[layer];
+  return held ? parts(held, mapAt(condition.shares, layer, head, token), head, token) : null;
 }
 
 // The quantity of the selected map: sums of rollout rows are no attention of a layer.
@@ -64,9 +64,9 @@ const parts = (held, shares, ...indices) => ({
   shares,
 });
 
-const tokenOf = (way) => Math.min(chosen.token, way.tokens.length - 1);
-const waysShown = () => chosen.ways.map((name) => [name, chosen.view.ways[name]]);
-const firstWay = () => chosen.view.ways[chosen.ways[0]];
+const tokenOf = (condition) => Math.min(chosen.token, condition.tokens.length - 1);
+const conditionsShown = () => chosen.conditions.map((name) => [name, chosen.view.conditions[name]]);
+const firstCondition = () => chosen.view.conditions[chosen.conditions[0]];
 
 // ---- Drawing -------------------------------------------------------------------------------------------------------
 
@@ -112,11 +112,11 @@ function paint(canvas, cells) {
 }
 
 function drawPanels() {
-  for (const [index, [name, way]] of waysShown().entries()) {
+  for (const [index, [name, condition]] of conditionsShown().entries()) {
     const panel = byId("panels").children[index];
-    const shown = look(way, tokenOf(way));
+    const shown = mapsOf(condition, tokenOf(condition));
     paint(panel.querySelector("canvas"), shown && shown.cells);
-    const promptLength = way.prompt.length;
+    const promptLength = condition.prompt.length;
     const text = shown && shown.text ? Array.from(shown.text, (value) => value) : [];
     const largest = Math.max(...text, 1e-9);
     const tint = (place) => `rgba(var(--mark), ${(0.75 * Math.sqrt((text[place] || 0) / largest)).toFixed(3)})`;
@@ -124,26 +124,26 @@ function drawPanels() {
       word.style.background = text.length ? tint(place) : "";
       word.title = text.length ? `${quantity()} ${percent(text[place])}` : "";
     });
-    const onCell = way.tokens.map((_, token) => {
-      const map = chosen.pinned === null ? null : look(way, token);
+    const onCell = condition.tokens.map((_, token) => {
+      const map = chosen.pinned === null ? null : mapsOf(condition, token);
       return map ? map.cells[chosen.pinned] : 0;
     });
     const most = Math.max(...onCell, 1e-12);
     panel.querySelectorAll("button.word").forEach((word, token) => {
-      word.setAttribute("aria-pressed", token === tokenOf(way));
-      word.tabIndex = token === tokenOf(way) ? 0 : -1;
+      word.setAttribute("aria-pressed", token === tokenOf(condition));
+      word.tabIndex = token === tokenOf(condition) ? 0 : -1;
       word.style.background = text[promptLength + token] ? tint(promptLength + token) : "";
       word.querySelector(".level").style.width = chosen.pinned === null ? "0" : `${(100 * onCell[token]) / most}%`;
       word.dataset.onCell = onCell[token];
     });
-    panel.querySelector(".frame").setAttribute("aria-label", describe(name, way, shown));
+    panel.querySelector(".frame").setAttribute("aria-label", describe(name, condition, shown));
   }
 }
 
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
 
-function describe(name, way, shown) {
-  const token = way.tokens[tokenOf(way)].text;
+function describe(name, condition, shown) {
+  const token = condition.tokens[tokenOf(condition)].text;
   if (!shown) return `No map of this kind for "${token}" (${name}).`;
   const best = shown.cells.reduce((found, value, cell) => (value > shown.cells[found] ? cell : found), 0);
   const { cols } = chosen.view.grid;
@@ -151,12 +151,12 @@ function describe(name, way, shown) {
 }
 
 function drawMatrix() {
-  const way = firstWay();
-  const token = tokenOf(way);
-  const share = (layer, head) => mapAt(way.shares, layer, head, token)[0];
+  const condition = firstCondition();
+  const token = tokenOf(condition);
+  const share = (layer, head) => mapAt(condition.shares, layer, head, token)[0];
   let most = 1e-9;
-  for (let layer = 0; layer < way.layers; layer++)
-    for (let head = 0; head < way.heads; head++) most = Math.max(most, share(layer, head));
+  for (let layer = 0; layer < condition.layers; layer++)
+    for (let head = 0; head < condition.heads; head++) most = Math.max(most, share(layer, head));
   for (const button of byId("matrix").querySelectorAll("button")) {
     const [layer, head] = [Number(button.dataset.layer), Number(button.dataset.head)];
     const isMean = button.dataset.head === undefined;
@@ -172,10 +172,10 @@ function drawMatrix() {
 
 function drawToken() {
   const rows = [];
-  for (const [name, way] of waysShown()) {
-    const token = tokenOf(way);
-    const { text, probability, alternatives } = way.tokens[token];
-    const shown = look(way, token);
+  for (const [name, condition] of conditionsShown()) {
+    const token = tokenOf(condition);
+    const { text, probability, alternatives } = condition.tokens[token];
+    const shown = mapsOf(condition, token);
     rows.push(make("p", {}, `${name}: "${text}", probability ${probability.toFixed(3)}`));
     if (shown && shown.shares)
       ["image", "prompt", "answer so far"].forEach((group, place) => rows.push(bar(`${quantity()} on ${group}`, shown.shares[place])));
@@ -197,9 +197,9 @@ function read() {
   const { cols } = chosen.view.grid;
   const kind = { rollout: "rollout mass", mean: `attention, mean of layer ${chosen.layer}`,
     head: `attention, layer ${chosen.layer}, head ${chosen.head}` }[chosen.source] || SOURCES[chosen.source];
-  const sentences = waysShown().map(([name, way]) => {
-    const shown = look(way, tokenOf(way));
-    const token = way.tokens[tokenOf(way)].text.trim();
+  const sentences = conditionsShown().map(([name, condition]) => {
+    const shown = mapsOf(condition, tokenOf(condition));
+    const token = condition.tokens[tokenOf(condition)].text.trim();
     if (!shown) return `${name}: no map of this kind for "${token}".`;
     const whole = () => (shown.shares ? shown.shares[0] : shown.cells.reduce((a, b) => a + b, 0));
     const value = cell === null ? whole() : shown.cells[cell];
@@ -218,9 +218,9 @@ function draw() {
 
 // ---- Parts of the viewer, built for each sample --------------------------------------------------------------------
 
-function panelOf(name, way) {
+function panelOf(name, condition) {
   const { view } = chosen;
-  const image = make("img", { src: view.picture, alt: `Image of ${view.name}` });
+  const image = make("img", { src: view.image, alt: `Image of ${view.name}` });
   const side = Math.max(...view.size);
   const frame = make("div", { className: side < 200 ? "frame small-picture" : "frame", tabIndex: 0 }, image, make("canvas"));
   frame.setAttribute("role", "img");
@@ -232,7 +232,7 @@ function panelOf(name, way) {
   frame.addEventListener("click", (event) => pin(cellUnder(frame, event)));
   frame.addEventListener("keydown", (event) => moveCell(event));
   const answer = make("div", { className: "words" });
-  way.tokens.forEach(({ text }, token) => {
+  condition.tokens.forEach(({ text }, token) => {
     const word = make("button", { className: "word", type: "button" }, text.trim() ? text : "␣", make("span", { className: "level" }));
     word.addEventListener("click", () => choose({ token }));
     word.addEventListener("pointerenter", () => hover(token));
@@ -244,7 +244,7 @@ function panelOf(name, way) {
   answer.setAttribute("aria-label", `Words of the answer, ${name}`);
   const asked = make("div", { className: "words asked" });
   asked.setAttribute("aria-label", "Words of the prompt");
-  way.prompt.forEach((text) => asked.append(make("span", { className: "word" }, text || "·")));
+  condition.prompt.forEach((text) => asked.append(make("span", { className: "word" }, text || "·")));
   return make("div", { className: "panel" }, make("h3", {}, name), frame, answer, asked);
 }
 
@@ -256,29 +256,29 @@ function cellUnder(frame, event) {
   return row >= 0 && row < rows && col >= 0 && col < cols ? row * cols + col : null;
 }
 
-function matrixOf(way) {
+function matrixOf(condition) {
   const table = byId("matrix");
-  table.style.setProperty("--side", way.heads > 16 ? "0.7rem" : "1.5rem");
+  table.style.setProperty("--side", condition.heads > 16 ? "0.7rem" : "1.5rem");
   const head = make("tr", {}, make("th", {}, ""));
-  for (let each = 0; each < way.heads; each++) head.append(make("th", {}, way.heads > 16 && each % 4 ? "" : String(each)));
+  for (let number = 0; number < condition.heads; number++) head.append(make("th", {}, condition.heads > 16 && number % 4 ? "" : String(number)));
   table.replaceChildren(head);
-  for (let layer = way.layers - 1; layer >= 0; layer--) {
+  for (let layer = condition.layers - 1; layer >= 0; layer--) {
     const label = make("button", { type: "button", title: `mean of layer ${layer}` }, String(layer));
     label.dataset.layer = layer;
     const row = make("tr", {}, make("th", { scope: "row" }, label));
-    for (let each = 0; each < way.heads; each++) {
-      const button = make("button", { type: "button", disabled: !(layer in way.head) });
-      Object.assign(button.dataset, { layer, head: each });
+    for (let number = 0; number < condition.heads; number++) {
+      const button = make("button", { type: "button", disabled: !(layer in condition.head) });
+      Object.assign(button.dataset, { layer, head: number });
       row.append(make("td", {}, button));
     }
     table.append(row);
   }
-  const kept = Object.keys(way.head).length;
-  byId("kept").textContent = kept === way.layers ? "" : `To limit its size, this page holds the single heads of ${kept} of ${way.layers} layers.`;
+  const kept = Object.keys(condition.head).length;
+  byId("kept").textContent = kept === condition.layers ? "" : `To limit its size, this page holds the single heads of ${kept} of ${condition.layers} layers.`;
 }
 
 function sourcesOf(view) {
-  const has = (name) => Object.values(view.ways).some((way) => way[name] && (name !== "head" || Object.keys(way.head).length));
+  const has = (name) => Object.values(view.conditions).some((condition) => condition[name] && (name !== "head" || Object.keys(condition.head).length));
   const options = Object.entries(SOURCES).filter(([name]) => has(name)).map(([name, label]) => {
     const input = make("input", { type: "radio", name: "source", value: name, checked: name === chosen.source });
     input.addEventListener("change", () => choose({ source: name }));
@@ -288,8 +288,8 @@ function sourcesOf(view) {
 }
 
 function build() {
-  byId("panels").replaceChildren(...waysShown().map(([name, way]) => panelOf(name, way)));
-  matrixOf(firstWay());
+  byId("panels").replaceChildren(...conditionsShown().map(([name, condition]) => panelOf(name, condition)));
+  matrixOf(firstCondition());
   sourcesOf(chosen.view);
   draw();
 }
@@ -370,34 +370,34 @@ function moveHead(event) {
 async function open(index) {
   const view = data.views[index];
   byId("loading").hidden = false;
-  const ways = await unpackAll(view.ways);
+  const conditions = await unpackAll(view.conditions);
   if (Number(byId("sample").value) !== index) return; // another sample was selected meanwhile
   byId("loading").hidden = true;
-  const names = Object.keys(ways);
-  chosen.ways = [names[0], ...(names.length > 1 ? [names[1]] : [])];
-  Object.assign(chosen, { view: { ...view, ways }, token: 0, layer: firstLayer(ways[names[0]]), head: 0, cell: null, pinned: null });
-  if (!Object.values(ways).some((way) => way[chosen.source])) chosen.source = "rollout";
+  const names = Object.keys(conditions);
+  chosen.conditions = [names[0], ...(names.length > 1 ? [names[1]] : [])];
+  Object.assign(chosen, { view: { ...view, conditions }, token: 0, layer: firstLayer(conditions[names[0]]), head: 0, cell: null, pinned: null });
+  if (!Object.values(conditions).some((condition) => condition[chosen.source])) chosen.source = "rollout";
   byId("prompt").textContent = view.prompt;
   const several = names.length > 1;
-  byId("way-a-label").hidden = byId("way-b-label").hidden = !several;
-  byId("way-a").replaceChildren(...names.map((name) => new Option(name, name)));
-  byId("way-b").replaceChildren(new Option("none", ""), ...names.map((name) => new Option(name, name)));
-  byId("way-a").value = names[0];
-  byId("way-b").value = several ? names[1] : "";
+  byId("condition-a-label").hidden = byId("condition-b-label").hidden = !several;
+  byId("condition-a").replaceChildren(...names.map((name) => new Option(name, name)));
+  byId("condition-b").replaceChildren(new Option("none", ""), ...names.map((name) => new Option(name, name)));
+  byId("condition-a").value = names[0];
+  byId("condition-b").value = several ? names[1] : "";
   byId("viewer").hidden = false;
   build();
 }
 
-const firstLayer = (way) => Number(Object.keys(way.head).at(-1) ?? way.layers - 1);
+const firstLayer = (condition) => Number(Object.keys(condition.head).at(-1) ?? condition.layers - 1);
 
 function startViewer() {
   byId("sample").replaceChildren(...data.views.map((view, index) => new Option(view.name, index)));
   byId("sample").addEventListener("change", () => open(Number(byId("sample").value)));
   byId("colours").replaceChildren(...Object.keys(data.colours).map((name) => new Option(name, name)));
   for (const id of ["opacity", "smooth", "colours"]) byId(id).addEventListener("input", draw);
-  for (const id of ["way-a", "way-b"])
+  for (const id of ["condition-a", "condition-b"])
     byId(id).addEventListener("change", () => {
-      chosen.ways = [byId("way-a").value, byId("way-b").value].filter((name, place, all) => name && all.indexOf(name) === place);
+      chosen.conditions = [byId("condition-a").value, byId("condition-b").value].filter((name, place, all) => name && all.indexOf(name) === place);
       build();
     });
   byId("matrix").addEventListener("keydown", moveHead);

@@ -29,7 +29,7 @@ def build_config(vocabulary: int) -> Qwen2_5_VLConfig:
     """Configuration with this vocabulary size."""
     vision = {
         "depth": 4,
-        "hidden_size": qwen2.TOWER_WIDTH,
+        "hidden_size": qwen2.ENCODER_WIDTH,
         "intermediate_size": 128,
         "out_hidden_size": qwen2.WIDTH,
         "num_heads": 4,
@@ -37,8 +37,8 @@ def build_config(vocabulary: int) -> Qwen2_5_VLConfig:
         "spatial_merge_size": qwen2.MERGE,
         "window_size": WINDOW,
         "fullatt_block_indexes": FULL_ATTENTION,
-        "rope_parameters": qwen2.TOWER_ROPE,
-        "initializer_range": qwen2.TOWER_RANGE,
+        "rope_parameters": qwen2.ENCODER_ROPE,
+        "initializer_range": qwen2.ENCODER_RANGE,
     }
     return Qwen2_5_VLConfig(
         text_config={**qwen2.TEXT, "vocab_size": vocabulary},

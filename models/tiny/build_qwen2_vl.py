@@ -27,7 +27,7 @@ from models.tiny.packing import fast_attention
 
 SIDE, PATCH, MERGE = 96, 4, 2
 PATCHES = SIDE // (PATCH * MERGE)  # cells per side
-WIDTH, TOWER_WIDTH = 128, 64
+WIDTH, ENCODER_WIDTH = 128, 64
 FIRST_LAYERS = 1  # new decoder layers; the others are copied from the teacher
 SPECIALS = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<unk>", "<|image_pad|>"),
@@ -61,8 +61,8 @@ TEXT = {
     "bos_token_id": None,
     "eos_token_id": EOS,
 }
-TOWER_RANGE = 0.06
-TOWER_ROPE = {"rope_type": "axial", "rope_theta": 20.0}  # resolves neighbours in an image of 24 patches per side
+ENCODER_RANGE = 0.06
+ENCODER_ROPE = {"rope_type": "axial", "rope_theta": 20.0}  # resolves neighbours in an image of 24 patches per side
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -104,15 +104,15 @@ def build_config(vocabulary: int) -> Qwen2VLConfig:
     """Configuration with this vocabulary size."""
     vision = {
         "depth": 4,
-        "embed_dim": TOWER_WIDTH,
+        "embed_dim": ENCODER_WIDTH,
         "hidden_size": WIDTH,
         "num_heads": 4,
         "mlp_ratio": 3,
         "hidden_act": "gelu",
         "patch_size": PATCH,
         "spatial_merge_size": MERGE,
-        "rope_parameters": TOWER_ROPE,
-        "initializer_range": TOWER_RANGE,
+        "rope_parameters": ENCODER_ROPE,
+        "initializer_range": ENCODER_RANGE,
     }
     return Qwen2VLConfig(
         text_config={**TEXT, "vocab_size": vocabulary}, vision_config=vision, tie_word_embeddings=True, **token_ids()
@@ -141,7 +141,7 @@ def initialise(model, vocabulary: dict[str, int]):
 @torch.no_grad()
 def initialise_vision(visual) -> None:
     """Initialise a Qwen vision encoder as a small convolutional network."""
-    filters = patch_filters(TOWER_WIDTH, PATCH)[:, :, None]  # half of the filter for each of the two identical frames
+    filters = patch_filters(ENCODER_WIDTH, PATCH)[:, :, None]  # half of the filter for each of the two identical frames
     visual.patch_embed.proj.weight.zero_()
     visual.patch_embed.proj.weight[: len(filters)] = filters / visual.config.temporal_patch_size
     for index, block in enumerate(visual.blocks):

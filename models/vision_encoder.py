@@ -3,7 +3,7 @@
 An encoder attends within chunks: CLIP within one whole image, class token first; Qwen's encoders within one image per
 call, or, in Qwen2.5-VL's windowed layers, within one window of an image, with the patches reordered so that windows are
 contiguous. The queries and keys of every chunk are stored; each family defines the map from chunks to images and cells
-(`tower_layers`, `tower_image`).
+(`encoder_layers`, `encoder_image`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from models.trace import index_of, indices_of, softmax_rows
 
 
 @dataclass(frozen=True, eq=False)
-class TowerImage:
+class EncoderImage:
     """Layout of one image in the vision encoder: `length` rows; `cells` int64 [row, col, patch], the rows of each cell.
 
     The cells are those of the decoder's grid. Rows outside the cells (CLIP's class token) come first.
@@ -63,13 +63,13 @@ class Chunk:
         return softmax_rows(query, key, self.scaling, None)
 
 
-class TowerTrace:
+class EncoderTrace:
     """Records the vision encoder during one forward pass or one `generate` call of a model under SDPA.
 
         inputs, layout = model.prepare(processor, images, prompt)
-        with TowerTrace(model, layout) as seen, AttentionTrace(model) as trace:
+        with EncoderTrace(model, layout) as encoder, AttentionTrace(model) as trace:
             model.generate(**inputs)
-        seen.weights(layer=3, image=0)                  # float32 [head, query, key]
+        encoder.weights(layer=3, image=0)                 # float32 [head, query, key]
 
     `layout` is the layout that `prepare` returned with the inputs, a list of them for a batch; images count from 0 in
     the order of the prompts, through the whole batch. `depth` is the number of layers, `layers` are those whose output
@@ -77,22 +77,26 @@ class TowerTrace:
     """
 
     def __init__(self, model: PreTrainedModel, layout: TokenLayout | Sequence[TokenLayout], offload: bool = False):
-        check_tower(model)
+        check_encoder(model)
         layouts = [layout] if isinstance(layout, TokenLayout) else layout
         self.model, self.offload = model, offload
-        self.images: list[TowerImage] = [model.tower_image(grid) for each in layouts for grid in each.grids]
-        self.layers: range = model.tower_layers()
-        self.depth = len(attention_stack(model, "tower")[1])
+        self.images: list[EncoderImage] = [
+            model.encoder_image(grid) for of_sample in layouts for grid in of_sample.grids
+        ]
+        self.layers: range = model.encoder_layers()
+        self.depth = len(attention_stack(model, "encoder")[1])
         self._ends = list(accumulate(image.length for image in self.images))
         self._moved = Offload()
-        self._seen = [0] * self.depth  # rows recorded of each layer
-        self._chunks: list[list[list[Chunk]]] = [[[] for _ in self.images] for _ in self._seen]  # per layer and image
+        self._recorded = [0] * self.depth  # rows recorded of each layer
+        self._chunks: list[list[list[Chunk]]] = [
+            [[] for _ in self.images] for _ in self._recorded
+        ]  # per layer and image
         self._scope = ExitStack()
 
-    def __enter__(self) -> TowerTrace:
-        if any(self._seen):
-            raise RuntimeError("this trace was used before; open a new TowerTrace for each generation")
-        self._scope.enter_context(listening(self.model, "tower", self._listen))
+    def __enter__(self) -> EncoderTrace:
+        if any(self._recorded):
+            raise RuntimeError("this trace was used before; open a new EncoderTrace for each generation")
+        self._scope.enter_context(listening(self.model, "encoder", self._listen))
         return self
 
     def __exit__(self, *exception) -> None:
@@ -101,23 +105,23 @@ class TowerTrace:
     def _listen(self, layer: int, module: nn.Module, query, key, mask, scaling: float) -> None:
         shown = query.detach(), key.detach()
         for rows, keys in zip(*(map(self._moved.take, shown) if self.offload else shown), strict=True):
-            seen, count = self._seen[layer], rows.shape[1]
-            image = bisect_right(self._ends, seen)
-            if image == len(self.images) or seen + count > self._ends[image]:
+            recorded, count = self._recorded[layer], rows.shape[1]
+            image = bisect_right(self._ends, recorded)
+            if image == len(self.images) or recorded + count > self._ends[image]:
                 raise RuntimeError(
-                    f"the tower was shown {count} rows after {seen}, but the layouts account for images of "
+                    f"the vision encoder got {count} rows after {recorded}, but the layouts account for images of "
                     f"{[image.length for image in self.images]}; give the layouts of the very inputs, and open a new "
-                    "TowerTrace for each generation"
+                    "EncoderTrace for each generation"
                 )
-            first = seen - (self._ends[image] - self.images[image].length)
+            first = recorded - (self._ends[image] - self.images[image].length)
             self._chunks[layer][image].append(Chunk(first, rows, keys, scaling, query.device))
-            self._seen[layer] += count
+            self._recorded[layer] += count
 
     def chunks(self, layer: int, image: int = 0) -> list[Chunk]:
         """Recorded chunks of one image in one layer, in the order of the encoder's rows."""
-        if not self._ends or self._seen[-1] < self._ends[-1]:
+        if not self._ends or self._recorded[-1] < self._ends[-1]:
             raise RuntimeError(
-                "nothing was recorded: run the model in this thread, inside `with TowerTrace(model, layout) as trace:`"
+                "nothing was recorded: run the model in this thread, inside `with EncoderTrace(model, layout) as t:`"
             )
         self._moved.wait()
         image = index_of(image, len(self.images), "image")
@@ -127,7 +131,7 @@ class TowerTrace:
         """Attention weights within one image, float32 [head, query, key]; each row sums to 1.
 
         Queries and keys count the image's positions in the order of the decoder's grid: CLIP's class token, then the
-        patches cell by cell (see `TowerImage.order`), independent of the encoder's order. `queries` and `heads`
+        patches cell by cell (see `EncoderImage.order`), independent of the encoder's order. `queries` and `heads`
         select in the given order (int, sequence, tensor or slice). A patch outside a query's window has weight 0.
         """
         chunks, held = self.chunks(layer, image), self.images[image]
@@ -141,11 +145,11 @@ class TowerTrace:
         return out[:, :, held.order]
 
 
-def check_tower(model: PreTrainedModel) -> None:
+def check_encoder(model: PreTrainedModel) -> None:
     """Raise ValueError unless the model has a vision encoder that can be recorded and separated by images."""
-    attention_stack(model, "tower")
-    if not hasattr(model, "tower_image"):
+    attention_stack(model, "encoder")
+    if not hasattr(model, "encoder_image"):
         raise ValueError(
-            f"how the tower of {type(model).__name__} belongs to its image tokens is not known; "
+            f"how the vision encoder of {type(model).__name__} belongs to its image tokens is not known; "
             "load LLaVA-1.5, Qwen2-VL, Qwen2.5-VL or Qwen3-VL with models.load"
         )
