@@ -229,13 +229,13 @@ def _checked(maps, box=None):
 @dataclass(frozen=True, eq=False)
 class Target:
     """Reference for the maps of one query, all [row, col]: cell weights of the `box`, of the `other` shape's box (or
-    None) and of the `background`; bool `seen`, the cells that count; `between`, the arguments `axis` and `between` of
-    `wasserstein_relation` (None except for a relation)."""
+    None) and of the `background`; bool `visible`, the cells that count; `between`, the arguments `axis` and `between`
+    of `wasserstein_relation` (None except for a relation)."""
 
     box: np.ndarray
     other: np.ndarray | None
     background: np.ndarray
-    seen: np.ndarray
+    visible: np.ndarray
     between: tuple[str, np.ndarray] | None = None
 
 

@@ -91,7 +91,7 @@ def render(folder: Path, views: Sequence[dict], rows: Sequence[dict]) -> str:
         sources=[str(each["line"]) for each in sources],
         notes=[f"{number} skipped: {reason}" for reason, number in (summary.get("skipped") or {}).items()],
         views=bool(views),
-        figures=plots(list(found(summary))),
+        figures=plots(list(estimates_in(summary))),
         pictures=pictures(folder),
         columns=columns,
         rows=shown,
@@ -140,7 +140,7 @@ def colours() -> dict[str, str]:
     return {name: base64.b64encode(np.ascontiguousarray(each).tobytes()).decode() for name, each in tables.items()}
 
 
-def found(summary, path: tuple[str, ...] = ()) -> Iterator[Figure]:
+def estimates_in(summary, path: tuple[str, ...] = ()) -> Iterator[Figure]:
     """Every figure of a summary: objects with `mean`, `rate` or `accuracy`, and optionally `low`, `high` and `n`, at
     any depth. An accuracy gets that name as the end of its path, so that all accuracies of a run share one plot."""
     if not isinstance(summary, dict):
@@ -150,7 +150,7 @@ def found(summary, path: tuple[str, ...] = ()) -> Iterator[Figure]:
             yield Figure((*path, *name), value, summary.get("low"), summary.get("high"), summary.get("n"))
             return
     for name, item in summary.items():
-        yield from found(item, (*path, str(name)))
+        yield from estimates_in(item, (*path, str(name)))
 
 
 def plots(figures: list[Figure]) -> list[dict]:

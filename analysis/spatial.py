@@ -100,15 +100,15 @@ def targets(scene: Scene, causal: bool) -> dict[str, Target]:
     centres = np.isin(places, [places[scene.seeds[name]] for name in ("seed_first", "seed_second")])
     for name, target in boxes.items():
         own = places[scene.seeds[name]]
-        seen = places < own if causal else places != own
-        other = None if target.other is None else target.other * seen * ~centres
-        results[name] = Target(target.box * seen, other, target.background * seen, seen)
+        visible = places < own if causal else places != own
+        other = None if target.other is None else target.other * visible * ~centres
+        results[name] = Target(target.box * visible, other, target.background * visible, visible)
     return results
 
 
 def measure(maps, target: Target, condition: str = "own") -> dict[str, np.ndarray]:
     """Every metric of maps [..., row, col] under a condition, each [...]; excluded cells are removed first."""
-    maps = np.asarray(maps, np.float64) * target.seen
+    maps = np.asarray(maps, np.float64) * target.visible
     values = {
         name: metric.measure(maps, target) for name, metric in METRICS.items() if condition in ("own", *metric.controls)
     }
@@ -123,7 +123,7 @@ def with_controls(own, shuffled, target: Target) -> dict[str, dict[str, np.ndarr
     results = {"own": measure(own, target), "shuffled": measure(shuffled, target, "shuffled")}
     if target.other is not None:
         results["other"] = measure(own, replace(target, box=target.other, between=None), "other")
-    shape = target.seen.shape
+    shape = target.visible.shape
     return results | {
         "centre": measure(centre_prior(shape), target, "centre"), "uniform": measure(np.ones(shape), target, "uniform")
     }  # fmt: skip

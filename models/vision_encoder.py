@@ -121,7 +121,7 @@ class EncoderTrace:
         """Recorded chunks of one image in one layer, in the order of the encoder's rows."""
         if not self._ends or self._recorded[-1] < self._ends[-1]:
             raise RuntimeError(
-                "nothing was recorded: run the model in this thread, inside `with EncoderTrace(model, layout) as t:`"
+                "nothing was recorded: run the model in this thread, inside `with EncoderTrace(model, layout):`"
             )
         self._moved.wait()
         image = index_of(image, len(self.images), "image")

@@ -49,9 +49,9 @@ def test_box_smaller_than_a_cell_and_box_without_area():
 def test_box_goes_through_resize_and_crop():
     """80 x 30 pixels shown at half size, 40 x 15, of which a window of 20 x 10 from (10, 2): a cell of 10 resized
     pixels is 20 of the original, and the columns begin at 20 and 40, the row at 4."""
-    seen = grid(rows=1, cols=2, width=80, height=30, resized=(40, 15), offset=(10, 2))
-    np.testing.assert_allclose(metrics.cell_weights((30, 4, 45, 14), seen), [[0.5 * 0.5, 0.25 * 0.5]])
-    assert not metrics.cell_weights((0, 0, 20, 30), seen).any()  # cropped away
+    visible = grid(rows=1, cols=2, width=80, height=30, resized=(40, 15), offset=(10, 2))
+    np.testing.assert_allclose(metrics.cell_weights((30, 4, 45, 14), visible), [[0.5 * 0.5, 0.25 * 0.5]])
+    assert not metrics.cell_weights((0, 0, 20, 30), visible).any()  # cropped away
 
 
 def test_distance_of_centres():

@@ -150,7 +150,7 @@ def test_the_policy_allows_no_other_script(tmp_path):
 def test_figures_of_a_summary():
     interval = {"mean": 0.5, "low": 0.4, "high": 0.7, "n": 9}
     summary = {"n": 9, "a": {"share": interval, "other": 3}, "b": {"share": {"rate": 1.0, "low": None, "high": None}}}
-    figures = list(report.found(summary))
+    figures = list(report.estimates_in(summary))
     assert figures == [(("a", "share"), 0.5, 0.4, 0.7, 9), (("b", "share"), 1.0, None, None, None)]
     [plot] = report.plots(figures)
     assert plot["name"] == "share" and [row["label"] for row in plot["rows"]] == ["a", "b"]
@@ -162,7 +162,7 @@ def test_figures_of_a_summary():
 
 def test_accuracies_stand_in_one_plot():
     summary = {"overall": {"accuracy": 0.5, "low": 0.4, "high": 0.7, "n": 9}, "tasks": {"a": {"accuracy": 1.0, "n": 3}}}
-    [plot] = report.plots(list(report.found(summary)))
+    [plot] = report.plots(list(report.estimates_in(summary)))
     assert plot["name"] == "accuracy" and [row["label"] for row in plot["rows"]] == ["overall", "tasks · a"]
 
 

@@ -179,15 +179,15 @@ def test_seed_counts_neither_itself_nor_what_it_cannot_see(pairs):
     row, col = scene.seeds["seed_second"]
     for causal in (False, True):
         target = targets(scene, causal)["seed_second"]
-        assert not target.seen[row, col] and not target.box[row, col]
-        assert target.seen.sum() == (row * 12 + col if causal else 143)
+        assert not target.visible[row, col] and not target.box[row, col]
+        assert target.visible.sum() == (row * 12 + col if causal else 143)
         maps = np.zeros((12, 12))
         maps[row, col] = 5
         assert np.isnan(measure(maps, target)["mass"])  # all of it on itself says nothing
         behind = np.ones((12, 12))
         behind.ravel()[: row * 12 + col] = 0
         assert np.isnan(measure(behind, target)["mass"]) == causal
-    assert targets(scene, True)["first"].seen.all()
+    assert targets(scene, True)["first"].visible.all()
 
 
 def test_other_metrics_have_their_own_controls(pairs):

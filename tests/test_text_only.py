@@ -248,7 +248,7 @@ def test_attention_that_is_not_there_is_counted(captions):
     for number, caption in enumerate(captions[:5]):
         row = study.add(caption, planted(caption, (MODELS["entities"], lambda *_: 0.0)[number == 2]))
         assert set(row) == set(COLUMNS)
-    score = summarise(study.found)["pairs"]["swapped"]["entities"]["score"]
+    score = summarise(study.asymmetries)["pairs"]["swapped"]["entities"]["score"]
     assert (score["n"], score["skipped"]) == (4, 1)
 
 
