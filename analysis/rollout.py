@@ -60,12 +60,12 @@ class RolloutSettings:
 
 
 @dataclass(frozen=True)
-class Rollout:
-    """Relevance of every position for each generated token: `relevance` float32 [token, key], rows sum to 1.
+class TokenMaps:
+    """Relevance of every position for each generated token: `relevance` float32 [token, key], finite and >= 0.
 
     `rows` is the query row of a token's map: "predicting" (the row that produced the token) or "query" (the row in
     which the token is the query; the last generated token, end token included, lacks this row).
-    `composed` holds the settings of the product: residual, drop_first, lowest.
+    `composed` holds the settings of the map, by name.
     """
 
     relevance: torch.Tensor
@@ -93,6 +93,11 @@ class Rollout:
         return self.maps().max
 
 
+@dataclass(frozen=True)
+class Rollout(TokenMaps):
+    """Maps of attention rollout: rows of `relevance` sum to 1. `composed` holds residual, drop_first and lowest."""
+
+
 def answer_rows(trace, rows: str, tokens: int | None = None) -> range:
     """Sequence positions of the attention rows of the generated tokens, in order; may be empty.
 
@@ -102,6 +107,19 @@ def answer_rows(trace, rows: str, tokens: int | None = None) -> range:
         raise ValueError(f"rows {rows!r} is unknown; choose 'predicting' or 'query'")
     first = trace.prompt_length - (rows == "predicting")
     return range(first, trace.length if tokens is None else min(trace.length, first + tokens))
+
+
+def token_rows(trace, layout, rows: str, tokens: int | None = None) -> range:
+    """`answer_rows` of at least one token. Raises SampleError if all lack a row, ValueError as `check_layout`."""
+    check_layout(trace, layout)
+    positions = answer_rows(trace, rows, tokens)
+    if not positions:
+        raise SampleError(
+            f"no {rows} row",
+            f"no generated token has a row under the convention {rows!r}: "
+            f"{trace.length - trace.prompt_length + 1} token(s) were generated; use 'predicting'",
+        )
+    return positions
 
 
 def check_layout(trace, layout) -> None:
@@ -123,15 +141,8 @@ def rollout(trace, layout, settings: RolloutSettings = RolloutSettings(), *, tok
     the maps give the relevance of the positions' states at half depth. Without `tokens`, a sample of a batch that ended
     early also gets maps of its end and padding tokens. Raises SampleError if all tokens lack a row.
     """
-    check_layout(trace, layout)
     start, rows = layout.start, settings.rows
-    positions = answer_rows(trace, rows, tokens)
-    if not positions:
-        raise SampleError(
-            f"no {rows} row",
-            f"no generated token has a row under the convention {rows!r}: "
-            f"{trace.length - trace.prompt_length + 1} token(s) were generated; use 'predicting'",
-        )
+    positions = token_rows(trace, layout, rows, tokens)
     vectors = torch.zeros(len(positions), positions[-1] + 1 - start)
     vectors[torch.arange(len(positions)), torch.tensor(positions) - start] = 1
     for layer in reversed(range(int(settings.lowest * trace.layers), trace.layers)):
@@ -213,10 +224,10 @@ def through_encoder(cells: np.ndarray, trace, image: int = 0) -> np.ndarray:
     return (mixed[:, places].sum(-1) / len(trace.layers)).unflatten(1, held.cells.shape[:2]).numpy()
 
 
-def rollout_through_encoder(rollout: Rollout, trace, first: int = 0) -> Rollout:
-    """Rollout with the relevance of every image propagated through the vision encoder, see `through_encoder`.
+def rollout_through_encoder(rollout: TokenMaps, trace, first: int = 0) -> TokenMaps:
+    """Maps with the relevance of every image propagated through the vision encoder, see `through_encoder`.
 
-    `first` is the index, among the trace's images, of the first image of the rollout's sample.
+    `first` is the index, among the trace's images, of the first image of the maps' sample.
     """
     relevance = rollout.relevance.clone()
     for image, positions in enumerate(rollout.layout.images):

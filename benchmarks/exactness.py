@@ -70,7 +70,7 @@ class ReferenceRows:
         self.rows: list[torch.Tensor] = []  # [head, row, key] per call
         self.largest = 0.0  # scaling |q| |k|
 
-    def __call__(self, layer: int, module, query, key, mask, scaling: float) -> None:
+    def __call__(self, layer: int, module, query, key, value, mask, scaling: float) -> None:
         query, key = query[0].double(), key[0].double().repeat_interleave(query.shape[1] // key.shape[1], 0)
         self.largest = max(self.largest, scaling * float(query.norm(dim=-1).max() * key.norm(dim=-1).max()))
         scores = scaling * query @ key.transpose(1, 2)

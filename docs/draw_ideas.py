@@ -95,7 +95,7 @@ def recorded_row(model, inputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
     """Query [width] of the last prompt row, keys [key, width], and the attention row computed from them."""
     states = {}
 
-    def listen(layer, module, query, key, mask, scaling):
+    def listen(layer, module, query, key, value, mask, scaling):
         if layer == LAYER:
             states.update(query=query[0, HEAD, -1:], key=key[0, HEAD], scaling=scaling)
 

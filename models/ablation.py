@@ -35,7 +35,8 @@ def scale_image(weights: torch.Tensor, heads: torch.Tensor, image: torch.Tensor,
     scaled = weights[..., heads, :, :] * factors
     total = scaled.sum(-1, keepdim=True)
     edited = weights.clone()
-    edited[..., heads, :, :] = torch.where(total > 0, scaled / total, 0)
+    positive = total > 0  # the gradient of 0 / 0 would be NaN
+    edited[..., heads, :, :] = torch.where(positive, scaled / torch.where(positive, total, 1), 0)
     return edited
 
 

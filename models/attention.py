@@ -7,6 +7,7 @@ mask, even for padded batches.
 
 Listeners and steering are attached to the attention modules by thread: a forward pass of the same model in another
 thread is neither recorded nor steered. `residual_stream` passes the input of each decoder layer to a callback.
+`replaying` computes the attention of recorded layers by another function, without listeners and edits.
 """
 
 from __future__ import annotations
@@ -29,13 +30,16 @@ from data.errors import SampleError
 
 NAME = "sightline"
 ATTENTION = ("self_attn", "attn", "attention")  # names of attention modules: Llama; GPT-2, Qwen's encoders; GPT-NeoX
-# Attributes of an attention module, dictionaries by thread: its listeners, its edit (`models.interventions.LayerEdit`).
-LISTENERS, STEERING = "sightline_listeners", "sightline_steering"
+# Attributes of an attention module, dictionaries by thread: its listeners, its edit (`models.interventions.LayerEdit`),
+# the function of a replay.
+LISTENERS, STEERING, REPLAY = "sightline_listeners", "sightline_steering", "sightline_replay"
 LOCK = Lock()  # guards changes of these attributes and of the name of the attention function
 
 Part = Literal["decoder", "encoder"]
-Listener = Callable[[int, nn.Module, torch.Tensor, torch.Tensor, torch.Tensor | None, float], None]
-"""Called with (layer, module, query, key, mask, scaling) before each attention; shapes as in `attention`."""
+Listener = Callable[[int, nn.Module, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, float], None]
+"""Called with (layer, module, query, key, value, mask, scaling) before each attention; shapes as in `attention`."""
+Replay = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
+"""Maps (layer, query, key, value, scaling) to the output [batch, row, head, width]; shapes as in `attention`."""
 
 
 def attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
@@ -46,11 +50,14 @@ def attention(module, query, key, value, attention_mask, scaling=None, dropout=0
     Returns (output [batch, row, head, width], None). Raises ValueError as `check_arguments` does.
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    replay = attached(module, REPLAY)
+    if replay is not None:
+        return replay(query, key, value, scale), None
     listeners, edit = attached(module, LISTENERS, ()), attached(module, STEERING)
     if listeners or edit is not None:
         check_arguments(module, kwargs)
     for listener in listeners:
-        listener(module, query, key, attention_mask, scale)
+        listener(module, query, key, value, attention_mask, scale)
     if edit is not None:
         plain = partial(sdpa_attention_forward, module, scaling=scale, dropout=dropout, **kwargs)
         return edit.attend(lambda *args: plain(*args)[0], query, key, value, attention_mask, scale), None
@@ -192,8 +199,28 @@ def detach(module: nn.Module, name: str) -> None:
 
 def name_attention(stack: PreTrainedModel, modules: list[nn.Module]) -> None:
     """Set NAME in the config while any thread has a value attached, SDPA's name otherwise; the caller holds LOCK."""
-    anything = any(hasattr(module, name) for module in modules for name in (LISTENERS, STEERING))
+    anything = any(hasattr(module, name) for module in modules for name in (LISTENERS, STEERING, REPLAY))
     stack.config._attn_implementation = NAME if anything else "sdpa"
+
+
+@contextmanager
+def replaying(model: PreTrainedModel, replay: Replay) -> Iterator[list[nn.Module]]:
+    """Compute the decoder's attention by `replay` within the block, in this thread; yields the decoder's layers.
+
+    Listeners, edits and recorders of the residual stream are not called. The model is restored on exit.
+    """
+    stack, modules = attention_stack(model, "decoder")
+    with LOCK:
+        for layer, module in enumerate(modules):
+            attach(module, REPLAY, partial(replay, layer))
+        name_attention(stack, modules)
+    try:
+        yield decoder_layers(model)
+    finally:
+        with LOCK:
+            for module in modules:
+                detach(module, REPLAY)
+            name_attention(stack, modules)
 
 
 See = Callable[[int, torch.Tensor], None]
@@ -213,16 +240,24 @@ def residual_stream(model: PreTrainedModel, see: See) -> Iterator[None]:
     The argument is the model's own tensor: reduce it at once (64 MB of float32 per layer at width 4096 and 4096 tokens)
     and do not modify it. The model is restored on exit.
     """
-    with ExitStack() as hooks:
-        for layer, module in enumerate(decoder_layers(model)):
-            handle = module.register_forward_pre_hook(partial(_show, see, layer, get_ident()), with_kwargs=True)
-            hooks.callback(handle.remove)
+    with layer_calls(model, lambda layer, states, arguments: see(layer, states)):
         yield
 
 
-def _show(see: See, layer: int, thread: int, module: nn.Module, args: tuple, kwargs: dict) -> None:
-    if get_ident() == thread:
-        see(layer, (args[0] if args else kwargs["hidden_states"]).detach())
+@contextmanager
+def layer_calls(model: PreTrainedModel, see: Callable[[int, torch.Tensor, dict], None]) -> Iterator[None]:
+    """`residual_stream` whose callback also receives the layer's keyword arguments."""
+    _, modules = attention_stack(model, "decoder")
+    with ExitStack() as hooks:
+        for layer, (module, own) in enumerate(zip(decoder_layers(model), modules, strict=True)):
+            show = partial(_show, see, layer, get_ident(), own)
+            hooks.callback(module.register_forward_pre_hook(show, with_kwargs=True).remove)
+        yield
+
+
+def _show(see, layer: int, thread: int, own: nn.Module, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    if get_ident() == thread and not is_attached(own, REPLAY):
+        see(layer, (args[0] if args else kwargs["hidden_states"]).detach(), kwargs)
 
 
 @torch.no_grad()

@@ -144,7 +144,8 @@ def multiply_keys(weights: torch.Tensor, multiplier: torch.Tensor) -> torch.Tens
     """Softmax rows [..., key] times a multiplier [key], each row renormalised to 1; zero rows are unchanged."""
     kept = weights * multiplier
     total = kept.sum(-1, keepdim=True)
-    return torch.where(total > 0, kept / total, weights)
+    positive = total > 0
+    return torch.where(positive, kept / torch.where(positive, total, 1), weights)  # a gradient of 0 / 0 is NaN
 
 
 def gaze_similarity(weights: torch.Tensor, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from transformers import LogitsProcessorList
@@ -46,14 +46,16 @@ class Generation:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """A generated answer, without the end token. `tokens` are decoded one by one, `probabilities` those of the model.
+    """A generated answer, without the end token. `tokens` are decoded one by one from `ids`; `probabilities` are the
+    model's.
 
     `trace` covers the whole batch, in which `layout.sample` is this answer's index; the first len(tokens) of its
     generated rows are this answer's.
     `alternatives` are the top-ALTERNATIVES next tokens at the position of each token, with probabilities.
     `first` float32 [vocabulary] are the probabilities of the first token.
     `unknown` are the words of the prompt that the tokenizer encodes as the unknown token.
-    `encoder` is the trace of the vision encoder if requested; its images count through the whole batch.
+    `encoder` is the trace of the vision encoder if requested; its images count through the whole batch. `general` holds
+    the same images under a general prompt if requested.
     """
 
     text: str
@@ -64,7 +66,16 @@ class Answer:
     trace: AttentionTrace
     layout: TokenLayout
     unknown: list[str]
+    ids: tuple[int, ...] = ()
     encoder: EncoderTrace | None = None
+    general: PromptReading | None = None
+
+
+class PromptReading(NamedTuple):
+    """One recorded prompt without an answer: the trace of the batch, which holds the last row of the prompt alone."""
+
+    trace: AttentionTrace
+    layout: TokenLayout
 
 
 def answer(model, processor, images, prompt: str, **options) -> Answer:
@@ -90,6 +101,9 @@ def answers(
     encoder: bool = False,
     rows: Sequence[int] | None = None,
     repetition_penalty: float = 1.0,
+    values: bool = False,
+    gradients: Literal["answer", "all"] | None = None,
+    general: str | None = None,
     **generation,
 ) -> list[Answer | SampleError]:
     """Greedy answers (by default; see `generation`) to a batch, generated together under one trace.
@@ -98,8 +112,10 @@ def answers(
 
     images: for each prompt a list of RGB images. `encoder` also records the vision encoder, which takes memory for its
     queries and keys, and negligible time. `rows` are the positions of the prompt whose attention is recorded: [-1] for
-    the one that predicts the first token, default all; generated rows are always recorded. `generation` may hold
-    `mask_type` and, for each sample, `scanpaths`. An empty answer is returned as a SampleError.
+    the one that predicts the first token, default all; generated rows are always recorded. `values` and `gradients` as
+    in `models.trace.AttentionTrace`; `general` is a prompt that is read with the same images, unsteered, for contrast
+    maps (`analysis.maps.needs` gives all three). `generation` may hold `mask_type` and, for each sample, `scanpaths`.
+    An empty answer is returned as a SampleError.
     Raises SampleError for a sample that cannot be prepared.
     """
     inputs, layouts = model.prepare(processor, images, prompts)
@@ -107,13 +123,27 @@ def answers(
     processors = LogitsProcessorList(penalised(repetition_penalty, inputs["attention_mask"]))
     options = {"max_new_tokens": max_new_tokens, "logits_processor": processors, **generation}
     encoder_trace = EncoderTrace(model, layouts, offload=offload) if encoder else None
-    with encoder_trace or nullcontext(), AttentionTrace(model, offload=offload, rows=rows) as trace:
+    kept = {"offload": offload, "rows": rows, "values": values, "gradients": gradients}
+    with encoder_trace or nullcontext(), AttentionTrace(model, **kept) as trace:
         output = model.generate(**inputs, **options, return_dict_in_generate=True, output_logits=True)
+    compared = [None] * len(layouts) if general is None else read_prompts(model, processor, images, general, offload)
     eos = generation.get("eos_token_id", model.generation_config.eos_token_id)
-    return [_read(processor, inputs, layout, output, eos, trace, encoder_trace) for layout in layouts]
+    return [
+        _read(processor, inputs, layout, output, eos, trace, encoder_trace, other)
+        for layout, other in zip(layouts, compared, strict=True)
+    ]
 
 
-def _read(processor, inputs, layout: TokenLayout, output, eos, trace, encoder_trace) -> Answer | SampleError:
+@torch.no_grad()
+def read_prompts(model, processor, images, prompt: str, offload: bool = False) -> list[PromptReading]:
+    """Record the last row of one prompt about each of several lists of RGB images."""
+    inputs, layouts = model.prepare(processor, images, [prompt] * len(images))
+    with AttentionTrace(model, offload=offload, rows=[-1]) as trace:
+        prefill(model, inputs)
+    return [PromptReading(trace, layout) for layout in layouts]
+
+
+def _read(processor, inputs, layout: TokenLayout, output, eos, trace, encoder_trace, general) -> Answer | SampleError:
     """One sample's answer, from the output of the batch."""
     ids = output.sequences[layout.sample, layout.length :]
     count = answer_length(ids, eos)
@@ -133,7 +163,9 @@ def _read(processor, inputs, layout: TokenLayout, output, eos, trace, encoder_tr
         trace=trace,
         layout=layout,
         unknown=unknown_words(inputs["input_ids"][layout.sample].tolist(), layout, processor.tokenizer.unk_token_id),
+        ids=tuple(ids[:count].tolist()),
         encoder=encoder_trace,
+        general=general,
     )
 
 

@@ -258,27 +258,28 @@ class LayerEdit:
             self.on_rows(sample, replace(self, scaled_rows={})._unedited(*rows), after)
         return weigh(after.to(value.dtype), value).transpose(0, 1)
 
-    def recompute_rows(self, sample: int, query, key, scaling: float, positions: torch.Tensor) -> torch.Tensor:
+    def recompute_rows(self, sample: int, query, key, scaling: float, positions, live=None) -> torch.Tensor:
         """Edited softmax rows of one sample, float32 [head, row, key]; see `models.trace.softmax_rows`.
 
-        Positions and keys count from the sample's first token.
+        Positions, int64 [row], and keys count from the sample's first token.
         """
-        weights = self._unedited(sample, query, key, scaling, positions)
+        weights = self._unedited(sample, query, key, scaling, positions, live)
         edit = self.row_edits.get(sample)
         late = positions >= (key.shape[1] if edit is None else edit.first)
         if late.all():  # no copy, and no wait for a GPU
             return edit.change(weights)
         if late.any():
+            weights = weights.clone() if weights.requires_grad else weights  # softmax's backward pass reads them
             weights[:, late] = edit.change(weights[:, late])
         return weights
 
-    def _unedited(self, sample: int, query, key, scaling: float, positions: torch.Tensor) -> torch.Tensor:
+    def _unedited(self, sample: int, query, key, scaling: float, positions, live=None) -> torch.Tensor:
         """Softmax rows, scaled and with the bias, before any row edit; shapes as in `recompute_rows`."""
         scaled, bias = self.scaled_rows.get(sample), None
         factors = None if scaled is None else scaled.factors(positions, key.shape[1], query.device)
         if self.bias is not None:
             bias = self.bias.for_rows(sample, self.starts[sample], positions, key.shape[1]).to(query.device)
-        return softmax_rows(query, key, scaling, positions, bias, factors)
+        return softmax_rows(query, key, scaling, positions, bias, factors, live)
 
 
 def weigh(weights: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

@@ -10,12 +10,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from models.attention import STEERING, Offload, attached, listening
+from models.attention import STEERING, Offload, attached, layer_calls, listening
+from models.layer_inputs import LayerInputs
 
 BLOCK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}  # attention weights per block; on a CPU it fits the cache
 BLOCK_ROWS = 64  # enough rows per block to make up for reading all keys
@@ -26,7 +28,8 @@ class Recorded:
     """Recorded tensors of one layer. Queries [sample, head, row, width]; `key` [sample, key head, key, width].
 
     `rows` are the prompt's positions whose queries `prompt` holds, int64 [row], ascending; None for all. `answer` holds
-    the queries of the decode steps, one row each until they are joined. `key` is shared with the KV cache.
+    the queries of the decode steps, one row each until they are joined. `key` and `value` (of the same shape, None in a
+    trace without values) are shared with the KV cache.
     """
 
     prompt: torch.Tensor
@@ -36,6 +39,7 @@ class Recorded:
     edit: object | None  # of the layer, a `models.interventions.LayerEdit`
     device: torch.device  # device of the layer
     answer: list[torch.Tensor] = field(default_factory=list)
+    value: torch.Tensor | None = None
 
     def queries(self, sample: int, rows: torch.Tensor, prompt_length: int) -> torch.Tensor:
         """Recorded queries [head, row, width] of one sample at the given positions, int64 [row]."""
@@ -76,6 +80,9 @@ class AttentionTrace:
     recorded: layers counted from 0, and positions of the prompt, in the forms that `weights` accepts (the rows of
     generated tokens are always recorded). `offload` moves the prompt's queries to the CPU during the prefill, and keys
     and the answer's queries when the block ends; weights are still computed on the model's device, one layer at a time.
+    `values` also keeps the values, for value-weighted maps. `gradients` keeps what `models.gradients` needs besides:
+    "answer" for the attention weights of the rows that predict the answer's tokens, "all" for those of all rows, which
+    are the inputs of all layers, as large as the queries.
     Positions count from 0 at the first column of the batch, padding included. Raises IndexError for layers and rows
     that do not exist.
     """
@@ -86,8 +93,14 @@ class AttentionTrace:
         offload: bool = False,
         layers: Iterable[int] | None = None,
         rows: Iterable[int] | slice | None = None,
+        values: bool = False,
+        gradients: Literal["answer", "all"] | None = None,
     ):
+        if gradients not in (None, "answer", "all"):
+            raise ValueError(f"gradients={gradients!r} is unknown; give 'answer', 'all' or None")
         self.model, self.offload = model, offload
+        self.values = values or gradients is not None
+        self.inputs = None if gradients is None else LayerInputs(every_row=gradients == "all")
         self.layers = 0
         self.start: torch.Tensor | None = None  # int64 [sample]: position of the first token that is not padding
         self.prompt_length = 0
@@ -108,6 +121,8 @@ class AttentionTrace:
             self._kept = frozenset(indices_of(chosen, count, "layer").tolist())
             if not self._kept:
                 raise ValueError("this trace was told to keep no layer; leave `layers` out to keep all")
+            if self.inputs is not None:
+                scope.enter_context(layer_calls(self.model, self.inputs.add))
             self.layers = count
             self._scope = scope.pop_all()
         return self
@@ -118,9 +133,10 @@ class AttentionTrace:
         if self.offload:
             for recorded in self._recorded.values():
                 recorded.key = recorded.key.cpu()
+                recorded.value = None if recorded.value is None else recorded.value.cpu()
                 recorded.answer[:] = [torch.cat(recorded.answer, 2).cpu()] if recorded.answer else []
 
-    def _listen(self, layer: int, module: nn.Module, query, key, mask, scaling: float) -> None:
+    def _listen(self, layer: int, module: nn.Module, query, key, value, mask, scaling: float) -> None:
         twice, self._latest = layer == self._latest and self.layers > 1, layer
         if layer not in self._kept:
             return
@@ -141,13 +157,19 @@ class AttentionTrace:
         self._check_mask(layer, module, query, key, mask)
         if recorded is not None:
             recorded.answer.append(query.detach())
-            recorded.key = key.detach()
+            recorded.key, recorded.value = key.detach(), value.detach() if self.values else None
             return
         self.prompt_length = query.shape[2]
         rows = None if self._rows is None else indices_of(self._rows, self.prompt_length, "query").unique()
         kept = self._keep(query if rows is None else query[:, :, rows.to(query.device)])
         edit = attached(module, STEERING)
-        self._recorded[layer] = Recorded(kept, rows, key.detach(), scaling, edit, query.device)
+        if edit is not None and self.inputs is not None and self.inputs.every_row:
+            raise ValueError(
+                "gradients of all rows cannot be recorded under steering, since edited prompt rows are not "
+                "differentiable; record gradients='answer' (the gradient map), or generate without steering"
+            )
+        held = value.detach() if self.values else None
+        self._recorded[layer] = Recorded(kept, rows, key.detach(), scaling, edit, query.device, value=held)
 
     def _check_mask(self, layer: int, module: nn.Module, query, key, mask: torch.Tensor | None) -> None:
         """Raise ValueError unless a layer's mask is causal with the left padding that all layers share.
@@ -298,16 +320,20 @@ def softmax_rows(
     positions: torch.Tensor | None,
     bias: torch.Tensor | None = None,
     factors: torch.Tensor | None = None,
+    live: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """softmax(factors * (scaling * query key^T) + bias), float32 [head, row, key].
 
     query [head, row, width] and key [key head, key, width] in float32; heads are groups of equal size over the key
     heads (grouped-query attention), which are never repeated. `positions` [row] is the last key that each row attends
-    to (None: all of them); `bias` and `factors` [row, key] are the same for all heads (None: 0, and 1).
+    to (None: all of them); `bias` and `factors` [row, key] are the same for all heads (None: 0, and 1). `live`
+    [head, row] is added to the scores of each row towards the key at its own position (None: 0).
     """
     heads, rows, width = query.shape
     grouped = (query * scaling).reshape(key.shape[0], -1, width)
     scores = torch.bmm(grouped, key.transpose(1, 2)).view(heads, rows, key.shape[1])
+    if live is not None:
+        scores[:, torch.arange(rows), positions] += live
     if factors is not None:
         scores *= factors
     if bias is not None:

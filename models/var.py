@@ -379,7 +379,8 @@ class Redistribution:
         # Below the smallest normal number the quotient would overflow; such a weight counts as 0.
         chosen = (on_others >= torch.finfo(weights.dtype).tiny) & (on_image >= self.min_image_mass)
         chosen &= on_sinks <= self.rho * on_image
-        gain = torch.where(chosen, (1 - self.p) * sunk / on_others, 0)
+        # The divisor of other rows is replaced, since the gradient of 0 / 0 would be NaN.
+        gain = torch.where(chosen, (1 - self.p) * sunk / torch.where(chosen, on_others, 1), 0)
         loss = chosen * (self.p - 1)
         # weights + weights * 0 equals the weights bit for bit, so rows that are not selected are unchanged.
         return torch.addcmul(weights, weights, torch.stack([gain, loss], -1) @ groups[:, 1:].T)

@@ -102,7 +102,7 @@ class EncoderTrace:
     def __exit__(self, *exception) -> None:
         self._scope.close()
 
-    def _listen(self, layer: int, module: nn.Module, query, key, mask, scaling: float) -> None:
+    def _listen(self, layer: int, module: nn.Module, query, key, value, mask, scaling: float) -> None:
         shown = query.detach(), key.detach()
         for rows, keys in zip(*(map(self._moved.take, shown) if self.offload else shown), strict=True):
             recorded, count = self._recorded[layer], rows.shape[1]
