@@ -2,20 +2,21 @@
 
     python -m benchmarks.attention_cost --ways plain recording words rollout eager-rows eager
     python -m benchmarks.attention_cost --ways plain gaussian eager-gaussian var eager-var
+    python -m benchmarks.attention_cost --ways plain gradient eager-gradient relevance eager-relevance
     python -m benchmarks.attention_cost --shapes llava qwen fuyu --lengths 16384 --rounds 2
     python -m benchmarks.attention_cost --device cuda --dtype bfloat16 --lengths 640 4096 16384 32768
 
 benchmarks/decoders.py describes the conditions (--ways) and the decoders (one shape of attention for LLaVA, one for
-Qwen2-VL and Qwen2.5-VL, one for Fuyu). Times are medians over rounds; each round measures the conditions in a new
-random order. A ratio of times is the median, minimum and maximum of the ratios within a round, so that a temporary
-slowdown of the machine affects both terms. Peak memory is that of a fresh process (resident size on a CPU, the
-allocator's count on a GPU), in total and above the loaded model. `matrices_MB` is the arithmetic size of the matrices
-that an eager condition stores; a condition is skipped, and has no other figure, if 1.5 times that size is not free.
-
-Prints a table; writes cost.csv and cost.png. The plot has, for each shape of attention, one row of panels for recording
-and rollout and one for interventions: time as a multiple of plain generation, and peak memory, over prompt length.
-Error bars span the rounds. An open circle marks the size of the matrices of an eager condition that was not measured.
-The run fails if the conditions disagree or if an intervention has no effect.
+Qwen2-VL and Qwen2.5-VL, one for Fuyu), benchmarks/maps.py the conditions that draw maps. Times are medians over rounds;
+each round measures the conditions in a new random order. A ratio of times is the median, minimum and maximum of the
+ratios within a round, so that a temporary slowdown of the machine affects both terms. Peak memory is that of a fresh
+process (resident size on a CPU, the allocator's count on a GPU), in total and above the loaded model. `matrices_MB` is
+the arithmetic size of the matrices that an eager condition stores; a condition is skipped, and has no other figure, if
+1.5 times that size is not free. Prints a table; writes cost.csv and cost.png. The plot has, for each shape of
+attention, one row of panels for recording and rollout and one for interventions: time as a multiple of plain
+generation, and peak memory, over prompt length. Error bars span the rounds. An open circle marks the size of the
+matrices of an eager condition that was not measured. The run fails if the conditions disagree or if an intervention has
+no effect.
 """
 
 from __future__ import annotations
@@ -45,19 +46,20 @@ from benchmarks.decoders import (
     QUERIES_PER_KEY,
     RECORDING,
     ROLLOUTS,
-    VARIANTS,
     Setup,
     Shape,
-    generate,
 )
+from benchmarks.maps import KINDS, VARIANTS, generate
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}  # between two rollouts: largest entry; relative norm
 LOGIT_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}  # between two implementations; share of the largest logit
+MAP_TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-1}  # between a kind and its literal way; share of a map's maximum
 TICKS = {"few": (0.5, 1, 1.5, 2, 3, 5, 8, 12), "many": (0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.5, 2)}  # of ratios
 OFFSET = 1.03  # factor on x between successive conditions, so that error bars do not overlap
 COLOURS = ("#000000", "#E69F00", "#56B4E9", "#D55E00", "#009E73", "#CC79A7", "#0072B2")  # Okabe and Ito (2008)
-INTERVENTION_PANEL = ("plain", *VARIANTS[len(RECORDING) :])
-DEFAULT_VARIANTS = tuple(variant for variant in VARIANTS if variant != "rollout-gradient")
+INTERVENTION_PANEL = ("plain", *(variant for variant in VARIANTS if variant in INTERVENTIONS))
+MAP_PANEL = ("plain", *(variant for variant in VARIANTS if variant.removeprefix("eager-") in KINDS))
+DEFAULT_VARIANTS = tuple(variant for variant in VARIANTS if variant not in (*MAP_PANEL[1:], "rollout-gradient"))
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,9 @@ class Config(Setup):
             "plain", "recording", "words", "rollout", "rollout-gradient", "eager-rows", "eager",
             "gaussian", "eager-gaussian", "non-gaussian", "eager-non-gaussian",
             "salient-head", "eager-salient-head", "var", "eager-var",
+            "attention", "eager-attention", "rollout-corrected", "eager-rollout-corrected",
+            "gradient", "eager-gradient", "relevance", "eager-relevance",
+            "value", "eager-value", "contrast", "eager-contrast",
         ],
         ...,
     ] = DEFAULT_VARIANTS  # fmt: skip
@@ -180,9 +185,9 @@ def median(values: list[float | None]) -> float | None:
 
 
 def eager_reference(variant: str) -> str:
-    """Eager condition to compare with: for an intervention its own eager implementation."""
+    """Eager condition to compare with: for an intervention or a map kind its own eager implementation."""
     method = variant.removeprefix("eager-")
-    return f"eager-{method}" if method in METHODS else "eager"
+    return f"eager-{method}" if method in (*METHODS, *KINDS) else "eager"
 
 
 def check_agreement(model, variants: list[str], length: int, config: Config) -> None:
@@ -203,6 +208,8 @@ def check_agreement(model, variants: list[str], length: int, config: Config) -> 
         raise RuntimeError(f"T = {length}: the rollouts differ by {gap:.1e}, more than {TOLERANCE[config.dtype]}")
     for method in METHODS:
         check_intervention(method, results, length, config)
+    for kind in KINDS:
+        check_maps(kind, results, length, config)
 
 
 def rollout_difference(rows: torch.Tensor, others: torch.Tensor, dtype: str) -> float:
@@ -230,6 +237,22 @@ def check_intervention(method: str, results: dict, length: int, config: Config) 
     print(f"T = {length}: {method} changes a logit by {effect:.1e} of the largest; {len(logits)} ways, gap {gap:.1e}")
     if gap > tolerance or effect <= gap:
         raise RuntimeError(f"T = {length}: the two implementations of {method} differ, or it has no effect")
+
+
+def check_maps(kind: str, results: dict, length: int, config: Config) -> None:
+    """Raise RuntimeError unless the maps of a kind, [token, key], equal those of its eager implementation.
+
+    In half precision only the first map is compared, since later tokens may differ.
+    """
+    tokens = slice(None) if config.dtype == "float32" else slice(1)
+    maps = [results[variant][1][tokens] for variant in (kind, f"eager-{kind}") if variant in results]
+    if len(maps) < 2:
+        return
+    gap = float(((maps[0] - maps[1]).abs().amax(1) / maps[1].abs().amax(1)).max())
+    print(f"T = {length}: {kind} maps, 2 implementations, gap {gap:.1e} of the maximum")
+    tolerance = MAP_TOLERANCE[config.dtype]
+    if gap > tolerance:
+        raise RuntimeError(f"T = {length}: the {kind} maps differ by {gap:.1e}, more than {tolerance}")
 
 
 def table(rows: list[dict]) -> str:
@@ -261,7 +284,8 @@ def plot(rows: list[dict], title: str) -> Figure:
     for shape in dict.fromkeys(row["shape"] for row in rows):
         of_shape = [row for row in rows if row["shape"] == shape]
         measured = {row["way"] for row in of_shape}
-        groups = [variants for variants in (RECORDING, INTERVENTION_PANEL) if len(measured & set(variants)) > 1]
+        known = (RECORDING, INTERVENTION_PANEL, MAP_PANEL)
+        groups = [variants for variants in known if len(measured & set(variants)) > 1]
         panels += [(shape, of_shape, variants) for variants in groups or [("plain",)]]
     figure = Figure(figsize=(7.5, 3 * len(panels)), dpi=160, layout="constrained")
     figure.suptitle(title, fontsize=9)
@@ -333,9 +357,9 @@ def set_length_axis(axes, labels: dict[int, str]) -> None:
 
 
 def eager_pair(variant: str) -> str | None:
-    """Intervention of an eager implementation; None for other conditions."""
+    """Intervention or map kind of an eager implementation; None for other conditions."""
     method = variant.removeprefix("eager-")
-    return method if variant != method and method in METHODS else None
+    return method if variant != method and method in (*METHODS, *KINDS) else None
 
 
 def read(path: Path) -> list[dict]:

@@ -25,6 +25,7 @@ import torch
 
 from analysis import command
 from analysis.runs import out_of_memory
+from benchmarks.decoders import METHODS
 from models.memory import GB, Decoder, free_bytes, parts
 
 MEGABYTE = 2**20
@@ -122,12 +123,14 @@ def matrix_memory(variant: str, length: int, layers: int, heads: int, dtype: str
     """MB of the T x T matrices that an eager condition stores; None for the others. Peak memory is half as much again,
     for the current layer's scores and softmax and for products of the matrices.
 
-    `eager` and `eager-rows` store the matrices of every layer in the model's data type; an eager intervention stores
-    scores, softmax and an edited copy of one layer in float32.
+    An eager intervention stores scores, softmax and an edited copy of one layer in float32; the others store the
+    matrices of every layer in the model's data type, `eager-gradient` and `eager-relevance` also their gradients.
     """
     if not variant.startswith("eager"):
         return None
-    stored = layers * getattr(torch, dtype).itemsize if variant in ("eager", "eager-rows") else 3 * 4
+    copies = 2 if variant in ("eager-gradient", "eager-relevance") else 1
+    intervention = variant.removeprefix("eager-") in METHODS
+    stored = 3 * 4 if intervention else copies * layers * getattr(torch, dtype).itemsize
     return stored * heads * length**2 / MEGABYTE
 
 

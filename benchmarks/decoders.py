@@ -124,6 +124,18 @@ def prompt_of(length: int, device) -> torch.Tensor:
     return torch.randint(0, VOCABULARY, (1, length), generator=torch.Generator().manual_seed(1)).to(device)
 
 
+def options_of(prompt: torch.Tensor, new_tokens: int) -> dict:
+    """Options of `generate` for exactly `new_tokens` greedy tokens."""
+    return {
+        "attention_mask": torch.ones_like(prompt),
+        "max_new_tokens": new_tokens,
+        "min_new_tokens": new_tokens,
+        "do_sample": False,
+        "return_dict_in_generate": True,
+        "output_logits": True,
+    }
+
+
 def plant_sinks(model) -> None:
     """Turn the first tokens of the vocabulary into attention sinks, at any position of a prompt."""
     with torch.no_grad():
@@ -138,14 +150,7 @@ def generate(model, variant: str, length: int, new_tokens: int) -> tuple[torch.T
     `plain` and the interventions; None for `recording`.
     """
     prompt = prompt_of(length, model.device)
-    options = {
-        "attention_mask": torch.ones_like(prompt),
-        "max_new_tokens": new_tokens,
-        "min_new_tokens": new_tokens,
-        "do_sample": False,
-        "return_dict_in_generate": True,
-        "output_logits": True,
-    }
+    options = options_of(prompt, new_tokens)
     if variant == "plain" or variant in INTERVENTIONS:
         with INTERVENTIONS[variant](model, length=length) if variant in INTERVENTIONS else nullcontext():
             output = model.generate(prompt, **options)

@@ -11,6 +11,7 @@ import models.trace
 from benchmarks import attention_cost, budget, decoders, exactness, largest_prompt
 from benchmarks.budget import MEGABYTE, free_memory, matrix_memory, peak_memory
 from benchmarks.decoders import ROLLOUTS, VARIANTS, build, generate
+from benchmarks.maps import KINDS, literal_product
 from docs import figures
 from models.trace import AttentionTrace
 from tests import tolerance
@@ -82,6 +83,20 @@ def test_ways_agree_on_every_shape(shape, capsys):
         attention_cost.check_agreement(model, ["plain", "var", "eager-var"], 100, config)
 
 
+@pytest.mark.numerical
+@pytest.mark.parametrize("shape", SHAPES)
+def test_maps_agree_on_every_shape(shape, capsys, monkeypatch):
+    """Every map kind and its eager implementation; a map that is wrong by a thousandth is refused."""
+    config = attention_cost.Config(layers=4, width=256, new_tokens=3, threads=1)
+    model, variants = decoder(shape, layers=4), list(attention_cost.MAP_PANEL)
+    attention_cost.check_agreement(model, variants, 60, config)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[1].split(" maps")[0] for line in lines] == list(KINDS)
+    monkeypatch.setattr("benchmarks.maps.literal_product", lambda pairs, row: 1.001 * literal_product(pairs, row))
+    with pytest.raises(RuntimeError, match="the relevance maps differ by 1.0e-03, more than 0.0001"):
+        attention_cost.check_agreement(model, ["plain", "relevance", "eager-relevance"], 60, config)
+
+
 def test_a_rollout_of_another_kind_is_refused(monkeypatch):
     config = attention_cost.Config(layers=4, width=128, new_tokens=2, threads=1)
     monkeypatch.setattr(decoders, "stored_rows", lambda steps, length: decoders.full_product(steps, length) + 1e-4)
@@ -110,6 +125,8 @@ def test_memory_of_a_call():
     assert matrix_memory("eager", 1024, 8, 8, "float32") == 8 * 8 * 1024**2 * 4 / MEGABYTE == 256
     assert matrix_memory("eager-rows", 1024, 8, 8, "bfloat16") == 128
     assert matrix_memory("eager-var", 1024, 8, 8, "bfloat16") == 96
+    assert matrix_memory("eager-value", 1024, 8, 8, "bfloat16") == 128
+    assert matrix_memory("eager-relevance", 1024, 8, 8, "bfloat16") == 256
     assert matrix_memory("rollout", 1024, 8, 8, "float32") is None
 
 
