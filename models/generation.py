@@ -275,7 +275,15 @@ def log_probabilities(
     model, processor, images: Sequence, prompt: str, answer: ForcedAnswer, batch_size: int
 ) -> torch.Tensor:
     """Log-probability of the answer given each image, in nats, float32 [image]: the sum over its tokens."""
-    totals, ids = [], torch.tensor(answer.ids)
+    return token_log_probabilities(model, processor, images, prompt, answer, batch_size).sum(1)
+
+
+@torch.no_grad()
+def token_log_probabilities(
+    model, processor, images: Sequence, prompt: str, answer: ForcedAnswer, batch_size: int
+) -> torch.Tensor:
+    """Log-probability of each token of the answer given each image, in nats, float32 [image, token]."""
+    found, ids = [], torch.tensor(answer.ids)
     for first in range(0, len(images), batch_size):
         batch = [[image] for image in images[first : first + batch_size]]
         inputs, _ = model.prepare(processor, batch, [prompt] * len(batch))
@@ -284,8 +292,8 @@ def log_probabilities(
         if not logits.isfinite().all():
             raise not_finite(model, inputs)
         chances = logits.log_softmax(-1).gather(2, ids[None, :, None].expand(len(batch), -1, 1))
-        totals.append(chances.sum((1, 2)))
-    return torch.cat(totals)
+        found.append(chances[..., 0])
+    return torch.cat(found)
 
 
 def encoder_depth(model, seeds_in: str) -> int | None:
