@@ -20,8 +20,8 @@ from typing import ClassVar
 from analysis import command
 from analysis.gallery import Page
 from analysis.overlay import OverlayStyle
+from analysis.resume import SampleOutput
 from analysis.rollout import RolloutSettings
-from analysis.runs import Output
 from attention_rollout_llava import main
 from data.samples import Samples
 from models.generation import Generation
@@ -41,7 +41,7 @@ class Config:
     docs/corrections.md."""
     style: OverlayStyle = OverlayStyle(alpha=0.7, power=1.5, blur=0.3)  # light: each patch was read by itself
     page: Page = Page(page_mb=5.0)
-    output: Output = Output()
+    output: SampleOutput = SampleOutput()
     through_tower: ClassVar[bool] = False  # no flag: Fuyu has no vision encoder
 
 

@@ -19,8 +19,8 @@ import models
 from analysis import command
 from analysis.gallery import COLUMNS, Page, lengths_line, report_answer
 from analysis.overlay import OverlayStyle
+from analysis.resume import Result, Run, SampleOutput
 from analysis.rollout import RolloutSettings, rollout
-from analysis.runs import Output, RunFolder, flat_flags, measure_each
 from analysis.statistics import SHARE, mean_interval
 from data.folders import following_links
 from data.images import read_image
@@ -40,30 +40,38 @@ class Config:
     rollout: RolloutSettings = RolloutSettings(residual=0.5, lowest=0.0)
     style: OverlayStyle = OverlayStyle(alpha=0.7, power=1.5, blur=0.5)
     page: Page = Page(page_mb=5.0)
-    output: Output = Output()
+    output: SampleOutput = SampleOutput()
     through_tower: bool = False
     """Also draw the vision encoder's attention from the image tokens that the answer attends to (files with -tower)."""
 
 
 def main(config: Config) -> int:
-    with command.setting_up(), following_links(config.samples.follow_links):
-        samples, unusable, source = collect(config.samples)
-        print(source)
-        out_dir = config.output.folder(config, config.load.model)
-        model, processor = models.load(config.load.model, **config.load.options)
-        if config.through_tower:
-            check_encoder(model)
-    settings = {"flags": flat_flags(config), "model": describe(model), "data": source.facts()}
-    run = RunFolder.create(out_dir, settings, COLUMNS)
+    with Run.of(config) as run:
+        with run.gathering(), command.setting_up(), following_links(config.samples.follow_links):
+            samples, unusable, source = collect(config.samples)
+            print(source)
+            if run.claim(config.load.model, samples, data=source.facts()):
+                return command.conclude_finished(run.folder)
+        with command.setting_up():
+            model, processor = models.load(config.load.model, **run.load_options)
+            if config.through_tower:
+                check_encoder(model)
+            run.start(COLUMNS, model=describe(model))
 
-    def measure(sample: Sample) -> dict:
-        image = read_image(sample.path)
-        options = vars(config.generation) | {"encoder": config.through_tower}
-        output = answer(model, processor, [image], sample.prompt, **options)
-        rolled = rollout(output.trace, output.layout, config.rollout, tokens=len(output.tokens))
-        return report_answer(run, sample, [image], output, rolled, config.style, config.page.page_mb / len(samples))
+        def measure(sample: Sample) -> Result:
+            image = read_image(sample.path)
+            options = vars(config.generation) | {"encoder": config.through_tower}
+            output = answer(model, processor, [image], sample.prompt, **options)
+            rolled = rollout(output.trace, output.layout, config.rollout, tokens=len(output.tokens))
+            return report_answer(run, sample, [image], output, rolled, config.style, config.page.page_mb / len(samples))
 
-    rows = measure_each(run, samples, measure, unusable)
+        run.measure(samples, measure, unusable)
+        return report(run, config) if run.leads else 0
+
+
+def report(run: Run, config: Config) -> int:
+    """Write the summary and the page; return the exit status."""
+    rows = [part.row for part in run.results()]
     run.finish({"rows": config.rollout.rows, "image_share": mean_interval([row["image_share"] for row in rows], SHARE)})
     if rows:
         print(lengths_line(rows))

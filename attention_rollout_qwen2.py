@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from analysis import command
 from analysis.gallery import Page
 from analysis.overlay import OverlayStyle
+from analysis.resume import SampleOutput
 from analysis.rollout import RolloutSettings
-from analysis.runs import Output
 from attention_rollout_llava import main
 from data.samples import Samples
 from models.generation import Generation
@@ -38,7 +38,7 @@ class Config:
     rollout: RolloutSettings = RolloutSettings(residual=0.5, lowest=0.0)
     style: OverlayStyle = OverlayStyle(alpha=0.7, power=1.5, blur=0.5)
     page: Page = Page(page_mb=5.0)
-    output: Output = Output()
+    output: SampleOutput = SampleOutput()
     through_tower: bool = False
     """Also draw the vision encoder's attention from the image tokens that the answer attends to (files with -tower)."""
 

@@ -17,7 +17,6 @@ Tests and calls are of the signed responses (analysis/corners.py). A finished co
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,10 +25,10 @@ import tyro
 from analysis import command
 from analysis.corner_report import findings, write_comparison
 from analysis.corners import SHARED, TESTS, UNIQUE, Comparison, Corners, compare, read_corners
-from analysis.processes import claim
-from analysis.runs import Output, RunFolder, flat_flags, write_table
+from analysis.files import write_table
+from analysis.resume import Output, Run
+from analysis.runs import RunFolder
 from data.errors import check_at_least
-from models.folders import content_hash
 
 
 @dataclass(frozen=True)
@@ -51,18 +50,15 @@ class Config:
 
 
 def main(config: Config) -> int:
-    with ExitStack() as held:
-        with command.setting_up():
+    with Run.of(config) as run:
+        with run.gathering(), command.setting_up():
             corners = read_corners(config.folders)
-            out_dir = config.output.place(config, str(corners.about["model"]))
             line = f"data: {corners.pairs_named} in each of {', '.join(map(str, corners.folders))}"
             print(line)
-            responses = content_hash(corners.signed.tobytes() + corners.counts.tobytes())
-            settings = {"flags": flat_flags(config), "fingerprints": {"responses": responses}}
-            if held.enter_context(claim(out_dir, settings)):
-                return command.conclude_finished(out_dir)
-        source = {"line": line, "label": "synthetic data" if corners.about["pictures"] == "synthetic" else ""}
-        run = RunFolder.create(out_dir, {**settings, "compared": corners.about, "data": source}, corners.names)
+            source = {"line": line, "label": "synthetic data" if corners.about["pictures"] == "synthetic" else ""}
+            if run.claim(str(corners.about["model"]), [corners.signed, corners.counts], data=source):
+                return command.conclude_finished(run.folder)
+        run.start(corners.names, compared=corners.about)
         return write(run, corners, compare(corners.signed, config.level, config.top, config.seed))
 
 

@@ -21,6 +21,9 @@ import tyro
 from PIL import Image
 
 from analysis import command
+from analysis.evaluation import PREDICTIONS
+from analysis.files import write_table
+from analysis.resume import Output, Run
 from analysis.run_comparison import (
     COLUMNS,
     GAINED,
@@ -37,7 +40,7 @@ from analysis.run_comparison import (
     side_by_side,
     table_row,
 )
-from analysis.runs import Output, RunFolder, flat_flags, write_table
+from analysis.runs import RunFolder
 from data.errors import SampleError, check_at_least
 from data.folders import following_links
 from data.spatial_qa import Question, read
@@ -58,7 +61,6 @@ class Config:
     pictures: int = 12
     """Flipped records drawn with their images, in each direction; 0 draws none."""
     output: Output = Output()
-    """Results folder; default: results/compare_runs/<A>-<B>-<date>."""
 
     def __post_init__(self) -> None:
         check_at_least(self, pictures=0)
@@ -98,14 +100,20 @@ class Records:
 
 
 def main(config: Config) -> int:
-    with command.setting_up():
-        a, b = read_run(config.run_a), read_run(config.run_b)
-        pairs, different = pair(a, b, config.intersect)
-        names = run_names(a, b)
-        both = f"{a.folder.resolve().name}-{b.folder.resolve().name}"
-        out_dir = config.output.folder(config, both)
-    run = RunFolder.create(out_dir, {"flags": flat_flags(config)}, COLUMNS)
-    shown = Records.of(a, config)
+    with Run.of(config) as run:
+        with run.gathering(), command.setting_up():
+            a, b = read_run(config.run_a), read_run(config.run_b)
+            pairs, different = pair(a, b, config.intersect)
+            both = f"{a.folder.resolve().name}-{b.folder.resolve().name}"
+            if run.claim(both, [each.folder / PREDICTIONS for each in (a, b)]):
+                return command.conclude_finished(run.folder)
+        run.start(COLUMNS)
+        return write(run, config, a, b, pairs, different)
+
+
+def write(run: Run, config: Config, a: EvaluationRun, b: EvaluationRun, pairs: Sequence[Pair], different: dict) -> int:
+    """Write all files of the comparison and print its findings; return the exit status."""
+    shown, names = Records.of(a, config), run_names(a, b)
     for record in pairs:
         if record.failed:
             run.skip(record.a.id, record.failed)

@@ -43,10 +43,11 @@ from analysis.evaluation import (
     summarise_run,
 )
 from analysis.judges import JUDGES, JudgeSettings
-from analysis.processes import ProcessLost, Team, own_device, team
+from analysis.processes import Team, own_device, team
+from analysis.report import ANSWER, write_report
 from analysis.report import NAME as PAGE
-from analysis.report import write_report
-from analysis.runs import attempt, flat_flags
+from analysis.resume import attempt
+from analysis.runs import flat_flags
 from data import spatial_qa, twoshapes_qa
 from data.errors import Skip, check_at_least
 from data.folders import Source, following_links
@@ -107,11 +108,8 @@ class Config:
 
 
 def main(config: Config) -> int:
-    try:
-        with team() as processes:
-            return evaluate(config, processes)
-    except ProcessLost as error:
-        return command.stop(str(error), command.NOTHING_USABLE)
+    with team() as processes:
+        return evaluate(config, processes)
 
 
 def evaluate(config: Config, processes: Team) -> int:
@@ -385,8 +383,7 @@ def origins(config: Config, source: Source, requests: Mapping[Key, Question]) ->
 def page_row(question: Question, answer: dict) -> dict:
     """Row of a record on the page."""
     [image, *_] = question.images
-    columns = ("task", "prompt", "gold", "rotation", "prediction", "value", "correct", "failed")
-    shown = {name: answer[name] for name in columns} | {"cut": "cut" if answer["cut"] else ""}
+    shown = {name: answer[name] for name in ANSWER} | {"cut": "cut" if answer["cut"] else ""}
     return {"sample": question.id, "image": image if isinstance(image, Path) else None, **shown}
 
 

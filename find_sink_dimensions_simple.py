@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from analysis import command
+from analysis.files import write_json
 from analysis.plots import dimension_heatmap
-from analysis.runs import Output, RunFolder, flat_flags, measure_each, write_json
+from analysis.resume import Result, Run, SampleOutput
 from analysis.sinks import Contrast, FindingsFile, ProbeSettings, Profile, SinkSearch, attention_received, watch
 from data.folders import following_links
 from data.images import read_image
@@ -40,44 +41,52 @@ class Config:
     prompts: Prompts = Prompts(num_samples=20)
     probe: ProbeSettings = ProbeSettings(top_percent=0.1)
     findings: FindingsFile = FindingsFile()
-    output: Output = Output()
+    output: SampleOutput = SampleOutput()
 
 
 def main(config: Config) -> int:
-    with command.setting_up(), following_links(config.prompts.follow_links):
-        prompts, unusable, source = gather_prompts(config.prompts)
-        print(source)
-        out_dir = config.output.folder(config, config.load.model)
-        output = config.findings.path(out_dir)
-        model, processor = load(config.load.model, **config.load.options)
-    settings = {"flags": flat_flags(config), "model": describe(model), "data": source.facts()}
-    run = RunFolder.create(out_dir, settings, COLUMNS)
+    with Run.of(config) as run:
+        with run.gathering(), command.setting_up(), following_links(config.prompts.follow_links):
+            prompts, unusable, source = gather_prompts(config.prompts)
+            print(source)
+            if run.claim(config.load.model, prompts, data=source.facts()):
+                return command.conclude_finished(run.folder)
+            output = config.findings.path(run.folder, run.continued)
+        with command.setting_up():
+            model, processor = load(config.load.model, **run.load_options)
+            run.start(COLUMNS, model=describe(model))
+
+        def probe(prompt: Prompt) -> Result:
+            images = [read_image(prompt.path)] if prompt.path else []
+            inputs, layout = model.prepare(processor, images, prompt.text)
+            watched = watch(layout)
+            with AttentionTrace(model, offload=config.probe.offload) as trace:
+                prefill(model, inputs)
+            contrast = Contrast(attention_received(trace, watched), watched.candidates, config.probe.top_percent)
+            del trace
+            with residual_stream(model, contrast.see):
+                prefill(model, inputs)
+            tokens, rows = layout.length - layout.start, watched.last - watched.first
+            counts = {"tokens": tokens, "candidates": len(watched.candidates), "rows": rows}
+            return Result({**counts, "top_share": round(contrast.top_share, 4)}, {"statistics": contrast.statistics})
+
+        run.measure(prompts, probe, unusable)
+        about = {"model": config.load.model, "revision": describe(model)["revision"], "dataset": source.place}
+        return report(run, {**about, "top_percent": config.probe.top_percent}, output) if run.leads else 0
+
+
+def report(run: Run, about: dict, output: Path) -> int:
+    """Write the findings, headed by `about`, to `output`, and the figure and page; return the exit status."""
     search = SinkSearch()
-
-    def probe(prompt: Prompt) -> dict:
-        images = [read_image(prompt.path)] if prompt.path else []
-        inputs, layout = model.prepare(processor, images, prompt.text)
-        watched = watch(layout)
-        with AttentionTrace(model, offload=config.probe.offload) as trace:
-            prefill(model, inputs)
-        contrast = Contrast(attention_received(trace, watched), watched.candidates, config.probe.top_percent)
-        del trace
-        with residual_stream(model, contrast.see):
-            prefill(model, inputs)
-        search.add(contrast)
-        tokens, rows = layout.length - layout.start, watched.last - watched.first
-        counts = {"tokens": tokens, "candidates": len(watched.candidates), "rows": rows}
-        return {**counts, "top_share": round(contrast.top_share, 4)}
-
-    measure_each(run, prompts, probe, unusable)
+    for part in run.results():
+        search.add(part.values["statistics"])
     if not search.samples:
         run.finish({})
         return command.conclude(run)
     profile, findings = search.profile(), search.findings()
     run.save(draw(profile, search.samples), "heatmap.png")
+    write_json(output, {**about, **findings})
     run.finish({name: findings[name] for name in ("recommended_dimensions", "tau", "reason", "consistent_dimensions")})
-    about = {"model": config.load.model, "revision": describe(model)["revision"], "dataset": source.place}
-    write_json(output, {**about, "top_percent": config.probe.top_percent, **findings})
     print_findings(findings, output)
     return command.conclude(run)
 

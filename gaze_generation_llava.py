@@ -23,8 +23,8 @@ from analysis.gallery import Page, condition_view
 from analysis.gaze import PLAIN, Outcome, colour_figure, columns, save_sample, summarise, summarise_colours, table_row
 from analysis.gaze_heads import attention_inside
 from analysis.overlay import OverlayStyle
+from analysis.resume import Result, Run, SampleOutput
 from analysis.rollout import RolloutSettings, rollout
-from analysis.runs import Output, RunFolder, flat_flags, measure_batches
 from data.errors import SampleError, check_at_least
 from data.folders import following_links
 from data.gaze_samples import GazeSample, ScanpathSettings, gather, left_out, locate
@@ -48,7 +48,7 @@ class Config:
     rollout: RolloutSettings = RolloutSettings(residual=0.5, lowest=0.0)
     style: OverlayStyle = OverlayStyle(alpha=0.7, power=1.5, blur=0.5)
     page: Page = Page(page_mb=5.0)
-    output: Output = Output()
+    output: SampleOutput = SampleOutput()
     scanpaths: tuple[str, ...] = ()
     """Fixations: .json, .jsonl or .csv files, one answer for each (default: those of --data-root; without it,
     simulated ones)."""
@@ -62,52 +62,61 @@ class Config:
 
 
 def main(config: Config) -> int:
-    with command.setting_up(), following_links(config.samples.follow_links):
-        samples, unusable, paths, source, fixations = gather(config.samples, config.reading, config.scanpaths, TARGETS)
-        print(source, fixations, sep="\n")
-        out_dir = config.output.folder(config, config.load.model)
-        model, processor = models.load(config.load.model, **config.load.options)
-        decoder = model.config.get_text_config()
-        size = decoder.num_hidden_layers, decoder.num_attention_heads
-        conditions = {PLAIN: None, **config.masks.masks(config.reading.margin, *size)}
-        gazed, without = locate(samples, paths, partial(model.image_grid, processor), **config.reading.mapping)
-    settings = {
-        "flags": flat_flags(config),
-        "model": describe(model),
-        "masks": {name: mask for name, mask in conditions.items() if mask},
-    }
-    settings |= {"data": source.facts(), "fixations": fixations.facts()}
-    run = RunFolder.create(out_dir, settings, columns(conditions))
-    convention = config.rollout.rows
-    drawn = {sample.name for sample in gazed[: config.pictures]}
-    share = config.page.page_mb / max(1, len(drawn) * len(conditions))
-
-    def measure(batch: list[GazeSample]) -> list[dict]:
-        images = [read_image(sample.sample.path) for sample in batch]
-        outcomes = {condition: answered(batch, images, mask) for condition, mask in conditions.items()}
-        by_sample = [dict(zip(outcomes, of_sample, strict=True)) for of_sample in zip(*outcomes.values(), strict=True)]
-        return [
-            table_row(
-                sample, colours(sample), of_sample,
-                save_sample(run, sample, image, of_sample, convention, config.style) if sample.name in drawn else "",
+    with Run.of(config) as run:
+        with run.gathering(), command.setting_up(), following_links(config.samples.follow_links):
+            samples, unusable, paths, source, fixations = gather(
+                config.samples, config.reading, config.scanpaths, TARGETS
             )
-            for sample, image, of_sample in zip(batch, images, by_sample, strict=True)
-        ]  # fmt: skip
+            print(source, fixations, sep="\n")
+            if run.claim(config.load.model, [*samples, paths], data=source.facts(), fixations=fixations.facts()):
+                return command.conclude_finished(run.folder)
+        with command.setting_up():
+            model, processor = models.load(config.load.model, **run.load_options)
+            decoder = model.config.get_text_config()
+            size = decoder.num_hidden_layers, decoder.num_attention_heads
+            conditions = {PLAIN: None, **config.masks.masks(config.reading.margin, *size)}
+            gazed, without = locate(samples, paths, partial(model.image_grid, processor), **config.reading.mapping)
+            masks = {name: mask for name, mask in conditions.items() if mask}
+            run.start(columns(conditions), model=describe(model), masks=masks)
+        drawn = {sample.name for sample in gazed[: config.pictures]}
+        share = config.page.page_mb / max(1, len(drawn) * len(conditions))
 
-    def answered(batch: list[GazeSample], images, mask: GazeMask | None) -> list[Outcome]:
-        """Answers under one condition; its trace is freed before the next. Only maps need the prompt's rows."""
-        pages = [share if sample.name in drawn else None for sample in batch]
-        rows = [-1] if all(page is None for page in pages) else None
-        generated = answer_batch(model, processor, batch, images, mask, config, rows)
-        parts = zip(batch, generated, pages, strict=True)
-        return [outcome(processor, sample, answer, mask, config, page) for sample, answer, page in parts]
+        def measure(batch: list[GazeSample]) -> list[Result]:
+            images = [read_image(sample.sample.path) for sample in batch]
+            outcomes = {condition: answered(batch, images, mask) for condition, mask in conditions.items()}
+            by_sample = (dict(zip(outcomes, each, strict=True)) for each in zip(*outcomes.values(), strict=True))
+            return [
+                result(run, sample, image, each, config, sample.name in drawn)
+                for sample, image, each in zip(batch, images, by_sample, strict=True)
+            ]
 
-    rows = measure_batches(run, gazed, measure, config.batch_size, [*unusable, *without])
-    by_colour = summarise_colours(rows, list(conditions))
+        def answered(batch: list[GazeSample], images, mask: GazeMask | None) -> list[Outcome]:
+            """Answers under one condition; its trace is freed before the next. Only maps need the prompt's rows."""
+            pages = [share if sample.name in drawn else None for sample in batch]
+            rows = [-1] if all(page is None for page in pages) else None
+            generated = answer_batch(model, processor, batch, images, mask, config, rows)
+            parts = zip(batch, generated, pages, strict=True)
+            return [outcome(processor, sample, answer, mask, config, page) for sample, answer, page in parts]
+
+        run.measure_batches(gazed, measure, config.batch_size, [*unusable, *without])
+        return report(run, config, list(conditions), left_out(paths, gazed)) if run.leads else 0
+
+
+def result(run: Run, sample: GazeSample, image, outcomes: dict[str, Outcome], config: Config, drawn: bool) -> Result:
+    """Row of one image under one scanpath; `drawn`: also its files and its view."""
+    folder, view = "", None
+    if drawn:
+        folder, view = save_sample(run, sample, image, outcomes, config.rollout.rows, config.style)
+    return Result(table_row(sample, colours(sample), outcomes, folder), view=view)
+
+
+def report(run: Run, config: Config, conditions: list[str], lost: dict[str, dict[str, int]]) -> int:
+    """Write the summary, figure and page; return the exit status. lost: scanpath records and fixations left out."""
+    rows = [part.row for part in run.results()]
+    by_colour = summarise_colours(rows, conditions)
     if by_colour:
         run.save(colour_figure(by_colour), "colours.png")
-    figures = {"rows": convention, "gaze": summarise(rows, list(conditions)), "colours": by_colour}
-    lost = left_out(paths, gazed)
+    figures = {"rows": config.rollout.rows, "gaze": summarise(rows, conditions), "colours": by_colour}
     run.finish({"left_out": lost, **figures})
     command.print_left_out(lost)
     return command.conclude(run)

@@ -31,7 +31,7 @@ from analysis.gaze_heads import (
     sentence,
     study,
 )
-from analysis.runs import Output, RunFolder, flat_flags, measure_each
+from analysis.resume import Result, Run, SampleOutput
 from data.errors import check_at_least
 from data.folders import following_links
 from data.gaze_samples import GazeSample, ScanpathSettings, gather, left_out, locate, shuffled
@@ -49,7 +49,7 @@ class Config:
     samples: Samples = Samples(prompt="where is the {first} ?", limit=100)
     """Images and the question; {first} and {second} in it are the shapes of a two-shapes set."""
     reading: ScanpathSettings = ScanpathSettings(margin=1)
-    output: Output = Output()
+    output: SampleOutput = SampleOutput()
     scanpaths: str | None = None
     """Fixations: a .json, .jsonl or .csv file (default: scanpaths-first.jsonl of --data-root; without it,
     simulated ones)."""
@@ -68,40 +68,42 @@ class Config:
 
 
 def main(config: Config) -> int:
-    with command.setting_up(), following_links(config.samples.follow_links):
-        files = (config.scanpaths,) if config.scanpaths else ()
-        samples, unusable, paths, source, fixations = gather(config.samples, config.reading, files, targets=("first",))
-        print(source, fixations, sep="\n")
-        out_dir = config.output.folder(config, config.load.model)
-        model, processor = models.load(config.load.model, **config.load.options)
-        gazed, without = locate(samples, paths, partial(model.image_grid, processor), **config.reading.mapping)
-    origins = {"data": source.facts(), "fixations": fixations.facts()}
-    run = RunFolder.create(out_dir, {"flags": flat_flags(config), "model": describe(model), **origins}, COLUMNS)
-    rng = np.random.default_rng(config.samples.seed)
-    others = dict(zip((sample.name for sample in gazed), shuffled(gazed, rng), strict=True))
-    by_sample, mask = [], config.mask()
+    with Run.of(config) as run:
+        with run.gathering(), command.setting_up(), following_links(config.samples.follow_links):
+            files = (config.scanpaths,) if config.scanpaths else ()
+            samples, unusable, paths, source, fixations = gather(config.samples, config.reading, files, ("first",))
+            print(source, fixations, sep="\n")
+            if run.claim(config.load.model, [*samples, paths], data=source.facts(), fixations=fixations.facts()):
+                return command.conclude_finished(run.folder)
+        with command.setting_up():
+            model, processor = models.load(config.load.model, **run.load_options)
+            gazed, without = locate(samples, paths, partial(model.image_grid, processor), **config.reading.mapping)
+            run.start(COLUMNS, model=describe(model))
+        rng = np.random.default_rng(config.samples.seed)
+        others = dict(zip((sample.name for sample in gazed), shuffled(gazed, rng), strict=True))
+        mask = config.mask()
 
-    def measure(sample: GazeSample) -> dict:
-        image, (rows, cols) = read_image(sample.sample.path), (sample.grid.rows, sample.grid.cols)
-        answering = {"max_new_tokens": config.max_new_tokens, "rows": [-1]}  # of the prompt, the last row alone
-        output = answer(model, processor, [image], sample.sample.prompt, **answering)
-        gazes = [points for points in (sample.points, others[sample.name]) if points]
-        drawn = [mask.draw(check_scanpath(points, rows, cols), rows, cols) for points in gazes]
-        inside = attention_inside(output.trace, output.layout, drawn, tokens=len(output.tokens))
-        row = sample_row(sample, output, drawn[0], inside)
-        by_sample.append((sample.name, inside))
-        return row
+        def measure(sample: GazeSample) -> Result:
+            image, (rows, cols) = read_image(sample.sample.path), (sample.grid.rows, sample.grid.cols)
+            answering = {"max_new_tokens": config.max_new_tokens, "rows": [-1]}  # of the prompt, the last row alone
+            output = answer(model, processor, [image], sample.sample.prompt, **answering)
+            gazes = [points for points in (sample.points, others[sample.name]) if points]
+            drawn = [mask.draw(check_scanpath(points, rows, cols), rows, cols) for points in gazes]
+            inside = attention_inside(output.trace, output.layout, drawn, tokens=len(output.tokens))
+            return Result(sample_row(sample, output, drawn[0], inside), inside)
 
-    measure_each(run, gazed, measure, [*unusable, *without])
-    lost = left_out(paths, gazed)
-    run.finish({"left_out": lost, **(report(run, by_sample, config) if by_sample else {})})
-    command.print_left_out(lost)
-    return command.conclude(run)
+        run.measure(gazed, measure, [*unusable, *without])
+        if not run.leads:
+            return 0
+        lost = left_out(paths, gazed)
+        run.finish({"left_out": lost, **(report(run, config) if run.done else {})})
+        command.print_left_out(lost)
+        return command.conclude(run)
 
 
-def report(run: RunFolder, by_sample: list[tuple[str, Inside]], config: Config) -> dict:
+def report(run: Run, config: Config) -> dict:
     """Write the files over all images; return the values of the summary."""
-    measured = Measured(by_sample)
+    measured = Measured([(part.name, Inside(**part.values)) for part in run.results()])
     published = parse_mask_type({"type": "salient-head"}, *measured.own.shape[1:])
     proposal, summary = study(measured, Settings(published.layers, published.tau, published.heads), config.samples.seed)
     save_heads(run, measured, proposal, config.samples.seed)

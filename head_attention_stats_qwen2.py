@@ -9,23 +9,20 @@ size and test of each head), count_LHN.npy (pairs in which a head is among the t
 heads.png; analysis/head_responses.py describes all files. With --ablate, the strongest heads on one half of the pairs
 lose their image attention on the other half, compared with random heads of the same layers: ablation.png.
 
-Default --dataset: data/dataset_sample if it exists, else generated pairs with an object at the top left. An unfinished
-run in --out-dir begins anew under the same settings; a finished one is kept.
+Default --dataset: data/dataset_sample if it exists, else generated pairs with an object at the top left. The same
+command continues an unfinished run.
 """
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 import models
 from analysis import command, head_responses
+from analysis.files import write_table
 from analysis.head_responses import AblationSettings, ResponseSettings
-from analysis.processes import claim
 from analysis.response_report import (
     COLUMNS,
     Attention,
@@ -37,7 +34,7 @@ from analysis.response_report import (
     sample_row,
     save,
 )
-from analysis.runs import Output, RunFolder, flat_flags, measure_batches, write_table
+from analysis.resume import Result, Run, SampleOutput
 from analysis.statistics import halves
 from analysis.words import select_layers
 from data import counterfactual_pairs
@@ -45,9 +42,8 @@ from data.counterfactual_pairs import Pair, Pairs, named, open_pair, question
 from data.errors import SampleError, check_at_least
 from data.folders import Source, following_links
 from models.ablation import HeadAblation
-from models.folders import fingerprint
 from models.generation import Answer, YesNo, answers
-from models.loading import Load, describe, locate
+from models.loading import Load, describe
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,7 @@ class Config:
     pairs: Pairs = Pairs(dataset=None, max_pairs=0)
     responses: ResponseSettings = ResponseSettings(layers="all", topk=3, corner=None, max_new_tokens=1)
     ablation: AblationSettings = AblationSettings(ablate=0, draws=19)
-    output: Output = Output()
+    output: SampleOutput = SampleOutput()
     save_diffs: bool = False
     """Also write attention.npz, the attention of each head to both images of every pair."""
     batch_size: int = 8
@@ -68,40 +64,47 @@ class Config:
 
 
 def main(config: Config) -> int:
-    with ExitStack() as held:
-        with command.setting_up(), following_links(config.pairs.follow_links):
+    with Run.of(config) as run:
+        with run.gathering(), command.setting_up(), following_links(config.pairs.follow_links):
             pairs, unusable, source = gather(config)
             print(source)
-            out_dir = config.output.place(config, config.load.model)
-            fingerprints = {
-                "weights": fingerprint(locate(config.load.model)),  # of a model on the hub: None
-                "pairs": fingerprint(Path(source.place) / "metadata.jsonl"),
-            }
-            settings = {"flags": flat_flags(config), "fingerprints": fingerprints}
-            if held.enter_context(claim(out_dir, settings)):
-                return command.conclude_finished(out_dir)
-            model, processor = models.load(config.load.model, **config.load.options)
+            if run.claim(config.load.model, pairs, data=source.facts()):
+                return command.conclude_finished(run.folder)
+        with command.setting_up():
+            model, processor = models.load(config.load.model, **run.load_options)
             layers, yes_no = fit(config, model, processor, pairs)
-        settings |= {"model": describe(model), "layers": layers, "data": source.facts()}
-        run = RunFolder.create(out_dir, settings, COLUMNS)
-        attention = Attention()
+            run.start(COLUMNS, model=describe(model), layers=layers)
 
-        def measure(batch: list[Pair]) -> list[dict]:
-            return measure_pairs(config, model, processor, batch, layers, yes_no, attention)
+        def measure(batch: list[Pair]) -> list[Result]:
+            return measure_pairs(config, model, processor, batch, layers, yes_no)
 
-        rows = measure_batches(run, pairs, measure, config.batch_size, unusable)
-        if not rows:
-            run.finish({})
-            return command.conclude(run)
-        region = f"the {named(config.responses.corner)} corner" if config.responses.corner else "the image"
-        table = save(run, attention, layers, config.responses.topk, region, config.save_diffs)
-        about = {"model": config.load.model}
-        about |= {name: getattr(config.responses, name) for name in ("corner", "patch_size", "topk")}
-        about |= {"dataset": source.place, "prompt": rows[0]["prompt"], "layers": layers, "pairs": attention.names}
-        figures = {"answers": answer_rates(rows), "responding": responding_heads(table)}
-        figures["family_of_q"] = table[0]["family_of_q"]
-        run.finish({**about, **figures, **other_half(run, config, model, processor, attention, layers, yes_no, table)})
+        run.measure_batches(pairs, measure, config.batch_size, unusable)
+        parts = list(run.results())
+        attention = Attention([pairs[part.index] for part in parts], [part.values["attention"] for part in parts])
+        halves = Halves.of(config, attention, layers) if len(parts) >= head_responses.MIN_PAIRS else None
+        if halves and halves.sets:
+            ablate(run, config, model, processor, halves, yes_no)
+        return report(run, config, attention, layers, halves, source) if run.leads else 0
+
+
+def report(
+    run: Run, config: Config, attention: Attention, layers: tuple[int, ...], halves: Halves | None, source: Source
+) -> int:
+    """Write the files of all pairs and the page; return the exit status."""
+    rows = [part.row for part in run.results()]
+    if not rows:
+        run.finish({})
         return command.conclude(run)
+    region = f"the {named(config.responses.corner)} corner" if config.responses.corner else "the image"
+    table = save(run, attention, layers, config.responses.topk, region, config.save_diffs)
+    about = {"model": config.load.model}
+    about |= {name: getattr(config.responses, name) for name in ("corner", "patch_size", "topk")}
+    about |= {"dataset": source.place, "prompt": rows[0]["prompt"], "layers": layers, "pairs": attention.names}
+    figures = {"answers": answer_rates(rows), "responding": responding_heads(table)}
+    figures["family_of_q"] = table[0]["family_of_q"]
+    print(findings(table, halves.held_out if halves else ()))
+    run.finish({**about, **figures, **(other_half(run, config, halves) if halves else {})})
+    return command.conclude(run)
 
 
 def gather(config: Config) -> tuple[list[Pair], list, Source]:
@@ -152,10 +155,9 @@ def prompt_for(config: Config, pair: Pair) -> str:
 
 
 def measure_pairs(
-    config: Config, model, processor, batch: list[Pair], layers: tuple[int, ...], yes_no: YesNo | None,
-    attention: Attention,
-) -> list[dict]:  # fmt: skip
-    """Rows of a batch of pairs, in order; adds their attention to `attention`."""
+    config: Config, model, processor, batch: list[Pair], layers: tuple[int, ...], yes_no: YesNo | None
+) -> list[Result]:
+    """Rows of a batch of pairs, in order, with their attention, float32 [full or control, layer, head]."""
     images = [[image] for pair in batch for image in open_pair(pair)]
     prompts = [prompt_for(config, pair) for pair in batch for _ in range(2)]
     # of the prompt, only the last row is recorded
@@ -164,13 +166,13 @@ def measure_pairs(
         if isinstance(answer, SampleError):
             raise answer
     measured = attention_of(answered, config, layers).reshape(len(batch), 2, len(layers), -1)
-    rows = []
+    results = []
     for place, pair in enumerate(batch):
         both = answered[2 * place : 2 * place + 2]
         margins = [yes_no and float(yes_no.margin(answer.first.log())) for answer in both]
-        rows.append(sample_row((pair.full, pair.control), prompts[2 * place], both, measured[place], margins, layers))
-        attention.add(pair, measured[place])
-    return rows
+        row = sample_row((pair.full, pair.control), prompts[2 * place], both, measured[place], margins, layers)
+        results.append(Result(row, {"attention": measured[place]}))
+    return results
 
 
 def attention_of(answered: list[Answer], config: Config, layers: tuple[int, ...]) -> np.ndarray:
@@ -186,51 +188,68 @@ def attention_of(answered: list[Answer], config: Config, layers: tuple[int, ...]
     return head_responses.attention_to(answered[0].trace, layouts, keys, tokens, layers)
 
 
-def other_half(
-    run: RunFolder, config: Config, model, processor, attention: Attention, layers: tuple[int, ...],
-    yes_no: YesNo | None, table: list[dict],
-) -> dict:  # fmt: skip
-    """Heads chosen on one half of the pairs, their responses and the effect of their ablation on the other half; prints
-    the findings, with those of `table` (heads.csv)."""
-    if len(attention.pairs) < head_responses.MIN_PAIRS:
-        print(findings(table, ()))
-        return {}
-    signed, rng = attention.full - attention.control, np.random.default_rng(config.ablation.seed)
-    first, second = halves(len(attention.pairs), rng)
-    count = config.ablation.ablate or min(config.responses.topk, signed.shape[1] // 2)
-    chosen = head_responses.choose(signed[..., first], count)
-    held_out = head_responses.held_out(signed, chosen, first, second, config.ablation.seed)
-    figures = {"held_out": [{**row, "layer": layers[row["layer"]]} for row in held_out]}
-    print(findings(table, figures["held_out"]))
-    if not (config.ablation.ablate and chosen):
-        return figures
-    drawn = head_responses.random_sets(chosen, signed.shape[1], config.ablation.draws, rng)
-    sets = {"none": (), "chosen": chosen, **{f"random {index}": heads for index, heads in enumerate(drawn)}}
-    sets = {name: tuple((layers[layer], head) for layer, head in heads) for name, heads in sets.items()}
-    pairs = [attention.pairs[place] for place in second]
-    margins = ablate(config, model, processor, pairs, sets, yes_no)
-    set_names = {name: " ".join(f"{layer}.{head}" for layer, head in heads) for name, heads in sets.items()}
-    write_table(
-        run.folder / "ablation.csv", head_responses.margin_rows([pair.name for pair in pairs], margins, set_names)
-    )
-    ablation = {"sets": sets, "chosen_on": len(first), **head_responses.summarise(margins, config.ablation.seed)}
-    run.save(ablation_figure(ablation, set_names["chosen"]), "ablation.png")
-    print(ablation_finding(ablation, set_names["chosen"]))
-    return figures | {"ablation": ablation}
+@dataclass(frozen=True)
+class Halves:
+    """Heads chosen on one half of the pairs (`chosen_on` pairs), to be ablated on the `pairs` of the other half.
+
+    `sets`: heads (layer, head) by name: none, the chosen ones, and random ones; empty without ablation. `held_out`:
+    responses of the chosen heads on the other half.
+    """
+
+    chosen_on: int
+    pairs: list[Pair]
+    held_out: list[dict]
+    sets: dict[str, tuple[tuple[int, int], ...]]
+
+    @classmethod
+    def of(cls, config: Config, attention: Attention, layers: tuple[int, ...]) -> Halves:
+        """Choose heads by their responses; deterministic, so that all processes choose the same."""
+        signed, rng = attention.full - attention.control, np.random.default_rng(config.ablation.seed)
+        first, second = halves(len(attention.pairs), rng)
+        count = config.ablation.ablate or min(config.responses.topk, signed.shape[1] // 2)
+        chosen = head_responses.choose(signed[..., first], count)
+        rows = head_responses.held_out(signed, chosen, first, second, config.ablation.seed)
+        held_out = [{**row, "layer": layers[row["layer"]]} for row in rows]
+        sets = {}
+        if config.ablation.ablate and chosen:
+            drawn = head_responses.random_sets(chosen, signed.shape[1], config.ablation.draws, rng)
+            sets = {"none": (), "chosen": chosen, **{f"random {index}": heads for index, heads in enumerate(drawn)}}
+            sets = {name: tuple((layers[layer], head) for layer, head in heads) for name, heads in sets.items()}
+        return cls(len(first), [attention.pairs[place] for place in second], held_out, sets)
 
 
-def ablate(config: Config, model, processor, pairs: list[Pair], sets: dict, yes_no: YesNo) -> dict[str, np.ndarray]:
-    """Margins log p(yes) - log p(no) of both images of each pair, without the image attention of each set of heads:
-    float64 [pair, full or control] by set."""
-    margins = {name: [] for name in sets}
-    for start in tqdm(range(0, len(pairs), config.batch_size), desc="ablating", unit="batch"):
-        batch = pairs[start : start + config.batch_size]
+def ablate(run: Run, config: Config, model, processor, halves: Halves, yes_no: YesNo) -> None:
+    """Store the margins log p(yes) - log p(no) of both images of each pair, without the image attention of each set of
+    heads: {set: float64 [full or control]}."""
+
+    def measure(batch: list[Pair]) -> list[Result]:
         images = [[image] for pair in batch for image in open_pair(pair)]
         prompts = [prompt_for(config, pair) for pair in batch for _ in range(2)]
         inputs, _ = model.prepare(processor, images, prompts)
-        for name, heads in sets.items():
-            margins[name].append(yes_no.steered_margin(model, inputs, HeadAblation(heads)).numpy().reshape(-1, 2))
-    return {name: np.concatenate(parts) for name, parts in margins.items()}
+        margins = {
+            name: yes_no.steered_margin(model, inputs, HeadAblation(heads)).numpy().reshape(-1, 2)
+            for name, heads in halves.sets.items()
+        }
+        return [Result({}, {name: both[place] for name, both in margins.items()}) for place in range(len(batch))]
+
+    run.measure_batches(halves.pairs, measure, config.batch_size, stage="ablation")
+
+
+def other_half(run: Run, config: Config, halves: Halves) -> dict:
+    """Write the table and figure of the ablation and print its finding; return the summary of the other half."""
+    figures = {"held_out": halves.held_out}
+    if not halves.sets:
+        return figures
+    parts = [(part.name, part.values) for part in run.results("ablation")]
+    margins = {name: np.stack([values[name] for _, values in parts]) for name in halves.sets}
+    set_names = {name: " ".join(f"{layer}.{head}" for layer, head in heads) for name, heads in halves.sets.items()}
+    rows = head_responses.margin_rows([name for name, _ in parts], margins, set_names)
+    write_table(run.folder / "ablation.csv", rows)
+    summary = head_responses.summarise(margins, config.ablation.seed)
+    ablation = {"sets": halves.sets, "chosen_on": halves.chosen_on, **summary}
+    run.save(ablation_figure(ablation, set_names["chosen"]), "ablation.png")
+    print(ablation_finding(ablation, set_names["chosen"]))
+    return figures | {"ablation": ablation}
 
 
 if __name__ == "__main__":

@@ -18,9 +18,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from analysis import command
-from analysis.runs import Output, RunFolder, flat_flags, measure_each
-from analysis.text_symmetry import COLUMNS, Study, SymmetrySettings, relation_attention, save_study
+from analysis.resume import Result, Run, SampleOutput
+from analysis.text_symmetry import (
+    COLUMNS,
+    SENTENCES,
+    Asymmetries,
+    SymmetrySettings,
+    relation_attention,
+    sample_row,
+    save_study,
+)
 from analysis.words import select_layers
 from data.folders import following_links
 from data.spatial_samples import Caption, Captions, gather_captions
@@ -36,32 +46,42 @@ class Config:
     or a .gguf file."""
     captions: Captions = Captions(limit=0)
     symmetry: SymmetrySettings = SymmetrySettings(layers="all", examples=4)
-    output: Output = Output()
+    output: SampleOutput = SampleOutput()
 
 
 def main(config: Config) -> int:
-    with command.setting_up(), following_links(config.captions.follow_links):
-        captions, unusable, source = gather_captions(config.captions)
-        print(source)
-        out_dir = config.output.folder(config, config.load.model)
-        model, processor = load(config.load.model, **config.load.options)
-        layers = select_layers(config.symmetry.layers, model.config.get_text_config().num_hidden_layers)
-    settings = {"flags": flat_flags(config), "model": describe(model), "layers": layers, "data": source.facts()}
-    run = RunFolder.create(out_dir, settings, COLUMNS)
-    study = Study(layers)
+    with Run.of(config) as run:
+        with run.gathering(), command.setting_up(), following_links(config.captions.follow_links):
+            captions, unusable, source = gather_captions(config.captions)
+            print(source)
+            if run.claim(config.load.model, captions, data=source.facts()):
+                return command.conclude_finished(run.folder)
+        with command.setting_up():
+            model, processor = load(config.load.model, **run.load_options)
+            layers = select_layers(config.symmetry.layers, model.config.get_text_config().num_hidden_layers)
+            run.start(COLUMNS, model=describe(model), layers=layers)
 
-    def measure(caption: Caption) -> dict:
-        attention = {}
-        for name, sentence in caption.sentences.items():
-            trace, layout = read_text(model, processor, sentence.text, config.symmetry.offload)
-            words = [layout.word(word, occurrence) for word, occurrence in sentence.words]
-            relation = layout.word(sentence.relation, -1)
-            attention[name] = relation_attention(trace, layout.sample, relation, words)
-        return study.add(caption, attention)
+        def measure(caption: Caption) -> Result:
+            attention = []
+            for name in SENTENCES:
+                sentence = caption.sentences[name]
+                trace, layout = read_text(model, processor, sentence.text, config.symmetry.offload)
+                words = [layout.word(word, occurrence) for word, occurrence in sentence.words]
+                relation = layout.word(sentence.relation, -1)
+                attention.append(relation_attention(trace, layout.sample, relation, words))
+            return Result(sample_row(caption, np.stack(attention), layers), {"attention": np.stack(attention)})
 
-    measure_each(run, captions, measure, unusable)
-    run.finish(save_study(run, study, config.symmetry.examples, config.captions.seed) if run.done else {})
-    return command.conclude(run)
+        run.measure(captions, measure, unusable)
+        if not run.leads:
+            return 0
+        parts = list(run.results())
+        summary = {}
+        if parts:
+            asymmetries = Asymmetries(np.stack([part.values["attention"] for part in parts]), layers)
+            measured = [captions[part.index] for part in parts]
+            summary = save_study(run, measured, asymmetries, config.symmetry.examples, config.captions.seed)
+        run.finish(summary)
+        return command.conclude(run)
 
 
 if __name__ == "__main__":

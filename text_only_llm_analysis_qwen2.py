@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from analysis import command
-from analysis.runs import Output
+from analysis.resume import SampleOutput
 from analysis.text_symmetry import SymmetrySettings
 from data.spatial_samples import Captions
 from models.loading import Load
@@ -33,7 +33,7 @@ class Config:
     or a .gguf file."""
     captions: Captions = Captions(limit=0)
     symmetry: SymmetrySettings = SymmetrySettings(layers="all", examples=4)
-    output: Output = Output()
+    output: SampleOutput = SampleOutput()
 
 
 if __name__ == "__main__":

@@ -14,21 +14,26 @@ Two forward passes per prompt; the embedded model takes a second per ten images.
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from analysis import command
 from analysis.plots import Panel, precision_and_recall
-from analysis.runs import Output, RunFolder, flat_flags, measure_each
+from analysis.resume import Result, Run, SampleOutput
+from analysis.runs import SUMMARY
 from analysis.sinks import (
-    Agreement,
     ProbeSettings,
     RandomControl,
+    SampleCounts,
     SinkDimensions,
     Spikes,
+    agreement,
     attention_received,
+    count_sample,
     edited_layers,
     random_sets,
     spike,
@@ -55,55 +60,68 @@ class Config:
     sinks: SinkDimensions = SinkDimensions(dimensions=(), tau=None)
     probe: ProbeSettings = ProbeSettings(top_percent=0.1)
     control: RandomControl = RandomControl(random_sets=20)
-    output: Output = Output()
+    output: SampleOutput = SampleOutput()
 
 
 def main(config: Config) -> int:
-    with command.setting_up(), following_links(config.prompts.follow_links):
-        config.sinks.check_file()
-        prompts, unusable, source = gather_prompts(config.prompts)
-        print(source)
-        out_dir = config.output.folder(config, config.load.model)
-        model, processor = load(config.load.model, **config.load.options)
-        settings = config.sinks.for_model(model)
-        decoder = model.get_decoder().config
-        edited = edited_layers(decoder.num_hidden_layers)
-        rng = np.random.default_rng(config.control.seed)
-        sets = random_sets(decoder.hidden_size, settings.dimensions, config.control.random_sets, rng)
-    about = {"flags": flat_flags(config), "model": describe(model), "data": source.facts()}
-    run = RunFolder.create(out_dir, about, COLUMNS)
-    sweep = [math.sqrt(decoder.hidden_size) * step / (SWEEP + 1) for step in range(1, SWEEP + 1)]
-    agreement = Agreement(settings.tau, tuple(sweep), config.probe.top_percent)
+    with Run.of(config) as run:
+        with run.gathering(), command.setting_up(), following_links(config.prompts.follow_links):
+            config.sinks.check_file()
+            prompts, unusable, source = gather_prompts(config.prompts)
+            print(source)
+            if run.claim(config.load.model, prompts, data=source.facts()):
+                return command.conclude_finished(run.folder) or status(run.folder)
+        with command.setting_up():
+            model, processor = load(config.load.model, **run.load_options)
+            settings = config.sinks.for_model(model)
+            decoder = model.get_decoder().config
+            edited = edited_layers(decoder.num_hidden_layers)
+            rng = np.random.default_rng(config.control.seed)
+            sets = random_sets(decoder.hidden_size, settings.dimensions, config.control.random_sets, rng)
+            run.start(COLUMNS, model=describe(model))
+        sweep = [math.sqrt(decoder.hidden_size) * step / (SWEEP + 1) for step in range(1, SWEEP + 1)]
 
-    def probe(prompt: Prompt) -> dict:
-        images = [read_image(prompt.path)] if prompt.path else []
-        inputs, layout = model.prepare(processor, images, prompt.text)
-        watched = watch(layout)
-        with AttentionTrace(model, offload=config.probe.offload) as trace:
-            prefill(model, inputs)
-        received = attention_received(trace, watched).numpy()
-        del trace
-        spikes = Spikes(watched.candidates, sets)
-        with residual_stream(model, spikes.see):
-            prefill(model, inputs)
-        counts = agreement.add(spikes.values, received)
-        return {
-            "tokens": layout.length - layout.start,
-            "candidates": len(watched.candidates),
-            "detected": int(counts.detected[edited].sum()),
-            "precision": counts.precision(edited),
-            "recall": counts.recall(edited),
-        }
+        def probe(prompt: Prompt) -> Result:
+            images = [read_image(prompt.path)] if prompt.path else []
+            inputs, layout = model.prepare(processor, images, prompt.text)
+            watched = watch(layout)
+            with AttentionTrace(model, offload=config.probe.offload) as trace:
+                prefill(model, inputs)
+            received = attention_received(trace, watched).numpy()
+            del trace
+            spikes = Spikes(watched.candidates, sets)
+            with residual_stream(model, spikes.see):
+                prefill(model, inputs)
+            counts = count_sample(spikes.values, received, settings.tau, sweep, config.probe.top_percent)
+            row = {
+                "tokens": layout.length - layout.start,
+                "candidates": len(watched.candidates),
+                "detected": int(counts.own.detected[edited].sum()),
+                "precision": counts.own.precision(edited),
+                "recall": counts.own.recall(edited),
+            }
+            return Result(row, counts)
 
-    measure_each(run, prompts, probe, unusable)
-    if not agreement.counts:
+        run.measure(prompts, probe, unusable)
+        return report(run, settings, sweep, decoder.hidden_size) if run.leads else 0
+
+
+def report(run: Run, settings: VAR, sweep: list[float], width: int) -> int:
+    """Write the summary, figure and page; return the exit status."""
+    samples = [SampleCounts.stored(part.values) for part in run.results()]
+    if not samples:
         run.finish({})
         return command.conclude(run)
-    summary = agreement.summary()
+    summary = agreement(samples, sweep)
+    run.save(draw(settings, summary, len(samples)), "agreement.png")
     run.finish({"dimensions": settings.dimensions, "tau": settings.tau, "source": settings.source, **summary})
-    run.save(draw(settings, summary, run.done), "agreement.png")
-    print_findings(settings, summary, decoder.hidden_size)
-    return command.conclude(run) or (0 if summary["verdict"] == "good" else 1)
+    print_findings(settings, summary, width)
+    return command.conclude(run) or status(run.folder)
+
+
+def status(folder: Path) -> int:
+    """Exit status of a finished run: 0 for the verdict good, else 1."""
+    return int(json.loads((folder / SUMMARY).read_bytes())["verdict"] != "good")
 
 
 def draw(settings: VAR, summary: dict, samples: int):

@@ -27,12 +27,12 @@ import numpy as np
 
 import models
 from analysis import command
-from analysis.faithfulness import FaithfulnessSettings, score_sample
-from analysis.gallery import add_view
+from analysis.faithfulness import FaithfulnessScore, FaithfulnessSettings, score_sample
+from analysis.gallery import answer_view
 from analysis.report import LIMIT_MB
+from analysis.resume import Result, Run, SampleOutput
 from analysis.rollout import RolloutSettings, rollout
-from analysis.runs import Output, RunFolder, flat_flags, measure_each
-from analysis.spatial import COLUMNS, SpatialSettings, all_maps, measure_sample, place, sample_row
+from analysis.spatial import COLUMNS, SampleMetrics, SpatialSettings, all_maps, measure_sample, place, sample_row
 from analysis.spatial_report import FigureSettings, draw_sample, hidden_by, report
 from analysis.words import rows_of_words
 from data.folders import following_links
@@ -59,66 +59,84 @@ class Config:
     faithfulness: FaithfulnessSettings = FaithfulnessSettings(faithfulness=50, batch_size=24)
     generation: Generation = Generation(max_new_tokens=16)
     drawing: FigureSettings = FigureSettings(pictures=4, figures=True)
-    output: Output = Output()
+    output: SampleOutput = SampleOutput()
 
 
 def main(config: Config) -> int:
-    attention, generation, faithfulness = config.attention, config.generation, config.faithfulness
-    with command.setting_up(), following_links(config.samples.follow_links):
-        samples, unusable, source = gather(config.samples)
-        print(source)
-        out_dir = config.output.folder(config, config.load.model)
-        model, processor = models.load(config.load.model, **config.load.options)
-        check_grid(model, processor)
-        encoder = encoder_depth(model, attention.seeds_in)
-        layers = attention.queried_layers(model.config.get_text_config().num_hidden_layers, encoder)
-    about = {"layers": layers, "seeds_in": "decoder" if encoder is None else "tower", "rows": attention.rows}
-    settings = {"flags": flat_flags(config), "model": describe(model), **about, "data": source.facts()}
-    run = RunFolder.create(out_dir, settings, COLUMNS)
-    metrics, scores = [], []
+    with Run.of(config) as run:
+        with run.gathering(), command.setting_up(), following_links(config.samples.follow_links):
+            samples, unusable, source = gather(config.samples)
+            print(source)
+            if run.claim(config.load.model, samples, data=source.facts()):
+                return command.conclude_finished(run.folder)
+        with command.setting_up():
+            model, processor = models.load(config.load.model, **run.load_options)
+            check_grid(model, processor)
+            encoder = encoder_depth(model, config.attention.seeds_in)
+            layers = config.attention.queried_layers(model.config.get_text_config().num_hidden_layers, encoder)
+            seeds_in = "decoder" if encoder is None else "tower"
+            about = {"layers": layers, "seeds_in": seeds_in, "rows": config.attention.rows}
+            run.start(COLUMNS, model=describe(model), **about)
+        drawn = {sample.name for sample in samples[: config.drawing.pictures]}
+        scored = {sample.name for sample in samples[: config.faithfulness.faithfulness]}
 
-    def measure(sample: SpatialSample) -> dict:
-        image, rng = read_image(sample.pair.image_path), np.random.default_rng([config.samples.seed, sample.number])
-        grid = model.image_grid(processor, *image.size)
-        scene = place(sample.pair, grid, rng)
-        limits = generation.max_new_tokens, generation.repetition_penalty
-        forced = generate_answer(model, processor, image, sample.prompt, *limits)
-        images = [image, shuffle_cells(image, grid, rng)]
-        reading = read_along(model, processor, images, sample.prompt, forced, encoder is not None, generation.offload)
-        rows = rows_of_words(reading.layouts[0], forced, sample.words, attention.rows, attention.words_in)
-        layouts, maps = reading.layouts, all_maps(reading.trace, reading.layouts, rows, scene.seeds, reading.encoder)
-        del reading  # what it recorded is large, and has been read
-        measured = measure_sample(sample.name, scene, maps, layers, causal=encoder is None)
-        own_scores = []
-        if len(scores) < faithfulness.faithfulness:
-            window, colour = model_window(image, grid), median_colour(image)
+        def measure(sample: SpatialSample) -> Result:
+            name = sample.name
+            return measure_image(run, config, model, processor, sample, layers, name in drawn, name in scored)
 
-            def score(hidden: np.ndarray) -> np.ndarray:
-                shown = [hide_cells(window, cells, colour) for cells in hidden]
-                size = faithfulness.batch_size
-                return log_probabilities(model, processor, shown, sample.prompt, forced, size).numpy()
-
-            own_scores = [score_sample(sample.name, *hidden_by(scene, measured), score, rng)]
-        folder = ""
-        if len(metrics) < config.drawing.pictures:
-            folder = draw_sample(run, sample, images, layouts, scene, measured)
-            add_answer(run, model, processor, sample, image, config)
-        metrics.append(measured)
-        scores.extend(own_scores)
-        return sample_row(sample, forced.text, measured, folder)
-
-    measure_each(run, samples, measure, unusable)
-    run.finish({**about, **report(run, metrics, scores, config.samples.seed, config.drawing.figures)})
-    return command.conclude(run)
+        run.measure(samples, measure, unusable)
+        if not run.leads:
+            return 0
+        parts = list(run.results())
+        metrics = [SampleMetrics.stored(part) for part in parts]
+        scores = [FaithfulnessScore.stored(values) for part in parts if (values := part.value("scores"))]
+        run.finish({**about, **report(run, metrics, scores, config.samples.seed, config.drawing.figures)})
+        return command.conclude(run)
 
 
-def add_answer(run: RunFolder, model, processor, sample: SpatialSample, image, config: Config) -> None:
-    """Add the rollout of the answer to one sample's prompt to the page."""
+def measure_image(
+    run: Run, config: Config, model, processor, sample: SpatialSample, layers: dict[str, tuple[int, ...]], drawn: bool,
+    scored: bool,
+) -> Result:  # fmt: skip
+    """Attention metrics of one image; `drawn`: also its figure, maps and view; `scored`: also insertion and deletion.
+
+    layers: those to average for each query.
+    """
+    attention, generation = config.attention, config.generation
+    image, rng = read_image(sample.pair.image_path), np.random.default_rng([config.samples.seed, sample.number])
+    grid, encoder = model.image_grid(processor, *image.size), encoder_depth(model, attention.seeds_in)
+    scene = place(sample.pair, grid, rng)
+    limits = generation.max_new_tokens, generation.repetition_penalty
+    forced = generate_answer(model, processor, image, sample.prompt, *limits)
+    images = [image, shuffle_cells(image, grid, rng)]
+    reading = read_along(model, processor, images, sample.prompt, forced, encoder is not None, generation.offload)
+    rows = rows_of_words(reading.layouts[0], forced, sample.words, attention.rows, attention.words_in)
+    layouts, maps = reading.layouts, all_maps(reading.trace, reading.layouts, rows, scene.seeds, reading.encoder)
+    del reading  # what it recorded is large, and has been read
+    measured = measure_sample(sample.name, scene, maps, layers, causal=encoder is None)
+    scores, folder, view = None, "", None
+    if scored:
+        window, colour = model_window(image, grid), median_colour(image)
+
+        def score(hidden: np.ndarray) -> np.ndarray:
+            shown = [hide_cells(window, cells, colour) for cells in hidden]
+            size = config.faithfulness.batch_size
+            return log_probabilities(model, processor, shown, sample.prompt, forced, size).numpy()
+
+        scores = score_sample(sample.name, *hidden_by(scene, measured), score, rng)
+    if drawn:
+        folder = draw_sample(run, sample, images, layouts, scene, measured)
+        view = view_of_answer(model, processor, sample, image, config)
+    return Result(sample_row(sample, forced.text, measured, folder), {"metrics": measured, "scores": scores}, view)
+
+
+def view_of_answer(model, processor, sample: SpatialSample, image, config: Config) -> dict:
+    """View of the answer to one sample's prompt, with its rollout."""
     output = answer(model, processor, [image], sample.prompt, **vars(config.generation))
     rolled = rollout(
         output.trace, output.layout, RolloutSettings(rows=config.attention.rows), tokens=len(output.tokens)
     )
-    add_view(run, sample.name, sample.prompt, image, output, rolled, LIMIT_MB / config.drawing.pictures)
+    return answer_view(sample.name, sample.prompt, image, output, rolled, LIMIT_MB / config.drawing.pictures)[1]
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from analysis import command
 from analysis.faithfulness import FaithfulnessSettings
-from analysis.runs import Output
+from analysis.resume import SampleOutput
 from analysis.spatial import SpatialSettings
 from analysis.spatial_report import FigureSettings
 from data.spatial_samples import SpatialSamples
@@ -35,7 +35,7 @@ class Config:
     faithfulness: FaithfulnessSettings = FaithfulnessSettings(faithfulness=50, batch_size=24)
     generation: Generation = Generation(max_new_tokens=16)
     drawing: FigureSettings = FigureSettings(pictures=4, figures=True)
-    output: Output = Output()
+    output: SampleOutput = SampleOutput()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import signal
 import sys
 import warnings
 from collections import Counter
@@ -14,28 +15,49 @@ from pathlib import Path
 import tyro
 from tyro._errors import InstantiationFailure, on_parse_error
 
+from analysis.files import OutputError
+from analysis.processes import ProcessLost
 from analysis.report import NAME as PAGE
 from analysis.report import write_report
-from analysis.runs import SUMMARY, OutputError, RunFolder
+from analysis.resume import other_versions
+from analysis.runs import SETTINGS, SUMMARY, RunFolder
 
-NOTHING_USABLE, WRONG_USE, INTERRUPTED = 1, 2, 130
+NOTHING_USABLE, WRONG_USE = 1, 2
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a scheduler's preemption, a closed terminal
+
+
+class Interrupted(KeyboardInterrupt):
+    """One of SIGNALS; `status` is the exit status of a process that it ended."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.status = 128 + number
 
 
 def run(main: Callable, config: type, description: str) -> None:
     """Parse the flags of a script's `Config`, call `main(config)`, and exit with the status that it returns.
 
-    A result that cannot be written (disk full) and Ctrl-C end the run with one sentence; written rows stay. A warning
-    is one line.
+    A result that cannot be written (disk full), the loss of another process and SIGNALS end the run with one sentence;
+    stored results stay. A warning is one line.
     """
     settings = parse(config, description)
+    for number in SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, interrupt)
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *where, **more: print(f"warning: {message}", file=sys.stderr)
         try:
             sys.exit(main(settings))
-        except OutputError as error:
+        except (OutputError, ProcessLost) as error:
             sys.exit(stop(str(error), NOTHING_USABLE))
-        except KeyboardInterrupt:
-            sys.exit(stop("interrupted; what was written so far is whole", INTERRUPTED))
+        except Interrupted as error:
+            sys.exit(stop("interrupted; start the same command again to go on", error.status))
+
+
+def interrupt(number: int, frame) -> None:
+    """Handler of SIGNALS. Raises Interrupted; a second signal ends the process at once."""
+    signal.signal(number, signal.SIG_DFL)
+    raise Interrupted(number)
 
 
 def parse(config: type, description: str = "", args: Sequence[str] | None = None):
@@ -66,7 +88,7 @@ def setting_up() -> Iterator[None]:
 
 def conclude(run: RunFolder) -> int:
     """Write the page of a finished run, print its outcome and return its exit status."""
-    page = write_report(run.folder, run.views)
+    page = write_report(run.folder)
     print(f"{run.done} of {run.done + run.skipped.total()} samples done; results in {run.folder}, to look at in {page}")
     if run.skipped:
         print(f"skipped: {counted(run.skipped)}")
@@ -78,6 +100,8 @@ def conclude_finished(folder: Path) -> int:
     page = folder / PAGE
     if not page.is_file():
         write_report(folder)
+    if versions := other_versions(json.loads((folder / SETTINGS).read_bytes())):
+        print(f"note: computed with {versions}; pass another --out-dir to compute it again", file=sys.stderr)
     print(f"finished before, nothing is computed again: {folder}, to look at in {page}")
     return 0 if json.loads((folder / SUMMARY).read_bytes())["n"] else NOTHING_USABLE
 

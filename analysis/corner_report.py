@@ -21,9 +21,10 @@ from analysis.corners import (
     rank_heads,
     scores,
 )
+from analysis.files import read_table, write_whole
 from analysis.plots import BLUE, GREEN, ORANGE, Figure, for_lines, for_rows, whole_numbers
 from analysis.report import PageFigure, Section, Table, as_markdown, as_page
-from analysis.runs import RunFolder, read_table, write_whole
+from analysis.runs import RunFolder
 from analysis.statistics import DIFFERENCE, MIN_SPLIT, halves, mean_interval, too_few
 
 LABEL = "attention, full − control"

@@ -22,8 +22,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from analysis import processes
+from analysis.files import write_json, write_whole, writing
 from analysis.judges import circular, summarise
-from analysis.runs import SETTINGS, SUMMARY, provenance, refuse_existing, write_json, write_whole, writing
+from analysis.runs import SETTINGS, SUMMARY, provenance, refuse_existing
 
 Key = tuple[str, int]
 """Id of a record, and the number of places by which its options are rotated."""

@@ -22,9 +22,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analysis.files import save_arrays, write_table
 from analysis.metrics import mass
 from analysis.plots import BLUE, GREEN, ORANGE, Figure, for_lines
-from analysis.runs import RunFolder, save_arrays, write_table
+from analysis.runs import RunFolder
 from analysis.spatial import WORDS
 from analysis.statistics import DIFFERENCE, REAL, Bounds, correct_family, known_mean, mean_interval, paired_difference
 from data.errors import check_at_least
@@ -113,6 +114,14 @@ class FaithfulnessScore:
     curves: dict[str, Curves]
     shifted: dict[str, Curves]
     masses: dict[str, tuple[float, float]]
+
+    @classmethod
+    def stored(cls, values: dict) -> FaithfulnessScore:
+        """Score from its values in a part of a run."""
+        curves = {
+            kind: {order: Curves(**both) for order, both in values[kind].items()} for kind in ("curves", "shifted")
+        }
+        return cls(**values | curves)
 
     def area(self, order: str, direction: str) -> float:
         """Area under the curve of an order in one of DIRECTIONS, in nats."""

@@ -20,11 +20,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from analysis.files import save_arrays, save_maps
 from analysis.overlay import LONGER_SIDE, OverlayStyle, overlay, strip
 from analysis.plots import share_plot
 from analysis.report import MEGABYTE, embedded
+from analysis.resume import Result
 from analysis.rollout import Rollout, answer_rows, encoder_map, image_share, rollout_through_encoder
-from analysis.runs import RunFolder, save_arrays, save_maps
+from analysis.runs import RunFolder
 from data.errors import check_at_least
 
 COLUMNS = (
@@ -37,10 +39,9 @@ NOTE = "each overlay is scaled to its own maximum"
 def report_answer(
     run: RunFolder, sample, images: list[Image.Image], answer, rollout: Rollout, style: OverlayStyle,
     page_mb: float = 0.0,
-) -> dict:  # fmt: skip
-    """Save the files of `save_answer` and `save_encoder`; return the sample's row, the values of COLUMNS.
-
-    The first image's view is added to the run (see `add_view`), and the heads in the view to maps.npz.
+) -> Result:  # fmt: skip
+    """Save the files of `save_answer` and `save_encoder`; return the sample's row, the values of COLUMNS, and the view
+    of its first image, whose heads are added to maps.npz.
 
     sample: has name, path, prompt, gold. answer: has `text`, `tokens` and `probabilities` (one per generated
     token), the `trace` and `layout` of the rollout, `unknown`, words outside the model's vocabulary, and `encoder`, the
@@ -51,15 +52,15 @@ def report_answer(
     shares = image_share(answer.trace, answer.layout, rows=rollout.rows, tokens=len(answer.tokens)).mean(0)
     tokens = answer.tokens[: len(shares)]
     handed_on = None if answer.encoder is None else rollout_through_encoder(rollout, answer.encoder)
-    further = {}
+    further, view_of_first = {}, None
     if rollout.layout.grids[0] is not None:
         encoded = None if handed_on is None else handed_on.per_token
-        content = add_view(run, sample.name, sample.prompt, images[0], answer, rollout, page_mb, encoded)
+        content, view_of_first = answer_view(sample.name, sample.prompt, images[0], answer, rollout, page_mb, encoded)
         further = {"heads": content.heads, "layers": np.array(content.layers)}
     folder = save_answer(run, sample.name, images, tokens, rollout, shares, style, **further)
     if handed_on is not None:
         save_encoder(run, folder, images, tokens, handed_on, answer.encoder, style)
-    return {
+    row = {
         "image": sample.path,
         "prompt": sample.prompt,
         "answer": answer.text,
@@ -71,6 +72,7 @@ def report_answer(
         "image_share": float(shares.mean()),
         "folder": folder.name,
     }
+    return Result(row, view=view_of_first)
 
 
 def lengths_line(rows: list[dict]) -> str:
@@ -84,13 +86,12 @@ def _range(counts: list[int]) -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def add_view(
-    run: RunFolder, name: str, prompt: str, image: Image.Image, answer, rollout: Rollout, page_mb: float, encoder=None
-) -> ConditionView:
-    """Add the view of one answer to the run's page; `page_mb` MB is the budget of `condition_view`."""
+def answer_view(
+    name: str, prompt: str, image: Image.Image, answer, rollout: Rollout, page_mb: float, encoder=None
+) -> tuple[ConditionView, dict]:
+    """Content and view of one answer; `page_mb` MB is the budget of `condition_view`."""
     content = condition_view(answer, rollout, page_mb, encoder=encoder)
-    run.views.append(view(name, prompt, image, rollout.layout.grids[0], {"answer": content}))
-    return content
+    return content, view(name, prompt, image, rollout.layout.grids[0], {"answer": content})
 
 
 def save_answer(

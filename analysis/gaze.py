@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from analysis.files import save_arrays, save_maps
 from analysis.gallery import view
 from analysis.overlay import LONGER_SIDE, OverlayStyle, axes_height, overlay, show_image
 from analysis.plots import BLUE, GREEN, ORANGE, Figure, for_bars, visible
-from analysis.runs import RunFolder, save_arrays, save_maps
+from analysis.runs import RunFolder
 from analysis.statistics import DIFFERENCE, SHARE, mean_interval, rate_interval
 
 PLAIN = "plain"
@@ -174,10 +175,9 @@ WHISKER = {"linewidth": 0.9, "capsize": 2}
 
 def save_sample(
     run: RunFolder, sample, image: Image.Image, outcomes: dict[str, Outcome], rows: str, style: OverlayStyle
-) -> str:
-    """Write comparison.png, masks.npz and maps-<way>.npz of one image under one scanpath; return the folder's name.
-
-    Adds the sample's view to the run.
+) -> tuple[str, dict]:
+    """Write comparison.png, masks.npz and maps-<condition>.npz of one image under one scanpath; return the folder's
+    name and the sample's view.
 
     sample: a `GazeSample`. `rows`: the convention of the maps.
     """
@@ -189,7 +189,6 @@ def save_sample(
     conditions = {
         "no gaze" if condition == PLAIN else condition: outcome.view for condition, outcome in outcomes.items()
     }
-    run.views.append(view(sample.name, sample.sample.prompt, image, sample.grid, conditions))
     masks = {
         condition: np.asarray(outcome.mask, np.float32)
         for condition, outcome in outcomes.items()
@@ -197,7 +196,7 @@ def save_sample(
     }
     save_arrays(folder / "masks.npz", points=np.array(sample.points, np.float32), **masks)
     run.save(comparison(sample, image, outcomes, style), folder.name, "comparison.png")
-    return folder.name
+    return folder.name, view(sample.name, sample.sample.prompt, image, sample.grid, conditions)
 
 
 def comparison(sample, image: Image.Image, outcomes: dict[str, Outcome], style: OverlayStyle) -> Figure:

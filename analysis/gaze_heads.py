@@ -23,9 +23,10 @@ import numpy as np
 import torch
 from scipy import special, stats
 
+from analysis.files import save_arrays, write_table
 from analysis.plots import Figure, head_heatmap, ranked_bars
 from analysis.rollout import answer_rows, check_layout
-from analysis.runs import RunFolder, save_arrays, write_table
+from analysis.runs import RunFolder
 from analysis.statistics import DIFFERENCE, MIN_SPLIT, SHARE, Bounds, halves, known_mean, mean_interval
 from data.errors import SampleError
 

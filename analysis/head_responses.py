@@ -43,9 +43,9 @@ from typing import Literal
 import numpy as np
 import torch
 
+from analysis.files import save_arrays, write_table, write_whole
 from analysis.gaze_heads import mean_heads
 from analysis.rollout import check_layout
-from analysis.runs import save_arrays, write_table, write_whole
 from analysis.statistics import (
     DIFFERENCE,
     MIN_SPLIT,

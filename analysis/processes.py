@@ -13,16 +13,18 @@ import errno
 import fcntl
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
-from analysis.runs import LOCK, SETTINGS, is_finished, refuse_existing, writing
+from analysis.files import writing
+from analysis.runs import LOCK
 
 Result = TypeVar("Result")
+GOES_ON, ENDS, FAILED = range(3)  # states of the leading process
 PATIENCE = timedelta(days=1)  # how long a finished process waits for the slowest
 
 
@@ -61,26 +63,42 @@ class Team:
 
         If it raises, the leading process raises the error, and the others exit with status 2 without a message.
         """
-        succeeded, result = False, None
+        state, result = FAILED, None
         try:
             result = action() if self.leads else None
-            succeeded = True
+            state = GOES_ON
         finally:
-            succeeded = self._of_leader(succeeded)
-        if not succeeded:
+            state = self._of_leader(state)
+        if state == FAILED:
             sys.exit(2)
         return result
 
-    def _of_leader(self, value: bool) -> bool:
-        """Broadcast of the leading process's value to all processes. Raises ProcessLost if one has died."""
+    @contextmanager
+    def first(self, goes_on: Callable[[], bool]) -> Iterator[None]:
+        """Block that the leading process runs before the others. They exit instead if it fails (status 2) or if
+        `goes_on()` is false after it (status 0)."""
+        if self.leads:
+            state = FAILED
+            try:
+                yield
+                state = GOES_ON if goes_on() else ENDS
+            finally:
+                self._of_leader(state)
+            return
+        if (state := self._of_leader(FAILED)) != GOES_ON:
+            sys.exit(2 if state == FAILED else 0)
+        yield
+
+    def _of_leader(self, state: int) -> int:
+        """Broadcast of the leading process's state to all processes. Raises ProcessLost if one has died."""
         if self.size == 1:
-            return value
+            return state
         import torch.distributed
 
-        held = torch.tensor([int(value)])
+        held = torch.tensor([state])
         with _lost_process():
             torch.distributed.broadcast(held, 0)
-        return bool(held)
+        return int(held)
 
 
 @contextmanager
@@ -97,7 +115,10 @@ def _lost_process() -> Iterator[None]:
 
 @contextmanager
 def team() -> Iterator[Team]:
-    """Processes that were launched together; without a launcher this one alone, and no process group."""
+    """Processes that were launched together; without a launcher this one alone, and no process group.
+
+    Only the leading process prints to stdout.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Team()
         return
@@ -105,8 +126,10 @@ def team() -> Iterator[Team]:
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does; accelerate would warn
     state = PartialState(cpu=True, timeout=PATIENCE)
+    processes = Team(state.process_index, state.num_processes, state.local_process_index)
     try:
-        yield Team(state.process_index, state.num_processes, state.local_process_index)
+        with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if processes.leads else nowhere):
+            yield processes
     finally:
         state.destroy_process_group()
 
@@ -151,18 +174,6 @@ def lock(folder: Path) -> Iterator[None]:
         for place in made:
             with suppress(OSError):  # not empty: the run left files there, or another run began meanwhile
                 place.rmdir()
-
-
-@contextmanager
-def claim(folder: Path, settings: Mapping[str, Mapping]) -> Iterator[bool]:
-    """Lock a run's folder until the block ends; yield whether it holds the finished run of these settings.
-
-    Raises as `lock` and `runs.is_finished` do.
-    """
-    if not (folder / SETTINGS).is_file():
-        refuse_existing(folder)
-    with lock(folder):
-        yield is_finished(folder, settings)
 
 
 def _locked(folder: Path) -> int | None:

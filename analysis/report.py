@@ -1,7 +1,7 @@
 """Render a run folder as one self-contained page, report.html, and sections of text as an HTML page or Markdown.
 
-    write_report(run.folder, views)                    at the end of a script
-    python -m analysis.report results/some/run         for a folder without a page, or an old one; without the viewer
+    write_report(run.folder)                           at the end of a script
+    python -m analysis.report results/some/run         for an unfinished run, or a folder without a page
 
 report.html works without network or server. It holds the numbers of summary.json with their intervals, the figures,
 the rows of samples.csv, the settings, links to the raw files, and the views of single samples (`analysis.gallery`)
@@ -18,6 +18,7 @@ import io
 import json
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -29,8 +30,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from analysis.files import read_table, write_whole
 from analysis.overlay import TOP
-from analysis.runs import ORIGINS, read_table, write_whole
+from analysis.resume import PARTS, Parts, stored_entries
+from analysis.runs import ORIGINS, SAMPLES, SETTINGS, SUMMARY
 
 NAME = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -40,6 +43,7 @@ MEGABYTE = 2**20
 MOST_ROWS, MOST_FILES = 1000, 200
 THUMBNAIL, SMALL_THUMBNAIL, MANY_ROWS = 240, 64, 200  # pixels of images in a table; rows above which they are small
 THUMBNAILED = ("PNG", "JPEG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF", "JPEG2000")  # none runs other programs
+ANSWER = ("task", "prompt", "gold", "rotation", "prediction", "value", "correct", "failed")  # columns of evaluate.py
 OPEN_ROWS = 24  # rows of plots that are unfolded initially
 WHISKER = (8, 192)  # start and end of a plot of 200 units
 
@@ -54,26 +58,27 @@ class Figure(NamedTuple):
     n: int | None
 
 
-def write_report(folder: str | Path, views: Sequence[dict] = (), rows: Sequence[dict] | None = None) -> Path:
-    """Write report.html into a run folder, from its files and the `views` of some samples; return its path.
+def write_report(folder: str | Path, rows: Sequence[dict] | None = None) -> Path:
+    """Write report.html into a run folder, from its files; return its path.
 
-    `rows` are the rows of the table, with equal keys (default: samples.csv). Key "sample" names the view that a row
-    opens, "image" (or the first key ending in "_image") the path of its image, and "folder" that of its files. A page
-    of more than LIMIT_MB is written with a note on stderr. Raises FileNotFoundError for a folder without summary.json,
-    an unfinished run.
+    `rows` are the rows of the table, with equal keys (default: samples.csv or, in an unfinished run, those so far). Key
+    "sample" names the view that a row opens, "image" (or the first key ending in "_image") the path of its image, and
+    "folder" that of its files. A page of more than LIMIT_MB is written with a note on stderr. Raises FileNotFoundError
+    for a folder without settings.json, which is no run.
     """
     folder = Path(folder)
-    if not (folder / "summary.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no summary.json, so it is no finished run; run its script again")
-    page = render(folder, views, read_rows(folder) if rows is None else rows).encode("utf-8", errors="backslashreplace")
+    if not (folder / SETTINGS).is_file():
+        raise FileNotFoundError(f"{folder} holds no {SETTINGS}, so it is no run; give the folder of one")
+    page = render(folder, stored_rows(folder) if rows is None else rows).encode("utf-8", errors="backslashreplace")
     if len(page) > LIMIT_MB * MEGABYTE:
         size = f"{len(page) / MEGABYTE:.1f} MB, more than {LIMIT_MB:g}"
         tqdm.write(f"note: {folder / NAME} is {size}; use fewer samples or tokens for a smaller one", file=sys.stderr)
     return write_whole(folder / NAME, lambda partial: partial.write_bytes(page))
 
 
-def render(folder: Path, views: Sequence[dict], rows: Sequence[dict]) -> str:
+def render(folder: Path, rows: Sequence[dict]) -> str:
     """Render the HTML text of the page."""
+    views = [view for part in Parts(folder / PARTS) if (view := part.view)]
     settings, summary = (_read_json(folder / name) for name in ("settings.json", "summary.json"))
     columns, shown = table(folder, rows, {view["name"]: index for index, view in enumerate(views)})
     style, script = (TEMPLATES.joinpath(f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
@@ -89,7 +94,7 @@ def render(folder: Path, views: Sequence[dict], rows: Sequence[dict]) -> str:
         title=" · ".join(part for part in (script_name.removesuffix(".py"), name, *labels) if part),
         summary=opening(summary, settings),
         sources=[str(each["line"]) for each in sources],
-        notes=[f"{number} skipped: {reason}" for reason, number in (summary.get("skipped") or {}).items()],
+        notes=notes(folder, summary),
         views=bool(views),
         figures=plots(list(estimates_in(summary))),
         pictures=pictures(folder),
@@ -101,7 +106,7 @@ def render(folder: Path, views: Sequence[dict], rows: Sequence[dict]) -> str:
         settings=json.dumps(settings, indent=2, ensure_ascii=False),
         figures_json=json.dumps(summary, indent=2, ensure_ascii=False),
         files=files(folder),
-        data=jinja2.utils.markupsafe.Markup(in_script({"views": list(views), "colours": colours() if views else {}})),
+        data=jinja2.utils.markupsafe.Markup(in_script({"views": views, "colours": colours() if views else {}})),
         style=jinja2.utils.markupsafe.Markup(style),
         script=jinja2.utils.markupsafe.Markup(script),
         style_hash=policy_hash(style),
@@ -201,10 +206,30 @@ def pictures(folder: Path) -> list[dict]:
     ]  # fmt: skip
 
 
-def read_rows(folder: Path) -> list[dict]:
-    """Rows of samples.csv; [] if the file is missing."""
-    path = folder / "samples.csv"
-    return read_table(path) if path.is_file() else []
+def notes(folder: Path, summary: dict) -> list[str]:
+    """Lines at the top of the page: the progress of an unfinished run, and the skipped samples by reason."""
+    lines, skipped = [], summary.get("skipped") or {}
+    if not (folder / SUMMARY).is_file():
+        rows, plan = stored_rows(folder), Parts(folder / PARTS).plan()
+        total = f" of {len(plan['samples']) + len(plan['unusable'])}" if plan else ""
+        lines.append(f"unfinished run: {len(rows)}{total} samples so far; its command continues it")
+        skipped = Counter(reason for row in rows if (reason := row.get("skipped") or row.get("failed")))
+    return lines + [f"{number} skipped: {reason}" for reason, number in skipped.items()]
+
+
+def stored_rows(folder: Path) -> list[dict]:
+    """Rows of samples.csv; without that file, those of the samples measured, or the records answered, so far."""
+    path = folder / SAMPLES
+    if path.is_file():
+        return read_table(path)
+    if answers := sorted((folder / PARTS).glob("*.jsonl")):  # of evaluate.py; a last line may be torn
+        lines = [line for part in answers for line in part.read_bytes().split(b"\n")[:-1]]
+        return [{"sample": each["id"], **{name: each[name] for name in ANSWER}} for each in map(json.loads, lines)]
+    columns = (Parts(folder / PARTS).plan() or {}).get("columns", ())
+    return [
+        {**dict.fromkeys(columns, ""), "sample": entry.name, **entry.row, "skipped": entry.skipped}
+        for entry in stored_entries(folder)
+    ]  # fmt: skip
 
 
 def table(folder: Path, rows: Sequence[dict], views: dict[str, int]) -> tuple[list[str], list[dict]]:

@@ -41,16 +41,11 @@ def sample_row(paths: Sequence[Path], prompt: str, answered: Sequence, attention
 
 
 class Attention:
-    """Attention to both images of every pair, collected pair by pair."""
+    """Attention to both images of every pair; `attention` holds [2, layer, head] (full, control) of each of `pairs`,
+    which have a `name`."""
 
-    def __init__(self) -> None:
-        self.pairs: list = []  # each with a `name`
-        self._attention: list[np.ndarray] = []  # [2, layer, head]
-
-    def add(self, pair, attention: np.ndarray) -> None:
-        """attention: [2, layer, head], full and control."""
-        self.pairs.append(pair)
-        self._attention.append(attention)
+    def __init__(self, pairs: Sequence, attention: Sequence[np.ndarray]):
+        self.pairs, self._attention = pairs, attention
 
     @property
     def names(self) -> list[str]:

@@ -25,13 +25,14 @@ highest ones), where precision is comparable.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from analysis.runs import check_place
+from analysis.files import check_place
 from analysis.statistics import SHARE, mean_interval
 from data.errors import SampleError, check_at_least
 from models.var import VAR, read_findings
@@ -65,12 +66,13 @@ class FindingsFile:
     output: str | None = None
     """JSON output file (default: sink_dimensions.json in the results folder)."""
 
-    def path(self, out_dir: Path) -> Path:
-        """Path of the JSON file. Raises FileExistsError or ValueError for one that cannot be written."""
+    def path(self, out_dir: Path, continued: bool = False) -> Path:
+        """Path of the JSON file, which a `continued` run may have written. Raises FileExistsError or ValueError for one
+        that cannot be written."""
         if self.output is None:
             return out_dir / "sink_dimensions.json"
         output = Path(self.output)
-        if output.exists() or out_dir.absolute().is_relative_to(output.absolute()):
+        if (output.exists() and not continued) or out_dir.absolute().is_relative_to(output.absolute()):
             raise FileExistsError(f"{output} exists, and nothing is ever overwritten: pass another --output")
         check_place(output, "--output")
         return output
@@ -206,9 +208,9 @@ class Contrast:
         return float((self.received.gather(1, self.most).sum(1) / self.received.sum(1)).mean())
 
     @property
-    def statistics(self) -> torch.Tensor:
+    def statistics(self) -> np.ndarray:
         """top, gap, above and high: float32 [4, layer, width]."""
-        return torch.stack(self._layers, 1)
+        return torch.stack(self._layers, 1).numpy()
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,10 +268,10 @@ class SinkSearch:
         self._sums: list[torch.Tensor | None] = [None, None]
         self._counts = [0, 0]
 
-    def add(self, contrast: Contrast) -> None:
-        """Add one sample."""
+    def add(self, statistics: np.ndarray) -> None:
+        """Add the `Contrast.statistics` of one sample."""
         half = sum(self._counts) % 2
-        statistics = contrast.statistics.double()
+        statistics = torch.from_numpy(statistics).double()
         self._sums[half] = statistics if self._sums[half] is None else self._sums[half] + statistics
         self._counts[half] += 1
 
@@ -416,49 +418,59 @@ def random_sets(width: int, dimensions: tuple[int, ...], sets: int, rng: np.rand
     return np.array([dimensions, *drawn])
 
 
-class Agreement:
-    """Counts of every sample for the given dimensions at tau, at other taus, and for random dimensions."""
+@dataclass(frozen=True, eq=False)
+class SampleCounts:
+    """Counts of one sample: of the given dimensions at tau (`own`) and at other values of tau (`swept`), and of each
+    random set at the same tau (`random`) and with the same number of detected tokens (`matched`). `chance`: fraction of
+    wanted candidates."""
 
-    def __init__(self, tau: float, sweep: tuple[float, ...], top_percent: float):
-        self.tau, self.sweep, self.top_percent = tau, sweep, top_percent
-        self.counts: list[Counts] = []
-        self._swept: list[list[Counts]] = []
-        self._random: list[list[Counts]] = []
-        self._matched: list[list[Counts]] = []
-        self._chance: list[float] = []
+    own: Counts
+    swept: list[Counts]
+    random: list[Counts]
+    matched: list[Counts]
+    chance: float
 
-    def add(self, values: np.ndarray, received: np.ndarray) -> Counts:
-        """Add one sample: spikes [set, layer, candidate], given dimensions first, and attention [layer, candidate]."""
-        wanted = most_attended(received, self.top_percent)
-        given, others = values[0], values[1:]
-        own = compare(given > self.tau, wanted)
-        self.counts.append(own)
-        self._swept.append([compare(given > tau, wanted) for tau in self.sweep])
-        self._random.append([compare(other > self.tau, wanted) for other in others])
-        self._matched.append([compare(highest(other, own.detected), wanted) for other in others])
-        self._chance.append(float(wanted.mean()))
-        return own
+    @classmethod
+    def stored(cls, values: dict) -> SampleCounts:
+        """Counts from their values in a part of a run."""
+        lists = {kind: [Counts(**counts) for counts in values[kind]] for kind in ("swept", "random", "matched")}
+        return cls(own=Counts(**values["own"]), chance=values["chance"], **lists)
 
-    def summary(self) -> dict:
-        """Precision and recall with intervals: overall, per layer, by tau, and of random dimensions; the verdict."""
-        layers = len(self.counts[0].wanted)
-        edited = edited_layers(layers)
-        overall = scores([[own] for own in self.counts], edited)
-        return {
-            "verdict": verdict(overall["precision"]["mean"], overall["recall"]["mean"]),
-            **overall,
-            "chance": float(np.mean(self._chance)),
-            "random_same_tau": scores(self._random, edited),
-            "random_same_count": scores(self._matched, edited),
-            "by_tau": [
-                {"tau": tau, **scores([[swept[i]] for swept in self._swept], edited)}
-                for i, tau in enumerate(self.sweep)
-            ],
-            "by_layer": [
-                {"layer": layer, **scores([[own] for own in self.counts], slice(layer, layer + 1))}
-                for layer in range(layers)
-            ],
-        }
+
+def count_sample(
+    values: np.ndarray, received: np.ndarray, tau: float, sweep: Sequence[float], top_percent: float
+) -> SampleCounts:
+    """Counts of one sample: spikes [set, layer, candidate], given dimensions first; attention [layer, candidate]."""
+    wanted = most_attended(received, top_percent)
+    given, others = values[0], values[1:]
+    own = compare(given > tau, wanted)
+    return SampleCounts(
+        own=own,
+        swept=[compare(given > other, wanted) for other in sweep],
+        random=[compare(other > tau, wanted) for other in others],
+        matched=[compare(highest(other, own.detected), wanted) for other in others],
+        chance=float(wanted.mean()),
+    )
+
+
+def agreement(samples: Sequence[SampleCounts], sweep: Sequence[float]) -> dict:
+    """Precision and recall with intervals: overall, per layer, by tau, and of random dimensions; the verdict."""
+    layers = len(samples[0].own.wanted)
+    edited = edited_layers(layers)
+    own = [[sample.own] for sample in samples]
+    overall = scores(own, edited)
+    return {
+        "verdict": verdict(overall["precision"]["mean"], overall["recall"]["mean"]),
+        **overall,
+        "chance": float(np.mean([sample.chance for sample in samples])),
+        "random_same_tau": scores([sample.random for sample in samples], edited),
+        "random_same_count": scores([sample.matched for sample in samples], edited),
+        "by_tau": [
+            {"tau": tau, **scores([[sample.swept[index]] for sample in samples], edited)}
+            for index, tau in enumerate(sweep)
+        ],
+        "by_layer": [{"layer": layer, **scores(own, slice(layer, layer + 1))} for layer in range(layers)],
+    }
 
 
 def edited_layers(layers: int) -> slice:

@@ -28,8 +28,10 @@ from typing import Literal
 import numpy as np
 import torch
 
+from analysis.files import write_table
 from analysis.metrics import CONTROLS, METRICS, Target, cell_weights, relation_distribution
-from analysis.runs import RunFolder, write_table
+from analysis.resume import Part
+from analysis.runs import RunFolder
 from analysis.statistics import (
     LEVEL,
     correct_family,
@@ -241,6 +243,24 @@ class SampleMetrics:
     values: dict[str, dict[str, dict[str, float]]]
     heads: dict[str, dict[str, np.ndarray]]
     maps: dict[str, np.ndarray]
+
+    @classmethod
+    def stored(cls, part: Part) -> SampleMetrics:
+        """Metrics of a sample from its part of a run; those of the heads stay in the file."""
+        values, maps = (part.value("metrics", name) for name in ("values", "maps"))
+        return cls(part.name, values, StoredHeads(part), maps)
+
+
+class StoredHeads:
+    """`heads` of a stored sample: those of the query that was read last are in memory."""
+
+    def __init__(self, part: Part):
+        self.part, self.query, self.values = part, "", {}
+
+    def __getitem__(self, query: str) -> dict[str, dict[str, np.ndarray]]:
+        if query != self.query:
+            self.query, self.values = query, self.part.value("metrics", "heads", query)
+        return self.values
 
 
 def measure_sample(

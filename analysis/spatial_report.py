@@ -14,10 +14,11 @@ from matplotlib.patches import Patch, Rectangle
 from PIL import Image
 
 from analysis.faithfulness import FaithfulnessScore, save_faithfulness
+from analysis.files import cell_rects, save_arrays
 from analysis.metrics import METRICS
 from analysis.overlay import LONGER_SIDE, overlay
 from analysis.plots import BLUE, GREEN, ORANGE, Figure, for_bars, head_heatmap, visible
-from analysis.runs import RunFolder, cell_rects, save_arrays
+from analysis.runs import RunFolder
 from analysis.spatial import (
     CONDITIONS,
     FAMILY,

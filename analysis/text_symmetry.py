@@ -32,15 +32,16 @@ A run writes arrays, heads.csv and figures: scatter of pairs around the ideal li
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from matplotlib.patches import Patch
 
+from analysis.files import save_arrays, write_table
 from analysis.plots import BLUE, ORANGE, Figure, for_bars, for_lines, head_heatmap, whole_numbers
-from analysis.runs import RunFolder, save_arrays, write_table
+from analysis.runs import RunFolder
 from analysis.statistics import (
     DIFFERENCE,
     LEVEL,
@@ -220,44 +221,25 @@ class SymmetrySettings:
         check_at_least(self, examples=0)
 
 
-class Study:
-    """Accumulator of the attention of captions; `asymmetries` holds the asymmetries of all of them."""
-
-    def __init__(self, layers: Sequence[int]):
-        self.layers = tuple(layers)
-        self.captions: list = []
-        self._attention: list[np.ndarray] = []
-
-    def add(self, caption, attention: Mapping[str, np.ndarray]) -> dict:
-        """Store `attention` of each sentence, [word, layer, head]; return the caption's row, values of COLUMNS.
-
-        caption: has `name`, and `sentences` by name, each with `first`, `second` and `relation`.
-        """
-        self.captions.append(caption)
-        self._attention.append(np.stack([attention[sentence] for sentence in SENTENCES]))
-        asymmetries = Asymmetries(self._attention[-1][None], self.layers)
-        words = caption.sentences["caption"]
-        row = {"first": words.first, "second": words.second, "relation": words.relation}
-        for measured in MEASURED:
-            values = asymmetries.overall[measured]
-            row |= {f"asymmetry_{measured}_{name}": float(a) for name, a in zip(SENTENCES, values[0], strict=True)}
-            for kind in IDEAL:
-                row[f"score_{measured}_{kind}"] = float(np.abs(lean(*pair_of(values, kind), kind))[0])
-        return row
-
-    @property
-    def asymmetries(self) -> Asymmetries:
-        """Asymmetries of all added captions."""
-        return Asymmetries(np.stack(self._attention), self.layers)
+def sample_row(caption, attention: np.ndarray, layers: Sequence[int]) -> dict:
+    """Row of a caption, values of COLUMNS; attention: [sentence, word, layer, head], sentences as in SENTENCES."""
+    asymmetries = Asymmetries(attention[None], layers)
+    words = caption.sentences["caption"]
+    row = {"first": words.first, "second": words.second, "relation": words.relation}
+    for measured in MEASURED:
+        values = asymmetries.overall[measured]
+        row |= {f"asymmetry_{measured}_{name}": float(a) for name, a in zip(SENTENCES, values[0], strict=True)}
+        for kind in IDEAL:
+            row[f"score_{measured}_{kind}"] = float(np.abs(lean(*pair_of(values, kind), kind))[0])
+    return row
 
 
-def save_study(run: RunFolder, study: Study, examples: int, seed: int) -> dict:
-    """Write symmetry.npz, heads.csv and the figures; return the summary."""
-    asymmetries = study.asymmetries
+def save_study(run: RunFolder, captions: Sequence, asymmetries: Asymmetries, examples: int, seed: int) -> dict:
+    """Write symmetry.npz, heads.csv and the figures of the measured captions; return the summary."""
     save_arrays(
         run.folder / "symmetry.npz",
         attention=asymmetries.attention.astype(np.float32),
-        samples=np.array([caption.name for caption in study.captions], dtype=str),
+        samples=np.array([caption.name for caption in captions], dtype=str),
         sentences=np.array(SENTENCES),
         words=np.array(WORDS),
         layers=np.array(asymmetries.layers),
@@ -267,7 +249,7 @@ def save_study(run: RunFolder, study: Study, examples: int, seed: int) -> dict:
     run.save(layer_lines({kind: score_by_layer(asymmetries, kind) for kind in IDEAL}, asymmetries.layers), "layers.png")
     if examples:
         chosen = spread(np.abs(lean(*pair_of(asymmetries.overall["entities"], "swapped"), "swapped")), examples)
-        run.save(example_bars(asymmetries, study.captions, chosen), "examples.png")
+        run.save(example_bars(asymmetries, captions, chosen), "examples.png")
     if few := too_few(len(asymmetries)):
         print(few)
     tests = {kind: heads_that_lean(asymmetries, kind) for kind in IDEAL}

@@ -39,7 +39,8 @@ from analysis import command
 from analysis.faithfulness import ranking
 from analysis.maps import MAPS, MapSettings, check_kinds, needs
 from analysis.metrics import cell_weights, mass, pointing
-from analysis.runs import Output, RunFolder, flat_flags, measure_each
+from analysis.resume import measure_each
+from analysis.runs import Output, RunFolder, flat_flags
 from analysis.truth_report import RANDOM, UNIFORM, report
 from analysis.words import find_word
 from data.errors import SampleError, check_at_least

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from analysis.files import write_table
 from analysis.metrics import Bounds
 from analysis.plots import BLUE, Figure, for_rows
-from analysis.runs import RunFolder, write_table
+from analysis.runs import RunFolder
 from analysis.statistics import DIFFERENCE, REAL, SHARE, correct_family, known_mean, mean_interval, paired_difference
 
 UNIFORM, RANDOM, BASELINE = "uniform", "random", "rollout"

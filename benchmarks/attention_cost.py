@@ -34,8 +34,9 @@ import torch
 from tqdm import tqdm
 
 from analysis import command
+from analysis.files import read_table, write_json, write_table, writing
 from analysis.plots import Figure
-from analysis.runs import default_out_dir, read_table, refuse_existing, write_json, write_table, writing
+from analysis.runs import default_out_dir, refuse_existing
 from benchmarks import decoders
 from benchmarks.budget import attempt, free_memory, matrix_memory, peak_memory
 from benchmarks.decoders import (

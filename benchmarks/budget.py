@@ -24,7 +24,7 @@ from typing import Literal
 import torch
 
 from analysis import command
-from analysis.runs import out_of_memory
+from analysis.resume import out_of_memory
 from benchmarks.decoders import METHODS
 from models.memory import GB, Decoder, free_bytes, parts
 

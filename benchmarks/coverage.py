@@ -20,7 +20,8 @@ import numpy as np
 from scipy import special, stats
 
 from analysis import command
-from analysis.runs import default_out_dir, refuse_existing, write_table
+from analysis.files import write_table
+from analysis.runs import default_out_dir, refuse_existing
 from analysis.statistics import DIFFERENCE, NONNEGATIVE, REAL, SHARE, Bounds, mean_interval, rate_interval
 
 STUDENT = "Student's t"

@@ -31,7 +31,8 @@ from tqdm import tqdm
 import models
 from analysis import command
 from analysis.evaluation import Part
-from analysis.runs import default_out_dir, refuse_existing, write_table
+from analysis.files import write_table
+from analysis.runs import default_out_dir, refuse_existing
 from data import spatial_qa, twoshapes_qa
 from models.answering import Decoding, ModelBackend
 from models.loading import locate, read_config

@@ -23,7 +23,8 @@ from PIL import Image
 
 import models
 from analysis import command
-from analysis.runs import default_out_dir, refuse_existing, write_table
+from analysis.files import write_table
+from analysis.runs import default_out_dir, refuse_existing
 from data.shapes import Shape, draw
 from models.attention import listening
 from models.loading import quiet

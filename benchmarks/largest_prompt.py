@@ -18,7 +18,8 @@ from functools import partial
 from typing import Literal
 
 from analysis import command
-from analysis.runs import default_out_dir, refuse_existing, write_json
+from analysis.files import write_json
+from analysis.runs import default_out_dir, refuse_existing
 from benchmarks import attention_cost as cost
 from benchmarks.budget import peak_memory
 from benchmarks.decoders import Setup, Shape, generate

@@ -19,8 +19,8 @@ from textwrap import fill
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
+from analysis.files import read_table
 from analysis.plots import Figure
-from analysis.runs import read_table
 from benchmarks import attention_cost
 from models.doctor import BROWSERS
 

@@ -28,6 +28,7 @@ from models.folders import (
     check_quantization,
     check_tokenizer_files,
     check_weight_files,
+    contents,
     quantization_method,
 )
 from models.unpatched import check_config, check_recording
@@ -242,6 +243,18 @@ def locate(name: str) -> str:
             f"model {name!r} is neither a folder, nor a hub id (owner/name), nor embedded ({', '.join(embedded())})"
         )
     return name
+
+
+def checkpoint_hashes(name: str, revision: str | None) -> dict[str, str]:
+    """Hash of each file of a checkpoint by its name (`models.folders.contents`); of a model on the hub its commit.
+
+    Raises as `locate` does, and ValueError for a model on the hub that cannot be read.
+    """
+    path = name if os.path.isfile(name) else locate(name)
+    if known := contents(path):
+        return known
+    with quiet(), reading_config(name):
+        return {"commit": str(extract_commit_hash(cached_file(path, "config.json", revision=revision), None))}
 
 
 def place(device: str) -> str | dict[str, str]:

@@ -1,11 +1,13 @@
 """Run scripts in a separate process with real flags, output and exit status.
 
 The process is forked from the test process, which has already imported torch; a new interpreter would need seconds.
+With KILL_AT_OPERATION=n in its environment it is killed at its n-th file operation below its working directory.
 """
 
 import os
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -63,6 +65,24 @@ class Process:
         raise TimeoutError(f"{' '.join(self.argv)} has not ended")
 
 
+OPERATIONS = ("open", "os.rename", "os.mkdir", "os.remove")  # audit events of file operations
+
+
+def die_at_operation(count: int, folder: str) -> None:
+    """Kill this process at its `count`-th file operation below `folder`."""
+    left = count
+
+    def hook(event: str, arguments: tuple) -> None:
+        nonlocal left
+        if event in OPERATIONS and isinstance(arguments[0], str | Path) and folder in os.path.abspath(arguments[0]):
+            writes = event != "open" or (isinstance(arguments[1], str) and arguments[1][:1] in "wax")
+            left -= writes
+            if left <= 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
 def _run_forked(argv: list[str], cwd, environment: dict[str, str], streams: Path) -> int:
     """Run a script in the forked process, with the state that a new process would have."""
     for stream, name in ((1, "output"), (2, "errors")):
@@ -71,11 +91,15 @@ def _run_forked(argv: list[str], cwd, environment: dict[str, str], streams: Path
     sys.argv = argv
     os.chdir(cwd)
     os.environ.update(environment)
+    for number in (signal.SIGINT, signal.SIGHUP):  # a test run in the background ignores them
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     torch.set_num_threads(1)  # threads do not survive a fork; waiting for them would block
     warnings.resetwarnings()
     warnings.showwarning = lambda message, category, filename, lineno, file=None, line=None: sys.stderr.write(
         warnings.formatwarning(message, category, filename, lineno, line)
     )
+    if "KILL_AT_OPERATION" in environment:
+        die_at_operation(int(environment["KILL_AT_OPERATION"]), str(cwd))
     status = 0
     try:
         runpy.run_path(argv[0], run_name="__main__")

@@ -27,10 +27,9 @@ from analysis.corners import (
     sharing,
     specialisation,
 )
-from analysis.runs import RunFolder
 from analysis.statistics import DIFFERENCE, benjamini_hochberg, halves, mean_interval
 from compare_corner_heads import head_rows, main
-from tests.runs import summary_of, table
+from tests.runs import make_run, summary_of, table
 from tests.settings import configure
 
 LAYERS, HEADS, PAIRS = 5, 6, 24
@@ -59,7 +58,7 @@ def write_run(folder, signed, corner=None, layers=None, topk=2, names=None, skip
     names = [f"pair_{i:05d}" for i in range(signed.shape[-1])] if names is None else names
     flags = {"max_new_tokens": 1, "load_4bit": False, "load_8bit": False} | flags
     model = {"revision": None, "family": "qwen2_vl", "dtype": "float32", "devices": [f"cuda:{len(folder.name)}"]}
-    run = RunFolder.create(folder, {"flags": flags, "model": model}, ("full_image", "control_image"))
+    run = make_run(folder, {"flags": flags, "model": model}, ("full_image", "control_image"))
     for name in names:
         run.add(name)
     for name in skipped:
@@ -349,7 +348,7 @@ def test_a_finished_comparison_is_kept(compared, folders, tmp_path, capsys):
     assert main(config) == 0
     wrong(config.folders, capsys, "level", out_dir=str(out), top=1, level=0.1)
     other = write_run(tmp_path / "bottomright", planted(seed=1)[3], layers=NUMBERS)
-    wrong((*config.folders[:2], str(other), config.folders[3]), capsys, "responses", out_dir=str(out), top=1)
+    wrong((*config.folders[:2], str(other), config.folders[3]), capsys, "folders", out_dir=str(out), top=1)
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import evaluate
 from analysis.evaluation import lock
-from analysis.runs import OutputError
+from analysis.files import OutputError
 from tests import shell
 from tests.evaluation import COUNT, RUNNER, generated, lines_of_parts, predictions, run, settings, summary
 from tests.settings import changed

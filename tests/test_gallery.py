@@ -13,13 +13,14 @@ from PIL import Image
 
 from analysis.gallery import COLUMNS, report_answer, save_answer
 from analysis.overlay import OverlayStyle
+from analysis.resume import attempt
 from analysis.rollout import Rollout, rollout
-from analysis.runs import RunFolder, attempt, measure_batches, measure_each
 from data.errors import SampleError
 from data.geometry import ImageGrid
 from models.generation import answer
 from tests.families import qwen, qwen_processor
 from tests.models import picture
+from tests.runs import make_run, run_samples
 
 OVERLAYS = ["overlay_max.png", "overlay_mean.png", "overlay_tokens.png"]
 
@@ -27,7 +28,7 @@ OVERLAYS = ["overlay_max.png", "overlay_mean.png", "overlay_tokens.png"]
 def test_without_a_grid_there_are_maps_and_shares_but_no_overlays(tmp_path):
     relevance = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.5, 0.3, 0.1, 0.1]])
     layout = SimpleNamespace(images=(torch.tensor([0, 1, 2]),), grids=(None,))
-    run = RunFolder.create(tmp_path / "run", {}, ())
+    run = make_run(tmp_path / "run")
     folder = save_answer(
         run, "a", [picture()], ["red", "circle"], Rollout(relevance, "predicting", layout), [0.6, 0.9], OverlayStyle()
     )
@@ -45,7 +46,7 @@ def test_a_known_and_an_unknown_grid_in_one_prompt(tmp_path):
     grid = ImageGrid(rows=1, cols=2, width=20, height=10, cell=10, resized=(20, 10))
     layout = SimpleNamespace(images=(torch.tensor([0, 1]), torch.tensor([2, 3, 4])), grids=(grid, None))
     rolled = Rollout(torch.full((1, 5), 0.2), "query", layout)
-    run = RunFolder.create(tmp_path / "run", {}, ())
+    run = make_run(tmp_path / "run")
     folder = save_answer(run, "a", [picture(20, 10), picture(8, 8)], ["red"], rolled, [1.0], OverlayStyle())
     assert sorted(path.name for path in folder.iterdir()) == ["image_share.png", "maps-1.npz", "maps.npz", *OVERLAYS]
 
@@ -56,9 +57,9 @@ def test_two_pictures_in_one_prompt_of_qwen(tmp_path):
     pictures = [picture(140, 56), picture(56, 168)]
     output = answer(model, processor, pictures, "what is left ?", max_new_tokens=3)
     rolled = rollout(output.trace, output.layout, tokens=3)
-    run = RunFolder.create(tmp_path / "run", {}, COLUMNS)
+    run = make_run(tmp_path / "run", columns=COLUMNS)
     sample = SimpleNamespace(name="a", path="a.png", prompt="what is left ?", gold="")
-    row = report_answer(run, sample, pictures, output, rolled, OverlayStyle())
+    row = report_answer(run, sample, pictures, output, rolled, OverlayStyle()).row
     assert set(row) == set(COLUMNS) and row["tokens"] == 3 and 0 < row["image_share"] < 1
     for suffix, shape, size in (("", (2, 5), (560, 224)), ("-1", (6, 2), (168, 504))):
         with np.load(run.folder / "a" / f"maps{suffix}.npz") as maps:
@@ -70,17 +71,16 @@ def test_two_pictures_in_one_prompt_of_qwen(tmp_path):
 def test_each_sample_is_measured_or_counted_by_its_reason(tmp_path, capsys):
     samples = [SimpleNamespace(name=name) for name in "abcd"]
 
-    def measure(sample):
+    def measure(batch):
+        [sample] = batch
         if sample.name == "b":
             raise SampleError("image empty", "image b is empty")
         if sample.name == "c":
             raise SampleError("no query row", "no generated token has a row")
-        return {"share": ord(sample.name)}
+        return [{"share": ord(sample.name)}]
 
-    run = RunFolder.create(tmp_path / "run", {}, ("share",))
-    rows = measure_each(run, samples, measure, unusable=[("z", "no caption")])
-    assert rows == [{"share": 97}, {"share": 100}]
-    run.finish({})
+    run = run_samples(tmp_path / "run", samples, measure, ("share",), unusable=[("z", "no caption")])
+    assert [part.row for part in run.results()] == [{"share": 97}, {"share": 100}]
     assert json.loads((run.folder / "summary.json").read_text()) == {
         "n": 2, "skipped": {"no caption": 1, "image empty": 1, "no query row": 1},
     }  # fmt: skip
@@ -105,9 +105,9 @@ def test_memory_that_runs_out_is_counted(tmp_path):
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")
         return [{"size": 1}]
 
-    run = RunFolder.create(tmp_path / "run", {}, ("size",))
     samples = [SimpleNamespace(name=name) for name in "abcd"]
-    assert measure_batches(run, samples, measure, 2) == [{"size": 1}] * 3
+    run = run_samples(tmp_path / "run", samples, measure, ("size",), size=2)
+    assert [part.row for part in run.results()] == [{"size": 1}] * 3
     assert tried == ["ab", "a", "b", "cd", "c", "d"]
     assert run.skipped == {"out of memory": 1}
 
@@ -131,10 +131,9 @@ def test_a_failed_sample_holds_no_memory(error):
 
 
 def test_an_error_that_is_not_of_the_sample_ends_the_run(tmp_path):
-    def measure(sample):
+    def measure(batch):
         raise ValueError("a fault of the program")
 
-    run = RunFolder.create(tmp_path / "run", {}, ())
     with pytest.raises(ValueError, match="a fault of the program"):
-        measure_each(run, [SimpleNamespace(name="a")], measure)
-    assert run.done == 0 and not run.skipped
+        run_samples(tmp_path / "run", [SimpleNamespace(name="a")], measure)
+    assert not (tmp_path / "run" / "summary.json").exists()

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from analysis.runs import RunFolder, measure_batches
 from data import gaze_samples, scanpaths, twoshapes
 from data.errors import SampleError
 from data.gaze_samples import (
@@ -23,6 +22,7 @@ from data.gaze_samples import (
 )
 from data.geometry import ImageGrid
 from data.samples import Sample, Samples, collect
+from tests.runs import run_samples
 
 
 def grid_of(width, height):
@@ -172,7 +172,6 @@ def test_files_that_name_other_pictures_are_refused(pictures):
 
 
 def test_a_bad_sample_does_not_take_its_batch_along(tmp_path, capsys):
-    run = RunFolder.create(tmp_path / "run", {}, ("value",))
     samples = [Sample(str(number), None, "?") for number in range(7)]
     asked = []
 
@@ -182,7 +181,8 @@ def test_a_bad_sample_does_not_take_its_batch_along(tmp_path, capsys):
             raise SampleError("four", "it is four")
         return [{"value": int(sample.name) ** 2} for sample in batch]
 
-    rows = measure_batches(run, samples, measure, 3, unusable=[("x", "gone")])
-    assert [row["value"] for row in rows] == [0, 1, 4, 9, 25, 36] and run.skipped == {"gone": 1, "four": 1}
+    run = run_samples(tmp_path / "run", samples, measure, ("value",), size=3, unusable=[("x", "gone")])
+    assert [part.row["value"] for part in run.results()] == [0, 1, 4, 9, 25, 36]
+    assert run.skipped == {"gone": 1, "four": 1}
     assert asked == [["0", "1", "2"], ["3", "4", "5"], ["3"], ["4"], ["5"], ["6"]]
     assert "skipped 4: it is four" in capsys.readouterr().err

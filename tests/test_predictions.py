@@ -28,8 +28,9 @@ from analysis.evaluation import (
     parse,
     summarise_run,
 )
+from analysis.files import OutputError
 from analysis.processes import Team, own_device, team
-from analysis.runs import OutputError, flat_flags
+from analysis.runs import flat_flags
 from tests.settings import changed, configure
 
 SETTINGS_A = {"--temperature": 0.0, "--model": "a", "--layers": (1, 2)}

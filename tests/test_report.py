@@ -15,11 +15,12 @@ from PIL import Image, features
 import models
 from analysis import gallery, report
 from analysis.rollout import Rollout, rollout
-from analysis.runs import RunFolder
+from data.errors import SampleError
 from data.geometry import ImageGrid
 from models.generation import answer
 from tests import tolerance
 from tests.models import picture
+from tests.runs import make_run, run_samples
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -123,7 +124,7 @@ def test_a_hundred_tokens_of_a_large_model_fit_in_five_megabytes():
 
 
 def finished(folder, rows=(), summary=None, **settings):
-    run = RunFolder.create(folder, {"flags": {}, **settings}, ("answer", "share"))
+    run = make_run(folder, {"flags": {}, **settings}, ("answer", "share"))
     for name, text, share in rows:
         run.add(name, answer=text, share=share)
     run.finish(summary or {})
@@ -133,7 +134,7 @@ def finished(folder, rows=(), summary=None, **settings):
 def test_text_from_data_is_escaped(tmp_path):
     rows = [(text, text, 0.5) for text in HOSTILE]
     run = finished(tmp_path / "run", rows, {"skipped": {HOSTILE[0]: 2}}, note=HOSTILE[1])
-    page = report.write_report(run.folder, []).read_text()
+    page = report.write_report(run.folder).read_text()
     for text in HOSTILE[:3]:
         assert text not in page
     assert page.count("<script") == 2 and "{{ 7 * 7 }}" in page
@@ -198,9 +199,28 @@ def damaged_avif():
     return damaged
 
 
-def test_a_folder_that_is_no_finished_run(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no finished run"):
+def test_a_folder_that_is_no_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no settings.json"):
         report.write_report(tmp_path)
+
+
+def test_the_page_of_an_unfinished_run_says_so(tmp_path):
+    samples = [SimpleNamespace(name=name) for name in "abc"]
+
+    def measure(batch):
+        if batch[0].name == "b":
+            raise SampleError("image empty")
+        if batch[0].name == "c":
+            raise KeyboardInterrupt
+        return [{"share": 0.25}]
+
+    with pytest.raises(KeyboardInterrupt):
+        run_samples(tmp_path / "run", samples, measure, ("share",), unusable=[("z", "no caption")])
+    page = report.write_report(tmp_path / "run").read_text()
+    assert "unfinished run: 3 of 4 samples so far; its command continues it" in page
+    assert "1 skipped: image empty" in page and "1 skipped: no caption" in page and "0.25" in page
+    run_samples(tmp_path / "run", samples, lambda batch: [{"share": 0.5}], ("share",), unusable=[("z", "no caption")])
+    assert "unfinished run" not in report.write_report(tmp_path / "run").read_text()
 
 
 def test_rows_pictures_and_files(tmp_path):
@@ -212,7 +232,7 @@ def test_rows_pictures_and_files(tmp_path):
     page = report.write_report(run.folder).read_text()
     assert "0.1235" in page and 'title="0.123456789"' in page and 'alt="Figure: bars"' in page
     assert "Figure: broken" not in page and 'href="sub%20folder/x%23y.npz"' in page
-    columns, rows = report.table(run.folder, report.read_rows(run.folder), {"a": 0})
+    columns, rows = report.table(run.folder, report.stored_rows(run.folder), {"a": 0})
     assert columns == ["sample", "answer", "share"] and rows[0]["view"] == 0 and len(rows) == 1
 
 

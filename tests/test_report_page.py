@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ import gaze_generation_llava
 import gaze_head_similarity_llava
 from analysis.report import write_report
 from data.twoshapes import generate
+from tests.runs import run_samples
 from tests.settings import configure
-from tests.test_report import HOSTILE, finished
+from tests.test_report import HOSTILE
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -234,8 +236,13 @@ def test_text_is_inert(visit, folder, tmp_path):
         condition["answer"], condition["prompt"][1] = strange, strange
         condition["tokens"][0].update(text=strange, alternatives=[[strange, 0.5]])
         views.append(content)
-    run = finished(tmp_path / "run", [(strange, strange, 1) for strange in STRANGE], {"skipped": {STRANGE[0]: 1}})
-    page = visit(write_report(run.folder, views))
+    samples = [SimpleNamespace(name=strange) for strange in STRANGE]
+    by_name = dict(zip(STRANGE, views, strict=True))
+    run = run_samples(
+        tmp_path / "run", samples, lambda batch: [{"answer": batch[0].name, "share": 1}], ("answer", "share"),
+        unusable=[(STRANGE[0], STRANGE[0])], views=by_name,
+    )  # fmt: skip
+    page = visit(write_report(run.folder))
     for number, strange in enumerate(STRANGE):
         page.locator("#sample").select_option(str(number))
         page.locator(".panel h3", has_text=strange).wait_for()

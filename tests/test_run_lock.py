@@ -12,7 +12,7 @@ import pytest
 
 from analysis import processes
 from analysis.evaluation import SETTINGS, Predictions, lock
-from analysis.runs import OutputError
+from analysis.files import OutputError
 
 ROOT = Path(__file__).parents[1]
 REFUSED = "another run is writing to .*run; wait until it ends, or pass another --out-dir"

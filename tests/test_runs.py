@@ -5,9 +5,7 @@ import errno
 import json
 import os
 import re
-import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,20 +16,10 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 
-from analysis.runs import (
-    OutputError,
-    RunFolder,
-    check_place,
-    default_out_dir,
-    is_finished,
-    read_table,
-    refuse_existing,
-    save_maps,
-    write_json,
-    write_table,
-    write_whole,
-)
+from analysis.files import OutputError, check_place, read_table, save_maps, write_json, write_table, write_whole
+from analysis.runs import default_out_dir, provenance, refuse_existing
 from data.geometry import ImageGrid
+from tests.runs import make_run
 
 COLUMNS = ("answer", "share")
 
@@ -41,25 +29,14 @@ def rows(run):
         return list(csv.reader(table))
 
 
-def test_a_run_from_settings_to_summary(tmp_path):
-    @dataclass(frozen=True)
-    class Config:
-        image: Path = Path("a.png")
-        layers: tuple = (3, 7)
-
-    run = RunFolder.create(tmp_path / "new" / "run", {"flags": Config(), "seed": 0, "device": "cpu"}, COLUMNS)
-    settings = json.loads((run.folder / "settings.json").read_text())
-    assert settings["flags"] == {"image": "a.png", "layers": [3, 7]} and settings["seed"] == 0
-    assert settings["command"] == sys.argv
-    assert settings["versions"]["numpy"] == np.__version__
-    assert settings["versions"]["python"] == sys.version.split()[0]
-    assert {"torch", "transformers"} <= set(settings["versions"])
-
+def test_rows_skips_and_summary(tmp_path):
+    run = make_run(tmp_path / "run", columns=COLUMNS)
     run.add("shard0/1", answer='left, "or"\nright', share=np.float32(0.5))
-    assert rows(run)[-1] == ["shard0/1", 'left, "or"\nright', "0.5", ""]  # on disk before the run ends
     run.skip("shard0/2", "image missing")
     run.skip("shard0/3", "image missing")
     run.add("shard0/4", share=1)
+    assert not (run.folder / "summary.json").exists()
+    run.finish({"share": np.float64(0.75), "interval": (0.5, float("nan"))})
     assert rows(run) == [
         ["sample", "answer", "share", "skipped"],
         ["shard0/1", 'left, "or"\nright', "0.5", ""],
@@ -67,11 +44,16 @@ def test_a_run_from_settings_to_summary(tmp_path):
         ["shard0/3", "", "", "image missing"],
         ["shard0/4", "", "1", ""],
     ]
-    assert not (run.folder / "summary.json").exists()
-    run.finish({"share": np.float64(0.75), "interval": (0.5, float("nan"))})
     assert json.loads((run.folder / "summary.json").read_text()) == {
         "n": 2, "skipped": {"image missing": 2}, "share": 0.75, "interval": [0.5, None],
     }  # fmt: skip
+
+
+def test_settings_state_command_time_and_versions():
+    about = provenance()
+    assert about["command"] == sys.argv and about["versions"]["numpy"] == np.__version__
+    assert about["versions"]["python"] == sys.version.split()[0]
+    assert {"torch", "transformers", "code"} <= set(about["versions"])
 
 
 TEXTS = [
@@ -82,10 +64,11 @@ NUMERALS = ["-0.5", "+3", "-1e-07", ".5", "-7.", "12"]
 
 
 def test_a_spreadsheet_runs_no_text_and_every_text_is_read_back(tmp_path):
-    run = RunFolder.create(tmp_path / "run", {}, COLUMNS)
+    run = make_run(tmp_path / "run", columns=COLUMNS)
     for text in [*TEXTS, *NUMERALS]:
         run.add(text, answer=text, share=-0.5)
     run.add("numbers", answer=np.float32(-0.25), share=-3)
+    run.finish({})
     path = write_table(tmp_path / "table.csv", [{"=a": text, "b": text} for text in [*TEXTS, *NUMERALS]])
     with path.open(newline="", encoding="utf-8") as file:
         tables = {"run": rows(run)[1:-1], "table": list(csv.reader(file))}
@@ -111,67 +94,33 @@ def test_every_table_is_written_in_one_place():
     sources = [*root.glob("*.py"), *(path for room in ("analysis", "benchmarks", "data", "docs", "models")
                                      for path in (root / room).rglob("*.py"))]  # fmt: skip
     users = {path.name for path in sources if re.search(r"csv\.(writer|DictWriter)", path.read_text())}
-    assert users == {"runs.py"}
+    assert users == {"files.py"}
 
 
-def test_a_column_that_does_not_exist_is_an_error_and_writes_no_row(tmp_path):
-    run = RunFolder.create(tmp_path / "run", {}, COLUMNS)
+def test_a_column_that_does_not_exist_is_an_error(tmp_path):
+    run = make_run(tmp_path / "run", columns=COLUMNS)
+    run.add("a", anwser="left")
     with pytest.raises(ValueError, match=r"unknown columns \['anwser'\]; samples.csv has sample, answer,"):
-        run.add("a", anwser="left")
-    assert len(rows(run)) == 1
+        run.finish({})
+    assert not (run.folder / "summary.json").exists()
 
 
 def test_two_runs_share_no_state(tmp_path):
-    first, second = (RunFolder.create(tmp_path / name, {}, ()) for name in "ab")
+    first, second = (make_run(tmp_path / name) for name in "ab")
     first.skip("x", "image missing")
     first.sample_folder("x")
     assert second.skipped == {} and not list(second.folder.glob("x"))
 
 
-RUN = {"flags": {"topk": 3, "layers": ("a", 1), "out_dir": "x"}, "fingerprints": {"weights": "abc"}}
-
-
-def test_a_finished_run_of_the_same_settings_is_recognised(tmp_path):
-    run = RunFolder.create(tmp_path / "run", RUN, COLUMNS)
-    run.finish({})
-    assert is_finished(run.folder, {**RUN, "flags": {**RUN["flags"], "out_dir": "other"}})
-    for change in ({"flags": {**RUN["flags"], "topk": 2}}, {"fingerprints": {"weights": "new"}}):
-        with pytest.raises(ValueError, match="topk 3, now 2|weights 'abc', now 'new'"):
-            is_finished(run.folder, {**RUN, **change})
-    (run.folder / "settings.json").write_text('{"flags": {}}')
-    with pytest.raises(ValueError, match="not of this script"):
-        is_finished(run.folder, RUN)
-
-
-@pytest.mark.parametrize("names", [(".lock",), (".lock", "partial-settings.json"), ("settings.json", "a.npy"), ()])
-def test_an_unfinished_run_can_begin_anew(tmp_path, names):
-    """Files that a run leaves which was killed at its start, or before its summary."""
-    folder = RunFolder.create(tmp_path / "run", RUN, COLUMNS).folder if "settings.json" in names else tmp_path / "new"
-    folder.mkdir(exist_ok=True)
-    for name in names:
-        (folder / name).touch()
-    assert not is_finished(folder, RUN)
-    assert {path.name for path in folder.iterdir()} <= {".lock", "partial-settings.json"}
-    assert len(rows(RunFolder.create(folder, RUN, COLUMNS))) == 1  # the header
-
-
-def test_other_files_in_an_unfinished_run_are_kept(tmp_path):
-    folder = RunFolder.create(tmp_path / "run", RUN, COLUMNS).folder
-    (folder / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError):
-        is_finished(folder, RUN)
-    assert {path.name for path in folder.iterdir()} == {"settings.json", "samples.csv", "notes.txt"}
-
-
 def test_a_folder_that_holds_anything_is_refused(tmp_path):
     (tmp_path / "old.csv").write_text("precious")
     with pytest.raises(FileExistsError, match="exists and is not empty, and nothing is ever overwritten: pass another"):
-        RunFolder.create(tmp_path, {}, COLUMNS)
+        refuse_existing(tmp_path)
     with pytest.raises(FileExistsError, match="exists and is not empty"):
-        RunFolder.create(tmp_path / "old.csv", {}, COLUMNS)
+        refuse_existing(tmp_path / "old.csv")
     assert os.listdir(tmp_path) == ["old.csv"] and (tmp_path / "old.csv").read_text() == "precious"
     (tmp_path / "empty").mkdir()
-    RunFolder.create(tmp_path / "empty", {}, COLUMNS)
+    assert refuse_existing(tmp_path / "empty") == tmp_path / "empty"
 
 
 def test_default_out_dir_names_script_model_and_time(tmp_path, monkeypatch):
@@ -186,7 +135,7 @@ def test_default_out_dir_names_script_model_and_time(tmp_path, monkeypatch):
 
 
 def test_sample_folders_stay_inside_and_apart(tmp_path):
-    run = RunFolder.create(tmp_path / "run", {}, ())
+    run = make_run(tmp_path / "run")
     names = ["shard0/1", "shard0-1", "../../evil", "..", "/etc", "", "a b", "é", "samples.csv", "x" * 300, "x" * 301]
     folders = [run.sample_folder(name) for name in names]
     assert len(set(folders)) == len(names)
@@ -195,7 +144,7 @@ def test_sample_folders_stay_inside_and_apart(tmp_path):
 
 
 def test_pictures_and_figures_are_saved_whole(tmp_path):
-    run = RunFolder.create(tmp_path / "run", {}, ())
+    run = make_run(tmp_path / "run")
     picture = Image.new("RGB", (5, 4), "red")
     path = run.save(picture, "shard0-1", "overlay.png")
     assert path == run.folder / "shard0-1" / "overlay.png"
@@ -205,7 +154,7 @@ def test_pictures_and_figures_are_saved_whole(tmp_path):
     figure.subplots().plot([0, 1])
     with Image.open(run.save(figure, "plot.png")) as saved:
         assert saved.format == "PNG"
-    assert sorted(os.listdir(run.folder)) == ["plot.png", "samples.csv", "settings.json", "shard0-1"]
+    assert sorted(os.listdir(run.folder)) == ["plot.png", "settings.json", "shard0-1"]
 
 
 def test_what_fails_half_way_leaves_neither_the_file_nor_a_part_of_it(tmp_path):
@@ -228,23 +177,10 @@ def test_what_fails_half_way_leaves_neither_the_file_nor_a_part_of_it(tmp_path):
     assert os.listdir(tmp_path) == ["summary.json"]
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_full_disk_ends_the_run_with_one_sentence(tmp_path):
-    run = RunFolder.create(tmp_path / "run", {}, ("answer",))
-    (run.folder / "samples.csv").unlink()
-    (run.folder / "samples.csv").symlink_to("/dev/full")  # every write to it fails as on a full disk
-    with pytest.raises(OutputError) as caught:
-        run.add("a", answer="left")
-    assert str(caught.value) == (
-        f"could not write {run.folder}/samples.csv: no space left on device; free space or pass another --out-dir"
-    )
-    assert run.done == 0
-
-
 def test_a_place_that_cannot_be_written_is_refused_or_an_output_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="file/run cannot be made: .*file is no folder that you may write to"):
-        RunFolder.create(tmp_path / "file" / "run", {}, ())
+        refuse_existing(tmp_path / "file" / "run")
     with pytest.raises(ValueError, match="/proc/run cannot be made: /proc is no folder that you may write to"):
         refuse_existing("/proc/run")  # whatever its permissions say
     check_place(tmp_path / "new" / "file.json", "the file")
@@ -290,15 +226,3 @@ def test_json_is_strict_and_keeps_every_character(tmp_path):
     assert "blå" in text and json.loads(text.replace("\\udcff", "?")) == {
         "a": [0, 1], "b": None, "c": "x/y", "3": True, "d": "blå ?",
     }  # fmt: skip
-
-
-def test_kill_leaves_a_folder_without_a_summary(tmp_path):
-    program = (
-        "import os, signal\nfrom analysis.runs import RunFolder\n"
-        f"run = RunFolder.create({str(tmp_path / 'run')!r}, {{}}, ('answer',))\n"
-        "run.add('a', answer='left')\nos.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    repository = Path(__file__).parents[1]
-    assert subprocess.run([sys.executable, "-c", program], cwd=repository).returncode == -9
-    assert sorted(os.listdir(tmp_path / "run")) == ["samples.csv", "settings.json"]
-    assert "a,left," in (tmp_path / "run" / "samples.csv").read_text()

@@ -1,5 +1,6 @@
 """Every script as a person runs it, on two samples, and the sentence and exit status of each mistake."""
 
+import errno
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 import attention_rollout_llava as script
+from analysis.resume import Parts
 from data.twoshapes import LAYOUT, generate
 from tests import shell
 from tests.models import llava, llava_processor
@@ -248,37 +250,40 @@ def test_interrupting_leaves_whole_rows(random_model, tmp_path):
     )
     try:
         deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and not ((out / "samples.csv").exists() and len(table(out)) >= 2):
+        while time.monotonic() < deadline and len(list(out.glob("parts/*.npz"))) < 2:
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         _, output = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130 and "error: interrupted; what was written so far is whole" in output
-    rows = table(out)
+    assert process.returncode == 130 and "error: interrupted; start the same command again to go on" in output
+    rows = [part.row for part in Parts(out / "parts")]
     assert len(rows) >= 2 and all((out / row["folder"] / "maps.npz").is_file() for row in rows)
     assert not (out / "summary.json").exists()
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a disk without space")
-def test_full_disk_is_one_sentence(random_model, data_root, tmp_path, capsys, monkeypatch):
-    from analysis import command, runs
+def test_a_full_disk_is_one_sentence_and_the_run_goes_on(random_model, data_root, tmp_path, capsys, monkeypatch):
+    """The disk is full while the second sample's results are written; with space again, the same command finishes."""
+    from analysis import command, files
 
-    out = tmp_path / "out"
+    out, replace = tmp_path / "out", os.replace
 
-    def full(self, sample, **values):
-        (out / "samples.csv").unlink()
-        (out / "samples.csv").symlink_to("/dev/full")
-        return add(self, sample, **values)
+    def full(partial, path):
+        if Path(path).name == "000001.npz":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(partial, path)
 
-    add = runs.RunFolder.add
-    monkeypatch.setattr(runs.RunFolder, "add", full)
     flags = ["--model", random_model, "--data-root", str(data_root), "--max-new-tokens", "2", "--out-dir", str(out)]
     monkeypatch.setattr(sys, "argv", ["attention_rollout_llava.py", *flags])
-    with pytest.raises(SystemExit) as stopped:
-        command.run(script.main, script.Config, "")
-    assert stopped.value.code == 1
-    assert "error: could not write" in (output := capsys.readouterr().err) and "no space left on device" in output
+    monkeypatch.setattr(files.os, "replace", full)
+    for status in (1, 0):
+        with pytest.raises(SystemExit) as stopped:
+            command.run(script.main, script.Config, "")
+        assert stopped.value.code == status
+        output = capsys.readouterr().err
+        assert ("error: could not write" in output and "no space left on device" in output) == bool(status)
+        monkeypatch.setattr(files.os, "replace", replace)
+    assert (out / "summary.json").is_file()
 
 
 def test_data_generator(tmp_path):

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from analysis.sinks import (
-    Agreement,
     Contrast,
     Profile,
     SinkSearch,
     Spikes,
+    agreement,
     attention_received,
     compare,
+    count_sample,
     edited_layers,
     highest,
     magnitudes,
@@ -163,7 +164,7 @@ def test_contrast_is_the_literal_loop():
         rows = each[0, candidates]
         magnitude = rows.abs() / rows.pow(2).mean(-1, keepdim=True).sqrt()
         expected = literal(received[layer].tolist(), magnitude.tolist(), 3)
-        torch.testing.assert_close(contrast.statistics[:, layer], expected, atol=1e-4, rtol=0)
+        torch.testing.assert_close(torch.from_numpy(contrast.statistics[:, layer]), expected, atol=1e-4, rtol=0)
         half = Contrast(received, candidates, 0.1)
         half.received, half.most = received[layer : layer + 1], contrast.most[layer : layer + 1]
         half.see(0, 300 * each.half())  # squares beyond float16
@@ -225,7 +226,7 @@ def test_per_layer_top():
 
 
 def sample(made):
-    return SimpleNamespace(statistics=torch.from_numpy(np.stack([made.top, made.gap, made.above, made.high])).float())
+    return np.stack([made.top, made.gap, made.above, made.high]).astype(np.float32)
 
 
 def search(*profiles):
@@ -294,7 +295,7 @@ def find(model, processor, prompts, tokens=None, dimensions=(), everywhere=()):
             contrast = Contrast(attention_received(trace, watched), watched.candidates, 0.2)
             with residual_stream(model, contrast.see):
                 prefill(model, inputs)
-        made.add(contrast)
+        made.add(contrast.statistics)
     return made.findings()
 
 
@@ -364,7 +365,7 @@ def test_random_sets_are_others():
 
 
 @pytest.mark.parametrize(
-    "precision, recall, said",
+    "precision, recall, output",
     [(0.51, 0.31, "good"), (0.5, 0.9, "fair"), (0.9, 0.3, "fair"), (0.3, 0.9, "poor"), (None, 0, "poor")],
 )
 def test_verdict(precision, recall, output):
@@ -378,10 +379,9 @@ def test_summary_of_planted_agreement():
     values[0, 0, 2:4, 18:] = 6
     values[:, 0, :2] = 6  # in the first layers every token is detected, and no such layer counts
     values[:, 1, :, :2] = 1
-    agreement = Agreement(5, (2.0, 7.0), 0.1)
-    assert agreement.add(values[0], received).detected.tolist() == [20, 20, 2, 2, 0]
-    agreement.add(values[1], received)
-    summary = agreement.summary()
+    samples = [count_sample(spikes, received, 5, (2.0, 7.0), 0.1) for spikes in values]
+    assert samples[0].own.detected.tolist() == [20, 20, 2, 2, 0]
+    summary = agreement(samples, (2.0, 7.0))
     assert summary["precision"]["mean"] == 1 and summary["precision"]["n"] == 1
     assert summary["recall"]["mean"] == 0.5 and summary["recall"]["n"] == 2
     assert summary["detected"] == 1 and summary["chance"] == 0.1 and summary["verdict"] == "good"

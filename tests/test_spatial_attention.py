@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.runs import RunFolder
 from analysis.spatial import (
     CONTROLS,
     METRICS,
@@ -38,6 +37,7 @@ from models.generation import generate_answer, read_along
 from tests import tolerance
 from tests.families import FAMILIES
 from tests.models import picture
+from tests.runs import make_run
 
 pytestmark = pytest.mark.numerical
 GRID = ImageGrid(rows=12, cols=12, width=100, height=100, cell=8, resized=(96, 96))
@@ -318,7 +318,7 @@ def test_p_values_are_one_family(pairs):
 
 def test_figures_of_planted_samples(pairs, tmp_path):
     """Drawn without a warning, also where nothing is known: a figure per metric and group, a panel per metric."""
-    run = RunFolder.create(tmp_path / "out", {}, ())
+    run = make_run(tmp_path / "out")
     found = []
     for pair in list(pairs.values())[:3]:
         scene = place(pair, GRID, np.random.default_rng(0))

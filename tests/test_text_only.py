@@ -17,7 +17,6 @@ from analysis.text_symmetry import (
     SENTENCES,
     WORDS,
     Asymmetries,
-    Study,
     along,
     asymmetry,
     head_figure,
@@ -26,6 +25,7 @@ from analysis.text_symmetry import (
     others_of,
     pair_of,
     relation_attention,
+    sample_row,
     spread,
     summarise,
 )
@@ -244,11 +244,12 @@ def test_controls_are_of_other_samples():
 
 
 def test_attention_that_is_not_there_is_counted(captions):
-    study = Study((0, 1))
+    attention = []
     for number, caption in enumerate(captions[:5]):
-        row = study.add(caption, planted(caption, (MODELS["entities"], lambda *_: 0.0)[number == 2]))
-        assert set(row) == set(COLUMNS)
-    score = summarise(study.asymmetries)["pairs"]["swapped"]["entities"]["score"]
+        sentences = planted(caption, (MODELS["entities"], lambda *_: 0.0)[number == 2])
+        attention.append(np.stack([sentences[name] for name in SENTENCES]))
+        assert set(sample_row(caption, attention[-1], (0, 1))) == set(COLUMNS)
+    score = summarise(Asymmetries(np.stack(attention), (0, 1)))["pairs"]["swapped"]["entities"]["score"]
     assert (score["n"], score["skipped"]) == (4, 1)
 
 
