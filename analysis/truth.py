@@ -24,14 +24,13 @@ truth.png draws it.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, get_args
 
 import numpy as np
 import torch
-from tqdm import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList
 
 import models
@@ -39,8 +38,7 @@ from analysis import command
 from analysis.faithfulness import ranking
 from analysis.maps import MAPS, MapSettings, check_kinds, needs
 from analysis.metrics import cell_weights, mass, pointing
-from analysis.resume import measure_each
-from analysis.runs import Output, RunFolder, flat_flags
+from analysis.resume import Result, Run, SampleOutput
 from analysis.truth_report import RANDOM, UNIFORM, report
 from analysis.words import find_word
 from data.errors import SampleError, check_at_least
@@ -100,7 +98,7 @@ class Config:
     truth: TruthSettings = TruthSettings()
     generation: Generation = Generation(max_new_tokens=16)
     settings: MapSettings = MapSettings(general="what is in the image ?")
-    output: Output = Output()
+    output: SampleOutput = SampleOutput()
 
     def __post_init__(self) -> None:
         check_kinds(self.truth.maps, self.settings.rollout.rows)
@@ -114,15 +112,6 @@ class Word(NamedTuple):
     tokens: tuple[int, ...]
     own: np.ndarray
     other: np.ndarray
-
-
-class Compared(NamedTuple):
-    """What the controls of one image need: the tokens of the model's answer, its words, and its maps by kind."""
-
-    pair: TwoShapes
-    ids: tuple[int, ...]
-    words: list[Word]
-    maps: dict[str, np.ndarray]
 
 
 class WordScore(NamedTuple):
@@ -238,15 +227,18 @@ class Truth:
         maps = draw_kinds(said, self.config) | {UNIFORM: np.ones((len(said.ids), grid.rows, grid.cols))}
         return {kind: favours(word_map(each, named[0]), named[0]) for kind, each in maps.items()}
 
-    def correlations(self, compared: Compared) -> dict[str, float]:
-        """Mean over words of the correlation of a word's map with that of this model for the same answer, by kind."""
-        forced = {"logits_processor": LogitsProcessorList([ForcedTokens(compared.ids)])}
-        options = self.options | forced | {"max_new_tokens": len(compared.ids)}
-        image, words = read_image(compared.pair.image_path), compared.words
+    def correlations(self, pair: TwoShapes, ids: Sequence[int], words, maps: Mapping[str, np.ndarray]) -> dict:
+        """Mean over words of the correlation of a word's map with that of this model for the same answer, by kind.
+
+        ids, words, maps: tokens, words and maps [token, row, col] by kind of the answer of the trained model.
+        """
+        forced = {"logits_processor": LogitsProcessorList([ForcedTokens(ids)])}
+        options = self.options | forced | {"max_new_tokens": len(ids)}
+        image = read_image(pair.image_path)
         ours = draw_kinds(answer(self.model, self.processor, [image], self.config.truth.prompt, **options), self.config)
         return {
-            kind: float(np.mean([correlation(word_map(maps, word), word_map(ours[kind], word)) for word in words]))
-            for kind, maps in compared.maps.items()
+            kind: float(np.mean([correlation(word_map(theirs, word), word_map(ours[kind], word)) for word in words]))
+            for kind, theirs in maps.items()
         }
 
 
@@ -271,68 +263,93 @@ def correlation(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.corrcoef(first, second)[0, 1])
 
 
-def correlate(truth: Truth, compared: Mapping[str, Compared], found: Sequence[dict]) -> list[str]:
-    """Add the correlations with each randomised model, one model at a time, to "controls" of the images in `found`.
-
-    Returns the controls; a model without a vision encoder lacks that one. An image whose activations are not finite
-    under random weights has no correlation.
-    """
-    controls = [control for control in get_args(Control) if compared]
-    if not hasattr(truth.model, "encoder_layers"):
-        controls = [control for control in controls if control != "shuffled-encoder"]
-    for control in controls:
-        other = Truth(randomised(truth.model, control, truth.config.truth.seed), truth.processor, truth.config)
-        for each in tqdm([each for each in found if each["name"] in compared], desc=control, unit="image"):
-            try:
-                each["controls"][control] = other.correlations(compared[each["name"]])
-            except SampleError as error:
-                tqdm.write(f"{control}, {each['name']}: {error}", file=sys.stderr)
-    return controls
-
-
-def main(config: Config) -> int:
-    with command.setting_up():
-        settings = config.truth
-        root = find_root(settings.data_root, settings.limit, settings.seed)
-        samples, unusable = read(root.path, limit=settings.limit)
-        source = root.source(len(samples), len(unusable), settings.limit)
-        print(source)
-        out_dir = config.output.folder(config, config.load.model)
-        model, processor = models.load(config.load.model, **config.load.options)
-        check_grid(model, processor)
-        truth = Truth(model, processor, config)
-    about = {"flags": flat_flags(config), "model": describe(model), "data": source.facts()}
-    run = RunFolder.create(out_dir, about, COLUMNS)
-    found, compared = [], {}
-
-    def measure(sample: Named) -> dict:
-        image, rng = read_image(sample.pair.image_path), np.random.default_rng([settings.seed, sample.number])
-        entities = (sample.pair.first, sample.pair.second)
-        said = truth.answer(image, settings.prompt)
-        grid = said.layout.grids[0]
-        words = words_of(decode_answer(processor.tokenizer, said.ids), entities, grid)
-        if not words:
-            raise SampleError("answer names no shape", f"the answer {said.text!r} has no word of the image's shapes")
-        maps = draw_kinds(said, config)
-        choice = truth.choice(image, entities, grid)
-        scores = truth.scores(image, said, maps, words, rng)
-        found.append({"name": sample.name, "words": scores, "choice": choice, "controls": {}})
-        if len(compared) < settings.controls:
-            compared[sample.name] = Compared(sample.pair, said.ids, words, maps)
-        return {"image": sample.pair.image_path, "answer": said.text, "words": len(words), "choice": bool(choice)}
-
-    measure_each(run, [Named(pair.id, number, pair) for number, pair in enumerate(samples)], measure, unusable)
-    controls = correlate(truth, compared, found)
-    run.finish(report(run, found, settings.maps, controls, settings.seed) if found else {})
-    return command.conclude(run)
-
-
 class Named(NamedTuple):
     """A sample with its number in the set."""
 
     name: str
     number: int
     pair: TwoShapes
+
+
+def main(config: Config) -> int:
+    settings = config.truth
+    with Run.of(config) as run:
+        with run.gathering(), command.setting_up():
+            root = find_root(settings.data_root, settings.limit, settings.seed)
+            pairs, unusable = read(root.path, limit=settings.limit)
+            source = root.source(len(pairs), len(unusable), settings.limit)
+            print(source)
+            samples = [Named(pair.id, number, pair) for number, pair in enumerate(pairs)]
+            if run.claim(config.load.model, samples, data=source.facts()):
+                return command.conclude_finished(run.folder)
+        with command.setting_up():
+            model, processor = models.load(config.load.model, **run.load_options)
+            check_grid(model, processor)
+            truth = Truth(model, processor, config)
+            run.start(COLUMNS, model=describe(model))
+        run.measure(samples, partial(measure_image, truth), unusable)
+        controls = measure_controls(run, truth, samples)
+        if not run.leads:
+            return 0
+        found = by_image(run, controls)
+        run.finish(report(run, found, settings.maps, controls, settings.seed) if found else {})
+        return command.conclude(run)
+
+
+def measure_image(truth: Truth, sample: Named) -> Result:
+    """Scores of one image; for the first `controls` images also the answer and its maps, for `measure_controls`."""
+    settings, pair = truth.config.truth, sample.pair
+    image, rng = read_image(pair.image_path), np.random.default_rng([settings.seed, sample.number])
+    entities = (pair.first, pair.second)
+    said = truth.answer(image, settings.prompt)
+    grid = said.layout.grids[0]
+    words = words_of(decode_answer(truth.processor.tokenizer, said.ids), entities, grid)
+    if not words:
+        raise SampleError("answer names no shape", f"the answer {said.text!r} has no word of the image's shapes")
+    maps = draw_kinds(said, truth.config)
+    choice = truth.choice(image, entities, grid)
+    values = {"words": truth.scores(image, said, maps, words, rng), "choice": choice}
+    if sample.number < settings.controls:
+        values["answer"] = {"ids": list(said.ids), "words": words, "maps": maps}
+    return Result({"image": pair.image_path, "answer": said.text, "words": len(words), "choice": bool(choice)}, values)
+
+
+def measure_controls(run: Run, truth: Truth, samples: Sequence[Named]) -> list[str]:
+    """Store the correlations of the first images with each randomised model; return the names of these controls.
+
+    A model without a vision encoder lacks that one. An image whose activations are not finite under random weights is
+    skipped.
+    """
+    stored = {part.name: part for part in run.results() if part.index < truth.config.truth.controls}
+    compared = [sample for sample in samples if sample.name in stored]
+    controls = list(get_args(Control)) if compared else []
+    if not hasattr(truth.model, "encoder_layers"):
+        controls = [control for control in controls if control != "shuffled-encoder"]
+    for control in controls:
+        other = Truth(randomised(truth.model, control, truth.config.truth.seed), truth.processor, truth.config)
+
+        def measure(sample: Named, other: Truth = other) -> Result:
+            held = stored[sample.name].value("answer")
+            words = [Word(**word) for word in held["words"]]
+            return Result({}, other.correlations(sample.pair, held["ids"], words, held["maps"]))
+
+        print(f"maps of the model with {control} weights")
+        run.measure(compared, measure, stage=control)
+    return controls
+
+
+def by_image(run: Run, controls: Sequence[str]) -> list[dict]:
+    """The stored values of each image, as `analysis.truth_report.report` takes them."""
+    correlations = {control: {part.name: part.values for part in run.results(control)} for control in controls}
+    return [
+        {
+            "name": part.name,
+            "words": [WordScore(**word) for word in part.value("words")],
+            "choice": part.value("choice"),
+            "controls": {control: values.get(part.name, {}) for control, values in correlations.items()},
+        }
+        for part in run.results()
+    ]
 
 
 if __name__ == "__main__":
