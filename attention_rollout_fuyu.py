@@ -6,9 +6,7 @@
 Fuyu has no vision encoder: patches enter the decoder row by row, from the top left of the image at its own size, which
 is reduced only above the processor's limit (Fuyu-8B: patches of 30 pixels, limit 1920 x 1080; the embedded model: 8 and
 96 x 96). A cell of the map is therefore a square of the image.
-Per image: overlays of the mean and the maximum over the answer's tokens, a strip with one overlay per token, the
-attention on the image per token, and the raw maps (maps.npz). Per run: samples.csv, summary.json, settings.json and
-report.html.
+The files are those of attention_rollout_llava.py: by default the maps are rollout and gradient x attention (maps.png).
 The weights of Fuyu-8B are 19 GB in half precision.
 """
 
@@ -19,6 +17,7 @@ from typing import ClassVar
 
 from analysis import command
 from analysis.gallery import Page
+from analysis.maps import MapChoice, MapSettings
 from analysis.overlay import OverlayStyle
 from analysis.resume import SampleOutput
 from analysis.rollout import RolloutSettings
@@ -35,7 +34,8 @@ class Config:
     overlays."""
     samples: Samples = Samples(limit=8)
     generation: Generation = Generation(max_new_tokens=16)
-    rollout: RolloutSettings = RolloutSettings(residual=0.5, lowest=0.5)
+    maps: MapChoice = MapChoice(maps=(), sanity=False)
+    map_settings: MapSettings = MapSettings(rollout=RolloutSettings(residual=0.5, lowest=0.5))
     """The lower layers do a vision encoder's work; composed too (lowest 0, as published), they carry every map to the
     first patches, the only ones that all others attend to. Fewer layers drift less, and still drift: see
     docs/corrections.md."""

@@ -4,9 +4,10 @@
     python attention_rollout_llava.py --limit 4
 
 Per image: overlays of the mean and the maximum over the answer's tokens, a strip with one overlay per token, the
-attention on the image per token, and the raw maps (maps.npz). Per run: samples.csv, summary.json, settings.json and
-report.html. --through-tower also
-composes the maps with the attention of the vision encoder.
+attention on the image per token, and the raw maps (maps.npz). By default the maps are rollout and gradient x attention,
+side by side in maps.png; --maps chooses among the seven kinds of docs/maps.md, and --sanity adds the same maps of the
+model with shuffled decoder weights. --through-tower also composes the rollout with the attention of the vision encoder.
+Per run: samples.csv, summary.json, settings.json and report.html.
 Without --image and --data-root the script reads data/spatial_twoshapes if it exists, and otherwise generates synthetic
 images. The weights of LLaVA-1.5-7B are 14 GB in half precision.
 """
@@ -18,15 +19,19 @@ from dataclasses import dataclass
 import models
 from analysis import command
 from analysis.gallery import COLUMNS, Page, lengths_line, report_answer
+from analysis.maps import MAPS, MapChoice, MapSettings, needs
 from analysis.overlay import OverlayStyle
 from analysis.resume import Result, Run, SampleOutput
-from analysis.rollout import RolloutSettings, rollout
-from analysis.statistics import SHARE, mean_interval
+from analysis.rollout import RolloutSettings
+from analysis.sanity import forced_answer
+from analysis.statistics import DIFFERENCE, SHARE, mean_interval
+from analysis.truth_report import truth_caption
 from data.folders import following_links
 from data.images import read_image
 from data.samples import Sample, Samples, collect
 from models.generation import Generation, answer
 from models.loading import Load, describe
+from models.randomised import randomised
 from models.vision_encoder import check_encoder
 
 
@@ -37,7 +42,8 @@ class Config:
     overlays."""
     samples: Samples = Samples(limit=8)
     generation: Generation = Generation(max_new_tokens=16)
-    rollout: RolloutSettings = RolloutSettings(residual=0.5, lowest=0.0)
+    maps: MapChoice = MapChoice(maps=(), sanity=False)
+    map_settings: MapSettings = MapSettings(rollout=RolloutSettings(residual=0.5, lowest=0.0))
     style: OverlayStyle = OverlayStyle(alpha=0.7, power=1.5, blur=0.5)
     page: Page = Page(page_mb=5.0)
     output: SampleOutput = SampleOutput()
@@ -53,26 +59,37 @@ def main(config: Config) -> int:
             if run.claim(config.load.model, samples, data=source.facts()):
                 return command.conclude_finished(run.folder)
         with command.setting_up():
+            kinds = config.maps.kinds(config.map_settings.rollout.rows)
             model, processor = models.load(config.load.model, **run.load_options)
             if config.through_tower:
                 check_encoder(model)
-            run.start(COLUMNS, model=describe(model))
+            other = randomised(model, "shuffled-decoder", config.samples.seed) if config.maps.sanity else None
+            run.start((*COLUMNS, *(f"sanity_{kind}" for kind in kinds * config.maps.sanity)), model=describe(model))
+        caption, page_mb = truth_caption(config.load.model, kinds), config.page.page_mb / len(samples)
 
         def measure(sample: Sample) -> Result:
-            image = read_image(sample.path)
-            options = vars(config.generation) | {"encoder": config.through_tower}
-            output = answer(model, processor, [image], sample.prompt, **options)
-            rolled = rollout(output.trace, output.layout, config.rollout, tokens=len(output.tokens))
-            return report_answer(run, sample, [image], output, rolled, config.style, config.page.page_mb / len(samples))
+            images, settings = [read_image(sample.path)], config.map_settings
+            options = vars(config.generation) | needs(kinds, settings)
+            output = answer(model, processor, images, sample.prompt, encoder=config.through_tower, **options)
+            maps = {kind: MAPS[kind].draw(output, settings) for kind in kinds}
+            control = {}
+            if other is not None:
+                same = forced_answer(other, processor, images, sample.prompt, output.ids, options)
+                control = {kind: MAPS[kind].draw(same, settings) for kind in kinds}
+            return report_answer(run, sample, images, output, maps, config.style, page_mb, caption, control)
 
         run.measure(samples, measure, unusable)
-        return report(run, config) if run.leads else 0
+        return report(run, config, kinds) if run.leads else 0
 
 
-def report(run: Run, config: Config) -> int:
+def report(run: Run, config: Config, kinds: tuple[str, ...]) -> int:
     """Write the summary and the page; return the exit status."""
     rows = [part.row for part in run.results()]
-    run.finish({"rows": config.rollout.rows, "image_share": mean_interval([row["image_share"] for row in rows], SHARE)})
+    summary = {"rows": config.map_settings.rollout.rows, "maps": kinds}
+    summary["image_share"] = mean_interval([row["image_share"] for row in rows], SHARE)
+    if config.maps.sanity:
+        summary["sanity"] = {kind: mean_interval([row[f"sanity_{kind}"] for row in rows], DIFFERENCE) for kind in kinds}
+    run.finish(summary)
     if rows:
         print(lengths_line(rows))
     return command.conclude(run)

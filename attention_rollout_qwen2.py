@@ -6,10 +6,8 @@
 The model's config states the family. The image is resized to whole cells of 2 x 2 merged patches and never cropped.
 Released models keep its size within wide limits (a cell is 28 pixels, in Qwen3-VL 32; a larger image has more cells);
 the embedded ones resize every image to the area of 96 x 96 pixels.
-Per image: overlays of the mean and the maximum over the answer's tokens, a strip with one overlay per token, the
-attention on the image per token, and the raw maps (maps.npz). Per run: samples.csv, summary.json, settings.json and
-report.html. --through-tower also
-composes the maps with the attention of the vision encoder.
+The files are those of attention_rollout_llava.py: by default the maps are rollout and gradient x attention (maps.png).
+--through-tower also composes the rollout with the attention of the vision encoder.
 The weights of Qwen2.5-VL-3B are 7.5 GB in half precision, those of the 7B models 16.6 GB.
 """
 
@@ -19,6 +17,7 @@ from dataclasses import dataclass
 
 from analysis import command
 from analysis.gallery import Page
+from analysis.maps import MapChoice, MapSettings
 from analysis.overlay import OverlayStyle
 from analysis.resume import SampleOutput
 from analysis.rollout import RolloutSettings
@@ -35,7 +34,8 @@ class Config:
     overlays."""
     samples: Samples = Samples(limit=8)
     generation: Generation = Generation(max_new_tokens=16)
-    rollout: RolloutSettings = RolloutSettings(residual=0.5, lowest=0.0)
+    maps: MapChoice = MapChoice(maps=(), sanity=False)
+    map_settings: MapSettings = MapSettings(rollout=RolloutSettings(residual=0.5, lowest=0.0))
     style: OverlayStyle = OverlayStyle(alpha=0.7, power=1.5, blur=0.5)
     page: Page = Page(page_mb=5.0)
     output: SampleOutput = SampleOutput()

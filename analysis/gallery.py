@@ -12,21 +12,33 @@ from __future__ import annotations
 import base64
 import sys
 import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from analysis.files import save_arrays, save_maps
-from analysis.overlay import LONGER_SIDE, OverlayStyle, overlay, strip
+from analysis.overlay import LONGER_SIDE, OverlayStyle, comparison, overlay, strip
 from analysis.plots import share_plot
 from analysis.report import MEGABYTE, embedded
 from analysis.resume import Result
-from analysis.rollout import Rollout, answer_rows, encoder_map, image_share, rollout_through_encoder
+from analysis.rollout import (
+    Rollout,
+    RolloutSettings,
+    TokenMaps,
+    answer_rows,
+    encoder_map,
+    image_share,
+    rollout,
+    rollout_through_encoder,
+)
 from analysis.runs import RunFolder
+from analysis.sanity import correlation
+from analysis.statistics import known_mean
 from data.errors import check_at_least
 
 COLUMNS = (
@@ -37,27 +49,34 @@ NOTE = "each overlay is scaled to its own maximum"
 
 
 def report_answer(
-    run: RunFolder, sample, images: list[Image.Image], answer, rollout: Rollout, style: OverlayStyle,
-    page_mb: float = 0.0,
+    run: RunFolder, sample, images: list[Image.Image], answer, maps: Mapping[str, TokenMaps], style: OverlayStyle,
+    page_mb: float = 0.0, caption: str = "", randomised: Mapping[str, TokenMaps] | None = None,
 ) -> Result:  # fmt: skip
     """Save the files of `save_answer` and `save_encoder`; return the sample's row, the values of COLUMNS, and the view
-    of its first image, whose heads are added to maps.npz.
+    of its first image, whose heads are added to the files of maps.
 
     sample: has name, path, prompt, gold. answer: has `text`, `tokens` and `probabilities` (one per generated
-    token), the `trace` and `layout` of the rollout, `unknown`, words outside the model's vocabulary, and `encoder`, the
-    trace of the vision encoder or None.
+    token), the `trace` and `layout` of the maps, `unknown`, words outside the model's vocabulary, and `encoder`, the
+    trace of the vision encoder or None. maps: by kind, all with the same rows; randomised: those of the model with
+    random weights. The page always holds the rollout. caption: line below maps.png.
     """
     if answer.unknown:
         tqdm.write(f"note: the model does not know the words {', '.join(answer.unknown)}", file=sys.stderr)
-    shares = image_share(answer.trace, answer.layout, rows=rollout.rows, tokens=len(answer.tokens)).mean(0)
+    first = next(iter(maps.values()))
+    rolled = maps.get("rollout") or rollout(answer.trace, answer.layout, RolloutSettings(rows=first.rows))
+    shares = image_share(answer.trace, answer.layout, rows=first.rows, tokens=len(answer.tokens)).mean(0)
     tokens = answer.tokens[: len(shares)]
-    handed_on = None if answer.encoder is None else rollout_through_encoder(rollout, answer.encoder)
-    further, view_of_first = {}, None
-    if rollout.layout.grids[0] is not None:
+    handed_on = None if answer.encoder is None else rollout_through_encoder(rolled, answer.encoder)
+    arrays, view_of_first = {}, None
+    if first.layout.grids[0] is not None:
         encoded = None if handed_on is None else handed_on.per_token
-        content, view_of_first = answer_view(sample.name, sample.prompt, images[0], answer, rollout, page_mb, encoded)
-        further = {"heads": content.heads, "layers": np.array(content.layers)}
-    folder = save_answer(run, sample.name, images, tokens, rollout, shares, style, **further)
+        others = {kind: drawn for kind, drawn in maps.items() if kind != "rollout"}
+        content = condition_view(answer, rolled, page_mb, encoder=encoded, kinds=others)
+        view_of_first = view(sample.name, sample.prompt, images[0], first.layout.grids[0], {"answer": content})
+        arrays = content.arrays
+    folder = save_answer(run, sample.name, images, tokens, maps, shares, style, arrays)
+    if len(maps) > 1 or randomised:
+        save_comparison(run, folder, images, tokens, maps, randomised or {}, style, caption)
     if handed_on is not None:
         save_encoder(run, folder, images, tokens, handed_on, answer.encoder, style)
     row = {
@@ -72,7 +91,14 @@ def report_answer(
         "image_share": float(shares.mean()),
         "folder": folder.name,
     }
+    row |= {f"sanity_{kind}": similarity(maps[kind], other) for kind, other in (randomised or {}).items()}
     return Result(row, view=view_of_first)
+
+
+def similarity(maps: TokenMaps, other: TokenMaps) -> float:
+    """Correlation of two maps of the same tokens over the cells of the first image, mean over tokens."""
+    pairs = zip(maps.per_token, other.per_token, strict=True)
+    return float(known_mean([correlation(*pair) for pair in pairs]))
 
 
 def lengths_line(rows: list[dict]) -> str:
@@ -95,26 +121,46 @@ def answer_view(
 
 
 def save_answer(
-    run: RunFolder,
-    sample: str,
-    images: list[Image.Image],
-    tokens: list[str],
-    rollout: Rollout,
-    shares,
-    style: OverlayStyle,
-    **further: np.ndarray,
-) -> Path:
+    run: RunFolder, sample: str, images: list[Image.Image], tokens: list[str], maps: Mapping[str, TokenMaps], shares,
+    style: OverlayStyle, arrays: Mapping[str, Mapping[str, np.ndarray]] = MappingProxyType({}),
+) -> Path:  # fmt: skip
     """Write overlay_mean, overlay_max, overlay_tokens and image_share (PNG) and maps.npz; return the folder.
 
-    `tokens` and `shares` [token] have one entry per map of `rollout`. Further images of the prompt get the same files
-    with the suffixes `-1`, `-2`, ...; `further` arrays are added to the first image's maps. An image with an unknown
-    grid (None) gets maps without overlays.
+    `tokens` and `shares` [token] have one entry per map. The files of the first kind of `maps` have no suffix, those of
+    the others the name of their kind, such as maps-gradient.npz; further images of the prompt add `-1`, `-2`, ...
+    `arrays` are added by kind to the first image's maps. An image with an unknown grid (None) gets maps without
+    overlays.
     """
     folder = run.sample_folder(sample)
     share_of_one = shares if len(images) == 1 else None  # the share is the sum over all images
-    save_overlays(run, folder, images, tokens, rollout, style, shares=share_of_one, **further)
+    for place, (kind, drawn) in enumerate(maps.items()):
+        further = {"kind": kind, **arrays.get(kind, {})}
+        suffix = f"-{kind}" if place else ""
+        save_overlays(run, folder, images, tokens, drawn, style, share_of_one, suffix, **further)
     run.save(share_plot(tokens, shares), folder.name, "image_share.png")
     return folder
+
+
+def save_comparison(
+    run: RunFolder, folder: Path, images, tokens: list[str], maps: Mapping[str, TokenMaps],
+    randomised: Mapping[str, TokenMaps], style: OverlayStyle, caption: str,
+) -> None:  # fmt: skip
+    """Write maps.png for each image with a known grid: a row for each kind, and for each kind with random weights, and
+    columns for the mean, the maximum and each token."""
+    rows = dict(maps)
+    for kind, other in randomised.items():
+        rows[f"{kind}, shuffled\nweights, r = {similarity(maps[kind], other):.2f}"] = other
+    for index, image in enumerate(images):
+        grid = next(iter(maps.values())).layout.grids[index]
+        if grid is None:
+            continue
+        drawn = {}
+        for name, kind in rows.items():
+            cells = kind.maps(index)
+            every = (cells.mean, cells.max, *cells.per_token)
+            drawn[name] = [overlay(image, each, grid, style, at_least=240, at_most=480) for each in every]
+        figure = comparison(drawn, ["mean", "max", *tokens], title=NOTE)
+        run.save(figure, folder.name, f"maps-{index}.png" if index else "maps.png", caption=caption)
 
 
 def save_encoder(
@@ -124,7 +170,7 @@ def save_encoder(
 
     overlay_tower.png and tower.npz (`look` [row, col]) hold the encoder's mean attention. `trace` is its trace.
     """
-    save_overlays(run, folder, images, tokens, rollout, style, kind="-tower")
+    save_overlays(run, folder, images, tokens, rollout, style, suffix="-tower")
     for index, image in enumerate(images):
         mean_map, suffix = encoder_map(trace, index), f"-{index}" if index else ""
         save_arrays(folder / f"tower{suffix}.npz", look=mean_map)
@@ -133,24 +179,24 @@ def save_encoder(
 
 
 def save_overlays(
-    run, folder: Path, images, tokens, rollout: Rollout, style: OverlayStyle, shares=None, kind="", **further
+    run, folder: Path, images, tokens, rollout: TokenMaps, style: OverlayStyle, shares=None, suffix="", **further
 ) -> None:
-    """Write the maps of every image and, if its grid is known, the overlays; `kind` is a suffix of the names.
+    """Write the maps of every image and, if its grid is known, the overlays; `suffix` ends the names.
 
     `further` arrays are added to the maps of the first image.
     """
     for index, image in enumerate(images):
-        suffix = f"{kind}-{index}" if index else kind
+        ending = f"{suffix}-{index}" if index else suffix
         maps, grid = rollout.maps(index), rollout.layout.grids[index]
-        save_maps(folder, maps, tokens, rollout.rows, grid, f"maps{suffix}.npz", **rollout.composed, **further)
+        save_maps(folder, maps, tokens, rollout.rows, grid, f"maps{ending}.npz", **rollout.composed, **further)
         further = {}
         if grid is None:
             continue
         for name, cells in (("mean", maps.mean), ("max", maps.max)):
             drawn = overlay(image, cells, grid, style, at_least=LONGER_SIDE)
-            run.save(drawn, folder.name, f"overlay_{name}{suffix}.png")
+            run.save(drawn, folder.name, f"overlay_{name}{ending}.png")
         frames = [overlay(image, cells, grid, style, at_least=240, at_most=480) for cells in maps.per_token]
-        run.save(strip(frames, tokens, shares, title=NOTE), folder.name, f"overlay_tokens{suffix}.png")
+        run.save(strip(frames, tokens, shares, title=NOTE), folder.name, f"overlay_tokens{ending}.png")
 
 
 LONGEST = 640  # pixels of an embedded image
@@ -199,16 +245,24 @@ class ConditionView:
     data: dict
     layers: tuple[int, ...]
     heads: np.ndarray
+    kinds: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+
+    @property
+    def arrays(self) -> dict[str, dict[str, np.ndarray]]:
+        """Arrays of each kind to be saved with the page: `heads` of `layers`; those of the rollout are attention."""
+        return {"rollout": {"heads": self.heads, "layers": np.array(self.layers)}, **self.kinds}
 
 
 def condition_view(
-    answer, rolled: Rollout, budget: float, encoder: np.ndarray | None = None, mask: np.ndarray | None = None
-) -> ConditionView:
+    answer, rolled: Rollout, budget: float, encoder: np.ndarray | None = None, mask: np.ndarray | None = None,
+    kinds: Mapping[str, TokenMaps] = MappingProxyType({}),
+) -> ConditionView:  # fmt: skip
     """An answer (see `analysis.gallery.report_answer`) and its rollout, for a view of at most `budget` MB.
 
     encoder: the rollout through the vision encoder [token, row, col]; mask: the mask of the answer's steering
-    [row, col].
+    [row, col]; kinds: further maps of the answer.
     """
+    budget /= 1 + sum(getattr(maps, "heads", None) is not None for maps in kinds.values())
     layout, count = answer.layout, len(rolled.relevance)
     grid, image = layout.grids[0], layout.images[0]
     positions = answer_rows(answer.trace, rolled.rows, count)
@@ -251,7 +305,26 @@ def condition_view(
     # Computed again: storing all layers would take far more memory than the kept ones.
     again = (rows[..., image] for rows in layer_rows(answer.trace, layout, positions, kept))
     whole = [cells.reshape(*cells.shape[:2], grid.rows, grid.cols) for cells in again]
-    return ConditionView(data, kept, np.stack(whole) if whole else np.empty((0,), np.float32))
+    packed = {kind: kind_view(maps, budget) for kind, maps in kinds.items()}
+    data["kinds"] = {kind: content for kind, (content, _) in packed.items()}
+    heads = np.stack(whole) if whole else np.empty((0,), np.float32)
+    return ConditionView(data, kept, heads, {kind: arrays for kind, (_, arrays) in packed.items()})
+
+
+def kind_view(maps: TokenMaps, budget: float) -> tuple[dict, dict[str, np.ndarray]]:
+    """Maps of one kind for a view: JSON content, with the single heads of layers up to `budget` MB, and arrays of these
+    heads to be saved, [kept layer, head, token, row, col]; negative values count as 0."""
+    cells = maps.per_token
+    content = {"cells": pack(cells.reshape(len(cells), -1)), "head": {}}
+    if getattr(maps, "heads", None) is None:
+        return content, {}
+    heads = maps.heads[..., : cells[0].size].permute(1, 2, 0, 3).clamp_min(0).numpy()  # [layer, head, token, cell]
+    single = [{"cells": pack(of_layer)} for of_layer in heads]
+    kept = thinned([packed_size(layer) for layer in single], budget * MEGABYTE - packed_size(content))
+    content["head"] = {str(maps.layers[place]): single[place] for place in kept}
+    layers = np.array([maps.layers[place] for place in kept])
+    whole = heads[list(kept)]
+    return content, {"heads": whole.reshape(*whole.shape[:3], *cells.shape[1:]), "layers": layers}
 
 
 def layer_rows(trace, layout, positions: range, layers: Iterable[int]) -> Iterator[np.ndarray]:

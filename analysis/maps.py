@@ -68,12 +68,32 @@ class MapSettings:
 
 
 @dataclass(frozen=True)
+class MapChoice:
+    """Kinds of maps to draw."""
+
+    maps: tuple[str, ...] = ()
+    """Any of attention, rollout, rollout-corrected, gradient, relevance, value and contrast (docs/maps.md); default:
+    rollout and gradient, with --rows query rollout alone. Files of the first one have no suffix."""
+    sanity: bool = False
+    """Also draw the maps of the same model with shuffled decoder weights, with their correlation."""
+
+    def __post_init__(self) -> None:
+        check_kinds(self.maps, "predicting")
+
+    def kinds(self, rows: str) -> tuple[str, ...]:
+        """The kinds for maps of these `rows`. Raises ValueError as `check_kinds` does."""
+        default = ("rollout", "gradient") if rows == "predicting" else ("rollout",)
+        return check_kinds(self.maps or default, rows)
+
+
+@dataclass(frozen=True)
 class AnswerMaps(TokenMaps):
-    """Maps of one kind. `heads` float32 [token, layer, head, cell] holds the values of the chosen layers and heads at
+    """Maps of one kind. `heads` float32 [token, layer, head, cell] holds the values of the chosen `layers` and heads at
     the cells of all images, image by image; None for a kind without them."""
 
     kind: str = ""
     heads: torch.Tensor | None = field(default=None, repr=False)
+    layers: tuple[int, ...] = ()
 
 
 class MapKind(NamedTuple):
@@ -289,7 +309,7 @@ def averaged(kind: str, said: Answer, settings: MapSettings, blocks: Iterator[Bl
     composed = {"map_layers": settings.map_layers, "map_heads": ",".join(map(str, settings.map_heads)) or "all"}
     if kind == "gradient":
         composed["score"] = settings.score
-    return AnswerMaps(relevance, settings.rollout.rows, layout, composed, kind, cells)
+    return AnswerMaps(relevance, settings.rollout.rows, layout, composed, kind, cells, layers)
 
 
 def chosen_layers(trace: AttentionTrace, settings: MapSettings) -> tuple[int, ...]:

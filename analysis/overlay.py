@@ -13,7 +13,7 @@ image; a crop is positive, padding is negative).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import matplotlib
@@ -172,6 +172,40 @@ def strip(
         axes.spines[:].set_visible(False)
         label = visible(token) if shares is None else f"{visible(token)}\nattention on image\n{shares[index]:.0%}"
         axes.set_xlabel(label, fontsize=9, labelpad=3, parse_math=False)
+    return figure
+
+
+def comparison(rows: Mapping[str, Sequence[Image.Image]], labels: Sequence[str], title: str = "") -> Figure:
+    """Figure of overlays, a row for each name in `rows` and a column for each label, COLUMNS columns to a block.
+
+    Raises ValueError unless every row has one overlay per label.
+    """
+    if not rows or any(len(overlays) != len(labels) for overlays in rows.values()):
+        raise ValueError(f"a comparison needs rows of {len(labels)} overlays, one per label")
+    columns = min(COLUMNS, len(labels))
+    blocks = math.ceil(len(labels) / columns)
+    width = 1.5  # inches per overlay
+    height = axes_height(next(iter(rows.values()))[0], width) + 0.12
+    size = (width * columns + 0.3, height * len(rows) * blocks + 0.25 * blocks + (0.35 if title else 0.05))
+    figure = Figure(figsize=size, dpi=200, layout="compressed")
+    figure.get_layout_engine().set(w_pad=0.04, h_pad=0.03)
+    if title:
+        figure.suptitle(title, fontsize=9, parse_math=False)
+    panels = figure.subplots(len(rows) * blocks, columns, squeeze=False)
+    for place, axes in np.ndenumerate(panels):
+        block, row = divmod(place[0], len(rows))
+        index = block * columns + place[1]
+        if index >= len(labels):
+            axes.set_axis_off()
+            continue
+        name = list(rows)[row]
+        show_image(axes, rows[name][index])
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        if row == 0:
+            axes.set_title(visible(labels[index]), fontsize=9, pad=3, parse_math=False)
+        if place[1] == 0:
+            axes.set_ylabel(name, fontsize=8, parse_math=False)
     return figure
 
 

@@ -127,11 +127,13 @@ class RunFolder:
         """Number of skipped samples by reason."""
         return Counter(entry.skipped for entry in self.entries() if entry.skipped)
 
-    def save(self, image: Image.Image | Figure, *path: str) -> Path:
-        """Write a PIL image, or a matplotlib figure with the origin of the data below it, to folder/*path (a .png)."""
+    def save(self, image: Image.Image | Figure, *path: str, caption: str = "") -> Path:
+        """Write a PIL image, or a matplotlib figure with `caption` and the origin of the data below it, to folder/*path
+        (a .png)."""
         target = self.folder.joinpath(*path)
         if isinstance(image, Figure):
-            image = draw(image, "; ".join(origin["line"] for origin in self.origins.values()))
+            lines = [caption] * bool(caption) + [origin["line"] for origin in self.origins.values()]
+            image = draw(image, "; ".join(lines))
         return write_whole(target, image.save)
 
     def folder_name(self, sample: str) -> str:

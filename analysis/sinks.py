@@ -66,15 +66,17 @@ class FindingsFile:
     output: str | None = None
     """JSON output file (default: sink_dimensions.json in the results folder)."""
 
+    def __post_init__(self) -> None:
+        if self.output is not None:
+            check_place(Path(self.output), "--output")
+
     def path(self, out_dir: Path, continued: bool = False) -> Path:
-        """Path of the JSON file, which a `continued` run may have written. Raises FileExistsError or ValueError for one
-        that cannot be written."""
+        """Path of the JSON file, which a `continued` run may have written. Raises FileExistsError for one that exists."""
         if self.output is None:
             return out_dir / "sink_dimensions.json"
         output = Path(self.output)
         if (output.exists() and not continued) or out_dir.absolute().is_relative_to(output.absolute()):
             raise FileExistsError(f"{output} exists, and nothing is ever overwritten: pass another --output")
-        check_place(output, "--output")
         return output
 
 

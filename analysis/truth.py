@@ -30,8 +30,6 @@ from functools import partial
 from typing import NamedTuple, get_args
 
 import numpy as np
-import torch
-from transformers import LogitsProcessor, LogitsProcessorList
 
 import models
 from analysis import command
@@ -39,6 +37,7 @@ from analysis.faithfulness import ranking
 from analysis.maps import MAPS, MapSettings, check_kinds, needs
 from analysis.metrics import cell_weights, mass, pointing
 from analysis.resume import Result, Run, SampleOutput
+from analysis.sanity import correlation, forced_answer
 from analysis.truth_report import RANDOM, UNIFORM, report
 from analysis.words import find_word
 from data.errors import SampleError, check_at_least
@@ -119,20 +118,6 @@ class WordScore(NamedTuple):
 
     text: str
     values: Mapping[str, tuple[float, float, float, float]]
-
-
-class ForcedTokens(LogitsProcessor):
-    """Lets `generate` produce the given tokens, whatever the scores are."""
-
-    def __init__(self, ids: Sequence[int], prompt_length: int | None = None):
-        self.ids, self.prompt_length = ids, prompt_length
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        if self.prompt_length is None:
-            self.prompt_length = input_ids.shape[1]
-        forced = torch.full_like(scores, float("-inf"))
-        forced[:, self.ids[input_ids.shape[1] - self.prompt_length]] = 0
-        return forced
 
 
 def words_of(said: ForcedAnswer, entities: Sequence[Entity], grid) -> list[Word]:
@@ -232,10 +217,8 @@ class Truth:
 
         ids, words, maps: tokens, words and maps [token, row, col] by kind of the answer of the trained model.
         """
-        forced = {"logits_processor": LogitsProcessorList([ForcedTokens(ids)])}
-        options = self.options | forced | {"max_new_tokens": len(ids)}
-        image = read_image(pair.image_path)
-        ours = draw_kinds(answer(self.model, self.processor, [image], self.config.truth.prompt, **options), self.config)
+        image, prompt = read_image(pair.image_path), self.config.truth.prompt
+        ours = draw_kinds(forced_answer(self.model, self.processor, [image], prompt, ids, self.options), self.config)
         return {
             kind: float(np.mean([correlation(word_map(theirs, word), word_map(ours[kind], word)) for word in words]))
             for kind, theirs in maps.items()
@@ -253,14 +236,6 @@ def favours(cells: np.ndarray, word: Word) -> float:
     """1, 0 or .5 as in `Truth.choice`, of the map's sums per area of the boxes."""
     own, other = ((cells * box).sum() / box.sum() for box in (word.own, word.other))
     return float(own > other) + 0.5 * float(own == other)
-
-
-def correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Pearson's correlation of two maps over cells; NaN for a constant map."""
-    first, second = first.astype(float).ravel(), second.astype(float).ravel()
-    if not (np.ptp(first) and np.ptp(second)):
-        return np.nan
-    return float(np.corrcoef(first, second)[0, 1])
 
 
 class Named(NamedTuple):

@@ -1,17 +1,27 @@
-"""Table, summary and figure of `analysis.truth`: every map kind on images of known truth."""
+"""Table, summary and figure of `analysis.truth`: every map kind on images of known truth.
+
+    python -m analysis.truth_report results/truth/*
+
+The command stores the scores of these runs in SCORES, from which the map scripts take the captions of their figures.
+"""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from analysis.files import write_table
+from analysis.files import write_json, write_table
 from analysis.metrics import Bounds
 from analysis.plots import BLUE, Figure, for_rows
-from analysis.runs import RunFolder
+from analysis.runs import SETTINGS, SUMMARY, RunFolder
 from analysis.statistics import DIFFERENCE, REAL, SHARE, correct_family, known_mean, mean_interval, paired_difference
+from models.folders import content_hash
+from models.loading import checkpoint_hashes
 
 UNIFORM, RANDOM, BASELINE = "uniform", "random", "rollout"
 
@@ -36,7 +46,32 @@ CORRELATIONS = {
     "shuffled-encoder": Measure("correlation, shuffled encoder", DIFFERENCE, -1),
     "untrained": Measure("correlation, untrained", DIFFERENCE, -1),
 }
+SCORES = Path(__file__).parent / "truth_scores.json"  # of the embedded models; written by `store_scores`
 OF_WORDS = ("pointing", "own", "other", "drop")
+
+
+def truth_caption(model: str, kinds: Sequence[str]) -> str:
+    """Line that states the mass in the own box of map kinds on images of known truth, for a checkpoint in SCORES, or
+    the command that measures it. Raises as `models.loading.checkpoint_hashes` does."""
+    digest = content_hash(json.dumps(checkpoint_hashes(model, None), sort_keys=True).encode())
+    known = json.loads(SCORES.read_bytes()).get(digest)
+    if known is None or not set(kinds) <= set(known["own"]):
+        return f"scores of these maps on images of known truth: python -m analysis.truth --model {model}"
+    scores = ", ".join(f"{kind} {known['own'][kind]:.2f}" for kind in kinds)
+    uniform = f"uniform {known['own'][UNIFORM]:.2f}"
+    return f"mass in the named shape's box on {known['n']} images of known truth: {scores}, {uniform}"
+
+
+def store_scores(folders: Sequence[Path]) -> None:
+    """Write SCORES from finished runs of `analysis.truth`, by the hash of their checkpoints."""
+    scores = {}
+    for folder in folders:
+        flags = json.loads((folder / SETTINGS).read_bytes())["flags"]
+        own = json.loads((folder / SUMMARY).read_bytes())["measures"]["own"]
+        digest = content_hash(json.dumps(checkpoint_hashes(flags["model"], None), sort_keys=True).encode())
+        means = {kind: round(values["mean"], 4) for kind, values in own.items()}
+        scores[digest] = {"model": flags["model"], "n": max(values["n"] for values in own.values()), "own": means}
+    write_json(SCORES, scores)
 
 
 def report(run: RunFolder, found: Sequence[Mapping], kinds: Sequence[str], controls: Sequence[str], seed: int) -> dict:
@@ -144,3 +179,7 @@ def draw_panel(axes, values: Mapping[str, Mapping], kinds: Sequence[str]) -> Non
     if BASELINE in values:
         axes.axvline(values[BASELINE]["mean"], color="0.6", linewidth=0.8, linestyle=":")
     for_rows(axes)
+
+
+if __name__ == "__main__":
+    store_scores([Path(folder) for folder in sys.argv[1:]])

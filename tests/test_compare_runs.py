@@ -238,7 +238,7 @@ def test_script_without_pictures_or_records(runs, tmp_path, capsys):
         with pytest.raises(SystemExit) as stopped:
             main(flags_of(a, b, **flags))
         assert stopped.value.code == 2
-    assert "is not empty" in capsys.readouterr().err
+    assert "holds a run with other settings" in capsys.readouterr().err
 
 
 def test_from_a_shell(runs, tmp_path):

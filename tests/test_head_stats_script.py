@@ -95,19 +95,19 @@ def test_a_finished_run_is_kept(finished, pairs, tmp_path, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
     (copy / "report.html").unlink()
-    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    before = {path.name: path.read_bytes() for path in copy.iterdir() if path.is_file()}
     flags = {"dataset": str(pairs), "ablate": 6, "save_diffs": True, "batch_size": 2, "topk": 1}
     assert run(copy, **flags) == 0
-    after = {path.name: path.read_bytes() for path in copy.iterdir()}
+    after = {path.name: path.read_bytes() for path in copy.iterdir() if path.is_file()}
     assert b"<html" in after.pop("report.html") and after == before
     other = tmp_path / "set"
     generate(other, "bottomright", COUNT, seed=1)
-    for change, name in (({"topk": 2}, "topk"), ({"dataset": str(other)}, "pairs")):
+    for change, name in (({"topk": 2}, "topk"), ({"dataset": str(other)}, "dataset")):
         assert name in refused(copy, capsys, **{**flags, **change})
 
 
-def test_an_unfinished_run_begins_anew(pairs, tmp_path):
-    """Files of a run that was killed before its summary are replaced."""
+def test_an_unfinished_run_goes_on(pairs, tmp_path):
+    """Files of a run that was killed before its summary are replaced, and partial ones removed."""
     flags = {"dataset": str(pairs), "max_pairs": 2, "layers": "last_1"}
     assert run(tmp_path / "out", **flags) == 0
     samples = (tmp_path / "out" / "samples.csv").read_bytes()

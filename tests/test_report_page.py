@@ -249,7 +249,7 @@ def test_text_is_inert(visit, folder, tmp_path):
         assert page.locator("#prompt").text_content() == strange
         assert strange in page.locator("button.word").first.text_content()
         assert strange in page.locator("#token").text_content() and strange in page.locator("#reading").text_content()
-        assert page.locator("#table tbody tr").nth(number).locator("td").nth(1).text_content() == strange
+        assert page.locator("#table tbody tr").nth(number + 1).locator("td").nth(1).text_content() == strange
     assert page.locator('img[src="x"]').count() == 0 and page.locator("script").count() == 2
 
 

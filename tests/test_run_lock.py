@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from analysis import processes
-from analysis.evaluation import SETTINGS, Predictions, lock
+from analysis.evaluation import Predictions, lock
 from analysis.files import OutputError
+from analysis.runs import SETTINGS
 
 ROOT = Path(__file__).parents[1]
 REFUSED = "another run is writing to .*run; wait until it ends, or pass another --out-dir"

@@ -44,9 +44,18 @@ const SOURCES = { rollout: "rollout", mean: "mean of a layer", head: "single hea
 const data = JSON.parse(byId("data").textContent);
 const chosen = { view: null, conditions: [], token: 0, source: "rollout", layer: 0, head: 0, cell: null, pinned: null };
 
+// Kinds of maps besides rollout and attention, such as "gradient"; the source "gradient-head" shows its single heads.
+const kindsOf = (condition) => condition.kinds ?? {};
+const isHead = () => chosen.source === "head" || chosen.source.endsWith("-head");
+const labelOf = (source) => SOURCES[source] ?? (source.endsWith("-head") ? `${source.slice(0, -5)}, single head` : source);
+
 // Selected map of a token of one condition: {cells, text, shares}; text and shares are null where unknown.
 function mapsOf(condition, token) {
   const { source, layer, head } = chosen;
+  const kind = kindsOf(condition)[source.replace(/-head$/, "")];
+  if (kind && !source.endsWith("-head")) return { cells: mapAt(kind.cells, token), text: null, shares: null };
+  if (kind) return kind.head[layer] ? { cells: mapAt(kind.head[layer].cells, head, token), text: null, shares: null } : null;
+  if (!(source in SOURCES)) return null;
   if (source === "mask") return condition.mask && { cells: mapAt(condition.mask.cells, 0), text: null, shares: null };
   if (source === "encoder") return condition.encoder && { cells: mapAt(condition.encoder.cells, token), text: null, shares: null };
   if (source === "rollout") return parts(condition.rollout, condition.rollout.shares[token], token);
@@ -160,7 +169,7 @@ function drawMatrix() {
   for (const button of byId("matrix").querySelectorAll("button")) {
     const [layer, head] = [Number(button.dataset.layer), Number(button.dataset.head)];
     const isMean = button.dataset.head === undefined;
-    const pressed = chosen.layer === layer && (isMean ? chosen.source === "mean" : chosen.source === "head" && chosen.head === head);
+    const pressed = chosen.layer === layer && (isMean ? chosen.source === "mean" : isHead() && chosen.head === head);
     button.setAttribute("aria-pressed", pressed);
     if (isMean) continue;
     const value = share(layer, head);
@@ -196,7 +205,8 @@ function read() {
   const cell = chosen.cell ?? chosen.pinned;
   const { cols } = chosen.view.grid;
   const kind = { rollout: "rollout mass", mean: `attention, mean of layer ${chosen.layer}`,
-    head: `attention, layer ${chosen.layer}, head ${chosen.head}` }[chosen.source] || SOURCES[chosen.source];
+    head: `attention, layer ${chosen.layer}, head ${chosen.head}` }[chosen.source] ||
+    labelOf(chosen.source) + (isHead() ? ` (layer ${chosen.layer}, head ${chosen.head})` : "");
   const sentences = conditionsShown().map(([name, condition]) => {
     const shown = mapsOf(condition, tokenOf(condition));
     const token = condition.tokens[tokenOf(condition)].text.trim();
@@ -277,12 +287,22 @@ function matrixOf(condition) {
   byId("kept").textContent = kept === condition.layers ? "" : `To limit its size, this page holds the single heads of ${kept} of ${condition.layers} layers.`;
 }
 
+function sourceNames(view) {
+  const filled = (heads) => Object.keys(heads).length > 0;
+  const has = (condition, name) => condition[name] && (name !== "head" || filled(condition.head));
+  const names = Object.values(view.conditions).flatMap((condition) => {
+    const kinds = Object.entries(kindsOf(condition));
+    const others = kinds.flatMap(([kind, { head }]) => (filled(head) ? [kind, `${kind}-head`] : [kind]));
+    return [...Object.keys(SOURCES).filter((name) => has(condition, name)), ...others];
+  });
+  return [...new Set(names)];
+}
+
 function sourcesOf(view) {
-  const has = (name) => Object.values(view.conditions).some((condition) => condition[name] && (name !== "head" || Object.keys(condition.head).length));
-  const options = Object.entries(SOURCES).filter(([name]) => has(name)).map(([name, label]) => {
+  const options = sourceNames(view).map((name) => {
     const input = make("input", { type: "radio", name: "source", value: name, checked: name === chosen.source });
     input.addEventListener("change", () => choose({ source: name }));
-    return make("label", {}, input, ` ${label}`);
+    return make("label", {}, input, ` ${labelOf(name)}`);
   });
   byId("sources").replaceChildren(byId("sources").querySelector("legend"), ...options);
 }
@@ -299,7 +319,7 @@ function build() {
 function choose(change) {
   if (Object.entries(change).every(([key, value]) => chosen[key] === value)) return;
   Object.assign(chosen, change);
-  const radio = document.querySelector(`input[name=source][value=${chosen.source}]`);
+  const radio = document.querySelector(`input[name=source][value="${chosen.source}"]`);
   if (radio) radio.checked = true;
   drawPanels();
   read();
@@ -376,7 +396,7 @@ async function open(index) {
   const names = Object.keys(conditions);
   chosen.conditions = [names[0], ...(names.length > 1 ? [names[1]] : [])];
   Object.assign(chosen, { view: { ...view, conditions }, token: 0, layer: firstLayer(conditions[names[0]]), head: 0, cell: null, pinned: null });
-  if (!Object.values(conditions).some((condition) => condition[chosen.source])) chosen.source = "rollout";
+  if (!sourceNames({ conditions }).includes(chosen.source)) chosen.source = "rollout";
   byId("prompt").textContent = view.prompt;
   const several = names.length > 1;
   byId("condition-a-label").hidden = byId("condition-b-label").hidden = !several;
@@ -404,7 +424,8 @@ function startViewer() {
   byId("matrix").addEventListener("click", (event) => {
     const { layer, head } = event.target.dataset;
     if (layer === undefined) return;
-    choose(head === undefined ? { source: "mean", layer: Number(layer) } : { source: "head", layer: Number(layer), head: Number(head) });
+    const source = isHead() ? chosen.source : "head";
+    choose(head === undefined ? { source: "mean", layer: Number(layer) } : { source, layer: Number(layer), head: Number(head) });
   });
   for (const button of document.querySelectorAll("button.open"))
     button.addEventListener("click", () => {
