@@ -71,7 +71,7 @@ class FindingsFile:
             check_place(Path(self.output), "--output")
 
     def path(self, out_dir: Path, continued: bool = False) -> Path:
-        """Path of the JSON file, which a `continued` run may have written. Raises FileExistsError for one that exists."""
+        """Path of the JSON file, which a `continued` run may have written. Raises FileExistsError if it exists."""
         if self.output is None:
             return out_dir / "sink_dimensions.json"
         output = Path(self.output)
