@@ -39,6 +39,7 @@ from models.gradients import OutputGradients, Score, answer_gradients, layer_gra
 from models.trace import BLOCK_ELEMENTS, AttentionTrace, indices_of, softmax_rows
 from models.values import output_norms
 
+ROLLOUTS = {"rollout", "rollout-corrected"}
 GROUP = 4  # tokens whose relevance is computed together: each holds two arrays of the size of the residual stream
 
 
@@ -112,9 +113,12 @@ class MapKind(NamedTuple):
 
 
 def needs(kinds: Iterable[str], settings: MapSettings) -> dict[str, object]:
-    """Arguments of `models.generation.answers` for maps of these kinds. Raises ValueError as `check_kinds` does."""
+    """Arguments of `models.generation.answers` for maps of these kinds. Raises ValueError as `check_kinds` does.
+
+    Only rollouts read the prompt's rows; without them, of these only the row that predicts the first token is kept.
+    """
     kinds = check_kinds(kinds, settings.rollout.rows)
-    wanted: dict[str, object] = {}
+    wanted: dict[str, object] = {} if ROLLOUTS & set(kinds) else {"rows": [-1]}
     for kind in kinds:
         for name, value in MAPS[kind].needs.items():
             if wanted.get(name) != "all":  # layer inputs of all rows include those of the answer's

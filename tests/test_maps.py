@@ -281,9 +281,10 @@ def test_a_decoder_that_cannot_be_replayed_is_refused(tiny_llava):
 
 def test_needs_and_refusals(tiny_llava):
     assert needs(["rollout", "attention"], SETTINGS) == {}
-    assert needs(["gradient", "value"], SETTINGS) == {"gradients": "answer", "values": True}
+    assert needs(["gradient", "value"], SETTINGS) == {"rows": [-1], "gradients": "answer", "values": True}
     assert needs(["relevance", "gradient"], SETTINGS)["gradients"] == "all"
-    assert needs(["gradient", "relevance", "contrast"], SETTINGS) == {"gradients": "all", "general": GENERAL}
+    every = {"rows": [-1], "gradients": "all", "general": GENERAL}
+    assert needs(["gradient", "relevance", "contrast"], SETTINGS) == every
     with pytest.raises(ValueError, match="map kind 'saliency' is unknown; choose from attention, rollout"):
         check_kinds(["saliency"], "predicting")
     with pytest.raises(ValueError, match="a gradient map has no query rows, .* use --rows predicting"):
