@@ -125,8 +125,8 @@ def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, capsys, code
     assert capsys.readouterr().err.startswith(sentence) and os.listdir(tmp_path / "run") == ["kept"]
 
 
-@pytest.mark.parametrize(("code", "told"), [(errno.EROFS, True), (errno.EACCES, True), (errno.ENOSPC, False)])
-def test_a_finished_run_that_may_only_be_read(tmp_path, monkeypatch, capsys, code, output):
+@pytest.mark.parametrize(("code", "noted"), [(errno.EROFS, True), (errno.EACCES, True), (errno.ENOSPC, False)])
+def test_a_finished_run_that_may_only_be_read(tmp_path, monkeypatch, capsys, code, noted):
     """As on a disk that is mounted so: the summary can be printed all the same. A full disk ends the run."""
     (tmp_path / SETTINGS).write_text("{}")
     opens = os.open
@@ -137,7 +137,7 @@ def test_a_finished_run_that_may_only_be_read(tmp_path, monkeypatch, capsys, cod
         return opens(path, flags, *mode)
 
     monkeypatch.setattr(os, "open", refuse)
-    if output:
+    if noted:
         with lock(tmp_path):
             pass
         assert "cannot be locked" in capsys.readouterr().err

@@ -364,11 +364,11 @@ def test_random_sets_are_others():
 
 
 @pytest.mark.parametrize(
-    "precision, recall, said",
+    "precision, recall, expected",
     [(0.51, 0.31, "good"), (0.5, 0.9, "fair"), (0.9, 0.3, "fair"), (0.3, 0.9, "poor"), (None, 0, "poor")],
 )
-def test_verdict(precision, recall, output):
-    assert verdict(precision, recall) == output
+def test_verdict(precision, recall, expected):
+    assert verdict(precision, recall) == expected
 
 
 def test_summary_of_planted_agreement():
