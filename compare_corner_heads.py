@@ -28,7 +28,7 @@ from analysis.corner_report import findings, write_comparison
 from analysis.corners import SHARED, TESTS, UNIQUE, Comparison, Corners, compare, read_corners
 from analysis.processes import claim
 from analysis.runs import Output, RunFolder, flat_flags, write_table
-from data.errors import check_at_least
+from data.errors import FlagError, check_at_least
 from models.folders import content_hash
 
 
@@ -47,7 +47,9 @@ class Config:
     def __post_init__(self) -> None:
         check_at_least(self, top=1, seed=0)
         if not 0 < self.level < 1:
-            raise ValueError(f"--level {self.level} is out of range; give a share such as 0.05")
+            raise FlagError(
+                "--level", "out-of-range", f"--level {self.level} is out of range; give a share such as 0.05"
+            )
 
 
 def main(config: Config) -> int:

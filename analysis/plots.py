@@ -22,6 +22,8 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
 
+from data.errors import InputError
+
 BLUE, ORANGE, GREEN = "#31688e", "#e07b39", "#7a9a4e"
 RANDOM = "precision of random dimensions, as many tokens"
 
@@ -32,8 +34,9 @@ def share_plot(tokens: Sequence[str], shares: Sequence[float]) -> Figure:
     Raises ValueError for an empty list of tokens, or if the numbers of shares and tokens differ.
     """
     if not len(tokens) or len(tokens) != len(shares):
-        raise ValueError(
-            f"a share plot needs one share per token and at least one, but got {len(shares)} for {len(tokens)} tokens"
+        raise InputError(
+            "shares-per-token",
+            f"a share plot needs one share per token and at least one, but got {len(shares)} for {len(tokens)} tokens",
         )
     labels = [visible(token) for token in tokens]
     upright = len(labels) <= 12 and max(map(len, labels)) <= 9

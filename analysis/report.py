@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from analysis.overlay import TOP
 from analysis.runs import ORIGINS, read_table, write_whole
+from data.errors import MissingFileError
 
 NAME = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -64,7 +65,9 @@ def write_report(folder: str | Path, views: Sequence[dict] = (), rows: Sequence[
     """
     folder = Path(folder)
     if not (folder / "summary.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no summary.json, so it is no finished run; run its script again")
+        raise MissingFileError(
+            "run-not-finished", f"{folder} holds no summary.json, so it is no finished run; run its script again"
+        )
     page = render(folder, views, read_rows(folder) if rows is None else rows).encode("utf-8", errors="backslashreplace")
     if len(page) > LIMIT_MB * MEGABYTE:
         size = f"{len(page) / MEGABYTE:.1f} MB, more than {LIMIT_MB:g}"

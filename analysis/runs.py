@@ -37,7 +37,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tqdm import tqdm
 
-from data.errors import SampleError
+from data.errors import InputError, SampleError
 
 SETTINGS, SUMMARY = "settings.json", "summary.json"
 LOCK = ".lock"  # held by the run that writes into the folder (analysis.processes)
@@ -119,8 +119,9 @@ def is_finished(folder: Path, settings: Mapping[str, Mapping]) -> bool:
         refuse_existing(folder)
         return False
     if differences := _differences(folder / SETTINGS, settings):
-        raise ValueError(
-            f"{folder} holds a run with other settings ({differences}): pass another --out-dir, or remove the folder"
+        raise InputError(
+            "other-settings",
+            f"{folder} holds a run with other settings ({differences}): pass another --out-dir, or remove the folder",
         )
     if (folder / SUMMARY).is_file():
         return True
@@ -142,7 +143,7 @@ def _differences(path: Path, settings: Mapping[str, Mapping]) -> str:
         known = json.loads(path.read_bytes())
         there = {**known["flags"], **known["fingerprints"]}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not of this script; pass another --out-dir") from error
+        raise InputError("foreign-folder", f"{path} is not of this script; pass another --out-dir") from error
     names = [name for name in {**there, **here} if name not in FREE_FLAGS and there.get(name) != here.get(name)]
     return ", ".join(f"{name.replace('_', ' ')} {there.get(name)!r}, now {here.get(name)!r}" for name in names)
 
@@ -158,7 +159,9 @@ def check_place(path: Path, called: str) -> None:
         with TemporaryFile(dir=above):
             pass
     except OSError as error:
-        raise ValueError(f"{called} {path} cannot be made: {above} is no folder that you may write to") from error
+        raise InputError(
+            "folder-not-writable", f"{called} {path} cannot be made: {above} is no folder that you may write to"
+        ) from error
 
 
 def provenance() -> dict:
@@ -204,7 +207,9 @@ class RunFolder:
         """
         unknown = set(values) - set(self.columns[1:-1])
         if unknown:
-            raise ValueError(f"unknown columns {sorted(unknown)}; samples.csv has {', '.join(self.columns)}")
+            raise InputError(
+                "unknown-columns", f"unknown columns {sorted(unknown)}; samples.csv has {', '.join(self.columns)}"
+            )
         self._append([sample, *(values.get(column, "") for column in self.columns[1:])])
         self.done += 1
 
@@ -286,9 +291,10 @@ def save_maps(
     per_token, mean, top = (np.asarray(array, np.float32) for array in (maps.per_token, maps.mean, maps.max))
     shape = (1, per_token.shape[-1]) if grid is None else (grid.rows, grid.cols)
     if per_token.shape != (len(tokens), *shape) or mean.shape != shape or top.shape != shape:
-        raise ValueError(
+        raise InputError(
+            "map-size",
             f"maps of shape {per_token.shape}, {mean.shape} and {top.shape} do not fit {len(tokens)} tokens on a grid"
-            f" of {shape[0]} rows x {shape[1]} columns"
+            f" of {shape[0]} rows x {shape[1]} columns",
         )
     arrays = {
         "per_token": per_token, "mean": mean, "max": top, "tokens": np.array(tokens, dtype=str), "rows": np.array(rows),
