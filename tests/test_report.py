@@ -16,9 +16,11 @@ import models
 from analysis import gallery, report
 from analysis.rollout import Rollout, rollout
 from analysis.runs import RunFolder
+from data.errors import MissingFileError
 from data.geometry import ImageGrid
 from models.generation import answer
 from tests import tolerance
+from tests.errors import refused
 from tests.models import picture
 
 HOSTILE = (
@@ -199,7 +201,7 @@ def damaged_avif():
 
 
 def test_a_folder_that_is_no_finished_run(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no finished run"):
+    with refused("run-not-finished", MissingFileError):
         report.write_report(tmp_path)
 
 

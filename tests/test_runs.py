@@ -32,6 +32,7 @@ from analysis.runs import (
     write_whole,
 )
 from data.geometry import ImageGrid
+from tests.errors import refused
 
 COLUMNS = ("answer", "share")
 
@@ -136,10 +137,10 @@ def test_a_finished_run_of_the_same_settings_is_recognised(tmp_path):
     run.finish({})
     assert is_finished(run.folder, {**RUN, "flags": {**RUN["flags"], "out_dir": "other"}})
     for change in ({"flags": {**RUN["flags"], "topk": 2}}, {"fingerprints": {"weights": "new"}}):
-        with pytest.raises(ValueError, match="topk 3, now 2|weights 'abc', now 'new'"):
+        with refused("other-settings"):
             is_finished(run.folder, {**RUN, **change})
     (run.folder / "settings.json").write_text('{"flags": {}}')
-    with pytest.raises(ValueError, match="not of this script"):
+    with refused("foreign-folder"):
         is_finished(run.folder, RUN)
 
 
@@ -167,7 +168,7 @@ def test_a_folder_that_holds_anything_is_refused(tmp_path):
     (tmp_path / "old.csv").write_text("precious")
     with pytest.raises(FileExistsError, match="exists and is not empty, and nothing is ever overwritten: pass another"):
         RunFolder.create(tmp_path, {}, COLUMNS)
-    with pytest.raises(FileExistsError, match="exists and is not empty"):
+    with pytest.raises(FileExistsError):
         RunFolder.create(tmp_path / "old.csv", {}, COLUMNS)
     assert os.listdir(tmp_path) == ["old.csv"] and (tmp_path / "old.csv").read_text() == "precious"
     (tmp_path / "empty").mkdir()
@@ -243,9 +244,9 @@ def test_a_full_disk_ends_the_run_with_one_sentence(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_refused_or_an_output_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="file/run cannot be made: .*file is no folder that you may write to"):
+    with refused("folder-not-writable"):
         RunFolder.create(tmp_path / "file" / "run", {}, ())
-    with pytest.raises(ValueError, match="/proc/run cannot be made: /proc is no folder that you may write to"):
+    with refused("folder-not-writable"):
         refuse_existing("/proc/run")  # whatever its permissions say
     check_place(tmp_path / "new" / "file.json", "the file")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
@@ -278,7 +279,7 @@ def test_maps_come_back_without_pickle(tmp_path):
 
 def test_maps_that_do_not_fit_are_refused(tmp_path):
     grid = ImageGrid(rows=2, cols=3, width=60, height=20, cell=14, resized=(84, 28))
-    with pytest.raises(ValueError, match="do not fit 3 tokens on a grid of 2 rows x 3 columns"):
+    with refused("map-size"):
         save_maps(tmp_path, maps(4, grid), ["a", "b", "c"], "query", grid)
     assert os.listdir(tmp_path) == []
 
