@@ -328,7 +328,7 @@ def specialisation(values: np.ndarray, seed: int = 0, resamples: int = RESAMPLES
         tuple(values), spread, permutation_type="samples", vectorized=True, n_resamples=resamples, axis=-1,
         batch=max(1, BATCH // values.size), rng=np.random.default_rng(seed),
     )  # fmt: skip
-    squares, null = (np.square(each).mean(-1) for each in (test.statistic, test.null_distribution))
+    squares, null = (np.square(drawn).mean(-1) for drawn in (test.statistic, test.null_distribution))
     observed, all_null = np.sqrt(squares.mean()), np.sqrt(null.mean((1, 2)))
     expected = float(all_null.mean())
     return {

@@ -172,7 +172,7 @@ def precision_and_recall(panels: Sequence[Panel], chance: float, random: dict, t
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for name, colour in (("precision", BLUE), ("recall", ORANGE)):
             means, lows, highs = (
-                np.array([each[name][key] for each in panel.scores], np.float64) for key in ("mean", "low", "high")
+                np.array([score[name][key] for score in panel.scores], np.float64) for key in ("mean", "low", "high")
             )
             axes.fill_between(panel.places, lows, highs, color=colour, alpha=0.2, linewidth=0)
             axes.plot(panel.places, means, "o-", color=colour, markersize=3, linewidth=1.2, label=name)

@@ -358,13 +358,13 @@ def _exact_ranks(ranks: np.ndarray, positive: np.ndarray) -> float:
     differences.
     """
     doubled = np.rint(2 * ranks).astype(int)
-    ways = np.zeros(doubled.sum() + 1)
-    ways[0] = 1.0
+    counts = np.zeros(doubled.sum() + 1)
+    counts[0] = 1.0
     for rank in doubled:
-        ways[rank:] += ways[:-rank].copy()
+        counts[rank:] += counts[:-rank].copy()
     observed, half = doubled[positive].sum(), doubled.sum() / 2
-    extreme = np.abs(np.arange(len(ways)) - half) >= abs(observed - half)
-    return float(ways[extreme].sum() / ways.sum())
+    extreme = np.abs(np.arange(len(counts)) - half) >= abs(observed - half)
+    return float(counts[extreme].sum() / counts.sum())
 
 
 def _holm(p: np.ndarray) -> np.ndarray:
