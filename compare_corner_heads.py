@@ -28,7 +28,7 @@ from analysis.corners import SHARED, TESTS, UNIQUE, Comparison, Corners, compare
 from analysis.files import write_table
 from analysis.resume import Output, Run
 from analysis.runs import RunFolder
-from data.errors import check_at_least
+from data.errors import FlagError, check_at_least
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,9 @@ class Config:
     def __post_init__(self) -> None:
         check_at_least(self, top=1, seed=0)
         if not 0 < self.level < 1:
-            raise ValueError(f"--level {self.level} is out of range; give a share such as 0.05")
+            raise FlagError(
+                "--level", "out-of-range", f"--level {self.level} is out of range; give a share such as 0.05"
+            )
 
 
 def main(config: Config) -> int:

@@ -49,7 +49,7 @@ from analysis.report import NAME as PAGE
 from analysis.resume import attempt
 from analysis.runs import flat_flags
 from data import spatial_qa, twoshapes_qa
-from data.errors import Skip, check_at_least
+from data.errors import InputError, Skip, check_at_least
 from data.folders import Source, following_links
 from data.gaze_samples import GazeSource, points_of, print_unread, read_for
 from data.scanpaths import Scanpaths
@@ -236,9 +236,10 @@ def check_same(requests: dict[Key, Question], answered: dict[Key, dict], predict
                 hashes[question.id] = image_hashes(question)
             changed = ["images"] if hashes[question.id] != record["image_hashes"] else []
         if changed:
-            raise ValueError(
+            raise InputError(
+                "record-changed",
                 f"record {key[0]!r} of the set has changed since it was answered ({', '.join(changed)}); pass another "
-                "--out-dir"
+                "--out-dir",
             )
 
 

@@ -130,8 +130,8 @@ def draw(settings: VAR, summary: dict, samples: int):
     title = f"dimension{'s' * (len(settings.dimensions) > 1)} {numbers} at tau {settings.tau:g}, n = {samples} prompts"
     by_layer, by_tau = summary["by_layer"], summary["by_tau"]
     panels = [
-        Panel(f"layer (at tau {settings.tau:g})", [each["layer"] for each in by_layer], by_layer),
-        Panel("tau (over the layers that VAR edits)", [each["tau"] for each in by_tau], by_tau, settings.tau),
+        Panel(f"layer (at tau {settings.tau:g})", [scores["layer"] for scores in by_layer], by_layer),
+        Panel("tau (over the layers that VAR edits)", [scores["tau"] for scores in by_tau], by_tau, settings.tau),
     ]
     return precision_and_recall(panels, summary["chance"], summary["random_same_count"]["precision"], title)
 
@@ -145,9 +145,9 @@ def print_findings(settings: VAR, summary: dict, width: int) -> None:
     }.items():
         precision, recall = interval(scores["precision"]), interval(scores["recall"])
         print(f"{name:24} precision {precision}, recall {recall}, {scores['detected']:.2f} tokens a layer")
-    for each in summary["by_tau"]:
-        precision, recall = interval(each["precision"]), interval(each["recall"])
-        print(f"tau {each['tau']:<20.1f} precision {precision}, recall {recall}, {each['detected']:.2f} tokens a layer")
+    for at in summary["by_tau"]:
+        precision, recall = interval(at["precision"]), interval(at["recall"])
+        print(f"tau {at['tau']:<20.1f} precision {precision}, recall {recall}, {at['detected']:.2f} tokens a layer")
     if settings.tau < spike(width):
         print(
             f"tau {settings.tau:g} is below {spike(width):.1f}, where a spike begins in a model {width} wide: what "

@@ -54,6 +54,7 @@ from analysis.statistics import (
     mean_interval,
     sign_flip_test,
 )
+from data.errors import InputError
 
 CORNERS = ("topleft", "topright", "bottomleft", "bottomright")
 CORNER_NAME = re.compile(r"(top|upper|bottom|lower)[\s_-]*(left|right)", re.IGNORECASE)
@@ -138,7 +139,10 @@ def _common_pairs(names: Sequence[str], runs: Sequence[Responses]) -> tuple[tupl
     measured = [set(run.pairs) for run in runs]
     everywhere = set.intersection(*measured)
     if len(everywhere) < 2:
-        raise ValueError(f"the four runs have {len(everywhere)} pairs in common; at least 2 are needed to compare them")
+        raise InputError(
+            "too-few-common-pairs",
+            f"the four runs have {len(everywhere)} pairs in common; at least 2 are needed to compare them",
+        )
     every = dict.fromkeys(pair for run in runs for pair in run.pairs)
     left_out = []
     for pair in every:
@@ -153,9 +157,10 @@ def _common_settings(folders: Sequence[Path], runs: Sequence[Responses]) -> dict
     for folder, other in zip(folders[1:], settings[1:], strict=True):
         for name, value in settings[0].items():
             if other[name] != value:
-                raise ValueError(
+                raise InputError(
+                    "runs-differ",
                     f"{folders[0]} and {folder} differ in their {name}: {value!r} and {other[name]!r}; only the corner"
-                    " may differ"
+                    " may differ",
                 )
     return settings[0]
 
@@ -166,7 +171,9 @@ def _settings(folder: Path, run: Responses) -> dict:
         flags = {name.replace("_", " "): settings["flags"].get(name) for name in FLAGS}
         loaded = {name: settings["model"].get(name) for name in LOADED}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder} has no settings.json of its run; measure that corner again") from error
+        raise InputError(
+            "corner-without-settings", f"{folder} has no settings.json of its run; measure that corner again"
+        ) from error
     layers, heads, pairs = run.counts.shape
     return {
         "model": run.summary["model"],
@@ -321,7 +328,7 @@ def specialisation(values: np.ndarray, seed: int = 0, resamples: int = RESAMPLES
         tuple(values), spread, permutation_type="samples", vectorized=True, n_resamples=resamples, axis=-1,
         batch=max(1, BATCH // values.size), rng=np.random.default_rng(seed),
     )  # fmt: skip
-    squares, null = (np.square(each).mean(-1) for each in (test.statistic, test.null_distribution))
+    squares, null = (np.square(drawn).mean(-1) for drawn in (test.statistic, test.null_distribution))
     observed, all_null = np.sqrt(squares.mean()), np.sqrt(null.mean((1, 2)))
     expected = float(all_null.mean())
     return {

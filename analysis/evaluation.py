@@ -25,6 +25,7 @@ from analysis import processes
 from analysis.files import write_json, write_whole, writing
 from analysis.judges import circular, summarise
 from analysis.runs import SETTINGS, SUMMARY, provenance, refuse_existing
+from data.errors import InputError
 
 Key = tuple[str, int]
 """Id of a record, and the number of places by which its options are rotated."""
@@ -98,9 +99,10 @@ class Predictions:
         if self.known is None:
             refuse_foreign(self.folder)
         elif differences := self._differences():
-            raise ValueError(
+            raise InputError(
+                "other-settings",
                 f"{self.folder} holds answers under other settings ({differences}), and they must not be mixed: pass "
-                "another --out-dir, or the same settings"
+                "another --out-dir, or the same settings",
             )
 
     def _read_settings(self) -> dict | None:
@@ -111,11 +113,12 @@ class Predictions:
             known = json.loads(path.read_bytes())
             known["deciding"], known["model"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not of this script; pass another --out-dir") from error
+            raise InputError("foreign-folder", f"{path} is not of this script; pass another --out-dir") from error
         if known.get("format") != FORMAT:
-            raise ValueError(
+            raise InputError(
+                "other-version",
                 f"{self.folder} was made by another version of evaluate.py, whose answers do not tell of which images "
-                "they are; pass another --out-dir"
+                "they are; pass another --out-dir",
             )
         return known
 
@@ -136,9 +139,10 @@ class Predictions:
         there = {} if self.known is None else self.known["model"]
         for name in SAME_MODEL:
             if there.get(name, model.get(name)) != model.get(name):
-                raise ValueError(
+                raise InputError(
+                    "other-model",
                     f"{self.folder} holds answers of a model whose {name} was {there[name]!r}, and now it is "
-                    f"{model.get(name)!r}: pass another --out-dir"
+                    f"{model.get(name)!r}: pass another --out-dir",
                 )
 
     def start(self, flags: Mapping, model: Mapping) -> None:

@@ -28,7 +28,7 @@ from analysis.plots import BLUE, GREEN, ORANGE, Figure, for_lines
 from analysis.runs import RunFolder
 from analysis.spatial import WORDS
 from analysis.statistics import DIFFERENCE, REAL, Bounds, correct_family, known_mean, mean_interval, paired_difference
-from data.errors import check_at_least
+from data.errors import InputError, check_at_least
 
 STEPS = 10
 RANDOM = "random"
@@ -66,7 +66,7 @@ def ranking(cells: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """
     cells = np.asarray(cells, np.float64)
     if not np.isfinite(cells).all():
-        raise ValueError("a map with NaN or infinite values has no order")
+        raise InputError("map-not-finite", "a map with NaN or infinite values has no order")
     shuffled = rng.permutation(cells.size)
     return shuffled[np.argsort(-cells.ravel()[shuffled], kind="stable")]
 

@@ -25,6 +25,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from data.errors import InputError
+
 FOOT_SIZE, FOOT_COLUMNS, FOOT_LINE = 6, 22, 0.11  # points; characters per inch and inches per line at that size
 FORMULA = re.compile("'*[=+\\-@\t\r\n＝＋－＠]")  # with leading quotes, so that a text keeps its own quotes
 NUMERAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -45,7 +47,9 @@ def check_place(path: Path, called: str) -> None:
         with TemporaryFile(dir=above):
             pass
     except OSError as error:
-        raise ValueError(f"{called} {path} cannot be made: {above} is no folder that you may write to") from error
+        raise InputError(
+            "folder-not-writable", f"{called} {path} cannot be made: {above} is no folder that you may write to"
+        ) from error
 
 
 @contextmanager
@@ -149,9 +153,10 @@ def save_maps(
     per_token, mean, top = (np.asarray(array, np.float32) for array in (maps.per_token, maps.mean, maps.max))
     shape = (1, per_token.shape[-1]) if grid is None else (grid.rows, grid.cols)
     if per_token.shape != (len(tokens), *shape) or mean.shape != shape or top.shape != shape:
-        raise ValueError(
+        raise InputError(
+            "map-size",
             f"maps of shape {per_token.shape}, {mean.shape} and {top.shape} do not fit {len(tokens)} tokens on a grid"
-            f" of {shape[0]} rows x {shape[1]} columns"
+            f" of {shape[0]} rows x {shape[1]} columns",
         )
     arrays = {
         "per_token": per_token, "mean": mean, "max": top, "tokens": np.array(tokens, dtype=str), "rows": np.array(rows),

@@ -28,7 +28,7 @@ from analysis.plots import Figure, head_heatmap, ranked_bars
 from analysis.rollout import answer_rows, check_layout
 from analysis.runs import RunFolder
 from analysis.statistics import DIFFERENCE, MIN_SPLIT, SHARE, Bounds, halves, known_mean, mean_interval
-from data.errors import SampleError
+from data.errors import InputError, SampleError
 
 LIFT_SHARE = 0.5  # minimum lift of a follower, as a fraction of the largest lift of all heads
 CONFIDENCE = 0.95  # confidence that no head of the model is a follower by chance
@@ -238,7 +238,7 @@ def attention_inside(trace, layout, masks: Sequence, *, rows: str = "predicting"
     cells = layout.images[0]
     stacked = torch.stack([torch.as_tensor(mask).flatten().double() for mask in masks])
     if stacked.shape[1] != len(cells):
-        raise ValueError(f"the masks have {stacked.shape[1]} cells but the image has {len(cells)}")
+        raise InputError("mask-size", f"the masks have {stacked.shape[1]} cells but the image has {len(cells)}")
     image_mass, inside = [], []
     for layer in range(trace.layers):
         weights = trace.weights(layer, positions, samples=[layout.sample])[0][:, :, cells.to(trace.device(layer))]

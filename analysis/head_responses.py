@@ -61,7 +61,7 @@ from analysis.statistics import (
 )
 from analysis.words import check_layers
 from data.counterfactual_pairs import CORNERS
-from data.errors import SampleError, check_at_least
+from data.errors import InputError, MissingFileError, SampleError, check_at_least
 
 
 @dataclass(frozen=True)
@@ -125,19 +125,23 @@ def read(folder: str | Path) -> Responses:
     folder = Path(folder)
     for name in ("summary.json", "count_LHN.npy", "signed_LHN.npy"):
         if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"{folder} holds no {name}, so it is no finished run of head_attention_stats_qwen2.py; run that first"
+            raise MissingFileError(
+                "run-not-finished",
+                f"{folder} holds no {name}, so it is no finished run of head_attention_stats_qwen2.py; run that first",
             )
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         layers, pairs = tuple(summary["layers"]), tuple(summary["pairs"])
         counts, signed = (np.load(folder / name) for name in ("count_LHN.npy", "signed_LHN.npy"))
     except (ValueError, KeyError, TypeError, OSError, EOFError) as error:
-        raise ValueError(f"the results in {folder} cannot be read ({error!r}); measure that corner again") from error
+        raise InputError(
+            "results-unreadable", f"the results in {folder} cannot be read ({error!r}); measure that corner again"
+        ) from error
     if counts.ndim != 3 or counts.shape != signed.shape or counts.shape[::2] != (len(layers), len(pairs)):
-        raise ValueError(
+        raise InputError(
+            "results-do-not-fit",
             f"the results in {folder} do not fit each other: counts of shape {counts.shape}, responses of shape "
-            f"{signed.shape}, {len(layers)} layers and {len(pairs)} pairs; measure that corner again"
+            f"{signed.shape}, {len(layers)} layers and {len(pairs)} pairs; measure that corner again",
         )
     return Responses(counts, signed, layers, pairs, summary)
 
@@ -253,9 +257,10 @@ def choose(signed: np.ndarray, count: int) -> Heads:
     """
     layers, heads, _ = signed.shape
     if count > layers * (heads // 2):
-        raise ValueError(
+        raise InputError(
+            "too-many-heads",
             f"{count} heads are more than half of those of the {layers} layers with {heads} heads each; choose at most "
-            f"{layers * (heads // 2)}, so that as many others are left to compare with"
+            f"{layers * (heads // 2)}, so that as many others are left to compare with",
         )
     size = np.abs(signed.astype(np.float64).mean(-1))
     chosen: list[tuple[int, int]] = []

@@ -17,6 +17,7 @@ from analysis.answer_text import COLOURS, FOREIGN, NUMBERS, TABLES, UNITS, boxed
 from analysis.choices import read_option, read_part
 from analysis.mentions import Options, build_options
 from analysis.statistics import rate_interval
+from data.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -240,7 +241,7 @@ def circular(rows: Sequence[dict]) -> dict:
     """The rows of all rotations of one question as one row: the first, with correct and parsed only if all are. It has
     failed where any has; then with the first failure. Raises ValueError for no rows."""
     if not rows:
-        raise ValueError("no rows: give those of all rotations of one question")
+        raise InputError("no-rows", "no rows: give those of all rotations of one question")
     return {
         **rows[0],
         "correct": all(row["correct"] for row in rows),

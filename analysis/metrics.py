@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from analysis.statistics import DIFFERENCE, NONNEGATIVE, REAL, SHARE, Bounds
+from data.errors import InputError
 
 CONTROLS = ("shuffled", "other", "centre", "uniform")
 HIT = 0.5  # smallest share of a cell inside the box for a hit
@@ -35,7 +36,7 @@ def cell_weights(box: tuple[float, float, float, float], grid) -> np.ndarray:
     """
     left, top, right, bottom = box
     if not (left <= right and top <= bottom):
-        raise ValueError(f"the box {box} is not (left, top, right, bottom)")
+        raise InputError("box-order", f"the box {box} is not (left, top, right, bottom)")
     columns = np.array([grid.rect(0, col)[0::2] for col in range(grid.cols)])  # [col, left and right]
     rows = np.array([grid.rect(row, 0)[1::2] for row in range(grid.rows)])
     return np.outer(_overlap(rows, top, bottom), _overlap(columns, left, right))
@@ -90,7 +91,9 @@ def wasserstein_relation(maps, axis: str, between: np.ndarray) -> np.ndarray:
     """
     along = marginal(_checked(maps), axis)
     if along.shape[-1:] != np.shape(between):
-        raise ValueError(f"the map has {along.shape[-1]} places along {axis}, the relation {np.shape(between)}")
+        raise InputError(
+            "relation-size", f"the map has {along.shape[-1]} places along {axis}, the relation {np.shape(between)}"
+        )
     return wasserstein(along, between)
 
 
@@ -158,7 +161,7 @@ def relation_distribution(first, second, relation: str) -> tuple[str, np.ndarray
     sides = {"left": ("x", first, second), "right": ("x", second, first)}
     sides |= {"above": ("y", first, second), "below": ("y", second, first)}
     if relation not in sides:
-        raise ValueError(f"relation {relation!r} is unknown; known are {', '.join(sides)}")
+        raise InputError("unknown-relation", f"relation {relation!r} is unknown; known are {', '.join(sides)}")
     axis, *ordered = sides[relation]
     nearer, farther = (_middle_sums(marginal(_checked(weights), axis)) for weights in ordered)
     between = np.maximum(nearer - farther, 0)
@@ -217,12 +220,16 @@ def _checked(maps, box=None):
     """Maps, or maps and a box, as float64 arrays on one grid."""
     maps = np.asarray(maps, np.float64)
     if maps.ndim < 2 or not np.isfinite(maps).all() or (maps < 0).any():
-        raise ValueError(f"maps of shape {maps.shape} must be [..., row, col], finite and at least 0 everywhere")
+        raise InputError(
+            "map-values", f"maps of shape {maps.shape} must be [..., row, col], finite and at least 0 everywhere"
+        )
     if box is None:
         return maps
     box = np.asarray(box, np.float64)
     if box.shape != maps.shape[-2:]:
-        raise ValueError(f"the maps have {maps.shape[-2:]} cells and the box {box.shape}: they are of two grids")
+        raise InputError(
+            "grids-differ", f"the maps have {maps.shape[-2:]} cells and the box {box.shape}: they are of two grids"
+        )
     return maps, box
 
 

@@ -22,6 +22,7 @@ from PIL import Image
 from scipy.special import ndtr
 
 from analysis.plots import Figure, visible
+from data.errors import InputError
 
 COLOURMAP = "turbo"
 """Any matplotlib name. On a photograph, on black and on light grounds, turbo keeps a weak second peak visible, while
@@ -67,9 +68,13 @@ def to_pixels(cell_map: np.ndarray, grid, blur: float = 0.0, size: tuple[int, in
     """
     cell_map = np.asarray(cell_map, dtype=np.float32)
     if cell_map.shape != (grid.rows, grid.cols):
-        raise ValueError(f"the map has shape {cell_map.shape} but the grid is {grid.rows} rows x {grid.cols} columns")
+        raise InputError(
+            "map-size", f"the map has shape {cell_map.shape} but the grid is {grid.rows} rows x {grid.cols} columns"
+        )
     if not np.isfinite(cell_map).all() or cell_map.min() < 0:
-        raise ValueError("the map holds negative or non-finite values; a map of attention is finite and >= 0")
+        raise InputError(
+            "map-values", "the map holds negative or non-finite values; a map of attention is finite and >= 0"
+        )
     across, down = _axes(grid, size, blur)
     return down @ cell_map @ across.T
 
@@ -99,9 +104,10 @@ def overlay(
     Raises ValueError for an image of another size than the grid's, and as `to_pixels` does.
     """
     if image.size != (grid.width, grid.height):
-        raise ValueError(
+        raise InputError(
+            "image-size",
             f"the image is {image.width} x {image.height} pixels but the grid was made for {grid.width} x"
-            f" {grid.height}; pass the image as the model got it (EXIF rotation applied, not resized)"
+            f" {grid.height}; pass the image as the model got it (EXIF rotation applied, not resized)",
         )
     image = enlarge(image.convert("RGB"), at_least)
     if at_most is not None:
@@ -149,11 +155,14 @@ def strip(
     ValueError for an empty strip, or if the numbers of overlays, tokens and shares differ.
     """
     if not overlays or len(overlays) != len(tokens):
-        raise ValueError(
-            f"a strip needs an image per token and at least one, but got {len(overlays)} for {len(tokens)} tokens"
+        raise InputError(
+            "overlays-per-token",
+            f"a strip needs an image per token and at least one, but got {len(overlays)} for {len(tokens)} tokens",
         )
     if shares is not None and len(shares) != len(tokens):
-        raise ValueError(f"a strip needs one share per token, but got {len(shares)} for {len(tokens)} tokens")
+        raise InputError(
+            "shares-per-token", f"a strip needs one share per token, but got {len(shares)} for {len(tokens)} tokens"
+        )
     columns = min(COLUMNS, len(tokens))
     rows = math.ceil(len(tokens) / columns)
     width = 1.5  # inches per overlay

@@ -22,6 +22,8 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
 
+from data.errors import InputError
+
 BLUE, ORANGE, GREEN = "#31688e", "#e07b39", "#7a9a4e"
 RANDOM = "precision of random dimensions, as many tokens"
 
@@ -32,8 +34,9 @@ def share_plot(tokens: Sequence[str], shares: Sequence[float]) -> Figure:
     Raises ValueError for an empty list of tokens, or if the numbers of shares and tokens differ.
     """
     if not len(tokens) or len(tokens) != len(shares):
-        raise ValueError(
-            f"a share plot needs one share per token and at least one, but got {len(shares)} for {len(tokens)} tokens"
+        raise InputError(
+            "shares-per-token",
+            f"a share plot needs one share per token and at least one, but got {len(shares)} for {len(tokens)} tokens",
         )
     labels = [visible(token) for token in tokens]
     upright = len(labels) <= 12 and max(map(len, labels)) <= 9
@@ -169,7 +172,7 @@ def precision_and_recall(panels: Sequence[Panel], chance: float, random: dict, t
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for name, colour in (("precision", BLUE), ("recall", ORANGE)):
             means, lows, highs = (
-                np.array([each[name][key] for each in panel.scores], np.float64) for key in ("mean", "low", "high")
+                np.array([score[name][key] for score in panel.scores], np.float64) for key in ("mean", "low", "high")
             )
             axes.fill_between(panel.places, lows, highs, color=colour, alpha=0.2, linewidth=0)
             axes.plot(panel.places, means, "o-", color=colour, markersize=3, linewidth=1.2, label=name)

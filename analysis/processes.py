@@ -22,6 +22,7 @@ from typing import TypeVar
 
 from analysis.files import writing
 from analysis.runs import LOCK
+from data.errors import InputError
 
 Result = TypeVar("Result")
 GOES_ON, ENDS, FAILED = range(3)  # states of the leading process
@@ -139,16 +140,18 @@ def own_device(device: str, team: Team) -> str:
     if team.size == 1 or device == "cpu":
         return device
     if device != "cuda":
-        raise ValueError(
+        raise InputError(
+            "device-of-several-processes",
             f"--device {device} makes no sense with {team.size} processes: give --device cuda, where each takes a GPU "
-            "of its own, or --device cpu"
+            "of its own, or --device cpu",
         )
     import torch
 
     if team.local_rank >= torch.cuda.device_count():
-        raise ValueError(
+        raise InputError(
+            "process-without-gpu",
             f"process {team.local_rank} of this machine has no GPU of its own: there are {torch.cuda.device_count()}; "
-            "launch as many processes as there are GPUs, or give --device cpu"
+            "launch as many processes as there are GPUs, or give --device cpu",
         )
     return f"cuda:{team.local_rank}"
 
@@ -218,8 +221,8 @@ def hold(file: int, folder: Path) -> OSError | None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise ValueError(
-            f"another run is writing to {folder}; wait until it ends, or pass another --out-dir"
+        raise InputError(
+            "folder-locked", f"another run is writing to {folder}; wait until it ends, or pass another --out-dir"
         ) from error
     except OSError as error:
         return error

@@ -34,6 +34,7 @@ from analysis.files import read_table, write_whole
 from analysis.overlay import TOP
 from analysis.resume import PARTS, Parts, stored_entries
 from analysis.runs import ORIGINS, SAMPLES, SETTINGS, SUMMARY
+from data.errors import MissingFileError
 
 NAME = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -68,7 +69,7 @@ def write_report(folder: str | Path, rows: Sequence[dict] | None = None) -> Path
     """
     folder = Path(folder)
     if not (folder / SETTINGS).is_file():
-        raise FileNotFoundError(f"{folder} holds no {SETTINGS}, so it is no run; give the folder of one")
+        raise MissingFileError("no-run", f"{folder} holds no {SETTINGS}, so it is no run; give the folder of one")
     page = render(folder, stored_rows(folder) if rows is None else rows).encode("utf-8", errors="backslashreplace")
     if len(page) > LIMIT_MB * MEGABYTE:
         size = f"{len(page) / MEGABYTE:.1f} MB, more than {LIMIT_MB:g}"
@@ -87,13 +88,13 @@ def render(folder: Path, rows: Sequence[dict]) -> str:
     model = settings.get("model", {})
     name = Path(model.get("name", "") if isinstance(model, dict) else str(model)).name
     sources = origins(settings, summary)
-    labels = [each.get("label") for each in sources]
+    labels = [item.get("label") for item in sources]
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string((TEMPLATES / "report.html.jinja").read_text(encoding="utf-8"))
     return template.render(
         title=" · ".join(part for part in (script_name.removesuffix(".py"), name, *labels) if part),
         summary=opening(summary, settings),
-        sources=[str(each["line"]) for each in sources],
+        sources=[str(item["line"]) for item in sources],
         notes=notes(folder, summary),
         views=bool(views),
         figures=plots(list(estimates_in(summary))),
@@ -117,7 +118,7 @@ def render(folder: Path, rows: Sequence[dict]) -> str:
 def origins(settings: dict, summary: dict) -> list[dict]:
     """Origins of a run's data and fixations, each with its `line`, from settings.json or else summary.json."""
     named = (settings.get(name) or summary.get(name) for name in ORIGINS)
-    return [each for each in named if isinstance(each, dict) and "line" in each]
+    return [item for item in named if isinstance(item, dict) and "line" in item]
 
 
 def opening(summary: dict, settings: dict) -> str:
@@ -142,7 +143,7 @@ def colours() -> dict[str, str]:
     """256 colours of each selectable colour map, three bytes each, in base64."""
     steps = {name: np.linspace(0, TOP.get(name, 1.0), 256) for name in COLOURS}
     tables = {name: matplotlib.colormaps[name](at, bytes=True)[:, :3] for name, at in steps.items()}
-    return {name: base64.b64encode(np.ascontiguousarray(each).tobytes()).decode() for name, each in tables.items()}
+    return {name: base64.b64encode(np.ascontiguousarray(rgb).tobytes()).decode() for name, rgb in tables.items()}
 
 
 def estimates_in(summary, path: tuple[str, ...] = ()) -> Iterator[Figure]:
@@ -164,13 +165,13 @@ def plots(figures: list[Figure]) -> list[dict]:
     for figure in figures:
         groups.setdefault(figure.path[-1] if figure.path else "", []).append(figure)
     made = [plot(name.replace("_", " "), group) for name, group in groups.items()]
-    before = np.cumsum([0, *(len(each["rows"]) for each in made)])
-    return [{**each, "open": bool(rows < OPEN_ROWS)} for each, rows in zip(made, before, strict=False)]
+    before = np.cumsum([0, *(len(item["rows"]) for item in made)])
+    return [{**item, "open": bool(rows < OPEN_ROWS)} for item, rows in zip(made, before, strict=False)]
 
 
 def plot(name: str, figures: list[Figure]) -> dict:
     """One plot: position of each point and interval on an axis of 200 units, and its text."""
-    ends = [end for each in figures for end in (each.value, each.low, each.high) if end is not None]
+    ends = [end for item in figures for end in (item.value, item.low, item.high) if end is not None]
     low, high = min(ends), max(ends)
     spread = (high - low) or abs(high) or 1.0
     low, high = low - 0.05 * spread, high + 0.05 * spread
@@ -179,15 +180,15 @@ def plot(name: str, figures: list[Figure]) -> dict:
         return round(WHISKER[0] + (value - low) / (high - low) * (WHISKER[1] - WHISKER[0]), 1)
 
     rows = []
-    for each in figures:
-        known = each.low is not None and each.high is not None
-        interval = f" [{number(each.low)}, {number(each.high)}]" if known else ""
+    for item in figures:
+        known = item.low is not None and item.high is not None
+        interval = f" [{number(item.low)}, {number(item.high)}]" if known else ""
         rows.append({
-            "label": " · ".join(part.replace("_", " ") for part in each.path[:-1]) or name,
-            "text": f"{number(each.value)}{interval}" + ("" if each.n is None else f", n = {each.n}"),
-            "middle": place(each.value),
-            "left": place(each.low) if known else None,
-            "right": place(each.high) if known else None,
+            "label": " · ".join(part.replace("_", " ") for part in item.path[:-1]) or name,
+            "text": f"{number(item.value)}{interval}" + ("" if item.n is None else f", n = {item.n}"),
+            "middle": place(item.value),
+            "left": place(item.low) if known else None,
+            "right": place(item.high) if known else None,
         })  # fmt: skip
     return {"name": name, "rows": rows, "zero": place(0) if low < 0 < high else None}
 

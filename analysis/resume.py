@@ -44,7 +44,7 @@ from analysis.runs import (
     provenance,
     refuse_existing,
 )
-from data.errors import SampleError
+from data.errors import InputError, SampleError
 from models.folders import content_hash
 from models.loading import checkpoint_hashes
 
@@ -132,7 +132,7 @@ class Parts:
         if (known := self.plan()) is None:
             write_json(self.folder / PLAN, plan)
         elif known != json.loads(json.dumps(plan)):
-            raise ValueError(f"{self.folder} holds results of other samples; pass another --out-dir")
+            raise InputError("other-samples", f"{self.folder} holds results of other samples; pass another --out-dir")
 
     def plan(self) -> dict | None:
         """{"samples": names, "unusable": (name, reason)} in order, and "columns"; None for a run without a sample."""
@@ -282,7 +282,8 @@ class Run(RunFolder):
             known = json.loads((self.folder / SETTINGS).read_bytes())["flags"]
             before = json.loads((self.folder / FINGERPRINTS).read_bytes())
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{self.folder / SETTINGS} is not of this script; pass another --out-dir") from error
+            message = f"{self.folder / SETTINGS} is not of this script; pass another --out-dir"
+            raise InputError("foreign-folder", message) from error
         names = [name for name in {**known, **self.flags} if name not in FREE_FLAGS]
         changed = [
             f"--{name.replace('_', '-')} was {known.get(name)!r} and is {self.flags.get(name)!r} now"
@@ -291,8 +292,9 @@ class Run(RunFolder):
         changed = changed or [f"{kind} changed: {_changes(before.get(kind, {}), now)}" for kind, now in hashes.items()
                               if before.get(kind, {}) != now]  # fmt: skip
         if changed:
-            raise ValueError(
-                f"{self.folder} holds a run with other settings or data ({'; '.join(changed)}): pass another --out-dir"
+            raise InputError(
+                "other-settings",
+                f"{self.folder} holds a run with other settings or data ({'; '.join(changed)}): pass another --out-dir",
             )
 
     def start(self, columns: Sequence[str], **about) -> None:
@@ -314,9 +316,10 @@ class Run(RunFolder):
         there, here = known.get("model", {}), plain(about.get("model", {}))
         for name in SAME_MODEL:
             if there.get(name) != here.get(name):
-                raise ValueError(
+                raise InputError(
+                    "other-model",
                     f"{self.folder} holds results of a model whose {name} was {there.get(name)!r}, and now it is "
-                    f"{here.get(name)!r}: pass another --out-dir"
+                    f"{here.get(name)!r}: pass another --out-dir",
                 )
         if versions := other_versions(known):
             print(f"note: the results so far were computed with {versions}", file=sys.stderr)

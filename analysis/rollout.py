@@ -23,7 +23,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from data.errors import SampleError
+from data.errors import FlagError, InputError, SampleError
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,15 @@ class RolloutSettings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.residual < 1:
-            raise ValueError(f"--residual {self.residual} is out of range; give 0 <= w < 1")
+            raise FlagError(
+                "--residual", "out-of-range", f"--residual {self.residual} is out of range; give 0 <= w < 1"
+            )
         if not 0 <= self.lowest < 1:
-            raise ValueError(f"--lowest {self.lowest} is out of range; give a share of the depth, 0 <= share < 1")
+            raise FlagError(
+                "--lowest",
+                "out-of-range",
+                f"--lowest {self.lowest} is out of range; give a share of the depth, 0 <= share < 1",
+            )
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,7 @@ def answer_rows(trace, rows: str, tokens: int | None = None) -> range:
     `tokens` limits them to that many first tokens. Raises ValueError for an unknown convention.
     """
     if rows not in ("predicting", "query"):
-        raise ValueError(f"rows {rows!r} is unknown; choose 'predicting' or 'query'")
+        raise InputError("unknown-rows", f"rows {rows!r} is unknown; choose 'predicting' or 'query'")
     first = trace.prompt_length - (rows == "predicting")
     return range(first, trace.length if tokens is None else min(trace.length, first + tokens))
 
@@ -126,9 +132,10 @@ def check_layout(trace, layout) -> None:
     """Raise ValueError unless the layout belongs to the recorded prompt of the trace."""
     start = int(trace.start[layout.sample])
     if (start, trace.prompt_length) != (layout.start, layout.length):
-        raise ValueError(
+        raise InputError(
+            "trace-and-layout-differ",
             f"the trace holds a prompt of positions {start} to {trace.prompt_length}, the layout one of "
-            f"{layout.start} to {layout.length}: they do not come from the same inputs"
+            f"{layout.start} to {layout.length}: they do not come from the same inputs",
         )
 
 
@@ -206,9 +213,10 @@ def through_encoder(cells: np.ndarray, trace, image: int = 0) -> np.ndarray:
     """
     held = trace.images[image]
     if cells.ndim != 3 or cells.shape[1:] != held.cells.shape[:2]:
-        raise ValueError(
+        raise InputError(
+            "map-size",
             f"maps of shape {cells.shape} do not fit image {image}, which has {held.cells.shape[0]} rows x "
-            f"{held.cells.shape[1]} columns: give [token, row, col] of the same image"
+            f"{held.cells.shape[1]} columns: give [token, row, col] of the same image",
         )
     places = held.cells.flatten(0, 1)
     spread = torch.as_tensor(cells, dtype=torch.float32).flatten(1)[:, :, None] / places.shape[1]

@@ -26,6 +26,7 @@ from analysis.judges import circular
 from analysis.overlay import FLATTEST, show_image
 from analysis.plots import BLUE, ORANGE, Figure, for_rows
 from analysis.statistics import DIFFERENCE, holm, mcnemar, mean_interval, rate_interval, smallest_p
+from data.errors import InputError, MissingFileError
 
 COLUMNS = (
     "image", "task", "prompt", "gold", "prediction_a", "value_a", "correct_a", "cut_a", "prediction_b", "value_b",
@@ -88,22 +89,24 @@ def read_run(folder: str | Path) -> EvaluationRun:
     settings, predictions = folder / "settings.json", folder / "predictions.jsonl"
     for path in (settings, predictions):
         if not path.is_file():
-            raise FileNotFoundError(f"{folder} is no finished run of evaluate.py: it has no {path.name}")
+            raise MissingFileError(
+                "run-not-finished", f"{folder} is no finished run of evaluate.py: it has no {path.name}"
+            )
     try:
         flags = json.loads(settings.read_text(encoding="utf-8"))["flags"]
         flags["judge"]
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{settings} does not hold the flags of evaluate.py, judge among them") from error
+        raise InputError("no-flags", f"{settings} does not hold the flags of evaluate.py, judge among them") from error
     lines = {}
     with open(predictions, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             record = _parse(line, f"line {number} of {predictions}")
             rotations = lines.setdefault(str(record["id"]), {})
             if record["rotation"] in rotations:
-                raise ValueError(f"line {number} of {predictions} repeats record {record['id']!r}")
+                raise InputError("record-repeated", f"line {number} of {predictions} repeats record {record['id']!r}")
             rotations[record["rotation"]] = record
     if not lines:
-        raise ValueError(f"{predictions} is empty: the run has not answered anything")
+        raise InputError("no-predictions", f"{predictions} is empty: the run has not answered anything")
     return EvaluationRun(folder, flags, {name: _outcome(rotations) for name, rotations in lines.items()})
 
 
@@ -111,10 +114,12 @@ def _parse(line: str, where: str) -> dict:
     try:
         record = json.loads(line)
     except ValueError as error:
-        raise ValueError(f"{where} is not JSON; resume the run with evaluate.py to complete it") from error
+        raise InputError(
+            "line-not-json", f"{where} is not JSON; resume the run with evaluate.py to complete it"
+        ) from error
     missing = [field for field in REQUIRED if field not in record] if isinstance(record, dict) else REQUIRED
     if missing:
-        raise ValueError(f"{where} is no prediction of evaluate.py: it lacks {', '.join(missing)}")
+        raise InputError("no-prediction", f"{where} is no prediction of evaluate.py: it lacks {', '.join(missing)}")
     return record
 
 
@@ -144,37 +149,46 @@ def pair(a: EvaluationRun, b: EvaluationRun, intersect: bool = False) -> tuple[l
     without `intersect`; another question, gold answer, options, rotations, or images for the same record.
     """
     if a.flags["judge"] != b.flags["judge"]:
-        raise ValueError(
-            f"A was judged by {a.flags['judge']!r} and B by {b.flags['judge']!r}; judge both alike, then compare"
+        raise InputError(
+            "judges-differ",
+            f"A was judged by {a.flags['judge']!r} and B by {b.flags['judge']!r}; judge both alike, then compare",
         )
     only_a = [name for name in a.outcomes if name not in b.outcomes]
     only_b = [name for name in b.outcomes if name not in a.outcomes]
     pairs = [Pair(outcome, b.outcomes[name]) for name, outcome in a.outcomes.items() if name in b.outcomes]
     if not pairs:
-        raise ValueError(f"the runs have no record in common: A has {len(only_a)}, B has {len(only_b)} others")
+        raise InputError(
+            "no-common-record", f"the runs have no record in common: A has {len(only_a)}, B has {len(only_b)} others"
+        )
     if (only_a or only_b) and not intersect:
-        raise ValueError(
+        raise InputError(
+            "records-differ",
             f"the runs are over different records: {len(only_a)} are only in A, {len(only_b)} only in B (such as"
-            f" {(only_a or only_b)[0]!r}); pass --intersect to compare the {len(pairs)} that both have"
+            f" {(only_a or only_b)[0]!r}); pass --intersect to compare the {len(pairs)} that both have",
         )
     for one, other in pairs:
         if len(one.golds) != len(other.golds):
-            raise ValueError(
+            raise InputError(
+                "rotations-differ",
                 f"record {one.id!r} was asked {len(one.golds)} times in A and {len(other.golds)} times in B; run both"
-                " with --circular or both without"
+                " with --circular or both without",
             )
         if one.prompt != other.prompt:
-            raise ValueError(
+            raise InputError(
+                "questions-differ",
                 f"record {one.id!r} is not the same question in both runs: A asks {one.prompt!r}, B {other.prompt!r};"
-                " they read different data"
+                " they read different data",
             )
         if one.golds != other.golds or one.options != other.options:
-            raise ValueError(
+            raise InputError(
+                "golds-differ",
                 f"record {one.id!r} is not the same in both runs: A has the answer {one.golds[0]!r} of"
-                f" {one.options[0]}, B {other.golds[0]!r} of {other.options[0]}; they read different data"
+                f" {one.options[0]}, B {other.golds[0]!r} of {other.options[0]}; they read different data",
             )
         if _other_images(one, other):
-            raise ValueError(f"record {one.id!r} has other images in A than in B; they read different data")
+            raise InputError(
+                "images-differ", f"record {one.id!r} has other images in A than in B; they read different data"
+            )
     return pairs, {"only_in_a": len(only_a), "only_in_b": len(only_b)}
 
 

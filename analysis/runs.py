@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from analysis.files import check_place, draw, write_json, write_table, write_whole, writing
+from data.errors import InputError
 
 SETTINGS, SUMMARY, SAMPLES, FINGERPRINTS = "settings.json", "summary.json", "samples.csv", "fingerprints.json"
 LOCK = ".lock"  # held by the run that writes into the folder (analysis.processes)
@@ -164,7 +165,9 @@ class RunFolder:
         rows = []
         for entry in self.entries():
             if unknown := set(entry.row) - set(self.columns[1:-1]):
-                raise ValueError(f"unknown columns {sorted(unknown)}; samples.csv has {', '.join(self.columns)}")
+                raise InputError(
+                    "unknown-columns", f"unknown columns {sorted(unknown)}; samples.csv has {', '.join(self.columns)}"
+                )
             values = (entry.row.get(column, "") for column in self.columns[1:-1])
             rows.append(dict(zip(self.columns, (entry.name, *values, entry.skipped), strict=True)))
         return write_table(self.folder / SAMPLES, rows, self.columns)

@@ -34,7 +34,7 @@ import torch
 
 from analysis.files import check_place
 from analysis.statistics import SHARE, mean_interval
-from data.errors import SampleError, check_at_least
+from data.errors import FlagError, InputError, SampleError, check_at_least
 from models.var import VAR, read_findings
 
 ABOVE = 0.9  # minimum fraction of the other tokens below a spike
@@ -54,8 +54,10 @@ class ProbeSettings:
 
     def __post_init__(self) -> None:
         if not 0 < self.top_percent <= 0.5:
-            raise ValueError(
-                f"--top-percent {self.top_percent} is out of range; give a fraction such as 0.1, at most 0.5"
+            raise FlagError(
+                "--top-percent",
+                "out-of-range",
+                f"--top-percent {self.top_percent} is out of range; give a fraction such as 0.1, at most 0.5",
             )
 
 
@@ -287,7 +289,7 @@ class SinkSearch:
         chosen = [0, 1] if half is None else [half]
         count = sum(self._counts[item] for item in chosen)
         if not count:
-            raise ValueError("no sample was added, so there is nothing to tell")
+            raise InputError("no-sample", "no sample was added, so there is nothing to tell")
         means = sum(self._sums[item] for item in chosen if self._sums[item] is not None) / count
         return Profile(*means.numpy())
 
@@ -415,7 +417,9 @@ def random_sets(width: int, dimensions: tuple[int, ...], sets: int, rng: np.rand
     """
     others = np.setdiff1d(np.arange(width), dimensions)
     if len(others) < len(dimensions):
-        raise ValueError(f"{len(dimensions)} dimensions of {width} leave too few to compare them with")
+        raise InputError(
+            "too-few-dimensions", f"{len(dimensions)} dimensions of {width} leave too few to compare them with"
+        )
     drawn = [rng.choice(others, len(dimensions), replace=False) for _ in range(sets)]
     return np.array([dimensions, *drawn])
 
@@ -478,7 +482,10 @@ def agreement(samples: Sequence[SampleCounts], sweep: Sequence[float]) -> dict:
 def edited_layers(layers: int) -> slice:
     """Layers that VAR edits. Raises ValueError for a model without any."""
     if layers - 1 <= FIRST_LAYER:
-        raise ValueError(f"a model of {layers} layers has none that VAR edits (from layer {FIRST_LAYER}, not the last)")
+        raise InputError(
+            "too-few-layers",
+            f"a model of {layers} layers has none that VAR edits (from layer {FIRST_LAYER}, not the last)",
+        )
     return slice(FIRST_LAYER, layers - 1)
 
 

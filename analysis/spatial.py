@@ -43,7 +43,7 @@ from analysis.statistics import (
     strongest_head,
 )
 from analysis.words import check_layers, find_word, select_layers, why_missing
-from data.errors import SampleError
+from data.errors import InputError, SampleError
 
 WORDS = ("first", "relation", "second")
 SEEDS = ("seed_first", "seed_second", "seed_background")
@@ -147,7 +147,10 @@ def decoder_maps(trace, layouts: Sequence, rows: Mapping[str, Sequence[int]]) ->
     """
     grid, cells = layouts[0].grids[0], layouts[0].images[0]
     if any(layout.images[0].tolist() != cells.tolist() for layout in layouts):
-        raise ValueError("the samples hold their images in different places; give one prompt with images of one size")
+        raise InputError(
+            "image-positions-differ",
+            "the samples hold their images in different places; give one prompt with images of one size",
+        )
     queried = [row for queries in rows.values() for row in queries]
     layers = []
     for layer in range(trace.layers):

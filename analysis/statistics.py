@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import optimize, special, stats
 
+from data.errors import InputError
+
 CONFIDENCE = 0.95  # level of every interval
 LEVEL = 0.05  # significance level of q and of p
 RESAMPLES = 9_999  # random sign flips; all 2 ** n are used if these are fewer (n <= 13)
@@ -75,7 +77,9 @@ def paired_difference(values, control, seed: int = 0, bounds: Bounds | None = No
     values = np.asarray(values, np.float64)
     control = np.asarray(control, np.float64)
     if control.ndim and control.shape != values.shape:
-        raise ValueError(f"{values.size} values but {control.size} of the control; give one for each sample")
+        raise InputError(
+            "sizes-differ", f"{values.size} values but {control.size} of the control; give one for each sample"
+        )
     with np.errstate(invalid="ignore"):  # infinite values on both sides are unknown, too
         differences = values - control
     if bounds is None:
@@ -175,7 +179,7 @@ def head_tests(differences) -> dict[str, np.ndarray]:
     """
     differences = np.asarray(differences, np.float64)
     if differences.ndim != 3:
-        raise ValueError(f"differences of shape {differences.shape}; give [sample, layer, head]")
+        raise InputError("differences-shape", f"differences of shape {differences.shape}; give [sample, layer, head]")
     finite = np.isfinite(differences)
     n = finite.sum(0)
     tested = [_signed_ranks(differences[:, *head]) for head in np.ndindex(n.shape)]
@@ -236,9 +240,10 @@ def _range_of(values: np.ndarray, bounds: Bounds | None) -> Bounds:
         return SHARE if len(values) and np.isin(values, (0, 1)).all() else REAL
     low, high = (end if end is not None else sign * np.inf for end, sign in zip(bounds, (-1, 1), strict=True))
     if len(values) and not (low - ROUNDING <= values.min() and values.max() <= high + ROUNDING):
-        raise ValueError(
+        raise InputError(
+            "outside-bounds",
             f"values from {values.min():g} to {values.max():g} lie outside {bounds[0]} to {bounds[1]}, the range of "
-            "their quantity; give its true range"
+            "their quantity; give its true range",
         )
     return bounds
 
@@ -353,13 +358,13 @@ def _exact_ranks(ranks: np.ndarray, positive: np.ndarray) -> float:
     differences.
     """
     doubled = np.rint(2 * ranks).astype(int)
-    ways = np.zeros(doubled.sum() + 1)
-    ways[0] = 1.0
+    counts = np.zeros(doubled.sum() + 1)
+    counts[0] = 1.0
     for rank in doubled:
-        ways[rank:] += ways[:-rank].copy()
+        counts[rank:] += counts[:-rank].copy()
     observed, half = doubled[positive].sum(), doubled.sum() / 2
-    extreme = np.abs(np.arange(len(ways)) - half) >= abs(observed - half)
-    return float(ways[extreme].sum() / ways.sum())
+    extreme = np.abs(np.arange(len(counts)) - half) >= abs(observed - half)
+    return float(counts[extreme].sum() / counts.sum())
 
 
 def _holm(p: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from data.errors import SampleError
+from data.errors import InputError, SampleError
 from models.layout import find_words
 
 NAMES = {"first": "first shape", "relation": "relation", "second": "second shape"}
@@ -57,7 +57,7 @@ def check_choices(rows: str, prefer: str) -> None:
     """Raise ValueError for an unknown convention or preference."""
     for value, known in ((rows, ("predicting", "query")), (prefer, ("prompt", "answer"))):
         if value not in known:
-            raise ValueError(f"{value!r} is unknown; choose {known[0]!r} or {known[1]!r}")
+            raise InputError("unknown-choice", f"{value!r} is unknown; choose {known[0]!r} or {known[1]!r}")
 
 
 def _in_prompt(layout, word: str) -> list[int]:
@@ -80,7 +80,7 @@ MODES = "all, first_third, mid_third, last_third, last_K such as last_4, or numb
 def check_layers(mode: str) -> None:
     """Raise ValueError for a mode that is invalid for every model, before a model is loaded."""
     if mode != "all" and mode not in THIRDS and not re.fullmatch(r"last_0*[1-9]\d*|\d+(,\d+)*", _plain(mode)):
-        raise ValueError(f"layers {mode!r} is unknown; give {MODES}")
+        raise InputError("unknown-layers", f"layers {mode!r} is unknown; give {MODES}")
 
 
 def select_layers(mode: str, layers: int) -> tuple[int, ...]:
@@ -96,17 +96,17 @@ def select_layers(mode: str, layers: int) -> tuple[int, ...]:
         third = THIRDS.index(mode)
         chosen = tuple(range(round(third * layers / 3), round((third + 1) * layers / 3)))
         if not chosen:
-            raise ValueError(f"{layers} layers have no {mode}; give {MODES}")
+            raise InputError("no-such-third", f"{layers} layers have no {mode}; give {MODES}")
         return chosen
     mode = _plain(mode)
     if mode.startswith("last_"):
         count = int(mode.removeprefix("last_"))
         if count > layers:
-            raise ValueError(f"layers {mode!r} are more than the {layers} that the model has")
+            raise InputError("too-many-layers", f"layers {mode!r} are more than the {layers} that the model has")
         return tuple(range(layers - count, layers))
     chosen = sorted({int(number) for number in mode.split(",")})
     if chosen[-1] >= layers:
-        raise ValueError(f"layer {chosen[-1]} does not exist; the model has {layers}, counted from 0")
+        raise InputError("no-such-layer", f"layer {chosen[-1]} does not exist; the model has {layers}, counted from 0")
     return tuple(chosen)
 
 

@@ -27,7 +27,7 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from data.errors import SampleError, Skip, check_at_least
+from data.errors import InputError, MissingFileError, SampleError, Skip, check_at_least
 from data.folders import DATA, GENERATED, Links, Source, is_synthetic, made_whole, mark, published, root_fault, written
 from data.images import read_image
 from data.shapes import COLOURS, SHAPES, Shape, draw, sample_shape, to_pixels
@@ -79,9 +79,10 @@ def read(folder: str | Path) -> tuple[list[Pair], list[Skip]]:
     root = Path(folder).resolve()
     table = root / "metadata.jsonl"
     if not table.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
+            "no-pairs",
             f"no pairs in {folder}: looked for {folder}/metadata.jsonl; make some with "
-            f"`python -m data.counterfactual_pairs --corner topleft --out-dir {folder}`"
+            f"`python -m data.counterfactual_pairs --corner topleft --out-dir {folder}`",
         )
     pairs, skipped, seen = [], [], set()
     for number, line in enumerate(table.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
@@ -243,7 +244,9 @@ def check(corner: str, count: int, seed: int, size: int) -> None:
     if count < 1 or seed < 0:
         raise ValueError(f"count is {count} and seed {seed}; give a count of at least 1 and a seed of at least 0")
     if size < MIN_SIDE:
-        raise ValueError(f"size is {size} pixels; give at least {MIN_SIDE}, below which shapes leave their cells")
+        raise InputError(
+            "below-minimum", f"size is {size} pixels; give at least {MIN_SIDE}, below which shapes leave their cells"
+        )
 
 
 def scenes(corner: str, count: int, seed: int) -> Iterator[tuple[Shape, Shape]]:

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data import scanpaths, twoshapes
-from data.errors import SampleError, Skip, check_at_least
+from data.errors import InputError, SampleError, Skip, check_at_least
 from data.folders import GENERATED, Source, made_whole, published
 from data.geometry import ImageGrid
 from data.images import read_image
@@ -182,12 +182,15 @@ def find_files(data_root: str | None, given: Sequence[str], targets: Sequence[st
     if given:
         return [Path(path) for path in given]
     if data_root is None:
-        raise ValueError("images need --scanpaths: a .json, .jsonl or .csv file of fixations on them")
+        raise InputError(
+            "scanpaths-needed", "images need --scanpaths: a .json, .jsonl or .csv file of fixations on them"
+        )
     present = present_files(data_root, targets)
     if not present:
-        raise ValueError(
+        raise InputError(
+            "no-scanpaths",
             f"no scanpaths in {data_root}: give --scanpaths, or simulate some for images of two shapes with"
-            f" `python -m data.scanpaths --data-root {data_root}`"
+            f" `python -m data.scanpaths --data-root {data_root}`",
         )
     return present
 
@@ -206,15 +209,18 @@ def read_all(files: Sequence[Path], data_root: str | None, units: str | None = N
     """
     names = [path.stem.removeprefix("scanpaths-") for path in files]
     if len(set(names)) < len(names):
-        raise ValueError(f"scanpath files need names of their own, but these are {', '.join(map(str, files))}")
+        raise InputError(
+            "names-not-unique", f"scanpath files need names of their own, but these are {', '.join(map(str, files))}"
+        )
     by_name = {name: scanpaths.read(path, data_root, units, **reading) for name, path in zip(names, files, strict=True)}
     for path, known in zip(files, by_name.values(), strict=True):
         if not known.by_image:
             reasons = Counter(skip.reason for skip in known.skipped).most_common(1)
             cause = "".join(f", {count} of {len(known.skipped)} because: {reason}" for reason, count in reasons)
-            raise ValueError(
+            raise InputError(
+                "no-usable-scanpath",
                 f"{path} holds no scanpath that can be used{cause}{_unknown(known, reading)}; --units says what a file"
-                " leaves open, and data/scanpaths.py describes the format"
+                " leaves open, and data/scanpaths.py describes the format",
             )
     return by_name
 
@@ -253,7 +259,7 @@ def check_images(samples: Sequence[Sample], paths: dict[str, Scanpaths]) -> None
             except SampleError as error:
                 missing.append(f"{error} (names are paths below {known.root})")
     if missing:
-        raise ValueError(missing[0])
+        raise InputError("no-scanpath-of-image", missing[0])
 
 
 def locate(
@@ -276,9 +282,10 @@ def locate(
             skipped.append(Skip(sample.name, error.reason))
             continue
         if grid is None:
-            raise ValueError(
+            raise InputError(
+                "unknown-grid",
                 "where this model's image tokens lie in the image is not known, so gaze cannot be put on them;"
-                " load LLaVA-1.5, Qwen2-VL, Qwen2.5-VL, Qwen3-VL or Fuyu"
+                " load LLaVA-1.5, Qwen2-VL, Qwen2.5-VL, Qwen3-VL or Fuyu",
             )
         for gaze, known in paths.items():
             name = f"{sample.name} {gaze}" if len(paths) > 1 else sample.name
@@ -342,9 +349,10 @@ def read_for(questions: Iterable[Question], file: str, data_root: str | None, **
             return known
         except SampleError as error:
             reasons.add(str(error))
-    raise ValueError(
+    raise InputError(
+        "no-scanpath-of-question",
         f"{file} is of no use for any question ({max(reasons)}); it names a question by its id, or an image by its "
-        "path below --data-root"
+        "path below --data-root",
     )
 
 

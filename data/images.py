@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from data.errors import SampleError
+from data.errors import InputError, MissingFileError, SampleError
 from data.folders import root_fault
 from data.geometry import ImageGrid
 
@@ -130,7 +130,7 @@ def list_images(folder: str | Path) -> list[Path]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder")
+        raise MissingFileError("not-a-folder", f"{folder} is not a folder")
     images, others, faults = [], [], []
     for path, fault in _walk(folder):
         (faults if fault else images if path.suffix.lower() in suffixes() else others).append(path)
@@ -144,9 +144,10 @@ def list_images(folder: str | Path) -> list[Path]:
         passed_over.append(f"{links} out of the folder (--follow-links follows links)")
     if not images:
         contents = f"; it holds {' and '.join(passed_over)}" if passed_over else ""
-        raise FileNotFoundError(
+        raise MissingFileError(
+            "no-images",
             f"{folder} holds no image, in no subfolder either{contents}; expected are .png, .jpg, .webp, .tif and"
-            " others that Pillow reads"
+            " others that Pillow reads",
         )
     if passed_over:
         print(f"note: passed over in {folder}: {' and '.join(passed_over)}", file=sys.stderr)
@@ -205,7 +206,10 @@ def hide_cells(window: Image.Image, hidden: np.ndarray, colour: tuple[int, int, 
     hidden = np.asarray(hidden, bool)
     (rows, cols), (width, height) = hidden.shape, window.size
     if height % rows or width % cols:
-        raise ValueError(f"an image of {width} x {height} pixels is not {cols} x {rows} whole cells; use model_window")
+        raise InputError(
+            "not-whole-cells",
+            f"an image of {width} x {height} pixels is not {cols} x {rows} whole cells; use model_window",
+        )
     pixels = np.array(window)
     pixels[np.kron(hidden, np.ones((height // rows, width // cols), bool))] = colour
     return Image.fromarray(pixels)

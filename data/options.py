@@ -17,6 +17,8 @@ import re
 from collections.abc import Iterator
 from string import ascii_uppercase
 
+from data.errors import InputError
+
 LETTERS = ascii_uppercase
 Span = tuple[int, int]
 
@@ -185,7 +187,7 @@ def rewrite(prompt: str, options: tuple[str, ...], replacement: tuple[str, ...])
     """Replace the texts of the options in a prompt. Raises ValueError if the prompt does not contain `options`."""
     spans = locate(prompt, options)
     if spans is None:
-        raise ValueError(f"the prompt does not show its options {options}: {prompt!r}")
+        raise InputError("options-not-in-prompt", f"the prompt does not show its options {options}: {prompt!r}")
     for (start, end), text in reversed(list(zip(spans, replacement, strict=True))):
         prompt = prompt[:start] + text + prompt[end:]
     return prompt

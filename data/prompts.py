@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from data import spatial_qa
-from data.errors import Skip, check_at_least
+from data.errors import InputError, MissingFileError, Skip, check_at_least
 from data.folders import Links, Source
 from data.images import list_images
 from data.samples import Samples, collect
@@ -44,14 +44,16 @@ class Prompts(Links):
 
     def __post_init__(self) -> None:
         if self.data_root is not None and self.text is not None:
-            raise ValueError("give either --data-root (images) or --text (words alone)")
+            raise InputError("images-or-text", "give either --data-root (images) or --text (words alone)")
         check_at_least(self, num_samples=0)
         if self.text is not None and (self.prompt is not None or self.dataset != "auto"):
-            raise ValueError("--prompt and --dataset belong to --data-root; a text brings its own prompts")
+            raise InputError(
+                "prompt-of-text", "--prompt and --dataset belong to --data-root; a text brings its own prompts"
+            )
         if self.prompt is not None and not self.prompt.strip():
-            raise ValueError("--prompt is empty; write a question or an instruction")
+            raise InputError("empty-prompt", "--prompt is empty; write a question or an instruction")
         if self.dataset == "pictures" and self.data_root is None:
-            raise ValueError("--dataset pictures needs --data-root, the folder of images")
+            raise InputError("data-root-needed", "--dataset pictures needs --data-root, the folder of images")
 
 
 def gather_prompts(settings: Prompts) -> tuple[list[Prompt], list[Skip], Source]:
@@ -67,7 +69,7 @@ def gather_prompts(settings: Prompts) -> tuple[list[Prompt], list[Skip], Source]
     if settings.dataset in PUBLISHED:
         return _questions(settings)
     if settings.dataset == "twoshapes" and root is not None and not Path(root, LAYOUT).is_dir():
-        raise FileNotFoundError(f"{root} holds no {LAYOUT}, which --dataset twoshapes reads")
+        raise MissingFileError("no-data", f"{root} holds no {LAYOUT}, which --dataset twoshapes reads")
     if settings.dataset == "pictures":  # other content of the folder is ignored
         paths = list_images(Path(root))
         samples, skipped, _ = collect(Samples(image=tuple(map(str, paths[: limit or None])), prompt=prompt, limit=0))
@@ -95,12 +97,12 @@ def paragraphs(path: Path, limit: int = 0) -> list[Prompt]:
     Raises FileNotFoundError for a missing file, ValueError for an unreadable file or one without text.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"the text file {path} does not exist")
+        raise MissingFileError("no-such-file", f"the text file {path} does not exist")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+        raise InputError("not-utf8", f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
     texts = [paragraph.strip() for paragraph in re.split(r"\n\s*\n", text) if paragraph.strip()]
     if not texts:
-        raise ValueError(f"{path} holds no text")
+        raise InputError("no-text", f"{path} holds no text")
     return [Prompt(f"paragraph-{index}", paragraph) for index, paragraph in enumerate(texts)][: limit or None]

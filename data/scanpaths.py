@@ -44,7 +44,7 @@ from typing import NamedTuple
 
 import tyro
 
-from data.errors import SampleError, Skip
+from data.errors import FlagError, InputError, MissingFileError, SampleError, Skip
 from data.folders import root_fault
 from data.geometry import ImageGrid
 from data.twoshapes_scanpaths import generate
@@ -140,9 +140,9 @@ def read(
     request = _Request(units, display, {name: value for name, value in chosen.items() if value is not None})
     request.check()
     if path.suffix.lower() not in READERS:
-        raise ValueError(f"{path} is of no known kind; scanpaths come as {', '.join(READERS)}")
+        raise InputError("unknown-format", f"{path} is of no known kind; scanpaths come as {', '.join(READERS)}")
     if not path.is_file():
-        raise FileNotFoundError(f"scanpath file {path} does not exist")
+        raise MissingFileError("no-such-file", f"scanpath file {path} does not exist")
     by_image: dict[str, Scanpath] = {}
     skipped, names, unread = [], {name: {} for name in CHOICES}, {}
     try:
@@ -175,15 +175,25 @@ class _Request:
     def check(self) -> None:
         """Raise ValueError for invalid settings."""
         if self.units is not None and self.units not in UNITS[:3]:
-            raise ValueError(f"units {self.units!r} are unknown; choose {', '.join(UNITS[:3])}")
+            raise InputError("unknown-units", f"units {self.units!r} are unknown; choose {', '.join(UNITS[:3])}")
         if unknown := set(self.chosen) - set(CHOICES):
-            raise ValueError(f"scanpaths cannot be chosen by {min(unknown)}; choose by {', '.join(CHOICES)}")
+            raise InputError(
+                "unknown-selection", f"scanpaths cannot be chosen by {min(unknown)}; choose by {', '.join(CHOICES)}"
+            )
         if self.display is None:
             return
         if self.units is not None:
-            raise ValueError(f"--display belongs to fixations in its own pixels; leave --units {self.units} out")
+            raise FlagError(
+                "--display",
+                "display-not-needed",
+                f"--display belongs to fixations in its own pixels; leave --units {self.units} out",
+            )
         if not _is_size(self.display):
-            raise ValueError(f"--display {' '.join(map(str, self.display))} must be a width and a height above 0")
+            raise FlagError(
+                "--display",
+                "display-size",
+                f"--display {' '.join(map(str, self.display))} must be a width and a height above 0",
+            )
 
 
 def label(record: dict, choice: str) -> str:
@@ -208,12 +218,14 @@ def _read_json(path: Path) -> Iterator[tuple[str, object]]:
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); one record per line is JSONL: name it .jsonl") from error
+        raise InputError(
+            "not-json", f"{path} is not valid JSON ({error}); one record per line is JSONL: name it .jsonl"
+        ) from error
     whole = content if isinstance(content, dict) else {}
     common = {name: whole[name] for name in ("units", "display", "synthetic") if whole.get(name) is not None}
     records = content.get("scanpaths") if isinstance(content, dict) else content
     if not isinstance(records, list):
-        raise ValueError(f'{path} holds no list of records; expected [...] or {{"scanpaths": [...]}}')
+        raise InputError("no-records", f'{path} holds no list of records; expected [...] or {{"scanpaths": [...]}}')
     for number, record in enumerate(records):
         if isinstance(record, dict):
             record = common | {name: value for name, value in record.items() if value is not None}
@@ -238,8 +250,9 @@ def _read_csv(path: Path) -> Iterator[tuple[str, object]]:
     rows = _csv_rows(path)
     header = [name.strip() for name in next(rows, (1, None))[1] or []]
     if missing := [name for name in ("image", "x", "y") if header.count(name) != 1]:
-        raise ValueError(
-            f"{path} has no column {missing[0]!r}, or two; its first line must name image, x and y: {header}"
+        raise InputError(
+            "missing-columns",
+            f"{path} has no column {missing[0]!r}, or two; its first line must name image, x and y: {header}",
         )
     keys = ["image", *(name for name in header if any(key.fullmatch(name) for key in (*CHOICES.values(), TRIAL)))]
     records: dict[tuple, dict] = {}

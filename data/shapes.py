@@ -14,6 +14,8 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
+from data.errors import InputError
+
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (1.0, 0.0, 0.0),
     "green": (0.0, 1.0, 0.0),
@@ -94,9 +96,9 @@ class Shape:
 
     def __post_init__(self) -> None:
         if self.colour not in COLOURS:
-            raise ValueError(f"unknown colour {self.colour!r}; known colours: {', '.join(COLOURS)}")
+            raise InputError("unknown-colour", f"unknown colour {self.colour!r}; known colours: {', '.join(COLOURS)}")
         if self.shape not in SHAPES:
-            raise ValueError(f"unknown shape {self.shape!r}; known shapes: {', '.join(SHAPES)}")
+            raise InputError("unknown-shape", f"unknown shape {self.shape!r}; known shapes: {', '.join(SHAPES)}")
 
     @property
     def name(self) -> str:

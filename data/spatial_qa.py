@@ -21,7 +21,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from data.errors import SampleError, Skip, check_at_least
+from data.errors import FlagError, MissingFileError, SampleError, Skip, check_at_least
 from data.folders import Links, Source, is_synthetic, published
 from data.images import read_image
 from data.options import LETTERS, names_others, rewrite
@@ -79,7 +79,7 @@ def read(dataset: str, data_root: str | Path | None = None, limit: int = 0) -> t
     Raises FileNotFoundError or ValueError, with a one-sentence message, if no question can be read.
     """
     if limit < 0:
-        raise ValueError(f"--limit {limit} is negative; give 0 for all questions")
+        raise FlagError("--limit", "negative-limit", f"--limit {limit} is negative; give 0 for all questions")
     root, files = find(dataset, data_root)
     root = root and root.resolve()
     questions: dict[str, Question] = {}
@@ -162,9 +162,10 @@ def published_set() -> tuple[str, str] | None:
         except FileNotFoundError:
             continue
         return dataset, root
-    raise FileNotFoundError(
+    raise MissingFileError(
+        "no-data",
         f"data/{FOLDER} holds neither {' nor '.join(str(file.relative_to(FOLDER)) for file in PUBLISHED.values())};"
-        " give --dataset, or move the folder away for a generated set"
+        " give --dataset, or move the folder away for a generated set",
     )
 
 

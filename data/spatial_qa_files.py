@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from data.errors import InputError
+
 PUBLISHED = {
     "blink": Path("spatial_reasoning", "blink", "blink_validation.jsonl"),
     "sat2": Path("spatial_reasoning", "sat2_test", "sat2_test.jsonl"),
@@ -45,7 +47,9 @@ def find(dataset: str, data_root: str | Path | None) -> tuple[Path | None, dict[
     """
     if dataset in PUBLISHED:
         if data_root is None:
-            raise ValueError(f"--dataset {dataset} needs --data-root, the folder that holds {PUBLISHED[dataset]}")
+            raise InputError(
+                "data-root-needed", f"--dataset {dataset} needs --data-root, the folder that holds {PUBLISHED[dataset]}"
+            )
         return Path(data_root), {"": _published(dataset, Path(data_root))}
     path = Path(dataset)
     if not path.exists() and data_root is not None and Path(data_root, dataset).exists():
@@ -165,9 +169,10 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, str] | str]]:
         except csv.Error as error:
             raise ValueError(f"{path} has no header that can be read: {error}") from error
         if not set(QUESTIONS) & set(header) or len(set(header)) < len(header):
-            raise ValueError(
+            raise InputError(
+                "no-question-column",
                 f"{path} is not a table of questions: its header needs a column {' or '.join(QUESTIONS)}, and each "
-                "column once"
+                "column once",
             )
         while True:
             first = reader.line_num + 1

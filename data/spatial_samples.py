@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.errors import Skip, check_at_least
+from data.errors import InputError, Skip, check_at_least
 from data.folders import Links, Source, published
 from data.samples import DEFAULT_COUNT
 from data.twoshapes import CAPTION, LAYOUT, OPPOSITE, QUESTION, TwoShapes, caption_of, find_root, read, sample_pair
@@ -151,7 +151,9 @@ def counterfactuals(caption: str) -> dict[str, Sentence]:
     """The caption and its three counterfactuals by name. Raises ValueError for a sentence of another form."""
     match = CAPTION.fullmatch(caption)
     if not match:
-        raise ValueError(f"{caption!r} is not a caption of two shapes, such as {QUESTION.format(*'ABCD')!r}")
+        raise InputError(
+            "not-a-caption", f"{caption!r} is not a caption of two shapes, such as {QUESTION.format(*'ABCD')!r}"
+        )
     _, colour, shape, other_colour, other_shape, relation = match.groups()
     first, second, opposite = f"{colour} {shape}", f"{other_colour} {other_shape}", OPPOSITE[relation]
     return {

@@ -27,7 +27,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from data.errors import SampleError, Skip
+from data.errors import InputError, MissingFileError, SampleError, Skip
 from data.folders import DATA, GENERATED, Source, is_synthetic, made_whole, mark, published, root_fault, written
 from data.images import read_image
 from data.shapes import COLOURS, Shape, draw, mask, sample_shape, to_pixels
@@ -83,9 +83,10 @@ def read(data_root: str | Path, limit: int | None = None) -> tuple[list[TwoShape
     root = Path(data_root).resolve()
     shards = shards_of(root)
     if not shards:
-        raise FileNotFoundError(
+        raise MissingFileError(
+            "no-data",
             f"no data in {data_root}: looked for {LAYOUT}/shard0, shard1, ... below it;"
-            f" make some with `python -m data.twoshapes --out-dir {data_root}`"
+            f" make some with `python -m data.twoshapes --out-dir {data_root}`",
         )
     samples, skipped = [], []
     for shard in shards:
@@ -133,7 +134,7 @@ def find_root(data_root: str | None, count: int, seed: int) -> Root:
     """
     if data_root is not None:
         if not data_root.strip():
-            raise ValueError("--data-root is empty; name a folder, or leave the flag out")
+            raise InputError("empty-data-root", "--data-root is empty; name a folder, or leave the flag out")
         return Root(Path(data_root), data_root)
     if (folder := published(LAYOUT.parts[0])) is not None:
         return Root(folder.parent, str(DATA / LAYOUT.parts[0]))
@@ -237,9 +238,14 @@ def generate(folder: str | Path, count: int, seed: int, same_colour: float = 0.2
     complete. Raises FileExistsError if it is not empty, ValueError for invalid settings.
     """
     if count < 1 or seed < 0:
-        raise ValueError(f"count is {count} and seed {seed}; give a count of at least 1 and a seed of at least 0")
+        raise InputError(
+            "below-minimum", f"count is {count} and seed {seed}; give a count of at least 1 and a seed of at least 0"
+        )
     if size < MIN_SIDE:
-        raise ValueError(f"size is {size} pixels; give at least {MIN_SIDE}, below which small shapes are hardly seen")
+        raise InputError(
+            "below-minimum",
+            f"size is {size} pixels; give at least {MIN_SIDE}, below which small shapes are hardly seen",
+        )
     progress = tqdm(total=count, desc="drawing", unit="image", disable=None)
     with made_whole(folder) as root, progress:
         (root / LAYOUT).mkdir(parents=True)

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data.errors import Skip
+from data.errors import InputError, Skip
 from data.twoshapes import TwoShapes, read
 
 TARGETS = ("first", "second", "background")
@@ -34,11 +34,13 @@ def generate(
     """
     root = Path(data_root).resolve()
     if count < 1 or seed < 0:
-        raise ValueError(f"count is {count} and seed {seed}; give at least 1 fixation and a seed of at least 0")
+        raise InputError(
+            "below-minimum", f"count is {count} and seed {seed}; give at least 1 fixation and a seed of at least 0"
+        )
     if not 0 < jitter < math.inf:
-        raise ValueError(f"jitter is {jitter}, expected a number > 0")
+        raise InputError("jitter", f"jitter is {jitter}, expected a number > 0")
     if not 0 <= clearance < 1:
-        raise ValueError(f"clearance is {clearance}, expected a share of the image's side, 0 to 1")
+        raise InputError("clearance", f"clearance is {clearance}, expected a share of the image's side, 0 to 1")
     folder = root if folder is None else Path(folder).resolve()
     files = {target: folder / f"scanpaths-{target}.jsonl" for target in TARGETS}
     if existing := [path for path in files.values() if path.exists()]:

@@ -20,6 +20,7 @@ from functools import partial
 
 import torch
 
+from data.errors import InputError
 from models.interventions import LayerEdit, PromptBatch, RowEdit
 
 
@@ -54,7 +55,9 @@ class HeadAblation:
     def __post_init__(self) -> None:
         object.__setattr__(self, "heads", check_heads(self.heads))
         if not 0 <= self.scale < math.inf:
-            raise ValueError(f"scale is {self.scale}; it multiplies image attention, so give a finite number >= 0")
+            raise InputError(
+                "scale", f"scale is {self.scale}; it multiplies image attention, so give a finite number >= 0"
+            )
 
     @property
     def neutral(self) -> bool:
@@ -65,9 +68,10 @@ class HeadAblation:
         """Raise ValueError for a head that a model of that size does not have."""
         for layer, head in self.heads:
             if layer >= layers or head >= heads:
-                raise ValueError(
+                raise InputError(
+                    "no-such-head",
                     f"head {head} of layer {layer} does not exist; the model has layers 0 to {layers - 1} with heads 0 "
-                    f"to {heads - 1}"
+                    f"to {heads - 1}",
                 )
 
     def plan(self, prompt: PromptBatch) -> dict[int, LayerEdit]:
@@ -90,7 +94,11 @@ def check_heads(heads: Iterable) -> tuple[tuple[int, int], ...]:
     try:
         pairs = sorted({(operator.index(layer), operator.index(head)) for layer, head in heads})
     except (TypeError, ValueError) as error:
-        raise ValueError(f"heads are {heads!r}; give pairs (layer, head), such as ((3, 0), (4, 2))") from error
+        raise InputError(
+            "heads-not-pairs", f"heads are {heads!r}; give pairs (layer, head), such as ((3, 0), (4, 2))"
+        ) from error
     if wrong := [pair for pair in pairs if min(pair) < 0]:
-        raise ValueError(f"head {wrong[0][1]} of layer {wrong[0][0]} does not exist; both count from 0")
+        raise InputError(
+            "negative-head", f"head {wrong[0][1]} of layer {wrong[0][0]} does not exist; both count from 0"
+        )
     return tuple(pairs)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
+from data.errors import InputError
 from models.interventions import LayerEdit, PromptBatch, ScaledRow
 
 
@@ -40,7 +41,9 @@ class ImageScaling:
     def plan(self, prompt: PromptBatch) -> dict[int, LayerEdit]:
         """The same edit for each layer. Raises ValueError unless there is one weight per sample."""
         if len(self.weights) != len(prompt.starts):
-            raise ValueError(f"{len(self.weights)} weights for {len(prompt.starts)} samples; give one for each")
+            raise InputError(
+                "weights-per-sample", f"{len(self.weights)} weights for {len(prompt.starts)} samples; give one for each"
+            )
         scaled = {
             sample: ScaledRow(prompt.length - 1 - prompt.starts[sample], image, weight)
             for sample, (image, weight) in enumerate(zip(prompt.images, self.weights, strict=True))
@@ -63,7 +66,9 @@ class AdaptVis:
         check_weight("weight1", self.weight1)
         check_weight("weight2", self.weight2)
         if not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold is {self.threshold}; it is compared with a probability, so give 0 to 1")
+            raise InputError(
+                "threshold", f"threshold is {self.threshold}; it is compared with a probability, so give 0 to 1"
+            )
 
     def scaling(self, confidence: torch.Tensor) -> ImageScaling:
         """The weights of samples with this confidence, float32 [sample]."""
@@ -87,4 +92,6 @@ def largest_probability(logits: torch.Tensor) -> torch.Tensor:
 def check_weight(name: str, weight: float) -> None:
     """Raise ValueError for a weight that is not a finite number >= 0."""
     if not 0 <= weight < math.inf:
-        raise ValueError(f"{name} is {weight}; it multiplies attention scores, so give a finite number of 0 or more")
+        raise InputError(
+            "weight", f"{name} is {weight}; it multiplies attention scores, so give a finite number of 0 or more"
+        )

@@ -30,7 +30,7 @@ from typing import NamedTuple
 import torch
 from transformers import LogitsProcessorList
 
-from data.errors import SampleError, check_at_least
+from data.errors import InputError, SampleError, check_at_least
 from models import folders
 from models.generation import answer_length
 from models.generation_settings import check_penalty, penalised, sampling
@@ -176,7 +176,7 @@ def parse(name: str, flag: str = "--runner") -> tuple[str, str]:
     """(module, callable) of "python:module:callable". Raises ValueError for another form."""
     kind, *parts = name.split(":")
     if kind != "python" or len(parts) != 2 or not all(part and part.isascii() for part in parts):
-        raise ValueError(f"{flag} {name!r} is not of the form {FORM}, such as python:my_model:load")
+        raise InputError("runner-form", f"{flag} {name!r} is not of the form {FORM}, such as python:my_model:load")
     return parts[0], parts[1]
 
 
@@ -208,7 +208,7 @@ def load(name: str, flag: str = "--runner", method: str = "generate(prompt, imag
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # the user's code may raise any error, SystemExit included
-        raise ValueError(f"{flag} {name!r} could not be made: {describe(error)}") from error
+        raise InputError("runner-failed", f"{flag} {name!r} could not be made: {describe(error)}") from error
     if not has_method:
         raise ValueError(f"{flag} {name!r} made {type(made).__name__}, which has no method {method}")
     return made

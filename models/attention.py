@@ -26,7 +26,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedC
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from data.errors import SampleError
+from data.errors import InputError, SampleError
 
 NAME = "sightline"
 ATTENTION = ("self_attn", "attn", "attention")  # names of attention modules: Llama; GPT-2, Qwen's encoders; GPT-NeoX
@@ -68,9 +68,10 @@ def check_arguments(module: nn.Module, arguments: dict[str, Any]) -> None:
     """Raise ValueError for arguments of SDPA under which the weights are not the causal softmax of queries and keys."""
     if arguments.get("position_bias") is not None or arguments.get("is_causal") not in (None, module.is_causal):
         name = "position_bias" if arguments.get("position_bias") is not None else "is_causal"
-        raise ValueError(
+        raise InputError(
+            "attention-arguments",
             f"{type(module).__name__} attends with {name}, which changes its weights; recorded and steered attention "
-            "must be the softmax of queries and keys alone, so call the model without it"
+            "must be the softmax of queries and keys alone, so call the model without it",
         )
 
 
@@ -88,15 +89,19 @@ def attention_stack(model: PreTrainedModel, part: Part) -> tuple[PreTrainedModel
     modules = list(attention_modules(stack).values())
     kind = type(model).__name__
     if not modules or not stack._can_set_attn_implementation():
-        raise ValueError(
-            f"the attention of {kind} does not go through transformers' attention interface, so it cannot be recorded"
+        raise InputError(
+            "no-attention-interface",
+            f"the attention of {kind} does not go through transformers' attention interface, so it cannot be recorded",
         )
     if not stack._supports_sdpa:  # sinks and soft caps are not in SDPA's formula
-        raise ValueError(f"{kind} has no SDPA attention in transformers, and recording recomputes SDPA's weights")
+        raise InputError(
+            "no-sdpa", f"{kind} has no SDPA attention in transformers, and recording recomputes SDPA's weights"
+        )
     if stack.config._attn_implementation not in ("sdpa", NAME):
-        raise ValueError(
+        raise InputError(
+            "not-sdpa",
             f"{kind} was loaded with attn_implementation={stack.config._attn_implementation!r}; "
-            "recording needs 'sdpa' (call model.set_attn_implementation('sdpa'))"
+            "recording needs 'sdpa' (call model.set_attn_implementation('sdpa'))",
         )
     if part == "decoder":
         check_layers(stack.config, len(modules), kind)
@@ -117,18 +122,21 @@ def check_layers(config: PreTrainedConfig, count: int, kind: str) -> None:
     """Raise ValueError unless a decoder with this config and `count` attention modules has full attention in every
     layer. In a hybrid decoder, the attention layers would otherwise be numbered as if they were all layers."""
     if has_sliding_window(config):
-        raise ValueError(
+        raise InputError(
+            "sliding-window",
             f"{kind} uses sliding-window attention, whose cache forgets the image tokens; "
-            "recording needs full attention in every layer"
+            "recording needs full attention in every layer",
         )
     if other := other_layer_types(config):
-        raise ValueError(
-            f"{kind} has layers without full attention ({', '.join(other)}); recording needs it in every layer"
+        raise InputError(
+            "partial-attention",
+            f"{kind} has layers without full attention ({', '.join(other)}); recording needs it in every layer",
         )
     if count != config.num_hidden_layers:
-        raise ValueError(
+        raise InputError(
+            "layers-without-attention",
             f"{kind} has {config.num_hidden_layers} layers and {count} modules of self-attention; recording needs one "
-            "in each layer"
+            "in each layer",
         )
 
 
@@ -137,9 +145,10 @@ def vision_encoder(model: PreTrainedModel) -> PreTrainedModel:
     for name in ("vision_tower", "visual"):
         if hasattr(model.base_model, name):
             return getattr(model.base_model, name)
-    raise ValueError(
+    raise InputError(
+        "no-vision-encoder",
         f"no vision encoder of {type(model).__name__} is known, so there is none to record; known are those of "
-        "LLaVA-1.5, Qwen2-VL, Qwen2.5-VL and Qwen3-VL (Fuyu has none: its patches enter the decoder directly)"
+        "LLaVA-1.5, Qwen2-VL, Qwen2.5-VL and Qwen3-VL (Fuyu has none: its patches enter the decoder directly)",
     )
 
 

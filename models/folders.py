@@ -28,6 +28,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 
+from data.errors import InputError, MissingFileError
+
 LFS = b"version https://git-lfs"
 ADAPTER, WEIGHTS, INDEX = "adapter_config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -61,7 +63,9 @@ def check_folder(folder: str) -> None:
     if (path / ADAPTER).is_file():
         raise ValueError(adapter_sentence(f"folder {folder!r}", folder, (path / ADAPTER).read_text(errors="replace")))
     if not (path / "config.json").is_file():
-        raise FileNotFoundError(f"folder {folder!r} holds no config.json, so it is not a checkpoint{nearby(path)}")
+        raise MissingFileError(
+            "no-config", f"folder {folder!r} holds no config.json, so it is not a checkpoint{nearby(path)}"
+        )
 
 
 def is_pointer(file: Path) -> bool:
@@ -95,7 +99,7 @@ def check_hub_adapter(name: str, revision: str | None) -> None:
     except OSError:  # for example, a missing revision
         return
     if file:
-        raise ValueError(adapter_sentence(repr(name), name, Path(file).read_text(errors="replace")))
+        raise InputError("lora-adapter", adapter_sentence(repr(name), name, Path(file).read_text(errors="replace")))
 
 
 def nearby(path: Path) -> str:
@@ -139,9 +143,10 @@ def check_tokenizer_files(path: str, name: str) -> None:
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         return
     if not (folder / "tokenizer.model").is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
+            "no-tokenizer",
             f"{name!r} holds no tokenizer (tokenizer.json); copy tokenizer.json and tokenizer_config.json from the "
-            "release into the folder"
+            "release into the folder",
         )
     if absent := [module for module in ("sentencepiece", "google.protobuf") if not installed(module)]:
         packages = " ".join(module.replace("google.", "") for module in absent)
@@ -165,7 +170,7 @@ def check_weight_files(path: str, name: str, class_name: str) -> None:
         shards = indexed_shards(folder / INDEX, name)
     else:
         instead = weights_instead(folder, class_name)
-        raise ValueError(f"{name!r} holds no weights that can be loaded ({WEIGHTS}){instead}")
+        raise InputError("pickled-weights", f"{name!r} holds no weights that can be loaded ({WEIGHTS}){instead}")
     if missing := [shard for shard in shards if not (folder / shard).is_file()]:
         raise ValueError(
             f"{len(missing)} of the {len(shards)} shards that the index of {name!r} names are missing: "
@@ -198,7 +203,9 @@ def check_shard(file: Path, name: str) -> None:
             pass
     except (SafetensorError, OSError) as error:
         problem = "is empty" if size == 0 else f"is cut off or no safetensors file ({size:,} bytes: {error})"
-        raise ValueError(f"the weight file {file.name} of {name!r} {problem}; download it again") from error
+        raise InputError(
+            "damaged-weights", f"the weight file {file.name} of {name!r} {problem}; download it again"
+        ) from error
 
 
 def weights_instead(folder: Path, class_name: str) -> str:
@@ -235,11 +242,15 @@ def check_quantization(config, name: str, device_map) -> None:
     packages = " ".join(module.replace("_", "-") for module in needed)
     if not torch.cuda.is_available() or device_map == {"": "cpu"}:
         also = f" and {packages} (not installed)" if needed else ""
-        raise ValueError(f"the weights of {name!r} are quantised by {label}, which needs a GPU{also}; {other}")
+        raise InputError(
+            "quantised-without-gpu",
+            f"the weights of {name!r} are quantised by {label}, which needs a GPU{also}; {other}",
+        )
     if needed:
-        raise ValueError(
+        raise InputError(
+            "quantised-without-package",
             f"the weights of {name!r} are quantised by {label}, which needs {packages}, not installed: "
-            f"pip install {packages}, or {other}"
+            f"pip install {packages}, or {other}",
         )
 
 

@@ -36,6 +36,7 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 
+from data.errors import InputError
 from models.interventions import KeyBias, LayerEdit, PromptBatch, RowEdit
 
 PUBLISHED_GRID = 24  # cells per side, LLaVA-1.5
@@ -62,16 +63,20 @@ def check_scanpath(points, rows: int, cols: int, sample: int = 0) -> GazePoints 
     """
     points = points.tolist() if hasattr(points, "tolist") else [] if points is None else points
     if not isinstance(points, Iterable):
-        raise ValueError(f"scanpath of sample {sample} is {points!r}; give a list of (x, y)")
+        raise InputError("scanpath-form", f"scanpath of sample {sample} is {points!r}; give a list of (x, y)")
     checked: list[list[float]] = []
     for index, point in enumerate(points):
         where = f"scanpath of sample {sample}, gaze point {index}"
         try:
             numbers = [float(number + 0) for number in point]  # + 0 raises TypeError for "3"
         except (TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"{where} is {point!r}, not (x, y); give one list of (x, y) per sample") from error
+            raise InputError(
+                "point-form", f"{where} is {point!r}, not (x, y); give one list of (x, y) per sample"
+            ) from error
         if len(numbers) not in (2, 3) or (checked and len(numbers) != len(checked[0])):
-            raise ValueError(f"{where} has {len(numbers)} numbers; give (x, y), or (x, y, weight) for all")
+            raise InputError(
+                "point-length", f"{where} has {len(numbers)} numbers; give (x, y), or (x, y, weight) for all"
+            )
         _check_point(where, numbers, rows, cols)
         checked.append(numbers)
     if not checked:
@@ -84,16 +89,22 @@ def check_scanpath(points, rows: int, cols: int, sample: int = 0) -> GazePoints 
 def _check_point(where: str, numbers: list[float], rows: int, cols: int) -> None:
     x, y = numbers[:2]
     if not all(map(math.isfinite, numbers)):
-        raise ValueError(f"{where} holds a number that is not finite: {tuple(numbers)}; drop it or repair it")
+        raise InputError(
+            "point-not-finite", f"{where} holds a number that is not finite: {tuple(numbers)}; drop it or repair it"
+        )
     if not (x.is_integer() and y.is_integer()):
-        raise ValueError(f"{where} is ({x:g}, {y:g}), between cells; give whole columns and rows, counted from 0")
+        raise InputError(
+            "point-between-cells",
+            f"{where} is ({x:g}, {y:g}), between cells; give whole columns and rows, counted from 0",
+        )
     if not (0 <= x < cols and 0 <= y < rows):
-        raise ValueError(
+        raise InputError(
+            "point-outside",
             f"{where} is ({x:g}, {y:g}), outside the grid of {cols} columns and {rows} rows; "
-            f"x is 0 to {cols - 1} and y is 0 to {rows - 1}"
+            f"x is 0 to {cols - 1} and y is 0 to {rows - 1}",
         )
     if len(numbers) == 3 and numbers[2] <= 0:
-        raise ValueError(f"{where} has weight {numbers[2]:g}; a weight is > 0")
+        raise InputError("point-weight", f"{where} has weight {numbers[2]:g}; a weight is > 0")
 
 
 def _axis_distances(gaze: GazePoints, rows: int, cols: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -283,9 +294,9 @@ class SalientHead(GazeMask):
         _check_margin(self.margin)
         _check_sizes(sigma=self.sigma, grid=self.grid)
         if self.heads < 0:
-            raise ValueError(f"heads is {self.heads}; at most that many heads are edited, so give 0 or more")
+            raise InputError("heads", f"heads is {self.heads}; at most that many heads are edited, so give 0 or more")
         if not self.tau >= 0:
-            raise ValueError(f"tau is {self.tau}; it is compared with a similarity of 0 to 1, so give 0 or more")
+            raise InputError("tau", f"tau is {self.tau}; it is compared with a similarity of 0 to 1, so give 0 or more")
 
     @property
     def neutral(self) -> bool:
@@ -324,9 +335,15 @@ class Gaze:
     def from_arguments(cls, mask_type, scanpaths, steering) -> Gaze:
         """Gaze from the arguments of `generate(mask_type=, scanpaths=)`. Raises ValueError if they do not match."""
         if steering is not None:
-            raise ValueError("mask_type and steering were both given; steer by one of them in each generate call")
+            raise InputError(
+                "mask-type-and-steering",
+                "mask_type and steering were both given; steer by one of them in each generate call",
+            )
         if mask_type is None or scanpaths is None:
-            raise ValueError("mask_type and scanpaths belong together; give both, or neither for the plain model")
+            raise InputError(
+                "mask-type-without-scanpaths",
+                "mask_type and scanpaths belong together; give both, or neither for the plain model",
+            )
         return cls(mask_type, scanpaths)
 
     def plan(self, prompt: PromptBatch) -> dict[int, LayerEdit]:
@@ -344,15 +361,19 @@ class Gaze:
         scanpaths = scanpaths.tolist() if hasattr(scanpaths, "tolist") else scanpaths
         if not isinstance(scanpaths, list | tuple) or len(scanpaths) != samples:
             given = f"{len(scanpaths)}" if isinstance(scanpaths, list | tuple) else f"{scanpaths!r}"
-            raise ValueError(f"scanpaths of {samples} samples: {given}; give one list of (x, y) each, [] for no gaze")
+            raise InputError(
+                "scanpaths-per-sample",
+                f"scanpaths of {samples} samples: {given}; give one list of (x, y) each, [] for no gaze",
+            )
         gazed = [sample for sample, points in enumerate(scanpaths) if not is_empty(points)]
         grids = prompt.grids() if gazed else []
         placed = {}
         for sample in gazed:
             if len(grids[sample]) != 1:
-                raise ValueError(
+                raise InputError(
+                    "gaze-without-one-image",
                     f"sample {sample} has gaze and {len(grids[sample])} images; a scanpath belongs to exactly one, so "
-                    "give an empty one ([]) or a prompt with one image"
+                    "give an empty one ([]) or a prompt with one image",
                 )
             rows, cols = grids[sample][0]
             mask = settings.mask(check_scanpath(scanpaths[sample], rows, cols, sample), rows, cols)
@@ -379,12 +400,19 @@ def parse_mask_type(mask_type: Mapping | GazeMask, layers: int, heads: int) -> G
     if isinstance(mask_type, GazeMask):
         return replace(mask_type, layers=check_layers(mask_type.layers, layers))
     if not isinstance(mask_type, Mapping):
-        raise ValueError(f'mask_type is {mask_type!r}; give a dictionary such as {{"type": "gaussian", "margin": 1}}')
+        raise InputError(
+            "mask-type-form",
+            f'mask_type is {mask_type!r}; give a dictionary such as {{"type": "gaussian", "margin": 1}}',
+        )
     if unknown := [key for key in mask_type if key not in KEYS]:
-        raise ValueError(f"mask_type holds {unknown[0]!r}, which is unknown; its keys are {', '.join(KEYS)}")
+        raise InputError(
+            "mask-type-key", f"mask_type holds {unknown[0]!r}, which is unknown; its keys are {', '.join(KEYS)}"
+        )
     kind, margin, target = mask_type.get("type"), mask_type.get("margin", 1), mask_type.get("target-layer")
     if kind not in get_args(MaskType):
-        raise ValueError(f"mask type {kind!r} is unknown; choose gaussian, non-gaussian or salient-head")
+        raise InputError(
+            "unknown-mask-type", f"mask type {kind!r} is unknown; choose gaussian, non-gaussian or salient-head"
+        )
     _check_margin(margin)
     chosen = tuple(range(layers)) if target is None else check_layers(target, layers)
     if kind == "gaussian":
@@ -442,9 +470,13 @@ def check_layers(target, layers: int) -> tuple[int, ...]:
         single = isinstance(target, int) or not hasattr(target, "__iter__")
         chosen = sorted({_whole(layer) for layer in ([target] if single else target)})
     except TypeError as error:
-        raise ValueError(f"target-layer is {target!r}; give None, a layer number or a list of them") from error
+        raise InputError(
+            "target-layer-form", f"target-layer is {target!r}; give None, a layer number or a list of them"
+        ) from error
     if outside := [layer for layer in chosen if not 0 <= layer < layers]:
-        raise ValueError(f"target-layer {outside[0]} does not exist; the model has layers 0 to {layers - 1}")
+        raise InputError(
+            "no-such-layer", f"target-layer {outside[0]} does not exist; the model has layers 0 to {layers - 1}"
+        )
     return tuple(chosen)
 
 
@@ -461,7 +493,9 @@ def _check_margin(margin) -> None:
     except TypeError:
         wrong = True
     if wrong:
-        raise ValueError(f"margin is {margin!r}; give a whole number of cells, 0 or more (1 opens 3 x 3 cells)")
+        raise InputError(
+            "margin", f"margin is {margin!r}; give a whole number of cells, 0 or more (1 opens 3 x 3 cells)"
+        )
 
 
 def _check_sizes(**settings: float | None) -> None:
@@ -469,4 +503,4 @@ def _check_sizes(**settings: float | None) -> None:
     least, most = SIZES
     for name, value in settings.items():
         if value is not None and not least <= value <= most:
-            raise ValueError(f"{name} is {value}; give a number of cells from {least:g} to {most:g}")
+            raise InputError("sigma", f"{name} is {value}; give a number of cells from {least:g} to {most:g}")

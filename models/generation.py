@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import torch
 from transformers import LogitsProcessorList
 
-from data.errors import SampleError, check_at_least
+from data.errors import InputError, SampleError, check_at_least
 from models import PATCHED
 from models.attention import not_finite, prefill
 from models.generation_settings import check_penalty, penalised
@@ -341,7 +341,10 @@ class YesNo:
         """Yes and no tokens of a tokenizer. Raises ValueError if one of the words has no token."""
         tokens = {word: tuple(spellings(tokenizer, word)) for word in ("yes", "no")}
         if missing := [word for word, ids in tokens.items() if not ids]:
-            raise ValueError(f"the tokenizer has no single token for {missing[0]!r}, so yes and no cannot be compared")
+            raise InputError(
+                "no-yes-no-token",
+                f"the tokenizer has no single token for {missing[0]!r}, so yes and no cannot be compared",
+            )
         return cls(**tokens)
 
     def margin(self, logits: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, TemperatureLogitsWarper, TopPLogitsWarper
 
+from data.errors import InputError
+
 KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 GREEDY = {"do_sample": False, "num_beams": 1, "use_cache": True}
 FORMAL = ("transformers_version", "_from_model_config", *KEPT, *GREEDY)  # not settings, or reported separately
@@ -67,9 +69,10 @@ def check_recordable(action: str, options: Mapping[str, Any], default: Generatio
         value = options.get(name, getattr(settings, name, None))
         if not any(value is choice or (isinstance(value, int | float | str) and value == choice) for choice in allowed):
             shown = value if isinstance(value, int | float | str) else type(value).__name__
-            raise ValueError(
+            raise InputError(
+                "unrecordable-setting",
                 f"{name}={shown} {effect}, so this generation cannot be {action}; leave it out "
-                "(greedy decoding and sampling work, with the default cache)"
+                "(greedy decoding and sampling work, with the default cache)",
             )
 
 

@@ -35,6 +35,7 @@ import torch
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
+from data.errors import InputError, StateError
 from models.attention import (
     LOCK,
     STEERING,
@@ -313,13 +314,16 @@ def apply_edits(
     already.
     """
     if report is not None and not isinstance(report, InterventionReport):
-        raise ValueError(f"report is {report!r}; give a new models.interventions.InterventionReport()")
+        raise InputError("not-a-report", f"report is {report!r}; give a new models.interventions.InterventionReport()")
     if not edits:
         yield
         return
     stack, modules = attention_stack(model, "decoder")
     if any(is_attached(module, STEERING) for module in modules):
-        raise RuntimeError("the model is being steered by another generation of this thread; wait until that has ended")
+        raise StateError(
+            "steered-already",
+            "the model is being steered by another generation of this thread; wait until that has ended",
+        )
     pending = {layer: edit for layer, edit in edits.items() if not isinstance(edit, LayerEdit)}
 
     def observed(layer: int, edit: LayerEdit) -> LayerEdit:
@@ -365,7 +369,9 @@ class InterventionReport:
     def observe(self, layer: int, edit: LayerEdit) -> LayerEdit:
         """The edit of a layer, with this report attached. Raises RuntimeError for a report of an earlier call."""
         if layer in self._edits:
-            raise RuntimeError("this report already holds a generation; give a new InterventionReport to each one")
+            raise StateError(
+                "report-used", "this report already holds a generation; give a new InterventionReport to each one"
+            )
         self._edits[layer] = edit
         return replace(edit, on_rows=partial(self._record, layer))
 

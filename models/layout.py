@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from data.errors import InputError
 from data.geometry import ImageGrid
 
 
@@ -52,12 +53,13 @@ class TokenLayout:
         """
         word = word.strip()
         if not word:
-            raise ValueError("an empty word was asked for; give a word of the prompt")
+            raise InputError("empty-word", "an empty word was asked for; give a word of the prompt")
         spans = find_words(self.prompt, word)
         if not -len(spans) <= occurrence < len(spans):
-            raise ValueError(
+            raise InputError(
+                "word-not-in-prompt",
                 f"word {word!r} (occurrence {occurrence}) is not in the prompt, which holds it {len(spans)} times: "
-                f"{self.prompt!r}"
+                f"{self.prompt!r}",
             )
         return self.positions(*spans[occurrence])
 
@@ -85,9 +87,10 @@ def locate(text: str, input_ids: list[int], tokenizer, image_token: str, cells: 
     if expanded != list(input_ids):
         pairs = enumerate(zip(expanded, input_ids, strict=False))
         at = next((i for i, (ours, theirs) in pairs if ours != theirs), min(len(expanded), len(input_ids)))
-        raise ValueError(
+        raise InputError(
+            "tokens-do-not-fit",
             f"the processor made {len(input_ids)} tokens and the text accounts for {len(expanded)}; they part at "
-            f"position {at}: processor and tokenizer do not belong together, or an image was not resized as expected"
+            f"position {at}: processor and tokenizer do not belong together, or an image was not resized as expected",
         )
     return offsets
 

@@ -18,6 +18,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, BitsAndBytesConfig, FineGra
 from transformers.utils import cached_file, extract_commit_hash
 from transformers.utils import logging as transformers_logging
 
+from data.errors import InputError, MissingFileError, reason_of
 from models import FAMILIES, TINY, embedded, generation_settings
 from models.attention import attention_stack, has_sliding_window, prefill
 from models.folders import (
@@ -63,7 +64,7 @@ def load(
     path = locate(name)
     where = place(device)
     if dtype != "auto" and dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype!r} is unknown; choose auto, {', '.join(DTYPES)}")
+        raise InputError("unknown-dtype", f"dtype {dtype!r} is unknown; choose auto, {', '.join(DTYPES)}")
     number = DTYPES.get(dtype, torch.float32 if where == {"": "cpu"} else "auto")
     quantization = quantized(load_4bit, load_8bit, where, dtype)
     with quiet():
@@ -124,7 +125,9 @@ def read_processor(family, path: str, name: str, config, revision: str | None):
         fault = first_line(error)
         if "custom code" in fault:
             fault = "it needs code of its own (auto_map), which is never run; take the files of the release"
-        raise ValueError(f"the processor of {name!r} cannot be read: {fault}") from error
+        raise InputError(
+            reason_of(error, "unreadable-processor"), f"the processor of {name!r} cannot be read: {fault}"
+        ) from error
 
 
 def read_weights(model_class, path: str, name: str, **settings):
@@ -151,12 +154,14 @@ def read_weights(model_class, path: str, name: str, **settings):
         raise ValueError(f"the weights of {name!r} cannot be read (safetensors only): {first_line(error)}") from error
     except torch.OutOfMemoryError as error:
         sentence = f"{name!r} does not fit into memory; pass --dtype bfloat16, --load-4bit, or a smaller --model"
-        raise ValueError(sentence) from error
+        raise InputError("out-of-memory", sentence) from error
     except ValueError as error:
         if "attention" not in str(error):
-            raise ValueError(f"{name!r} cannot be loaded: {first_line(error)}") from error
+            raise InputError("cannot-load", f"{name!r} cannot be loaded: {first_line(error)}") from error
         sentence = first_line(error).split(". ")[0]  # a part of the model has no SDPA attention
-        raise ValueError(f"{name!r} cannot be built under SDPA attention: {sentence}; {SUPPORTED}") from error
+        raise InputError(
+            "cannot-build", f"{name!r} cannot be built under SDPA attention: {sentence}; {SUPPORTED}"
+        ) from error
     except (ImportError, RuntimeError) as error:  # a missing package or kernel for quantised weights
         raise ValueError(f"{name!r} cannot be loaded: {first_line(error)}") from error
     check_keys(name, info)
@@ -189,7 +194,9 @@ def check_together(model, processor, name: str) -> None:
         inputs, _ = model.prepare(processor, [BLANK], "a")
         prefill(model, inputs)
     except (ValueError, torch.OutOfMemoryError) as error:
-        raise ValueError(f"{name!r} cannot be used: {first_line(error)}") from error
+        raise InputError(
+            reason_of(error, "unusable-checkpoint"), f"{name!r} cannot be used: {first_line(error)}"
+        ) from error
     except Exception as error:  # another family's processor or mixed number types may raise any error
         raise ValueError(
             f"{name!r} cannot be used: model and processor fail on a blank image ({type(error).__name__}: "
@@ -222,9 +229,10 @@ def check_unpatched(model, processor, name: str) -> None:
         check_image_in_template(model, processor)
         check_recording(model, processor)
     except Exception as error:  # an untested family may raise any error
-        raise ValueError(
+        raise InputError(
+            reason_of(error, "unrecordable-family"),
             f"{name!r} is of the family {model.config.model_type!r}, which cannot be recorded: {first_line(error)}; "
-            f"{SUPPORTED}"
+            f"{SUPPORTED}",
         ) from error
 
 
@@ -239,8 +247,9 @@ def locate(name: str) -> str:
         check_folder(name)
         return name
     if os.path.exists(name) or not re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", name) or name.startswith((".", "~")):
-        raise FileNotFoundError(
-            f"model {name!r} is neither a folder, nor a hub id (owner/name), nor embedded ({', '.join(embedded())})"
+        raise MissingFileError(
+            "unknown-model",
+            f"model {name!r} is neither a folder, nor a hub id (owner/name), nor embedded ({', '.join(embedded())})",
         )
     return name
 
@@ -264,13 +273,18 @@ def place(device: str) -> str | dict[str, str]:
     try:
         wanted = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"device {device!r} is unknown; use auto, cpu, cuda or cuda:N") from error
+        raise InputError("unknown-device", f"device {device!r} is unknown; use auto, cpu, cuda or cuda:N") from error
     if wanted.type not in ("cpu", "cuda"):
-        raise ValueError(f"device {device!r} is not supported; use auto, cpu, cuda or cuda:N")
+        raise InputError("unsupported-device", f"device {device!r} is not supported; use auto, cpu, cuda or cuda:N")
     if wanted.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r} was asked for, but torch {torch.__version__} sees no GPU; use cpu")
+        raise InputError(
+            "no-gpu", f"device {device!r} was asked for, but torch {torch.__version__} sees no GPU; use cpu"
+        )
     if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device {device!r} does not exist; torch sees {torch.cuda.device_count()}, from cuda:0 on")
+        raise InputError(
+            "no-such-device",
+            f"device {device!r} does not exist; torch sees {torch.cuda.device_count()}, from cuda:0 on",
+        )
     return {"": device}
 
 
@@ -279,14 +293,19 @@ def quantized(load_4bit: bool, load_8bit: bool, where, dtype: str) -> BitsAndByt
     if not (load_4bit or load_8bit):
         return None
     if load_4bit and load_8bit:
-        raise ValueError("load_4bit and load_8bit were both given; choose one")
+        raise InputError("two-quantisations", "load_4bit and load_8bit were both given; choose one")
     flag = "load_4bit" if load_4bit else "load_8bit"
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError(f"{flag} needs the package bitsandbytes, which is not installed: pip install bitsandbytes")
+        raise InputError(
+            "no-bitsandbytes",
+            f"{flag} needs the package bitsandbytes, which is not installed: pip install bitsandbytes",
+        )
     if not torch.cuda.is_available():
         raise ValueError(f"{flag} needs a GPU, and torch {torch.__version__} sees none; load the model without it")
     if where == {"": "cpu"}:
-        raise ValueError(f"{flag} needs a GPU, and device 'cpu' was asked for; choose one of the two")
+        raise InputError(
+            "quantisation-without-gpu", f"{flag} needs a GPU, and device 'cpu' was asked for; choose one of the two"
+        )
     number = DTYPES.get(dtype, torch.bfloat16)  # bitsandbytes defaults to float32, which is slow and large
     return BitsAndBytesConfig(load_in_4bit=load_4bit, load_in_8bit=load_8bit, bnb_4bit_compute_dtype=number)
 
@@ -306,11 +325,12 @@ def read_config(path: str, name: str, revision: str | None):
         config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False) if known else None
         commit = extract_commit_hash(cached_file(path, "config.json", revision=revision), None) if hub else None
     if family not in FAMILIES and (fault := check_config(config, fields)):
-        raise ValueError(f"{name!r} is of the family {family!r}, which {fault}; {SUPPORTED}")
+        raise InputError("unknown-family", f"{name!r} is of the family {family!r}, which {fault}; {SUPPORTED}")
     if has_sliding_window(config.get_text_config()):
-        raise ValueError(
+        raise InputError(
+            "sliding-window",
             f"{name!r} uses sliding-window attention, whose cache forgets the image tokens; "
-            "use a checkpoint with full attention"
+            "use a checkpoint with full attention",
         )
     complete_rope(config, fields)
     config._commit_hash = commit  # transformers 5 no longer sets it
@@ -323,8 +343,9 @@ def reading_config(name: str):
     try:
         yield
     except Exception as error:
-        raise FileNotFoundError(
-            f"model {name!r} could not be read: {first_line(error)} (embedded models: {', '.join(embedded())})"
+        raise MissingFileError(
+            "unreadable-config",
+            f"model {name!r} could not be read: {first_line(error)} (embedded models: {', '.join(embedded())})",
         ) from error
 
 
@@ -348,7 +369,7 @@ def check_keys(name: str, info: dict) -> None:
         if info.get(kind)
     ]
     if wrong:
-        raise ValueError(f"the weights of {name!r} do not fit its config: {'; '.join(wrong)}")
+        raise InputError("weights-do-not-fit", f"the weights of {name!r} do not fit its config: {'; '.join(wrong)}")
 
 
 def first_line(error: Exception) -> str:

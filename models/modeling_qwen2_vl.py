@@ -22,6 +22,7 @@ import torch
 import transformers
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
+from data.errors import InputError
 from data.geometry import ImageGrid
 from models.processors import Qwen2VLImageTextProcessor
 from models.vision_encoder import EncoderImage
@@ -63,9 +64,10 @@ class QwenGrid(VisionLanguageModel):
         low, high = (limit if given is None else given for given, limit in zip((smallest, largest), own, strict=True))
         cell = (settings.patch_size * settings.merge_size) ** 2
         if not cell <= high or not 0 < low <= high:
-            raise ValueError(
+            raise InputError(
+                "pixel-limits",
                 f"images cannot be resized to between {low:,} and {high:,} pixels; give --min-pixels of at least 1, "
-                f"and --max-pixels of at least that and of one cell ({cell} pixels)"
+                f"and --max-pixels of at least that and of one cell ({cell} pixels)",
             )
         settings.size = {"shortest_edge": low, "longest_edge": high}
         return {"least": low, "most": high}

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 import models
+from data.errors import InputError, MissingFileError, reason_of
 from models import generation_settings
 from models.attention import has_sliding_window, other_layer_types
 from models.layout import TokenLayout
@@ -43,12 +44,18 @@ class CausalLanguageModel:
         Raises SampleError for an unusable prompt, ValueError for images.
         """
         if images:
-            raise ValueError(f"{type(self).__name__} is a language model and sees no images; give images=[]")
+            raise InputError(
+                "images-of-language-model",
+                f"{type(self).__name__} is a language model and sees no images; give images=[]",
+            )
         check_prompt(prompt, tokenizer)
         prompt = prompt.strip()
         text, start = render(tokenizer, prompt), render(tokenizer, MARK).find(MARK)
         if not text.startswith(prompt, start):
-            raise ValueError("the chat template does not hand the prompt on as it is, so its words cannot be located")
+            raise InputError(
+                "template-changes-prompt",
+                "the chat template does not hand the prompt on as it is, so its words cannot be located",
+            )
         special = tokenizer.chat_template is None  # a template adds the special tokens itself
         encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
         ids = torch.tensor([encoded["input_ids"]], device=self.device)
@@ -114,7 +121,7 @@ def load_causal(name: str, device="auto", dtype="auto", load_4bit=False, load_8b
     """
     where = place(device)
     if dtype != "auto" and dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype!r} is unknown; choose auto, {', '.join(DTYPES)}")
+        raise InputError("unknown-dtype", f"dtype {dtype!r} is unknown; choose auto, {', '.join(DTYPES)}")
     number = DTYPES.get(dtype, torch.float32 if where == {"": "cpu"} else "auto")
     quantization = quantized(load_4bit, load_8bit, where, dtype)
     path, source = (gguf_source(name)) if is_gguf(name) else (locate(name), {"revision": revision})
@@ -123,7 +130,9 @@ def load_causal(name: str, device="auto", dtype="auto", load_4bit=False, load_8b
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, config=config, trust_remote_code=False, **source)
         except Exception as error:  # tokenizers raise bare Exceptions for a damaged file
-            raise ValueError(f"the tokenizer of {name!r} cannot be read: {first_line(error)}") from error
+            raise InputError(
+                "unreadable-tokenizer", f"the tokenizer of {name!r} cannot be read: {first_line(error)}"
+            ) from error
         if not tokenizer.is_fast:
             raise ValueError(f"the tokenizer of {name!r} does not tell where its tokens are in the text")
         stock = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
@@ -149,11 +158,14 @@ def check_causal(model: CausalLanguageModel, tokenizer, name: str) -> None:
             model.generate(**inputs, max_new_tokens=2, min_new_tokens=2)
         check_weights(model, inputs)
     except ValueError as error:
-        raise ValueError(f"{name!r} cannot be used: {first_line(error)}") from error
+        raise InputError(
+            reason_of(error, "unusable-checkpoint"), f"{name!r} cannot be used: {first_line(error)}"
+        ) from error
     except Exception as error:  # another model's tokenizer or an untested family may raise any error
-        raise ValueError(
+        raise InputError(
+            "model-and-tokenizer",
             f"{name!r} cannot be used: model and tokenizer fail on {WORDS!r} ({type(error).__name__}: "
-            f"{first_line(error)}); take all files from one release of the {model.config.model_type} family"
+            f"{first_line(error)}); take all files from one release of the {model.config.model_type} family",
         ) from error
 
 
@@ -164,9 +176,11 @@ def gguf_source(name: str) -> tuple[str, dict]:
     """
     file = Path(name)
     if not file.is_file():
-        raise FileNotFoundError(f"the model file {name!r} does not exist")
+        raise MissingFileError("no-such-file", f"the model file {name!r} does not exist")
     if importlib.util.find_spec("gguf") is None:
-        raise ValueError(f"reading {name!r} needs the package gguf, which is not installed: pip install gguf")
+        raise InputError(
+            "no-gguf", f"reading {name!r} needs the package gguf, which is not installed: pip install gguf"
+        )
     return str(file.parent), {"gguf_file": file.name}
 
 
@@ -179,11 +193,14 @@ def read_config(path: str, name: str, source: dict):
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(f"{name!r} is of the family {config.model_type!r}, which is no causal language model")
     if has_sliding_window(config):
-        raise ValueError(f"{name!r} uses sliding-window attention; use a checkpoint with full attention")
+        raise InputError(
+            "sliding-window", f"{name!r} uses sliding-window attention; use a checkpoint with full attention"
+        )
     if other := other_layer_types(config):
-        raise ValueError(
+        raise InputError(
+            "partial-attention",
             f"{name!r} has layers without full attention ({', '.join(other)}); use a checkpoint with full attention in "
-            "every layer"
+            "every layer",
         )
     return config
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from data.errors import InputError, PositionError, StateError
 from models.attention import STEERING, Offload, attached, layer_calls, listening
 from models.layer_inputs import LayerInputs
 
@@ -62,9 +63,10 @@ class Recorded:
         if self.rows is None or not len(rows):
             return rows
         if missing := sorted(set(rows.tolist()) - set(self.rows.tolist())):
-            raise IndexError(
+            raise PositionError(
+                "row-not-kept",
                 f"the query of position {missing[0]} was not kept: this trace was told to keep {len(self.rows)} rows "
-                "of the prompt and those of the answer; name it in AttentionTrace(rows=...) or leave `rows` out"
+                "of the prompt and those of the answer; name it in AttentionTrace(rows=...) or leave `rows` out",
             )
         return torch.searchsorted(self.rows, rows)
 
@@ -114,13 +116,15 @@ class AttentionTrace:
 
     def __enter__(self) -> AttentionTrace:
         if self.layers:
-            raise RuntimeError("this trace was used before; open a new AttentionTrace for each generation")
+            raise StateError("trace-used", "this trace was used before; open a new AttentionTrace for each generation")
         with ExitStack() as scope:
             count = scope.enter_context(listening(self.model, "decoder", self._listen))
             chosen = slice(None) if self._layers is None else list(self._layers)
             self._kept = frozenset(indices_of(chosen, count, "layer").tolist())
             if not self._kept:
-                raise ValueError("this trace was told to keep no layer; leave `layers` out to keep all")
+                raise InputError(
+                    "no-layer-kept", "this trace was told to keep no layer; leave `layers` out to keep all"
+                )
             if self.inputs is not None:
                 scope.enter_context(layer_calls(self.model, self.inputs.add))
             self.layers = count
@@ -144,15 +148,20 @@ class AttentionTrace:
         cached = 0 if recorded is None else recorded.key.shape[2]
         if key.shape[2] != cached + query.shape[2] or (cached and query.shape[2] != 1):
             if cached and key.shape[2] == query.shape[2] and twice:
-                raise ValueError(
+                raise InputError(
+                    "attends-twice",
                     f"layer {layer} attends twice in one forward pass (differential attention), so its weights are not "
-                    "one softmax of queries and keys and cannot be recorded"
+                    "one softmax of queries and keys and cannot be recorded",
                 )
             if cached and key.shape[2] == query.shape[2]:
-                raise RuntimeError("this trace already holds a generation; open a new AttentionTrace for each one")
-            raise RuntimeError(
+                raise StateError(
+                    "generation-recorded",
+                    "this trace already holds a generation; open a new AttentionTrace for each one",
+                )
+            raise StateError(
+                "cache-not-empty",
                 f"layer {layer} was shown {key.shape[2]} keys for {query.shape[2]} new tokens after {cached} recorded; "
-                "recording needs an empty default (dynamic) cache, the prompt in one piece, and one token a step"
+                "recording needs an empty default (dynamic) cache, the prompt in one piece, and one token a step",
             )
         self._check_mask(layer, module, query, key, mask)
         if recorded is not None:
@@ -178,8 +187,9 @@ class AttentionTrace:
         layers share one mask, which is checked once.
         """
         if mask is None and query.shape[2] > 1 and not module.is_causal:
-            raise ValueError(
-                f"layer {layer} attends in both directions (is_causal=False); recording needs causal attention"
+            raise InputError(
+                "not-causal",
+                f"layer {layer} attends in both directions (is_causal=False); recording needs causal attention",
             )
         if self._mask and self._mask[0] is mask:
             return
@@ -188,9 +198,10 @@ class AttentionTrace:
         rows, keys = query.shape[2], key.shape[2]
         expected = not self.start.any() if mask is None else is_left_padded(mask, self.start, rows, keys)
         if not expected:
-            raise ValueError(
+            raise InputError(
+                "mask-not-causal",
                 f"the attention mask of layer {layer} is not causal with padding on the left, so weights cannot be "
-                "recomputed; pad on the left (processor.tokenizer.padding_side = 'left') and pass no 4-D mask"
+                "recomputed; pad on the left (processor.tokenizer.padding_side = 'left') and pass no 4-D mask",
             )
         self._mask = (mask,)
 
@@ -218,13 +229,15 @@ class AttentionTrace:
 
     def _any(self) -> Recorded:
         if not self._recorded:
-            raise RuntimeError(
-                "nothing was recorded: run the model in this thread, inside `with AttentionTrace(model) as trace:`"
+            raise StateError(
+                "nothing-recorded",
+                "nothing was recorded: run the model in this thread, inside `with AttentionTrace(model) as trace:`",
             )
         if missing := sorted(self._kept - self._recorded.keys()):
-            raise RuntimeError(
+            raise StateError(
+                "layer-not-recorded",
                 f"layer {missing[0]} was not recorded: the run stopped before it, or its attention does not go through "
-                "transformers' attention interface"
+                "transformers' attention interface",
             )
         return next(iter(self._recorded.values()))
 
@@ -232,7 +245,9 @@ class AttentionTrace:
         self._any()
         layer = index_of(layer, self.layers, "layer")
         if layer not in self._recorded:
-            raise IndexError(f"layer {layer} was not kept: this trace was told to keep {sorted(self._kept)}")
+            raise PositionError(
+                "layer-not-kept", f"layer {layer} was not kept: this trace was told to keep {sorted(self._kept)}"
+            )
         return self._recorded[layer]
 
     def weights(self, layer: int, queries, heads=None, samples=None) -> torch.Tensor:
@@ -251,8 +266,9 @@ class AttentionTrace:
         for place, sample in enumerate(chosen.tolist()):
             begin = int(self.start[sample])
             if (rows < begin).any():
-                raise ValueError(
-                    f"position {int(rows.min())} of sample {sample} is padding; its first token is at position {begin}"
+                raise InputError(
+                    "padding",
+                    f"position {int(rows.min())} of sample {sample} is padding; its first token is at position {begin}",
                 )
             if len(rows):
                 key = recorded.key[sample].to(recorded.device)
@@ -274,7 +290,10 @@ class AttentionTrace:
         recorded = self._of(layer)
         begin = int(self.start[index_of(sample, self.samples, "sample")])
         if not begin <= first < last <= self.length:
-            raise IndexError(f"rows [{first}, {last}) of sample {sample} do not exist; it has [{begin}, {self.length})")
+            raise PositionError(
+                "no-such-row",
+                f"rows [{first}, {last}) of sample {sample} do not exist; it has [{begin}, {self.length})",
+            )
         keys = last - begin
         usual = BLOCK_ELEMENTS.get(recorded.device.type, BLOCK_ELEMENTS["cpu"])
         elements = elements or max(usual, BLOCK_ROWS * keys)
@@ -402,7 +421,7 @@ def recorded_errors(model: PreTrainedModel, inputs) -> list[float]:
 def index_of(value: int, count: int, what: str) -> int:
     """`value` counted from 0. Raises IndexError for one out of range; `what` names it in the message."""
     if not -count <= value < count:
-        raise IndexError(f"{what} {value} does not exist; there are {count}, counted from 0")
+        raise PositionError(f"no-such-{what}", f"{what} {value} does not exist; there are {count}, counted from 0")
     return value % count
 
 

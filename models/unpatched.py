@@ -11,6 +11,7 @@ import transformers
 from PIL import Image
 from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, PROCESSOR_MAPPING, PreTrainedModel, ProcessorMixin
 
+from data.errors import InputError
 from models.attention import attention_stack, other_layer_types
 from models.folders import version_numbers
 from models.processors import WithoutVideo
@@ -183,7 +184,8 @@ def check_weights(model: PreTrainedModel, inputs) -> None:
     errors = torch.tensor(recorded_errors(model, inputs))
     error = float(errors.max())  # NaN if any is NaN
     if not error <= TOLERANCE.get(model.dtype, HALF_TOLERANCE):
-        raise ValueError(
+        raise InputError(
+            "weights-differ",
             "its attention weights are not the softmax of queries and keys: recomputed ones differ from eager "
-            f"attention's by {error:.0%} in some layer"
+            f"attention's by {error:.0%} in some layer",
         )

@@ -32,6 +32,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch.nn.functional import pad
 
+from data.errors import InputError, MissingFileError
 from models.interventions import DeferredEdit, LayerEdit, PromptBatch, RowEdit
 
 EPSILON = 1e-6  # of the RMS normalisation, as published
@@ -122,13 +123,15 @@ class VAR:
         object.__setattr__(self, "dimensions", check_dimensions(self.dimensions))
         for name in ("rho", "min_image_mass", "p"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is a share, so give 0 to 1")
+                raise InputError("not-a-share", f"{name} is {getattr(self, name)}; it is a share, so give 0 to 1")
         if not 0 < self.tau < math.inf:
-            raise ValueError(f"tau is {self.tau}; it is compared with |RMSNorm(x)|, so give a finite number > 0")
+            raise InputError("tau", f"tau is {self.tau}; it is compared with |RMSNorm(x)|, so give a finite number > 0")
         if self.first_layer < 0:
-            raise ValueError(f"first_layer is {self.first_layer}; layers count from 0")
+            raise InputError("first-layer", f"first_layer is {self.first_layer}; layers count from 0")
         if self.prompt_rows not in get_args(PromptRows):
-            raise ValueError(f"prompt_rows is {self.prompt_rows!r}; choose {' or '.join(get_args(PromptRows))}")
+            raise InputError(
+                "unknown-rows", f"prompt_rows is {self.prompt_rows!r}; choose {' or '.join(get_args(PromptRows))}"
+            )
 
     @classmethod
     def for_model(cls, model, dimensions=None, file: str | Path | None = None, **settings) -> VAR:
@@ -139,7 +142,7 @@ class VAR:
         for a missing file. Warns if the file is of a model of another name, or does not name it.
         """
         if dimensions is not None and file is not None:
-            raise ValueError("dimensions and file were both given; choose one")
+            raise InputError("dimensions-and-file", "dimensions and file were both given; choose one")
         config = model.config.get_text_config(decoder=True)
         if file is not None:
             findings = read_findings(file)
@@ -157,16 +160,21 @@ class VAR:
     def check(self, width: int, layers: int) -> None:
         """Raise ValueError unless these settings are valid for a model of this width and number of layers."""
         if outside := [dimension for dimension in self.dimensions if dimension >= width]:
-            raise ValueError(
-                f"sink dimension {outside[0]} does not exist; the model is {width} wide, so give 0 to {width - 1}"
+            raise InputError(
+                "no-such-dimension",
+                f"sink dimension {outside[0]} does not exist; the model is {width} wide, so give 0 to {width - 1}",
             )
         if self.tau >= math.sqrt(width):
-            raise ValueError(
+            raise InputError(
+                "tau-too-high",
                 f"tau is {self.tau:g}, which no token can pass: |RMSNorm(x)| is at most {math.sqrt(width):.1f} in a "
-                f"model {width} wide; {FINDER} recommends a tau"
+                f"model {width} wide; {FINDER} recommends a tau",
             )
         if self.first_layer >= layers:
-            raise ValueError(f"first_layer {self.first_layer} does not exist; the model has layers 0 to {layers - 1}")
+            raise InputError(
+                "no-such-layer",
+                f"first_layer {self.first_layer} does not exist; the model has layers 0 to {layers - 1}",
+            )
 
     @property
     def neutral(self) -> bool:
@@ -225,9 +233,13 @@ def check_dimensions(dimensions) -> tuple[int, ...]:
     try:
         checked = tuple(dict.fromkeys(operator.index(dimension) for dimension in dimensions))
     except TypeError as error:
-        raise ValueError(f"sink dimensions are {dimensions!r}; give whole numbers, counted from 0") from error
+        raise InputError(
+            "dimensions-form", f"sink dimensions are {dimensions!r}; give whole numbers, counted from 0"
+        ) from error
     if not checked or min(checked) < 0:
-        raise ValueError(f"sink dimensions are {list(checked)}; give one or more whole numbers, counted from 0")
+        raise InputError(
+            "dimensions-form", f"sink dimensions are {list(checked)}; give one or more whole numbers, counted from 0"
+        )
     return checked
 
 
@@ -272,9 +284,10 @@ def known_dimensions(model) -> tuple[tuple[int, ...], str]:
                 return dimensions, f"{language_model}, recognised by the name {name!r} and its sizes"
         alike = f" (its sizes are those of {language_model}, {dimensions}, but its config does not name that)"
     command = f"python {FINDER} --model {model.config.name_or_path or 'MODEL'} --data-root DATA --output sinks.json"
-    raise ValueError(
+    raise InputError(
+        "unknown-sinks",
         f"no sink dimensions are known for {model.config.name_or_path or type(model).__name__!r}{alike or ''}; "
-        f"find them with `{command}`, then give the file sinks.json, or the dimensions themselves"
+        f"find them with `{command}`, then give the file sinks.json, or the dimensions themselves",
     )
 
 
@@ -298,9 +311,10 @@ class Findings(NamedTuple):
         config, own = model.config.get_text_config(decoder=True), model.config.name_or_path
         width, layers = config.hidden_size, config.num_hidden_layers
         if self.width not in (None, width) or self.layers not in (None, layers):
-            raise ValueError(
+            raise InputError(
+                "sinks-of-another-model",
                 f"{self.file} is of {self.model or 'a model'}, {self.width or '?'} wide and {self.layers or '?'} "
-                f"layers deep, but the model is {width} wide and {layers} layers deep; find its own with {FINDER}"
+                f"layers deep, but the model is {width} wide and {layers} layers deep; find its own with {FINDER}",
             )
         stated = zip(ABOUT, (self.model, self.width, self.layers), strict=True)
         if unstated := [name for name, value in stated if value is None]:
@@ -319,7 +333,9 @@ def read_findings(file: str | Path) -> Findings:
     """
     path = Path(file)
     if not path.is_file():
-        raise FileNotFoundError(f"the file of sink dimensions {path} does not exist; write it with {FINDER}")
+        raise MissingFileError(
+            "no-such-file", f"the file of sink dimensions {path} does not exist; write it with {FINDER}"
+        )
     try:
         findings = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(findings, dict) or not isinstance(findings.get("recommended_dimensions"), list):
@@ -331,11 +347,14 @@ def read_findings(file: str | Path) -> Findings:
         recommended = findings["recommended_dimensions"]
         dimensions = check_dimensions(recommended) if recommended else ()
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not a file of sink dimensions as {FINDER} writes it: {error}") from error
+        raise InputError(
+            "not-a-sink-file", f"{path} is not a file of sink dimensions as {FINDER} writes it: {error}"
+        ) from error
     if not dimensions:
-        raise ValueError(
+        raise InputError(
+            "no-recommended-dimension",
             f"{path} recommends no sink dimension for {findings.get('model') or 'its model'} "
-            f"({findings.get('reason') or 'and gives no reason'}); without sinks there is nothing to redistribute"
+            f"({findings.get('reason') or 'and gives no reason'}); without sinks there is nothing to redistribute",
         )
     return Findings(path, dimensions, tau, *about)
 

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from data.errors import InputError, StateError
 from models.attention import Offload, attention_stack, listening
 from models.layout import TokenLayout
 from models.trace import index_of, indices_of, softmax_rows
@@ -95,7 +96,7 @@ class EncoderTrace:
 
     def __enter__(self) -> EncoderTrace:
         if any(self._recorded):
-            raise RuntimeError("this trace was used before; open a new EncoderTrace for each generation")
+            raise StateError("trace-used", "this trace was used before; open a new EncoderTrace for each generation")
         self._scope.enter_context(listening(self.model, "encoder", self._listen))
         return self
 
@@ -108,10 +109,11 @@ class EncoderTrace:
             recorded, count = self._recorded[layer], rows.shape[1]
             image = bisect_right(self._ends, recorded)
             if image == len(self.images) or recorded + count > self._ends[image]:
-                raise RuntimeError(
+                raise StateError(
+                    "rows-beyond-layouts",
                     f"the vision encoder got {count} rows after {recorded}, but the layouts account for images of "
                     f"{[image.length for image in self.images]}; give the layouts of the very inputs, and open a new "
-                    "EncoderTrace for each generation"
+                    "EncoderTrace for each generation",
                 )
             first = recorded - (self._ends[image] - self.images[image].length)
             self._chunks[layer][image].append(Chunk(first, rows, keys, scaling, query.device))
@@ -120,8 +122,9 @@ class EncoderTrace:
     def chunks(self, layer: int, image: int = 0) -> list[Chunk]:
         """Recorded chunks of one image in one layer, in the order of the encoder's rows."""
         if not self._ends or self._recorded[-1] < self._ends[-1]:
-            raise RuntimeError(
-                "nothing was recorded: run the model in this thread, inside `with EncoderTrace(model, layout):`"
+            raise StateError(
+                "nothing-recorded",
+                "nothing was recorded: run the model in this thread, inside `with EncoderTrace(model, layout):`",
             )
         self._moved.wait()
         image = index_of(image, len(self.images), "image")
@@ -149,7 +152,8 @@ def check_encoder(model: PreTrainedModel) -> None:
     """Raise ValueError unless the model has a vision encoder that can be recorded and separated by images."""
     attention_stack(model, "encoder")
     if not hasattr(model, "encoder_image"):
-        raise ValueError(
+        raise InputError(
+            "unknown-encoder",
             f"how the vision encoder of {type(model).__name__} belongs to its image tokens is not known; "
-            "load LLaVA-1.5, Qwen2-VL, Qwen2.5-VL or Qwen3-VL with models.load"
+            "load LLaVA-1.5, Qwen2-VL, Qwen2.5-VL or Qwen3-VL with models.load",
         )

@@ -20,7 +20,7 @@ from jinja2 import TemplateError
 from PIL import Image
 from transformers import LogitsProcessorList
 
-from data.errors import SampleError
+from data.errors import InputError, SampleError
 from data.geometry import ImageGrid
 from models import PATCHED
 from models.attention import LISTENERS, attention_stack, call_unattached, is_attached, not_finite
@@ -67,17 +67,19 @@ class VisionLanguageModel:
         limits given to a family without limits.
         """
         if smallest is not None or largest is not None:
-            raise ValueError(
+            raise InputError(
+                "pixel-limits-of-other-family",
                 f"--min-pixels and --max-pixels are limits of the Qwen families, and {cls.__name__} resizes every "
-                "image in its own way; leave them out"
+                "image in its own way; leave them out",
             )
         return None
 
     def input_grids(self, inputs) -> list[tuple[int, int]]:
         """(rows, cols) of every image in the model inputs, in the order of the prompts."""
-        raise ValueError(
+        raise InputError(
+            "unknown-grid",
             f"where the image tokens of {type(self).__name__} lie in the image is not known, so gaze cannot be put "
-            f"on them; load {PATCHED}"
+            f"on them; load {PATCHED}",
         )
 
     def generate(self, *args, mask_type=None, scanpaths=None, steering=None, report=None, **kwargs):
@@ -143,9 +145,10 @@ class VisionLanguageModel:
                 grids.append(grid)
                 cells += grid[0] * grid[1]
             if cells != count:
-                raise ValueError(
+                raise InputError(
+                    "image-tokens",
                     f"sample {sample} has {count} image tokens, but its {len(grids)} images have {cells} cells; give "
-                    "the inputs as prepare returns them"
+                    "the inputs as prepare returns them",
                 )
             shared.append(grids)
         return shared
@@ -162,10 +165,13 @@ class VisionLanguageModel:
         """
         single = isinstance(prompt, str)
         if isinstance(images, Image.Image):
-            raise ValueError("images is a single image; give a list, such as images=[image]")
+            raise InputError("single-image", "images is a single image; give a list, such as images=[image]")
         prompts, images = ([prompt], [images]) if single else (list(prompt), list(images))
         if len(prompts) != len(images):
-            raise ValueError(f"{len(prompts)} prompts but {len(images)} lists of images; give one list per prompt")
+            raise InputError(
+                "prompts-and-images",
+                f"{len(prompts)} prompts but {len(images)} lists of images; give one list per prompt",
+            )
         own_tokens = (self.image_token, *self.control_tokens)
         if system is not None:
             check_prompt(system, processor.tokenizer, own_tokens)
@@ -196,7 +202,10 @@ class VisionLanguageModel:
                 return rendered
         rendered = self._fill(processor, in_front(prompt, images), system, list(range(images)))
         if rendered is None:
-            raise ValueError("the chat template does not hand the prompt on as it is, so its words cannot be located")
+            raise InputError(
+                "template-changes-prompt",
+                "the chat template does not hand the prompt on as it is, so its words cannot be located",
+            )
         return rendered
 
     def _fill(self, processor, content: list[dict], system: str | None, order: list[int]) -> Rendered | None:
@@ -220,9 +229,14 @@ class VisionLanguageModel:
             messages = [{"role": "system", "content": first}, *messages]
             text = processor.apply_chat_template(messages, add_generation_prompt=True)
         except TemplateError as error:
-            raise ValueError(f"the chat template refuses a system prompt: {error}") from error
+            raise InputError(
+                "template-refuses-system", f"the chat template refuses a system prompt: {error}"
+            ) from error
         if system.strip() not in text or str(first) in text:  # dropped, or printed as a list
-            raise ValueError("the chat template drops the system prompt; put its text into the prompts instead")
+            raise InputError(
+                "template-drops-system",
+                "the chat template drops the system prompt; put its text into the prompts instead",
+            )
         return text
 
     def _encode(self, processor, texts: list[str], images: list[list[Image.Image]]):
@@ -266,14 +280,16 @@ def blanked(content: list[dict]) -> list[dict]:
 def check_intervention(intervention) -> None:
     """Raise ValueError for an object without `plan`, and for a gaze mask without scanpaths."""
     if isinstance(intervention, GazeMask | Mapping):
-        raise ValueError(
+        raise InputError(
+            "gaze-without-scanpaths",
             f"steering is the gaze mask {intervention!r} without scanpaths; give steering=Gaze(mask, scanpaths) of "
-            "models.gaze, with a list of (x, y) cells for each sample"
+            "models.gaze, with a list of (x, y) cells for each sample",
         )
     if isinstance(intervention, type) or not callable(getattr(intervention, "plan", None)):
-        raise ValueError(
+        raise InputError(
+            "not-an-intervention",
             f"steering is {intervention!r}; give settings of an intervention, such as VAR.for_model(model) or "
-            "Gaze(mask, scanpaths)"
+            "Gaze(mask, scanpaths)",
         )
 
 
@@ -284,14 +300,16 @@ def check_inputs(inputs) -> tuple[torch.Tensor, torch.Tensor]:
     """
     ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
     if ids is None or mask is None or inputs.get("past_key_values") is not None:
-        raise ValueError(
+        raise InputError(
+            "steering-inputs",
             "steering needs input_ids and attention_mask by name and an empty cache; call generate(**inputs, ...) with "
-            "the inputs that prepare returns"
+            "the inputs that prepare returns",
         )
     if mask.ndim != 2 or not mask[:, -1].all() or (mask[:, 1:] < mask[:, :-1]).any():
-        raise ValueError(
+        raise InputError(
+            "mask-not-left-padded",
             "the attention mask is not one of padding on the left, so it is not clear which rows and keys to steer; "
-            "pad on the left (processor.tokenizer.padding_side = 'left')"
+            "pad on the left (processor.tokenizer.padding_side = 'left')",
         )
     return ids, mask.int().argmax(1)
 
@@ -301,7 +319,9 @@ def check_images(images: list[Image.Image]) -> None:
     for index, image in enumerate(images):
         if not isinstance(image, Image.Image) or image.mode != "RGB":
             kind = f"mode {image.mode}" if isinstance(image, Image.Image) else type(image).__name__
-            raise ValueError(f"image {index} is {kind}, not an RGB image; read it with data.images.read_image")
+            raise InputError(
+                "not-rgb", f"image {index} is {kind}, not an RGB image; read it with data.images.read_image"
+            )
         short, long = sorted(image.size)
         if long > ASPECT_LIMIT * short:
             raise SampleError(

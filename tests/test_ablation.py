@@ -9,6 +9,7 @@ from models.ablation import HeadAblation, check_heads, scale_image
 from models.generation import YesNo
 from models.trace import AttentionTrace
 from tests import tolerance
+from tests.errors import refused
 from tests.families import FAMILIES
 from tests.literal_var import STEPS, batch, generate, image_positions, is_whole, largest_change
 from tests.models import llava, llava_processor, picture, word_tokenizer
@@ -128,26 +129,26 @@ def test_scaling_by_hand():
 
 
 @pytest.mark.parametrize(
-    "make, sentence",
+    "make, reason",
     [
-        (lambda: HeadAblation(((0, 1),), -1.0), "scale is -1.0; it multiplies image attention"),
-        (lambda: HeadAblation(((0, 1),), float("nan")), "scale is nan"),
-        (lambda: HeadAblation((3, 1)), r"heads are \(3, 1\); give pairs \(layer, head\)"),
-        (lambda: HeadAblation(((0.5, 1),)), "give pairs"),
-        (lambda: HeadAblation(((0, -1),)), "head -1 of layer 0 does not exist; both count from 0"),
-        (lambda: HeadAblation(((0, 4),)).check(3, 4), "head 4 of layer 0 does not exist; the model has layers 0 to 2"),
-        (lambda: HeadAblation(((3, 0),)).check(3, 4), "head 0 of layer 3 does not exist"),
+        (lambda: HeadAblation(((0, 1),), -1.0), "scale"),
+        (lambda: HeadAblation(((0, 1),), float("nan")), "scale"),
+        (lambda: HeadAblation((3, 1)), "heads-not-pairs"),
+        (lambda: HeadAblation(((0.5, 1),)), "heads-not-pairs"),
+        (lambda: HeadAblation(((0, -1),)), "negative-head"),
+        (lambda: HeadAblation(((0, 4),)).check(3, 4), "no-such-head"),
+        (lambda: HeadAblation(((3, 0),)).check(3, 4), "no-such-head"),
     ],
 )
-def test_wrong_settings_are_one_sentence(make, sentence):
-    with pytest.raises(ValueError, match=sentence):
+def test_wrong_settings_are_one_sentence(make, reason):
+    with refused(reason):
         make()
 
 
 def test_a_head_beyond_the_model_stops_before_it_runs():
     model, processor = llava(), llava_processor()
     inputs, _ = model.prepare(processor, [picture()], "what ?")
-    with pytest.raises(ValueError, match="head 9 of layer 1 does not exist"):
+    with refused("no-such-head"):
         model.generate(**inputs, steering=HeadAblation(((1, 9),)))
     assert is_whole(model) and check_heads([(2, 1), (0, 3), (2, 1)]) == ((0, 3), (2, 1))
 
@@ -166,5 +167,5 @@ def test_yes_against_no_by_hand():
     expected = words.margin(generate(model, inputs, max_new_tokens=1).logits[0])
     assert torch.allclose(found, expected, atol=tolerance.two_runs())
     assert not torch.allclose(found, words.steered_margin(model, inputs, HeadAblation(HEADS)))
-    with pytest.raises(ValueError, match="no single token for 'yes'"):
+    with refused("no-yes-no-token"):
         YesNo.of(word_tokenizer())

@@ -11,6 +11,7 @@ from models.interventions import InterventionReport
 from models.methods import by_confidence
 from models.trace import AttentionTrace
 from tests import tolerance
+from tests.errors import refused
 from tests.families import FAMILIES
 from tests.literal_var import LAYERS, PROMPTS, STEPS, batch, generate, image_positions, is_whole, largest_change
 from tests.models import llava, llava_processor, picture
@@ -139,16 +140,16 @@ def test_each_sample_by_its_own_confidence(family):
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "reason"),
     [
-        ({"weight1": -0.1}, "weight1 is -0.1; it multiplies attention scores, so give a finite number of 0 or more"),
-        ({"weight2": float("inf")}, "weight2 is inf"),
-        ({"weight2": float("nan")}, "weight2 is nan"),
-        ({"threshold": 1.5}, "threshold is 1.5; it is compared with a probability, so give 0 to 1"),
+        ({"weight1": -0.1}, "weight"),
+        ({"weight2": float("inf")}, "weight"),
+        ({"weight2": float("nan")}, "weight"),
+        ({"threshold": 1.5}, "threshold"),
     ],
 )
-def test_settings_out_of_range(settings, message):
-    with pytest.raises(ValueError, match=message):
+def test_settings_out_of_range(settings, reason):
+    with refused(reason):
         AdaptVis(**settings)
 
 

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from data.errors import InputError
 from models.trace import AttentionTrace, is_left_padded
 from tests import tolerance
+from tests.errors import refused
 from tests.models import llava, llava_processor, picture
 
 PROMPTS = ["where is the red circle ?", "describe the image ."]
@@ -79,7 +81,7 @@ def test_the_mask_of_every_layer_is_checked(model, change, layer):
     named = layer or "[01]"  # the first mask says where the padding is, and the next one differs from it
     sentence = f"mask of layer {named} is not causal with padding on the left"
     try:
-        with pytest.raises(ValueError, match=sentence), AttentionTrace(model):
+        with pytest.raises(InputError, match=sentence), AttentionTrace(model):
             generate(model, inputs)
     finally:
         hook.remove()
@@ -132,7 +134,7 @@ def test_attention_in_both_directions_is_refused(model):
     try:
         for module in modules:
             module.is_causal = False
-        with pytest.raises(ValueError, match=r"layer 0 attends in both directions"), AttentionTrace(model):
+        with refused("not-causal"), AttentionTrace(model):
             model(**inputs)
     finally:
         for module in modules:

@@ -13,6 +13,7 @@ from PIL import Image
 from data.counterfactual_pairs import CORNERS, NOTE, Config, gather, generate, main, open_pair, question, read
 from data.errors import SampleError
 from data.folders import LINKED, following_links
+from tests.errors import refused
 
 ROOT = Path(__file__).parent.parent
 COUNT = 12
@@ -156,10 +157,10 @@ def test_a_link_out_of_the_set_is_not_followed(folder, tmp_path):
 def test_pictures_that_cannot_be_a_pair(folder):
     first, second, *_ = read(folder)[0]
     Image.new("RGB", (20, 30)).save(first.control)
-    with pytest.raises(SampleError, match="pair_00000_full.png is 96 x 96 and pair_00000_control.png 20 x 30 pixels"):
+    with refused("sizes differ", SampleError):
         open_pair(first)
     second.full.write_bytes(b"")
-    with pytest.raises(SampleError, match="is empty"):
+    with refused("image empty", SampleError):
         open_pair(second)
 
 

@@ -16,6 +16,7 @@ import analysis.command  # noqa: F401  imported here, so that forked scripts nee
 import models
 from models.folders import check_quantization
 from models.generation import answer
+from tests.errors import refused
 from tests.families import FAMILIES
 from tests.hub_folders import write_shards
 from tests.models import llava, llava_processor, picture
@@ -329,11 +330,11 @@ def test_adapter_on_the_hub_is_refused(monkeypatch, tmp_path):
 def test_package_of_quantised_weights_on_a_gpu(monkeypatch, method, packages):
     settings = transformers.LlavaConfig(quantization_config={"quant_method": method})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(ValueError, match=f"needs {packages}, not installed: pip install {packages}, or load the"):
+    with refused("quantised-without-package"):
         check_quantization(settings, "x", "auto")
     monkeypatch.setattr("models.folders.find_spec", lambda name: True)
     check_quantization(settings, "x", "auto")
-    with pytest.raises(ValueError, match="which needs a GPU; load the release that is not quantised"):
+    with refused("quantised-without-gpu"):
         check_quantization(settings, "x", {"": "cpu"})
 
 

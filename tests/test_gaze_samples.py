@@ -22,6 +22,7 @@ from data.gaze_samples import (
 )
 from data.geometry import ImageGrid
 from data.samples import Sample, Samples, collect
+from tests.errors import refused
 from tests.runs import run_samples
 
 
@@ -79,7 +80,7 @@ def test_every_picture_meets_every_scanpath_and_what_fails_is_named(pictures):
 def test_errors_of_a_grid(pictures):
     paths = read_all([write(pictures / "s.jsonl", a=[[25, 5]])], None, "pixels")
     samples = [Sample("a", pictures / "a.png", "?")]
-    with pytest.raises(ValueError, match="is not known, so gaze cannot be put on them"):
+    with refused("unknown-grid"):
         locate(samples, paths, lambda width, height: None)
 
     def too_small(width, height):
@@ -137,11 +138,11 @@ def test_example_set_is_made_once_with_two_colours_each(tmp_path, monkeypatch):
 
 
 def test_files_that_are_not_there_or_share_a_name(tmp_path):
-    with pytest.raises(ValueError, match="no scanpaths in .*python -m data.scanpaths"):
+    with refused("no-scanpaths"):
         find_files(str(tmp_path), ())
-    with pytest.raises(ValueError, match="images need --scanpaths"):
+    with refused("scanpaths-needed"):
         find_files(None, ())
-    with pytest.raises(ValueError, match="need names of their own"):
+    with refused("names-not-unique"):
         read_all([tmp_path / "x.csv", tmp_path / "y" / "scanpaths-x.jsonl"], None, None)
 
 

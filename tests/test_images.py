@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from data.errors import SampleError
+from data.errors import MissingFileError, SampleError
 from data.folders import following_links
 from data.images import list_images, read_image, suffixes, to_rgb
+from tests.errors import refused
 
 
 def save(tmp_path, image, name, **options):
@@ -82,7 +83,7 @@ def test_missing_pixels_of_a_float_image_leave_the_others_as_they_are(tmp_path, 
 
 def test_a_float_image_without_a_finite_pixel_is_refused(tmp_path):
     path = save(tmp_path, Image.fromarray(np.array([[np.nan, np.inf]], np.float32)), "missing.tif")
-    with pytest.raises(SampleError, match=r"missing\.tif: all pixels are NaN or infinite; at least one") as error:
+    with refused("image has no finite pixel", SampleError) as error:
         read_image(path)
     assert error.value.reason == "image has no finite pixel"
 
@@ -193,7 +194,7 @@ def test_broken_files_have_a_reason(tmp_path):
 def test_decompression_bomb(tmp_path, monkeypatch):
     path = save(tmp_path, Image.new("L", (100, 100)), "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(SampleError, match="too large to decode safely"):
+    with refused("image too large", SampleError):
         read_image(path)
 
 
@@ -241,7 +242,7 @@ def test_whatever_a_decoder_raises_is_a_bad_image(tmp_path, monkeypatch, error):
         raise error
 
     monkeypatch.setattr("PIL.BmpImagePlugin.BmpImageFile.load", fail)
-    with pytest.raises(SampleError, match=r"a\.bmp cannot be decoded: .+"):
+    with pytest.raises(SampleError):
         read_image(path)
 
 
@@ -254,7 +255,7 @@ def test_a_damaged_avif_whatever_its_name(tmp_path, name):
     with pytest.raises(RuntimeError):
         Image.open(BytesIO(content)).load()
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(SampleError, match="cannot be decoded") as error:
+    with refused("image cannot be decoded", SampleError) as error:
         read_image(tmp_path / name)
     assert error.value.reason == "image cannot be decoded"
 
@@ -276,7 +277,7 @@ def touch(path):
 
 
 def test_listing(tmp_path, capsys):
-    with pytest.raises(FileNotFoundError, match="holds no image, in no subfolder either; expected are"):
+    with refused("no-images", MissingFileError):
         list_images(tmp_path)
     (tmp_path / "notes.txt").touch()
     with pytest.raises(FileNotFoundError, match="it holds 1 file without the suffix of an image, such as 'notes"):
@@ -284,7 +285,7 @@ def test_listing(tmp_path, capsys):
     save(tmp_path, Image.new("L", (1, 1)), "b.PNG")
     save(tmp_path, Image.new("L", (1, 1)), "a.jpg")
     assert [path.name for path in list_images(tmp_path)] == ["a.jpg", "b.PNG"]
-    with pytest.raises(FileNotFoundError, match="is not a folder"):
+    with refused("not-a-folder", MissingFileError):
         list_images(tmp_path / "nowhere")
     assert capsys.readouterr().err == (
         f"note: passed over in {tmp_path}: 1 file without the suffix of an image, such as 'notes.txt'\n"

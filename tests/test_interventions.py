@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
+from data.errors import StateError
 from models.ablation import HeadAblation
 from models.adapt_vis import AdaptVis, ImageScaling, confidence
 from models.gaze import Gaussian, Gaze, GazeMask, KeyMask, NonGaussian, PlacedMask, SalientHead
@@ -13,6 +14,7 @@ from models.interventions import InterventionReport, PromptBatch, RowEdit, sum_b
 from models.trace import AttentionTrace
 from models.var import Redistribution
 from tests import literal_var, test_ablation, test_adapt_vis, tolerance
+from tests.errors import refused
 from tests.families import FAMILIES
 from tests.literal_var import PLANTED, STEPS, batch, generate, image_positions, is_whole, largest_change
 from tests.models import llava, llava_processor, picture
@@ -27,10 +29,10 @@ def test_a_report_is_of_one_generation():
     inputs, _ = model.prepare(processor, [picture()], "what ?")
     report = InterventionReport()
     model.generate(**inputs, max_new_tokens=1, steering=PLANTED, report=report)
-    with pytest.raises(RuntimeError, match="already holds a generation; give a new InterventionReport"):
+    with refused("report-used", StateError):
         model.generate(**inputs, max_new_tokens=1, steering=PLANTED, report=report)
     assert is_whole(model) and InterventionReport().table() == []
-    with pytest.raises(ValueError, match=r"report is 3; give a new models.interventions.InterventionReport\(\)"):
+    with refused("not-a-report"):
         model.generate(**inputs, max_new_tokens=1, report=3)
 
 

@@ -10,9 +10,11 @@ import pytest
 
 from analysis.report import write_report
 from data import counterfactual_pairs, scanpaths, twoshapes, twoshapes_qa
+from data.errors import MissingFileError
 from data.folders import MARKER, Source, is_synthetic, published
 from data.spatial_qa import published_set
 from tests import shell
+from tests.errors import refused
 from tests.runs import summary_of, table
 from tests.settings import configure
 
@@ -127,7 +129,7 @@ def test_the_set_that_is_there_is_asked(published_data, here):
     shutil.rmtree(here / "data" / "spatial_reasoning" / "blink")
     assert published_set() == ("sat2", "data")
     shutil.rmtree(here / "data" / "spatial_reasoning" / "sat2_test")
-    with pytest.raises(FileNotFoundError, match="holds neither blink/blink_validation.jsonl nor sat2_test/sat2_test"):
+    with refused("no-data", MissingFileError):
         published_set()
 
 

@@ -19,6 +19,7 @@ from data.spatial_qa import Question, read
 from data.spatial_qa_files import read_hub
 from data.spatial_qa_records import meant
 from data.twoshapes_qa import LAYOUTS, generate
+from tests.errors import refused
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +253,7 @@ def test_rewriting_options_touches_nothing_else():
     swapped = rewrite(prompt, ("left", "right (very)"), ("right (very)", "left"))
     assert swapped == "is left right ?\n(A) right (very)\n(B) left\nleft, I say"
     assert append("q ?", ("x", "y")) == "q ?\n(A) x\n(B) y"
-    with pytest.raises(ValueError, match="does not show its options"):
+    with refused("options-not-in-prompt"):
         rewrite("where ?", ("left", "right"), ("right", "left"))
 
 
@@ -342,9 +343,9 @@ def test_limit_and_root(tmp_path):
     questions, skipped = read(str(path), limit=3)
     assert [question.id[-1] for question in questions] == ["1", "2", "3"] and len(skipped) == 1
     assert len(read(str(path))[0]) == 8
-    with pytest.raises(ValueError, match="--limit -1 is negative"):
+    with refused("negative-limit"):
         read(str(path), limit=-1)
-    with pytest.raises(ValueError, match="--dataset sat2 needs --data-root"):
+    with refused("data-root-needed"):
         read("sat2")
 
 

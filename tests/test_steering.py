@@ -11,7 +11,7 @@ import transformers
 from PIL import Image
 
 import models.interventions
-from data.errors import SampleError
+from data.errors import SampleError, StateError
 from models.attention import LISTENERS, STEERING, attach, attention
 from models.gaze import NonGaussian
 from models.generation import answer, answers
@@ -19,6 +19,7 @@ from models.interventions import KeyBias, LayerEdit, RowEdit, apply_edits
 from models.trace import AttentionTrace
 from models.unpatched import UnpatchedModel
 from tests import tolerance
+from tests.errors import refused
 from tests.families import FAMILIES
 from tests.models import llava, llava_processor, picture
 
@@ -142,50 +143,50 @@ def test_grids_are_read_from_the_inputs(name):
 
 
 @pytest.mark.parametrize(
-    "mask_type, scanpaths, sentence",
+    "mask_type, scanpaths, reason",
     [
-        ({"type": "gauss"}, [[(0, 0)]], "mask type 'gauss' is unknown; choose gaussian"),
-        ({"type": "gaussian", "margin": -1}, [[]], "margin is -1"),
-        ({"type": "gaussian", "target-layer": 3}, [[]], "target-layer 3 does not exist; the model has layers 0 to 2"),
-        (NonGaussian((0, 7)), [[]], "target-layer 7 does not exist; the model has layers 0 to 2"),
-        ({"type": "gaussian"}, [[(9, 0)]], r"\(9, 0\), outside the grid of \d columns"),
-        ({"type": "gaussian"}, [[(0, -1)]], r"outside the grid"),
-        ({"type": "salient-head"}, [[(0, math.nan)]], "not finite"),
-        ({"type": "gaussian"}, [[(0.5, 0)]], "between cells"),
-        ({"type": "gaussian"}, [[(0, 0)], []], "scanpaths of 1 samples: 2; give one list"),
-        ({"type": "gaussian"}, [(0, 0)], r"gaze point 0 is 0, not \(x, y\)"),
-        ({"type": "gaussian"}, [3], r"scanpath of sample 0 is 3; give a list of \(x, y\)"),
-        ({"type": "gaussian"}, 3, "scanpaths of 1 samples: 3"),
-        ({"type": "gaussian"}, None, "belong together"),
-        (None, [[(0, 0)]], "belong together"),
+        ({"type": "gauss"}, [[(0, 0)]], "unknown-mask-type"),
+        ({"type": "gaussian", "margin": -1}, [[]], "margin"),
+        ({"type": "gaussian", "target-layer": 3}, [[]], "no-such-layer"),
+        (NonGaussian((0, 7)), [[]], "no-such-layer"),
+        ({"type": "gaussian"}, [[(9, 0)]], "point-outside"),
+        ({"type": "gaussian"}, [[(0, -1)]], "point-outside"),
+        ({"type": "salient-head"}, [[(0, math.nan)]], "point-not-finite"),
+        ({"type": "gaussian"}, [[(0.5, 0)]], "point-between-cells"),
+        ({"type": "gaussian"}, [[(0, 0)], []], "scanpaths-per-sample"),
+        ({"type": "gaussian"}, [(0, 0)], "point-form"),
+        ({"type": "gaussian"}, [3], "scanpath-form"),
+        ({"type": "gaussian"}, 3, "scanpaths-per-sample"),
+        ({"type": "gaussian"}, None, "mask-type-without-scanpaths"),
+        (None, [[(0, 0)]], "mask-type-without-scanpaths"),
     ],
 )
 @pytest.mark.parametrize("name", FAMILIES)
-def test_bad_gaze_is_refused_before_the_model_runs(name, mask_type, scanpaths, sentence):
+def test_bad_gaze_is_refused_before_the_model_runs(name, mask_type, scanpaths, reason):
     model, inputs, _ = inputs_of(name)
     model.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
-    with pytest.raises(ValueError, match=sentence):
+    with refused(reason):
         model.generate(**inputs, mask_type=mask_type, scanpaths=scanpaths)
 
 
 @pytest.mark.parametrize(
-    "options, sentence",
+    "options, reason",
     [
-        ({"num_beams": 2}, "num_beams=2 reorders the batch, so this generation cannot be steered"),
-        ({"num_return_sequences": 2, "do_sample": True}, "num_return_sequences=2 multiplies the batch"),
-        ({"prompt_lookup_num_tokens": 2}, "prompt_lookup_num_tokens=2 feeds several tokens a step"),
-        ({"generation_config": transformers.GenerationConfig(num_beams=3)}, "num_beams=3 reorders the batch"),
-        ({"attention_mask": None}, "needs input_ids and attention_mask by name and an empty cache"),
-        ({"past_key_values": transformers.DynamicCache()}, "needs input_ids and attention_mask by name"),
-        ({"attention_mask": torch.ones(1, 1, 30, 30)}, "not one of padding on the left"),
-        ({"pixel_values": None}, r"sample 0 has 16 image tokens, but its 0 images have 0 cells"),
-        ({"pixel_values": torch.zeros(1, 3, 70, 56)}, r"sample 0 has 16 image tokens, but its 1 images have 20 cells"),
+        ({"num_beams": 2}, "unrecordable-setting"),
+        ({"num_return_sequences": 2, "do_sample": True}, "unrecordable-setting"),
+        ({"prompt_lookup_num_tokens": 2}, "unrecordable-setting"),
+        ({"generation_config": transformers.GenerationConfig(num_beams=3)}, "unrecordable-setting"),
+        ({"attention_mask": None}, "steering-inputs"),
+        ({"past_key_values": transformers.DynamicCache()}, "steering-inputs"),
+        ({"attention_mask": torch.ones(1, 1, 30, 30)}, "mask-not-left-padded"),
+        ({"pixel_values": None}, "image-tokens"),
+        ({"pixel_values": torch.zeros(1, 3, 70, 56)}, "image-tokens"),
     ],
 )
-def test_what_cannot_be_steered_is_refused_before_the_model_runs(options, sentence):
+def test_what_cannot_be_steered_is_refused_before_the_model_runs(options, reason):
     model, inputs, _ = inputs_of("llava")
     model.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
-    with pytest.raises(ValueError, match=sentence):
+    with refused(reason):
         model.generate(**inputs | options, **GAZE)
 
 
@@ -200,7 +201,7 @@ def test_right_padding_is_refused():
     pictures = [[picture()], [picture()]]
     model, inputs, _ = inputs_of("llava", pictures, ["what ?", "what is red ?"])
     inputs["input_ids"], inputs["attention_mask"] = inputs["input_ids"].flip(1), inputs["attention_mask"].flip(1)
-    with pytest.raises(ValueError, match="not one of padding on the left"):
+    with refused("mask-not-left-padded"):
         model.generate(**inputs, mask_type={"type": "gaussian"}, scanpaths=[[(0, 0)], []])
 
 
@@ -210,7 +211,7 @@ def test_right_padding_is_refused():
 @torch.no_grad()
 def test_other_caches_are_refused(options):
     model, inputs, _ = inputs_of("llava")
-    with pytest.raises(ValueError, match="so this generation cannot be steered"):
+    with refused("unrecordable-setting"):
         model.generate(**inputs, max_new_tokens=3, **GAZE, **options)
     assert not any(hasattr(module, STEERING) for module in model.modules())
 
@@ -273,7 +274,7 @@ def test_gaze_belongs_to_exactly_one_image():
     options = {"max_new_tokens": 2, "mask_type": {"type": "gaussian"}}
     with pytest.raises(ValueError, match="sample 0 has gaze and 2 images; a scanpath belongs to exactly one"):
         model.generate(**inputs, **options, scanpaths=[[(0, 0)], [], []])
-    with pytest.raises(ValueError, match="sample 2 has gaze and 0 images"):
+    with refused("gaze-without-one-image"):
         model.generate(**inputs, **options, scanpaths=[[], [], [(0, 0)]])
     steered_alone = model.generate(**inputs, **options, scanpaths=torch.tensor([[], [], []]))
     assert torch.equal(steered_alone, model.generate(**inputs, max_new_tokens=2))
@@ -286,7 +287,7 @@ def test_families_without_a_grid_are_refused():
 
     _, inputs, _ = inputs_of("llava")
     model = Unknown(llava().config).eval()
-    with pytest.raises(ValueError, match="where the image tokens of Unknown lie in the image is not known"):
+    with refused("unknown-grid"):
         model.generate(**inputs, **GAZE)
 
 
@@ -294,7 +295,7 @@ def test_families_without_a_grid_are_refused():
 def test_one_steering_at_a_time():
     model, inputs, _ = inputs_of("llava")
     with apply_edits(model, {0: LayerEdit(inputs["input_ids"].shape[1], (0,))}):
-        with pytest.raises(RuntimeError, match="is being steered by another generation"):
+        with refused("steered-already", StateError):
             model.generate(**inputs, **GAZE)
         with AttentionTrace(model) as trace:
             model(**inputs)

@@ -11,7 +11,6 @@ import models
 from analysis import truth, truth_report
 from analysis.maps import MapSettings
 from analysis.rollout import RolloutSettings
-from analysis.runs import Output
 from analysis.truth import Config, TruthSettings, Word, WordScore, correlation, favours, measures, word_map, words_of
 from data.geometry import ImageGrid
 from data.twoshapes import Entity
@@ -97,7 +96,7 @@ def test_summary_of_planted_scores():
 @pytest.mark.slow
 def test_command(tmp_path, capsys):
     config = Config(
-        truth=TruthSettings(maps=("rollout", "gradient"), limit=4, controls=2), output=Output(str(tmp_path / "out"))
+        truth=TruthSettings(maps=("rollout", "gradient"), limit=4, controls=2), output=SampleOutput(str(tmp_path / "out"))
     )
     assert truth.main(config) == 0
     assert "kind" in capsys.readouterr().out

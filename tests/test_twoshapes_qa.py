@@ -21,6 +21,7 @@ from data.spatial_qa import read
 from data.twoshapes_qa import LAYOUTS, TASKS, generate
 from models.generation import answers
 from models.tiny.questions import KINDS
+from tests.errors import refused
 from tests.settings import configure
 
 TINY = Path(models.__file__).parent / "tiny"
@@ -177,7 +178,7 @@ def test_prompts_of_the_finder(made):
         assert [prompt.path for prompt in prompts] == [question.images[0] for question in questions]
     replaced, *_ = gather_prompts(Prompts(data_root=str(made), dataset="blink", prompt="what ?", num_samples=1))
     assert replaced[0].text == "what ?"
-    with pytest.raises(ValueError, match="--prompt is empty"):
+    with refused("empty-prompt"):
         gather_prompts(Prompts(data_root=str(made), dataset="blink", prompt=" "))
 
 

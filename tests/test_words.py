@@ -8,6 +8,7 @@ from analysis.words import find_word, rows_of_words, why_missing, word_rows
 from data.errors import SampleError
 from models.generation import ForcedAnswer, decode_answer
 from models.layout import TokenLayout
+from tests.errors import refused
 
 
 def layout(prompt="where is the red rectangle ?", pieces=("rect", "angle"), image=3, padding=2):
@@ -99,9 +100,9 @@ def test_missing_word_has_no_rows_and_a_reason():
 
 
 def test_unknown_choices_are_told():
-    with pytest.raises(ValueError, match="'both' is unknown"):
+    with refused("unknown-choice"):
         word_rows(layout(), output("left"), "left", rows="both")
-    with pytest.raises(ValueError, match="'image' is unknown"):
+    with refused("unknown-choice"):
         word_rows(layout(), output("left"), "left", prefer="image")
 
 

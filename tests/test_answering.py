@@ -23,6 +23,7 @@ from models.folders import SAMPLES, WHOLE, content_hash, contents, fingerprint
 from models.generation_settings import OwnNoise, sampling
 from models.interventions import InterventionReport
 from models.methods import same_for_all
+from tests.errors import refused
 from tests.families import FAMILIES
 from tests.literal_var import PLANTED, PROMPTS, batch, different_sinks, generate, planted
 from tests.models import TEMPLATE, llava, llava_processor, picture
@@ -106,37 +107,37 @@ def test_a_system_prompt_stands_before_the_prompt(family):
     assert len(layout.word("red")) == len(before.word("red")) == 1
     words = [processor.tokenizer.decode(inputs["input_ids"][0, place]) for place in layout.word("red")]
     assert words == ["red"]
-    with pytest.raises(SampleError, match="special token"):
+    with refused("special token in the prompt", SampleError):
         model.prepare(processor, [picture()], "what ?", f"now {model.image_token}")
 
 
 USERS_ALONE = "{% set messages = messages | selectattr('role', 'equalto', 'user') | list %}" + TEMPLATE
 OF_SYSTEM = "{% if messages[0]['role'] == 'system' %}"
 TEMPLATES = {
-    "dropped": (USERS_ALONE, "the chat template drops the system prompt; put its text into the prompts"),
+    "dropped": (USERS_ALONE, "template-drops-system"),
     "refused": (
         OF_SYSTEM + "{{ raise_exception('no system role') }}{% endif %}" + TEMPLATE,
-        "the chat template refuses a system prompt: no system role",
+        "template-refuses-system",
     ),
     "printed as a list": (
         OF_SYSTEM + "{{ messages[0]['content'] }}{% endif %}" + USERS_ALONE,
-        "the chat template drops the system prompt",
+        "template-drops-system",
     ),
 }
 
 
-@pytest.mark.parametrize(("template", "sentence"), TEMPLATES.values(), ids=TEMPLATES)
-def test_templates_without_a_system_role_are_refused(template, sentence):
+@pytest.mark.parametrize(("template", "reason"), TEMPLATES.values(), ids=TEMPLATES)
+def test_templates_without_a_system_role_are_refused(template, reason):
     model, processor = llava(), llava_processor()
     processor.chat_template = template
     model.prepare(processor, [picture()], "what ?")
-    with pytest.raises(ValueError, match=sentence):
+    with refused(reason):
         model.prepare(processor, [picture()], "what ?", SYSTEM)
 
 
 def test_runners_of_other_forms(tmp_path, monkeypatch):
     for text in ("module:call", "python:module", "python::call", "http:a:b", "python:a:b:c"):
-        with pytest.raises(ValueError, match="is not of the form python:module:callable"):
+        with refused("runner-form"):
             runners.parse(text)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken_runner.py").write_text("import nothing_of_the_kind")
@@ -145,10 +146,10 @@ def test_runners_of_other_forms(tmp_path, monkeypatch):
     ):
         runners.load("python:broken_runner:make")
     (tmp_path / "leaving_runner.py").write_text("raise SystemExit(0)")
-    for runner, error in (("sys:exit", "SystemExit"), ("leaving_runner:make", "SystemExit: 0"), ("sys:gone", "Attrib")):
-        with pytest.raises(ValueError, match=f"--runner 'python:{runner}' could not be made: {error}"):
+    for runner in ("sys:exit", "leaving_runner:make", "sys:gone"):
+        with refused("runner-failed"):
             runners.load(f"python:{runner}")
-    with pytest.raises(SampleError, match="the runner failed: AttributeError"):
+    with refused("runner raised AttributeError", SampleError):
         RunnerBackend(object(), Decoding()).answer(["a"], ["what ?"], [[]])
     assert own_seed(0, "a") == own_seed(0, "a") != own_seed(0, "b") and own_seed(1, "a") != own_seed(0, "a")
 
@@ -172,7 +173,7 @@ def test_what_a_runner_may_return_and_raise():
     assert reply(" yes ") == Reply("yes", {}, None) and reply((" yes", True)) == Reply("yes", {}, True)
     assert reply(("yes", None)).cut is None
     for answer in (None, 3, ("yes", 1), ("yes",), (True, "yes"), ["yes", True]):
-        with pytest.raises(SampleError, match="where a string or .string, bool. was expected") as error:
+        with refused("runner returned no text", SampleError) as error:
             reply(answer)
         assert error.value.reason == "runner returned no text"
     for error in (SystemExit(0), SystemExit("out"), asyncio.CancelledError(), KeyError("a")):

@@ -12,12 +12,14 @@ from transformers.integrations.sdpa_attention import repeat_kv
 
 from analysis import rollout as module
 from analysis.rollout import encoder_map, through_chunk, through_encoder
+from data.errors import PositionError, StateError
 from data.geometry import ImageGrid
 from models.attention import LISTENERS, Offload
 from models.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 from models.trace import AttentionTrace
 from models.vision_encoder import Chunk, EncoderTrace
 from tests import tolerance
+from tests.errors import refused
 from tests.families import FAMILIES, fuyu, fuyu_processor
 from tests.models import llava, llava_processor, picture
 
@@ -319,37 +321,37 @@ def test_maps_of_another_grid_are_refused():
 @torch.no_grad()
 def test_misuse_is_explained():
     model, inputs, layouts = build("qwen2_5_vl")
-    with pytest.raises(RuntimeError, match="nothing was recorded"):
+    with refused("nothing-recorded", StateError):
         EncoderTrace(model, layouts).weights(0)
     with EncoderTrace(model, layouts) as trace:
         model(**inputs)
-        with pytest.raises(RuntimeError, match="open a new EncoderTrace for each generation"):
+        with refused("rows-beyond-layouts", StateError):
             model(**inputs)
-    with pytest.raises(RuntimeError, match="was used before"), trace:
+    with refused("trace-used", StateError), trace:
         pass
-    with pytest.raises(RuntimeError, match="give the layouts of the very inputs"), EncoderTrace(model, layouts[1]):
+    with refused("rows-beyond-layouts", StateError), EncoderTrace(model, layouts[1]):
         model(**inputs)
-    with pytest.raises(IndexError, match="image 3 does not exist; there are 3"):
+    with refused("no-such-image", PositionError):
         trace.weights(0, 3)
-    with pytest.raises(IndexError, match="layer 2 does not exist; there are 2"):
+    with refused("no-such-layer", PositionError):
         trace.weights(2)
-    with pytest.raises(IndexError, match="head 2 does not exist"):
+    with refused("no-such-head", PositionError):
         trace.weights(0, 0, heads=2)
-    with pytest.raises(IndexError, match="query 96 does not exist"):
+    with refused("no-such-query", PositionError):
         trace.weights(0, 0, queries=96)
 
 
 def test_towers_that_cannot_be_recorded_are_refused():
     model = fuyu()
     _, layout = model.prepare(fuyu_processor(), [picture()], PROMPTS[0])
-    with pytest.raises(ValueError, match="no vision encoder of FuyuForCausalLM is known"):
+    with refused("no-vision-encoder"):
         EncoderTrace(model, layout)
     model = llava()
     _, layout = model.prepare(llava_processor(), [picture()], PROMPTS[0])
-    with pytest.raises(ValueError, match="how the vision encoder of LlavaForCond.* belongs to its image tokens"):
+    with refused("unknown-encoder"):
         EncoderTrace(transformers.LlavaForConditionalGeneration(model.config), layout)
     model.set_attn_implementation({"vision_config": "eager"})
-    with pytest.raises(ValueError, match="attn_implementation='eager'; recording needs 'sdpa'"):
+    with refused("not-sdpa"):
         EncoderTrace(model, layout)
 
 
@@ -359,7 +361,7 @@ def test_class_token_that_is_kept_is_refused():
     model = llava()
     processor = llava_processor()
     model.config.vision_feature_select_strategy = processor.vision_feature_select_strategy = "full"
-    with pytest.raises(ValueError, match="an image was not resized as expected"):
+    with refused("tokens-do-not-fit"):
         model.prepare(processor, [picture()], PROMPTS[0])
 
 

@@ -30,10 +30,11 @@ from analysis.text_symmetry import (
     summarise,
 )
 from data import twoshapes
-from data.errors import SampleError
+from data.errors import MissingFileError, SampleError
 from data.spatial_samples import OPPOSITE, Captions, counterfactuals, gather_captions
 from models.text import load
 from tests import tolerance
+from tests.errors import refused
 from tests.runs import table
 from tests.settings import configure
 from tests.test_text import causal, save
@@ -65,7 +66,7 @@ def test_counterfactuals_by_hand():
     assert found["swapped"].text == swapped and found["flipped"].text == CAPTION.replace("left", "right")
     assert found["both"].text == swapped.replace("left", "right")
     assert found["swapped"][1:] == ("blue cross", "red circle", "left")
-    with pytest.raises(ValueError, match="is not a caption of two shapes"):
+    with refused("not-a-caption"):
         counterfactuals("a red circle is left of a blue cross")
 
 
@@ -83,9 +84,9 @@ def test_flags():
     synthetic = gather_captions(Captions())[0]
     assert len(synthetic) == 100 and gather_captions(Captions(limit=3))[0] == synthetic[:3]
     assert gather_captions(Captions(limit=3, seed=1))[0] != synthetic[:3]
-    with pytest.raises(ValueError, match="--limit -1 must be at least 0"):
+    with refused("below-minimum"):
         Captions(limit=-1)
-    with pytest.raises(FileNotFoundError, match="no data in nowhere"):
+    with refused("no-data", MissingFileError):
         gather_captions(Captions(data_root="nowhere"))
 
 
@@ -220,7 +221,7 @@ def test_words_of_several_tokens():
     assert found.shape == (2, 2, 3)
     np.testing.assert_allclose(found[0], 0.15, rtol=1e-6)
     np.testing.assert_allclose(found[1], 0.3, rtol=1e-6)
-    with pytest.raises(SampleError, match="cannot see it"):
+    with refused("relation before an entity", SampleError):
         relation_attention(trace, 0, torch.tensor([6, 7]), [torch.tensor([7]), torch.tensor([4])])
 
 

@@ -7,6 +7,7 @@ import torch
 from data.images import hide_cells, median_colour, model_window, shuffle_cells
 from models.generation import answer, check_grid, encoder_depth, generate_answer, log_probabilities, read_along
 from tests import tolerance
+from tests.errors import refused
 from tests.families import FAMILIES
 from tests.models import picture
 
@@ -67,7 +68,7 @@ def test_tower_is_there_or_not(family):
         assert encoder_depth(model, "auto") == encoder_depth(model, "encoder") == len(model.encoder_layers())
     else:
         assert encoder_depth(model, "auto") is None
-        with pytest.raises(ValueError, match="vision encoder"):
+        with refused("no-vision-encoder"):
             encoder_depth(model, "encoder")
 
 
@@ -99,7 +100,7 @@ def test_hidden_cells_take_the_colour_and_the_others_stay():
     before, after = cells(window), cells(hide_cells(window, hidden, (1, 2, 3)))
     assert (after[[0, 5]].reshape(-1, 3) == (1, 2, 3)).all()
     assert (after[1:5] == before[1:5]).all()
-    with pytest.raises(ValueError, match="not 3 x 2 whole cells; use model_window"):
+    with refused("not-whole-cells"):
         hide_cells(window.crop((0, 0, 11, 8)), hidden, (0, 0, 0))
 
 
