@@ -366,7 +366,7 @@ def test_random_sets_are_others():
 
 
 @pytest.mark.parametrize(
-    "precision, recall, output",
+    "precision, recall, expected",
     [(0.51, 0.31, "good"), (0.5, 0.9, "fair"), (0.9, 0.3, "fair"), (0.3, 0.9, "poor"), (None, 0, "poor")],
 )
 def test_verdict(precision, recall, expected):

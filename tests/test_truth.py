@@ -10,8 +10,10 @@ import torch
 import models
 from analysis import truth, truth_report
 from analysis.maps import MapSettings
+from analysis.resume import SampleOutput
 from analysis.rollout import RolloutSettings
-from analysis.truth import Config, TruthSettings, Word, WordScore, correlation, favours, measures, word_map, words_of
+from analysis.sanity import correlation
+from analysis.truth import Config, TruthSettings, Word, WordScore, favours, measures, word_map, words_of
 from data.geometry import ImageGrid
 from data.twoshapes import Entity
 from models.generation import ForcedAnswer
@@ -95,9 +97,8 @@ def test_summary_of_planted_scores():
 
 @pytest.mark.slow
 def test_command(tmp_path, capsys):
-    config = Config(
-        truth=TruthSettings(maps=("rollout", "gradient"), limit=4, controls=2), output=SampleOutput(str(tmp_path / "out"))
-    )
+    settings = TruthSettings(maps=("rollout", "gradient"), limit=4, controls=2)
+    config = Config(truth=settings, output=SampleOutput(str(tmp_path / "out")))
     assert truth.main(config) == 0
     assert "kind" in capsys.readouterr().out
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
