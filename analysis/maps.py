@@ -1,8 +1,8 @@
 """Map kinds: relevance of image cells for each token of an answer, computed from its trace; MAPS declares them.
 
     settings = MapSettings()
-    said = answer(model, processor, images, prompt, **needs(["rollout", "gradient"], settings))
-    maps = MAPS["gradient"].draw(said, settings)        # .per_token [token, row, col], .mean, .max; .maps(image)
+    output = answer(model, processor, images, prompt, **needs(["rollout", "gradient"], settings))
+    maps = MAPS["gradient"].draw(output, settings)      # .per_token [token, row, col], .mean, .max; .maps(image)
     maps.heads                                          # float32 [token, layer, head, cell] of all images, or None
 
 Every kind has this interface: `draw` maps an answer (`models.generation.Answer`) and settings to `AnswerMaps`. Values
@@ -147,46 +147,46 @@ def check_predicting(kind: str, rows: str) -> None:
         )
 
 
-def attention_map(said: Answer, settings: MapSettings) -> AnswerMaps:
+def attention_map(answer: Answer, settings: MapSettings) -> AnswerMaps:
     """Attention of the chosen layers and heads, or its mean over all."""
-    return averaged("attention", said, settings, row_weights(said, settings))
+    return averaged("attention", answer, settings, row_weights(answer, settings))
 
 
-def value_map(said: Answer, settings: MapSettings) -> AnswerMaps:
+def value_map(answer: Answer, settings: MapSettings) -> AnswerMaps:
     """Attention weighted by the norm of the value's contribution to the residual stream (`models.values`)."""
 
     def weighted() -> Iterator[Block]:
-        for layer, tokens, rows in row_weights(said, settings):
-            norms = output_norms(said.trace, layer, said.layout.sample)
+        for layer, tokens, rows in row_weights(answer, settings):
+            norms = output_norms(answer.trace, layer, answer.layout.sample)
             yield layer, tokens, rows * norms[:, None, : rows.shape[-1]]
 
-    return averaged("value", said, settings, weighted())
+    return averaged("value", answer, settings, weighted())
 
 
-def gradient_map(said: Answer, settings: MapSettings) -> AnswerMaps:
+def gradient_map(answer: Answer, settings: MapSettings) -> AnswerMaps:
     """Gradient x attention of the score of each token. Raises ValueError for other rows than "predicting"."""
     check_predicting("gradient", settings.rollout.rows)
-    token_rows(said.trace, said.layout, "predicting")
+    token_rows(answer.trace, answer.layout, "predicting")
 
     def products() -> Iterator[Block]:
-        layers = chosen_layers(said.trace, settings)
-        for tokens, found in answer_gradients(said.trace, said.layout.sample, said.ids, settings.score):
+        layers = chosen_layers(answer.trace, settings)
+        for tokens, found in answer_gradients(answer.trace, answer.layout.sample, answer.ids, settings.score):
             for layer in layers:
                 yield layer, tokens, found[layer].weights * found[layer].gradients
 
-    return averaged("gradient", said, settings, products())
+    return averaged("gradient", answer, settings, products())
 
 
-def contrast_map(said: Answer, settings: MapSettings) -> AnswerMaps:
+def contrast_map(answer: Answer, settings: MapSettings) -> AnswerMaps:
     """Attention divided by that of the last row of the general prompt, cell by cell; 0 elsewhere.
 
     Both are means over the chosen layers and heads. Cells without attention under the general prompt are 0. Raises
     ValueError for an answer without a general prompt, and for one about other images.
     """
-    if said.general is None:
+    if answer.general is None:
         raise ValueError("the answer has no general prompt to compare with; pass general=... to answer()")
-    trace, layout = said.general
-    own, other = said.layout.image_positions, layout.image_positions
+    trace, layout = answer.general
+    own, other = answer.layout.image_positions, layout.image_positions
     if len(own) != len(other):
         raise ValueError(f"the prompt has {len(own)} image tokens and the general prompt {len(other)}: other images")
     last = [trace.prompt_length - 1]
@@ -195,27 +195,27 @@ def contrast_map(said: Answer, settings: MapSettings) -> AnswerMaps:
         trace.weights(layer, last, heads, [layout.sample])[0, :, 0, other].mean(0).cpu()
         for layer in chosen_layers(trace, settings)
     ]).mean(0)  # fmt: skip
-    maps = attention_map(said, settings)
+    maps = attention_map(answer, settings)
     relevance = torch.zeros_like(maps.relevance)
     relevance[:, own] = divided(maps.relevance[:, own], general)
-    return AnswerMaps(relevance, maps.rows, said.layout, maps.composed | {"general": settings.general}, "contrast")
+    return AnswerMaps(relevance, maps.rows, answer.layout, maps.composed | {"general": settings.general}, "contrast")
 
 
-def rollout_map(said: Answer, settings: MapSettings) -> TokenMaps:
+def rollout_map(answer: Answer, settings: MapSettings) -> TokenMaps:
     """Attention rollout (`analysis.rollout`)."""
-    return rollout(said.trace, said.layout, settings.rollout, tokens=len(said.ids))
+    return rollout(answer.trace, answer.layout, settings.rollout, tokens=len(answer.ids))
 
 
-def corrected_map(said: Answer, settings: MapSettings) -> AnswerMaps:
+def corrected_map(answer: Answer, settings: MapSettings) -> AnswerMaps:
     """Rollout divided, position by position, by the rollout of uniform causal attention: 1 is what position gives."""
-    rolled, trace, start = rollout_map(said, settings), said.trace, said.layout.start
+    rolled, trace, start = rollout_map(answer, settings), answer.trace, answer.layout.start
     uniform = torch.zeros_like(rolled.relevance)
-    positions = token_rows(trace, said.layout, rolled.rows, len(said.ids))
+    positions = token_rows(trace, answer.layout, rolled.rows, len(answer.ids))
     layers = trace.layers - int(settings.rollout.lowest * trace.layers)
     found = uniform_rollout([position - start for position in positions], layers, settings.rollout)
     uniform[:, start : start + found.shape[1]] = found
     relevance = divided(rolled.relevance, uniform)
-    return AnswerMaps(relevance, rolled.rows, said.layout, rolled.composed, "rollout-corrected")
+    return AnswerMaps(relevance, rolled.rows, answer.layout, rolled.composed, "rollout-corrected")
 
 
 def uniform_rollout(rows: Sequence[int], layers: int, settings: RolloutSettings) -> torch.Tensor:
@@ -237,15 +237,15 @@ def uniform_rollout(rows: Sequence[int], layers: int, settings: RolloutSettings)
 
 
 @torch.no_grad()
-def relevance_map(said: Answer, settings: MapSettings, tokens: Sequence[int] | None = None) -> AnswerMaps:
+def relevance_map(answer: Answer, settings: MapSettings, tokens: Sequence[int] | None = None) -> AnswerMaps:
     """Chefer's relevance of the given tokens of the answer, default all: row i of R for the score of its own token.
 
     `lowest` of the rollout settings leaves out the lower layers. Raises ValueError for other rows than "predicting".
     """
     check_predicting("relevance", settings.rollout.rows)
-    trace, layout, start = said.trace, said.layout, said.layout.start
+    trace, layout, start = answer.trace, answer.layout, answer.layout.start
     token_rows(trace, layout, "predicting")
-    tokens = range(len(said.ids)) if tokens is None else tokens
+    tokens = range(len(answer.ids)) if tokens is None else tokens
     relevance = torch.zeros(len(tokens), trace.length)
     lowest = int(settings.rollout.lowest * trace.layers)
     for first in range(0, len(tokens), GROUP):
@@ -253,7 +253,7 @@ def relevance_map(said: Answer, settings: MapSettings, tokens: Sequence[int] | N
         rows = torch.tensor(group) + trace.prompt_length - 1 - start
         vectors = torch.zeros(len(group), int(rows.max()) + 1)
         vectors[torch.arange(len(group)), rows] = 1
-        ids = [said.ids[token] for token in group]
+        ids = [answer.ids[token] for token in group]
         for layer in layer_gradients(trace, layout.sample, group, ids, settings.score, lowest):
             vectors = vectors + through_relevance(layer, vectors.to(layer.query.device)).cpu()
         relevance[first : first + GROUP, start : start + vectors.shape[1]] = vectors
@@ -290,20 +290,20 @@ Block = tuple[int, range, torch.Tensor]
 
 
 @torch.no_grad()
-def row_weights(said: Answer, settings: MapSettings) -> Iterator[Block]:
+def row_weights(answer: Answer, settings: MapSettings) -> Iterator[Block]:
     """Attention of the tokens' rows in the chosen layers."""
-    trace, layout = said.trace, said.layout
-    positions = token_rows(trace, layout, settings.rollout.rows, len(said.ids))
+    trace, layout = answer.trace, answer.layout
+    positions = token_rows(trace, layout, settings.rollout.rows, len(answer.ids))
     for layer in chosen_layers(trace, settings):
         rows = trace.weights(layer, positions, samples=[layout.sample])[0]
         yield layer, range(len(positions)), rows[..., layout.start : positions[-1] + 1]
 
 
-def averaged(kind: str, said: Answer, settings: MapSettings, blocks: Iterator[Block]) -> AnswerMaps:
+def averaged(kind: str, answer: Answer, settings: MapSettings, blocks: Iterator[Block]) -> AnswerMaps:
     """Maps from the values of single layers and heads, in the order of layers within each group of tokens."""
-    trace, layout = said.trace, said.layout
+    trace, layout = answer.trace, answer.layout
     heads, layers = chosen_heads(trace, settings), chosen_layers(trace, settings)
-    tokens = len(token_rows(trace, layout, settings.rollout.rows, len(said.ids)))
+    tokens = len(token_rows(trace, layout, settings.rollout.rows, len(answer.ids)))
     relevance = torch.zeros(tokens, trace.length)
     cells = torch.zeros(tokens, len(layers), len(heads), len(layout.image_positions))
     for layer, which, rows in blocks:

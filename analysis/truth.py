@@ -120,7 +120,7 @@ class WordScore(NamedTuple):
     values: Mapping[str, tuple[float, float, float, float]]
 
 
-def words_of(said: ForcedAnswer, entities: Sequence[Entity], grid) -> list[Word]:
+def words_of(answer: ForcedAnswer, entities: Sequence[Entity], grid) -> list[Word]:
     """The colour and shape words of two entities in an answer; a colour that both have is left out.
 
     Entities whose box was cropped away have no words. The first occurrence of a word counts.
@@ -131,16 +131,16 @@ def words_of(said: ForcedAnswer, entities: Sequence[Entity], grid) -> list[Word]
         own, other = boxes[index], boxes[1 - index]
         names = [entity.shape] + [entity.colour] * (entities[0].colour != entities[1].colour)
         for name in names:
-            span = find_word(said.text, name)
+            span = find_word(answer.text, name)
             if span and own.any() and other.any():
-                tokens = (i for i, (a, b) in enumerate(said.offsets) if a < span[1] and b > span[0])
+                tokens = (i for i, (a, b) in enumerate(answer.offsets) if a < span[1] and b > span[0])
                 found.append(Word(name, tuple(tokens), own, other))
     return found
 
 
-def draw_kinds(said: Answer, config: Config) -> dict[str, np.ndarray]:
+def draw_kinds(answer: Answer, config: Config) -> dict[str, np.ndarray]:
     """Maps of the first image by kind, [token, row, col]; kinds in the order of the settings."""
-    return {kind: MAPS[kind].draw(said, config.settings).per_token for kind in config.truth.maps}
+    return {kind: MAPS[kind].draw(answer, config.settings).per_token for kind in config.truth.maps}
 
 
 def word_map(maps: np.ndarray, word: Word) -> np.ndarray:
@@ -160,14 +160,14 @@ class Truth:
         """The model's answer, recorded for all kinds."""
         return answer(self.model, self.processor, [image], prompt, **self.options)
 
-    def scores(self, image, said: Answer, maps: Mapping[str, np.ndarray], words: list[Word], rng) -> list[WordScore]:
+    def scores(self, image, answer: Answer, maps: Mapping[str, np.ndarray], words: list[Word], rng) -> list[WordScore]:
         """Measures of every word, for every kind and the controls UNIFORM and RANDOM."""
         cells = next(iter(maps.values())).shape[1:]
         every = [{kind: word_map(of_kind, word) for kind, of_kind in maps.items()} for word in words]
         orders = [{kind: ranking(each, rng) for kind, each in of_word.items()} for of_word in every]
         for of_word in orders:
             of_word[RANDOM] = rng.permutation(cells[0] * cells[1])
-        drops = self.drops(image, said, words, orders, cells)
+        drops = self.drops(image, answer, words, orders, cells)
         found = []
         for word, of_word, fallen in zip(words, every, drops, strict=True):
             placed = of_word | {UNIFORM: np.ones(cells)}
@@ -179,9 +179,9 @@ class Truth:
             found.append(WordScore(word.text, values))
         return found
 
-    def drops(self, image, said: Answer, words, orders, cells) -> list[dict[str, float]]:
+    def drops(self, image, answer: Answer, words, orders, cells) -> list[dict[str, float]]:
         """Fall of each word's log-probability when the first cells of each order are hidden, by kind."""
-        settings, grid = self.config.truth, said.layout.grids[0]
+        settings, grid = self.config.truth, answer.layout.grids[0]
         count = max(1, round(settings.hidden * cells[0] * cells[1]))
         window, colour = model_window(image, grid), median_colour(image)
         shown = [window]
@@ -189,9 +189,9 @@ class Truth:
             hidden = np.zeros(cells, bool)
             hidden.flat[order[:count]] = True
             shown.append(hide_cells(window, hidden, colour))
-        forced = decode_answer(self.processor.tokenizer, said.ids)
+        forced = decode_answer(self.processor.tokenizer, answer.ids)
         chances = token_log_probabilities(
-            self.model, self.processor, shown, said.layout.prompt, forced, settings.batch_size
+            self.model, self.processor, shown, answer.layout.prompt, forced, settings.batch_size
         ).numpy()
         rest = iter(chances[1:])
         return [
@@ -204,12 +204,12 @@ class Truth:
         empty if the shapes have the same colour or the answer names neither or both colours."""
         if entities[0].colour == entities[1].colour:
             return {}
-        said = self.answer(image, self.config.truth.choice)
-        forced = decode_answer(self.processor.tokenizer, said.ids)
+        answer = self.answer(image, self.config.truth.choice)
+        forced = decode_answer(self.processor.tokenizer, answer.ids)
         named = [word for word in words_of(forced, entities, grid) if word.text in COLOURS]
         if len(named) != 1:
             return {}
-        maps = draw_kinds(said, self.config) | {UNIFORM: np.ones((len(said.ids), grid.rows, grid.cols))}
+        maps = draw_kinds(answer, self.config) | {UNIFORM: np.ones((len(answer.ids), grid.rows, grid.cols))}
         return {kind: favours(word_map(each, named[0]), named[0]) for kind, each in maps.items()}
 
     def correlations(self, pair: TwoShapes, ids: Sequence[int], words, maps: Mapping[str, np.ndarray]) -> dict:
@@ -276,17 +276,19 @@ def measure_image(truth: Truth, sample: Named) -> Result:
     settings, pair = truth.config.truth, sample.pair
     image, rng = read_image(pair.image_path), np.random.default_rng([settings.seed, sample.number])
     entities = (pair.first, pair.second)
-    said = truth.answer(image, settings.prompt)
-    grid = said.layout.grids[0]
-    words = words_of(decode_answer(truth.processor.tokenizer, said.ids), entities, grid)
+    answer = truth.answer(image, settings.prompt)
+    grid = answer.layout.grids[0]
+    words = words_of(decode_answer(truth.processor.tokenizer, answer.ids), entities, grid)
     if not words:
-        raise SampleError("answer names no shape", f"the answer {said.text!r} has no word of the image's shapes")
-    maps = draw_kinds(said, truth.config)
+        raise SampleError("answer names no shape", f"the answer {answer.text!r} has no word of the image's shapes")
+    maps = draw_kinds(answer, truth.config)
     choice = truth.choice(image, entities, grid)
-    values = {"words": truth.scores(image, said, maps, words, rng), "choice": choice}
+    values = {"words": truth.scores(image, answer, maps, words, rng), "choice": choice}
     if sample.number < settings.controls:
-        values["answer"] = {"ids": list(said.ids), "words": words, "maps": maps}
-    return Result({"image": pair.image_path, "answer": said.text, "words": len(words), "choice": bool(choice)}, values)
+        values["answer"] = {"ids": list(answer.ids), "words": words, "maps": maps}
+    return Result(
+        {"image": pair.image_path, "answer": answer.text, "words": len(words), "choice": bool(choice)}, values
+    )
 
 
 def measure_controls(run: Run, truth: Truth, samples: Sequence[Named]) -> list[str]:

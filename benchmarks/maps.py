@@ -49,14 +49,14 @@ def draw(model, kind: str, length: int, new_tokens: int) -> tuple[torch.Tensor, 
     layout = SimpleNamespace(
         sample=0, start=0, length=length, images=(image,), grids=(None,), image_positions=image
     )  # fmt: skip
-    said = SimpleNamespace(trace=trace, layout=layout, ids=tuple(tokens[0, length:].tolist()), general=None)
+    answer = SimpleNamespace(trace=trace, layout=layout, ids=tuple(tokens[0, length:].tolist()), general=None)
     if general is not None:
         with AttentionTrace(model, rows=[-1]) as other:
             prefill(model, {"input_ids": general_prompt(prompt)})
-        said.general = PromptReading(other, layout)
+        answer.general = PromptReading(other, layout)
     if kind == "relevance":
-        return tokens, relevance_map(said, SETTINGS, tokens=[new_tokens - 1]).relevance
-    return tokens, MAPS[kind].draw(said, SETTINGS).relevance
+        return tokens, relevance_map(answer, SETTINGS, tokens=[new_tokens - 1]).relevance
+    return tokens, MAPS[kind].draw(answer, SETTINGS).relevance
 
 
 def general_prompt(prompt: torch.Tensor) -> torch.Tensor:

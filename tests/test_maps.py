@@ -63,28 +63,28 @@ class Loaded:
 
 def assert_literal(loaded, images, prompts):
     """All kinds of all samples, at every position, within LIMIT of the largest value of each token's map."""
-    for said, shown, prompt in zip(loaded.answers(images, prompts), images, prompts, strict=True):
-        case = loaded.literal(shown, prompt, said.ids)
-        general = literal_maps.attention(loaded.literal(shown, GENERAL, said.ids[:1]), [0])[0]
-        cells = said.layout.image_positions - said.layout.start
+    for answer, shown, prompt in zip(loaded.answers(images, prompts), images, prompts, strict=True):
+        case = loaded.literal(shown, prompt, answer.ids)
+        general = literal_maps.attention(loaded.literal(shown, GENERAL, answer.ids[:1]), [0])[0]
+        cells = answer.layout.image_positions - answer.layout.start
         expected = {
-            "attention": literal_maps.attention(case, said.ids),
-            "rollout": literal_maps.rollout(case, said.ids),
-            "rollout-corrected": literal_maps.corrected(case, said.ids),
-            "gradient": literal_maps.gradient(case, said.ids),
-            "relevance": literal_maps.relevance(case, said.ids),
-            "value": literal_maps.value(case, said.ids, loaded.projections),
+            "attention": literal_maps.attention(case, answer.ids),
+            "rollout": literal_maps.rollout(case, answer.ids),
+            "rollout-corrected": literal_maps.corrected(case, answer.ids),
+            "gradient": literal_maps.gradient(case, answer.ids),
+            "relevance": literal_maps.relevance(case, answer.ids),
+            "value": literal_maps.value(case, answer.ids, loaded.projections),
         }
         expected["contrast"] = torch.zeros_like(expected["attention"])
-        other = said.general.layout.image_positions - said.general.layout.start
+        other = answer.general.layout.image_positions - answer.general.layout.start
         expected["contrast"][:, cells] = expected["attention"][:, cells] / general[other]
         assert set(expected) == set(MAPS)
         for kind, values in expected.items():
-            maps = MAPS[kind].draw(said, SETTINGS)
-            length = said.layout.start + values.shape[1]  # without the later tokens of a longer answer in the batch
-            assert_close(kind, maps.relevance[:, said.layout.start : length], values)
-            assert not maps.relevance[:, : said.layout.start].any() and not maps.relevance[:, length:].any()
-            assert_shapes(maps, said)
+            maps = MAPS[kind].draw(answer, SETTINGS)
+            length = answer.layout.start + values.shape[1]  # without the later tokens of a longer answer in the batch
+            assert_close(kind, maps.relevance[:, answer.layout.start : length], values)
+            assert not maps.relevance[:, : answer.layout.start].any() and not maps.relevance[:, length:].any()
+            assert_shapes(maps, answer)
 
 
 def assert_close(kind, ours, expected):
@@ -92,9 +92,9 @@ def assert_close(kind, ours, expected):
     assert error.max() <= LIMIT, f"{kind}: {error.tolist()}"
 
 
-def assert_shapes(maps, said):
-    start, tokens = 0, len(said.ids)
-    for image, (positions, grid) in enumerate(zip(said.layout.images, said.layout.grids, strict=True)):
+def assert_shapes(maps, answer):
+    start, tokens = 0, len(answer.ids)
+    for image, (positions, grid) in enumerate(zip(answer.layout.images, answer.layout.grids, strict=True)):
         of_image = maps.maps(image)
         shape = (tokens, grid.rows, grid.cols)
         assert of_image.per_token.shape == shape and (of_image.per_token >= 0).all()
@@ -102,7 +102,7 @@ def assert_shapes(maps, said):
         assert np.array_equal(of_image.max, of_image.per_token.max(0))
         if getattr(maps, "heads", None) is not None:
             heads = maps.heads[..., start : start + len(positions)]
-            assert heads.shape[1:3] == (said.trace.layers, said.trace.heads)
+            assert heads.shape[1:3] == (answer.trace.layers, answer.trace.heads)
             mean = heads.clamp(min=0).mean((1, 2)).view(shape)
             torch.testing.assert_close(mean, torch.from_numpy(of_image.per_token))
         start += len(positions)
@@ -126,13 +126,13 @@ def test_two_images(loaded):
 def test_order_of_the_relevance_product_is_visible(tiny_llava):
     """R + R Abar, the wrong order, is another map on a trained model (on a random one the two are nearly equal)."""
     prompt = "what colour is the square ?"
-    [said] = tiny_llava.answers([[SECOND]], [prompt])
-    case = tiny_llava.literal([SECOND], prompt, said.ids)
+    [answer] = tiny_llava.answers([[SECOND]], [prompt])
+    case = tiny_llava.literal([SECOND], prompt, answer.ids)
     r = torch.eye(case.attentions[0].shape[-1], dtype=torch.float64)
-    for a, g in zip(case.attentions, case.gradients(0, said.ids[0]), strict=True):
+    for a, g in zip(case.attentions, case.gradients(0, answer.ids[0]), strict=True):
         r = r + r @ (a * g).clamp(min=0).mean(0)
-    maps = relevance_map(said, SETTINGS, tokens=[0])
-    cells = said.layout.image_positions
+    maps = relevance_map(answer, SETTINGS, tokens=[0])
+    cells = answer.layout.image_positions
     ours, wrong = maps.relevance[0, cells], r[case.first, cells]
     assert (ours / ours.sum() - wrong / wrong.sum()).abs().sum() / 2 > 0.3
 
@@ -172,12 +172,12 @@ def test_gradient_of_a_steered_model(tiny_llava, name, monkeypatch):
     trace, effects = steered[0].trace, []
     edits = [trace._recorded[layer].edit for layer in range(trace.layers)]
     assert any(edit is not None for edit in edits)
-    for said, before, shown, prompt in zip(steered, plain, images, PROMPTS, strict=True):
-        attend = edited_attention(edits, said.layout.sample, said.layout.start)
+    for answer, before, shown, prompt in zip(steered, plain, images, PROMPTS, strict=True):
+        attend = edited_attention(edits, answer.layout.sample, answer.layout.start)
         monkeypatch.setattr("transformers.models.llama.modeling_llama.eager_attention_forward", attend)
-        expected = literal_maps.gradient(tiny_llava.literal(shown, prompt, said.ids), said.ids)
-        ours, length = MAPS["gradient"].draw(said, SETTINGS).relevance, said.layout.start + expected.shape[1]
-        assert_close(name, ours[:, said.layout.start : length], expected)
+        expected = literal_maps.gradient(tiny_llava.literal(shown, prompt, answer.ids), answer.ids)
+        ours, length = MAPS["gradient"].draw(answer, SETTINGS).relevance, answer.layout.start + expected.shape[1]
+        assert_close(name, ours[:, answer.layout.start : length], expected)
         unsteered = MAPS["gradient"].draw(before, SETTINGS).relevance
         effects.append(float((ours[0] - unsteered[0]).abs().max() / unsteered[0].max()))
     assert max(effects) > 100 * LIMIT
@@ -211,35 +211,35 @@ def test_uniform_rollout_is_the_product_of_uniform_matrices(drop_first):
 
 
 def test_layers_heads_rows_and_encoder(tiny_llava):
-    [said] = tiny_llava.answers([[FIRST]], PROMPTS[:1], encoder=True)
-    whole = MAPS["gradient"].draw(said, SETTINGS)
-    few = MAPS["gradient"].draw(said, replace(SETTINGS, map_layers="2,3", map_heads=(1,)))
+    [answer] = tiny_llava.answers([[FIRST]], PROMPTS[:1], encoder=True)
+    whole = MAPS["gradient"].draw(answer, SETTINGS)
+    few = MAPS["gradient"].draw(answer, replace(SETTINGS, map_layers="2,3", map_heads=(1,)))
     assert torch.equal(few.heads, whole.heads[:, 2:4, 1:2])
     assert few.composed == {"map_layers": "2,3", "map_heads": "1", "score": "log-odds"}
     query = replace(SETTINGS, rollout=RolloutSettings(rows="query"))
-    later = MAPS["attention"].draw(said, query)
-    assert torch.equal(later.relevance, MAPS["attention"].draw(said, SETTINGS).relevance[1:])
-    spread = rollout_through_encoder(whole, said.encoder).per_token
+    later = MAPS["attention"].draw(answer, query)
+    assert torch.equal(later.relevance, MAPS["attention"].draw(answer, SETTINGS).relevance[1:])
+    spread = rollout_through_encoder(whole, answer.encoder).per_token
     np.testing.assert_allclose(spread.sum((1, 2)), whole.per_token.sum((1, 2)), rtol=1e-4)
     assert np.abs(spread - whole.per_token).max() > 0.01 * whole.per_token.max()
     for kind in ("gradient", "relevance"):
         with pytest.raises(ValueError, match=f"a {kind} map has no query rows"):
-            MAPS[kind].draw(said, query)
+            MAPS[kind].draw(answer, query)
 
 
 def test_groups_of_tokens_give_the_same(tiny_llava, monkeypatch):
-    [said] = tiny_llava.answers([[FIRST]], PROMPTS[:1])
-    whole = {kind: MAPS[kind].draw(said, SETTINGS).relevance for kind in ("gradient", "relevance")}
+    [answer] = tiny_llava.answers([[FIRST]], PROMPTS[:1])
+    whole = {kind: MAPS[kind].draw(answer, SETTINGS).relevance for kind in ("gradient", "relevance")}
     monkeypatch.setattr("models.gradients.CHUNK_ELEMENTS", 1)
     monkeypatch.setattr("analysis.maps.GROUP", 2)
     for kind, relevance in whole.items():
-        assert_close(kind, MAPS[kind].draw(said, SETTINGS).relevance, relevance)
+        assert_close(kind, MAPS[kind].draw(answer, SETTINGS).relevance, relevance)
 
 
 def test_the_model_is_whole_afterwards(tiny_llava):
     """Flags of parameters, listeners and the attention function are restored; an open trace does not hear a replay."""
     model = tiny_llava.model
-    [said] = tiny_llava.answers([[FIRST]], PROMPTS[:1])
+    [answer] = tiny_llava.answers([[FIRST]], PROMPTS[:1])
     first = next(model.parameters())
     first.requires_grad_(False)
     flags = [parameter.requires_grad for parameter in model.parameters()]
@@ -247,7 +247,7 @@ def test_the_model_is_whole_afterwards(tiny_llava):
         inputs, _ = model.prepare(tiny_llava.processor, [FIRST], PROMPTS[0])
         model(**inputs)
         for kind in ("gradient", "relevance"):
-            MAPS[kind].draw(said, SETTINGS)
+            MAPS[kind].draw(answer, SETTINGS)
         assert model.get_decoder().config._attn_implementation == "sightline"
     assert trace.length == trace.prompt_length == len(trace.inputs.states(3, 0))
     assert [parameter.requires_grad for parameter in model.parameters()] == flags
@@ -273,10 +273,11 @@ def test_nothing_quadratic_is_kept():
 
 
 def test_a_decoder_that_cannot_be_replayed_is_refused(tiny_llava):
-    [said] = tiny_llava.answers([[FIRST]], PROMPTS[:1])
-    said.trace.inputs._rotary = [tuple(torch.ones_like(part) for part in each) for each in said.trace.inputs._rotary]
+    [answer] = tiny_llava.answers([[FIRST]], PROMPTS[:1])
+    inputs = answer.trace.inputs
+    inputs._rotary = [tuple(torch.ones_like(part) for part in parts) for parts in inputs._rotary]
     with pytest.raises(ValueError, match="layer 0 replayed other keys than it recorded"):
-        list(answer_gradients(said.trace, 0, said.ids))
+        list(answer_gradients(answer.trace, 0, answer.ids))
 
 
 def test_needs_and_refusals(tiny_llava):
@@ -297,7 +298,7 @@ def test_needs_and_refusals(tiny_llava):
     ):
         with pytest.raises(ValueError, match=sentence):
             MapSettings(**wrong)
-    [said] = tiny_llava.answers([[FIRST]], PROMPTS[:1], kinds=["rollout"])
+    [answer] = tiny_llava.answers([[FIRST]], PROMPTS[:1], kinds=["rollout"])
     for kind, sentence in (
         ("gradient", "holds no layer inputs; record with AttentionTrace"),
         ("relevance", "holds no layer inputs"),
@@ -305,8 +306,8 @@ def test_needs_and_refusals(tiny_llava):
         ("contrast", "has no general prompt"),
     ):
         with pytest.raises(ValueError, match=sentence):
-            MAPS[kind].draw(said, SETTINGS)
+            MAPS[kind].draw(answer, SETTINGS)
     with pytest.raises(IndexError, match="head 9 does not exist"):
-        MAPS["attention"].draw(said, replace(SETTINGS, map_heads=(9,)))
+        MAPS["attention"].draw(answer, replace(SETTINGS, map_heads=(9,)))
     with pytest.raises(ValueError, match="gradients='some' is unknown"):
         AttentionTrace(tiny_llava.model, gradients="some")
