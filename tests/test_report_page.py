@@ -141,6 +141,20 @@ def test_what_it_shows_is_what_the_maps_hold(visit, folder):
         assert reading(page) == pytest.approx([expected[3, 5, 4]], abs=float(expected[3].max()) / 500 + 1e-9, rel=1e-3)
 
 
+def test_gradient_maps_and_their_heads_are_there(visit, folder):
+    page = visit(folder / "rollout" / "report.html")
+    with np.load(folder / "rollout" / "shard0-0" / "maps-gradient.npz") as maps:
+        whole, heads = maps["per_token"][0], maps["heads"][2, 1, 0]
+    page.locator('input[value="gradient-head"]').check()
+    page.locator('#matrix button[data-layer="2"][data-head="1"]').click()
+    assert page.locator('input[value="gradient-head"]').is_checked()
+    for source, expected in (("gradient-head", heads), ("gradient", whole)):
+        page.locator(f'input[value="{source}"]').check()
+        row, col = np.unravel_index(expected.argmax(), expected.shape)
+        page.mouse.move(*cell_centre(page, row, col, *expected.shape))
+        assert reading(page) == pytest.approx([expected[row, col]], abs=float(expected.max()) / 500 + 1e-9, rel=1e-3)
+
+
 def test_the_tower_is_there(visit, folder):
     page = visit(folder / "rollout" / "report.html")
     with np.load(folder / "rollout" / "shard0-0" / "maps-tower.npz") as maps:
