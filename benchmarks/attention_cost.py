@@ -71,7 +71,7 @@ class Config(Setup):
         Literal[
             "plain", "recording", "words", "rollout", "rollout-gradient", "eager-rows", "eager",
             "gaussian", "eager-gaussian", "non-gaussian", "eager-non-gaussian",
-            "salient-head", "eager-salient-head", "var", "eager-var",
+            "salient-head", "eager-salient-head", "var", "eager-var", "knockout", "eager-knockout",
             "attention", "eager-attention", "rollout-corrected", "eager-rollout-corrected",
             "gradient", "eager-gradient", "relevance", "eager-relevance",
             "value", "eager-value", "contrast", "eager-contrast",

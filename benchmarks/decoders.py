@@ -13,8 +13,9 @@ multiplies only the rows of the generated tokens through them.
 Interventions: each method runs under SDPA (this project's implementation) and, as `eager-<method>`, in a literal eager
 implementation, which computes every softmax matrix in float32, edits it with the formulas of `models.gaze` and
 `models.var`, and stores none. The prompt represents one image between text tokens: a square of cells with gaze on its
-centre. `plant_sinks` gives some tokens a massive activation, which VAR detects as sinks. Gaussian and non-gaussian edit
-every layer, salient heads the published layers in proportion, VAR the third to the last but one.
+centre. `plant_sinks` gives some tokens a massive activation, which VAR detects as sinks. Gaussian, non-gaussian and
+knockout (text rows to image keys) edit every layer, salient heads the published layers in proportion, VAR the third to
+the last but one.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ from analysis.rollout import rollout
 from models.attention import residual_stream
 from models.gaze import Gaze, PlacedMask, SalientHead, check_scanpath, multiply_keys, over_keys, parse_mask_type
 from models.interventions import PromptBatch, apply_edits
+from models.knockout import Knockout
 from models.trace import AttentionTrace
 from models.var import VAR
 
@@ -58,7 +60,7 @@ VOCABULARY = 1000
 SHARPEN = 4  # factor on the scores: attention as peaked as in a trained model
 
 
-METHODS = ("gaussian", "non-gaussian", "salient-head", "var")
+METHODS = ("gaussian", "non-gaussian", "salient-head", "var", "knockout")
 ROLLOUTS = ("rollout", "rollout-gradient", "eager-rows", "eager")
 RECORDING = ("plain", "recording", "words", *ROLLOUTS)
 VARIANTS = RECORDING + tuple(variant for method in METHODS for variant in (method, f"eager-{method}"))
@@ -265,7 +267,8 @@ def var_settings(prompt: PromptBatch) -> VAR:
 def sdpa_intervention(model, method: str, length: int) -> Iterator[None]:
     """Apply an intervention under SDPA."""
     prompt, points = image_prompt(model, length)
-    intervention = var_settings(prompt) if method == "var" else Gaze({"type": method}, [points])
+    others = {"var": lambda: var_settings(prompt), "knockout": Knockout}
+    intervention = others[method]() if method in others else Gaze({"type": method}, [points])
     with apply_edits(model, intervention.plan(prompt)):
         yield
 
@@ -278,6 +281,8 @@ def eager_intervention(model, method: str, length: int) -> Iterator[None]:
         if method == "var":
             attention = EagerVAR(var_settings(prompt), prompt)
             scope.enter_context(residual_stream(model, attention.store_sinks))
+        elif method == "knockout":
+            attention = EagerKnockout(prompt.images[0])
         else:
             attention = EagerGaze(*gaze_mask(model, method, prompt, points), length)
         AttentionInterface.register(EAGER, attention)
@@ -334,6 +339,20 @@ class EagerVAR(EagerAttention):
             return weights
         change = partial(self.var.edit, image=self.image, sinks=self.sinks[layer])
         return from_row(int(self.image[-1]) + 1, weights, change)
+
+
+class EagerKnockout(EagerAttention):
+    """No weight on the image from the text rows before and after it; renormalised."""
+
+    def __init__(self, image: torch.Tensor):
+        self.image = image
+
+    def edit(self, layer: int, weights: torch.Tensor) -> torch.Tensor:
+        image_row = torch.zeros(weights.shape[-1], dtype=torch.bool, device=weights.device)
+        image_row[self.image] = True
+        text = ~image_row[-weights.shape[-2] :]
+        weights.masked_fill_(text[:, None] & image_row, 0)
+        return weights / weights.sum(-1, keepdim=True)
 
 
 def from_row(first: int, weights: torch.Tensor, change) -> torch.Tensor:

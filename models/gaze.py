@@ -464,18 +464,19 @@ def published_layers(layers: int) -> tuple[int, ...]:
     return tuple(range(first, max(round(stop * layers / depth), first + 1)))
 
 
-def check_layers(target, layers: int) -> tuple[int, ...]:
-    """Layer numbers, ascending and unique, of an int or several. Raises ValueError for one outside the model."""
+def check_layers(target, layers: int, name: str = "target-layer") -> tuple[int, ...]:
+    """Layer numbers, ascending and unique, of an int or several. Raises ValueError for one outside the model; `name`
+    is that of the setting in the message."""
     try:
         single = isinstance(target, int) or not hasattr(target, "__iter__")
         chosen = sorted({_whole(layer) for layer in ([target] if single else target)})
     except TypeError as error:
         raise InputError(
-            "target-layer-form", f"target-layer is {target!r}; give None, a layer number or a list of them"
+            "target-layer-form", f"{name} is {target!r}; give None, a layer number or a list of them"
         ) from error
     if outside := [layer for layer in chosen if not 0 <= layer < layers]:
         raise InputError(
-            "no-such-layer", f"target-layer {outside[0]} does not exist; the model has layers 0 to {layers - 1}"
+            "no-such-layer", f"{name} {outside[0]} does not exist; the model has layers 0 to {layers - 1}"
         )
     return tuple(chosen)
 

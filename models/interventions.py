@@ -9,8 +9,8 @@
 edit may depend on the residual stream that enters the layer (`DeferredEdit`). The edits, in the order of application:
 
     scaled row   scores of one row towards some keys, multiplied before the softmax
-    key bias     a number added to the scores of each key, for all queries: softmax(z + log g) is softmax(z) * g,
-                 renormalised, for key multipliers g >= 0; SDPA computes it
+    key bias     a number added to the scores of each key, for all queries or a set of them: softmax(z + log g) is
+                 softmax(z) * g, renormalised, for key multipliers g >= 0; SDPA computes it
     row edit     a function of the softmax weights of some rows
 
 Scaled rows and edited rows are recomputed from queries and keys and written over SDPA's output. A trace recomputes
@@ -20,7 +20,7 @@ weights through the same `LayerEdit`, so recorded weights are the edited ones.
     model.generate(**inputs, steering=intervention, report=report)
     sum_by_layer(report.table())
 
-The report counts edited and scaled rows. A key bias acts on all rows and is not counted.
+The report counts edited and scaled rows, and not those of a key bias.
 """
 
 from __future__ import annotations
@@ -93,33 +93,46 @@ class PromptBatch:
 class KeyBias:
     """Numbers added to the scores of each key of the prompt; generated keys have 0.
 
-    `values` float32 [sample, key], -inf for a hidden key. `first` int64 [sample]: the first row that keeps a key. Rows
-    before it are left unedited, since a softmax over no key is not defined.
+    `values` float32 [sample, key], -inf for a hidden key. `rows` bool [sample, row]: the rows of the prompt that have
+    the bias. `generated` bool [sample]: whether the rows of generated tokens have it.
     """
 
     values: torch.Tensor
-    first: torch.Tensor
+    rows: torch.Tensor
+    generated: torch.Tensor
 
     @classmethod
-    def from_multipliers(cls, multipliers: torch.Tensor, starts: torch.Tensor) -> KeyBias:
-        """The bias of key multipliers >= 0, float32 [sample, key]; `starts` [sample] is where padding ends."""
+    def from_multipliers(
+        cls,
+        multipliers: torch.Tensor,
+        starts: torch.Tensor,
+        rows: torch.Tensor | None = None,
+        generated: torch.Tensor | None = None,
+    ) -> KeyBias:
+        """The bias of key multipliers >= 0, float32 [sample, key]; `starts` [sample] is where padding ends.
+
+        `rows` bool [sample, row] and `generated` bool [sample] as above (default: all). A row that would keep no key
+        is left unedited, since a softmax over no key is not defined.
+        """
         length = multipliers.shape[1]
         kept = (multipliers > 0) & (torch.arange(length, device=multipliers.device) >= starts[:, None])
-        first = torch.where(kept.any(1), kept.int().argmax(1), length)
-        return cls(multipliers.log(), first)
+        defined = kept.cumsum(1) > 0  # a row attends to the keys up to its own
+        generated = torch.ones_like(kept[:, 0]) if generated is None else generated
+        return cls(multipliers.log(), defined if rows is None else defined & rows, generated)
 
     def for_rows(self, sample: int, start: int, positions: torch.Tensor, keys: int) -> torch.Tensor:
         """The bias of some rows of one sample, [row, key]; `positions` [row] and keys count from its token `start`."""
         values = self.values[sample, start : start + keys]
         values = pad(values, (0, keys - len(values)))[None]
-        steered = positions.to(values.device) + start >= self.first[sample]
-        return torch.where(steered[:, None], values, 0)
+        biased = torch.cat([self.rows[sample, start:], self.generated[sample, None]])
+        biased = biased[positions.to(biased.device).clamp_max(len(biased) - 1)]
+        return torch.where(biased[:, None], values, 0)
 
     def widen(self, query, key, value, scaling: float):
         """Query, key and value of a whole prompt with the bias in extra head dimensions.
 
         [q, 1, 1, 0 ...] . [k, b, b', 0 ...] = q . k + (b + b'), with b + b' the bias / scaling and b' what b loses by
-        rounding to half precision. A row that keeps no key has 0 in place of the ones, so hidden keys have the lowest
+        rounding to half precision. A row without the bias has 0 in place of the ones, so hidden keys have the lowest
         finite number instead of -inf; kept keys lose nothing by it. Fast kernels want a width that is a multiple of 8,
         and values as wide as keys.
         """
@@ -127,16 +140,16 @@ class KeyBias:
         target = (0, 2 + -(width + 2) % 8)
         exact = (self.values.to(query.device) / scaling).clamp_min(torch.finfo(dtype).min / 2)
         rounded = exact.to(dtype)
-        rows = torch.arange(query.shape[2], device=query.device)
         query, key, value = pad(query, target), pad(key, target), pad(value, target)
-        query[..., width : width + 2] = (rows >= self.first.to(rows.device)[:, None])[:, None, :, None]
+        query[..., width : width + 2] = self.rows.to(query.device)[:, None, :, None]
         key[..., width] = rounded[:, None]
         key[..., width + 1] = (exact - rounded.float())[:, None]
         return query, key, value
 
     def additive_mask(self, mask: torch.Tensor | None, query: torch.Tensor, keys: int) -> torch.Tensor:
         """The bias as an additive mask [sample, 1, 1, key] of one row after the prompt, joined with a bool mask."""
-        bias = pad(self.values, (0, keys - self.values.shape[1])).to(query.device, query.dtype)[:, None, None]
+        values = torch.where(self.generated[:, None], self.values, 0)
+        bias = pad(values, (0, keys - values.shape[1])).to(query.device, query.dtype)[:, None, None]
         return bias if mask is None else bias.masked_fill(~mask, float("-inf"))
 
 
@@ -379,9 +392,12 @@ class InterventionReport:
         self._changed.setdefault((layer, sample), []).append((before.shape[-1], (before != after).any(-1)))
 
     def is_biased(self, sample: int) -> bool:
-        """True if a key bias changes the scores of any key of a sample."""
+        """True if a key bias changes the score of any key in any row of a sample."""
         biases = {id(edit.bias): edit.bias for edit in self._edits.values() if edit.bias is not None}
-        return any(bool(bias.values[sample].any()) for bias in biases.values())
+        return any(
+            bool(bias.values[sample].any() and (bias.rows[sample].any() or bias.generated[sample]))
+            for bias in biases.values()
+        )
 
     def changed_rows(self, layer: int, sample: int, steps: int | None = None) -> torch.Tensor:
         """Mask of the rows of each head that differ from the unedited ones: bool [head, row].

@@ -28,8 +28,9 @@ from models import answering
 from models.adapt_vis import AdaptVis, confidence
 from models.answering import BatchSteering
 from models.folders import contents
-from models.gaze import Gaze, GazeMask, parse_mask_type
+from models.gaze import Gaze, GazeMask, check_layers, parse_mask_type
 from models.interventions import Intervention
+from models.knockout import Knockout, RowSet, TokenSet
 from models.var import VAR, PromptRows
 
 GazeOf = Callable[[object, Sequence[ImageGrid]], tuple[list, str]]
@@ -133,6 +134,26 @@ def adapt_vis_settings(flags: AdaptVisFlags, checkpoint: PreTrainedConfig | None
 
 
 @dataclass(frozen=True)
+class KnockoutFlags:
+    knockout_rows: tuple[RowSet, ...] = ("text", "generated")
+    """knockout: rows that do not attend to the keys; sets of tokens, of which the union counts."""
+    knockout_keys: tuple[TokenSet, ...] = ("image",)
+    """knockout: keys that are hidden from the rows."""
+    knockout_layers: tuple[int, ...] = ()
+    """knockout: layers, 0-based (default: all)."""
+
+
+def knockout_settings(flags: KnockoutFlags, checkpoint: PreTrainedConfig | None) -> Knockout:
+    if checkpoint is not None:
+        check_layers(flags.knockout_layers, decoder_layers(checkpoint), "--knockout-layers")
+    return Knockout(flags.knockout_rows, flags.knockout_keys, flags.knockout_layers)
+
+
+def decoder_layers(checkpoint: PreTrainedConfig) -> int:
+    return checkpoint.get_text_config(decoder=True).num_hidden_layers
+
+
+@dataclass(frozen=True)
 class Method:
     """One value of --method.
 
@@ -165,6 +186,7 @@ METHODS = {
     "non-gaussian": gaze_method("image tokens far from --scanpaths hidden"),
     "salient-head": gaze_method("image weights of heads that follow --scanpaths, multiplied by a mask"),
     "adapt-vis": Method("image scores scaled by confidence", adapt_vis_settings, AdaptVisFlags, steering=by_confidence),
+    "knockout": Method("keys hidden from rows", knockout_settings, KnockoutFlags),
 }
 OWN = "an intervention of your own (docs/extending.md)"
 HELP = "; ".join(f"{name}: {method.summary}" for name, method in METHODS.items()) + f"; {answering.FORM}: {OWN}."

@@ -84,6 +84,7 @@ METHODS = {
         "var_head": 1.0,
     },
     "adapt-vis": {"method": "adapt-vis", "adapt_threshold": 0.95},
+    "knockout": {"method": "knockout", "knockout_rows": ("last", "generated"), "knockout_layers": (3, 4)},
 }
 
 
@@ -97,7 +98,7 @@ def test_no_batch_decides_an_answer(config, reference, tmp_path, method):
         assert summary(tmp_path / f"{size}") == summary(tmp_path / "1")
     assert (whole == rows(reference)[:FEW]) == (method == "greedy")
     touched = summary(tmp_path / "1")["touched"]
-    assert len(whole) == FEW and bool(touched) == (method in ("var", "adapt-vis"))
+    assert len(whole) == FEW and bool(touched) == (method in ("var", "adapt-vis", "knockout"))
     if method == "adapt-vis":
         assert touched["weight1"] + touched["weight2"] == FEW and min(touched["weight1"], touched["weight2"]) > 0
         assert touched["steered"] == FEW
@@ -107,6 +108,10 @@ def test_no_batch_decides_an_answer(config, reference, tmp_path, method):
         for row in layers:
             assert row["pairs"] >= row["rows"] > 0 and row["heads"] > 0 and row["visual_sinks"] + row["text_sinks"] > 0
             assert 0 < row["samples"] <= FEW
+    if method == "knockout":
+        layers = summary(tmp_path / "1")["layers"]
+        assert touched["steered"] == FEW and [row["layer"] for row in layers] == [3, 4]
+        assert all(row["knockout_rows"] == FEW and row["knockout_keys"] > FEW for row in layers)
     if method == "sampled":
         run(changed(given, seed=1), tmp_path / "seed")
         assert predictions(tmp_path / "seed") != predictions(tmp_path / "1")
@@ -485,6 +490,9 @@ BAD = {
     "--var-dimensions and --sink-file were both given": {"method": "var", "var_dimensions": (1,), "sink_file": "x"},
     "threshold is 2.0; it is compared with a probability": {"method": "adapt-vis", "adapt_threshold": 2.0},
     "weight2 is -1.0; it multiplies": {"method": "adapt-vis", "adapt_weight2": -1.0},
+    "--knockout-keys belongs to --method knockout": {"knockout_keys": ("text",), "method": "var"},
+    "knockout rows: none; give one or more of image": {"knockout_rows": (), "method": "knockout"},
+    "--knockout-layers 99 does not exist; the model has layers 0 to": {"knockout_layers": (99,), "method": "knockout"},
     "--method 'gausian' is unknown; choose default, var,": {"method": "gausian"},
     "--method 'python:a' is not of the form python:module:callable": {"method": "python:a"},
     "--runner 'mine.py' is not of the form python:module:callable": {"runner": "mine.py"},

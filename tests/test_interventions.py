@@ -11,9 +11,10 @@ from models.ablation import HeadAblation
 from models.adapt_vis import AdaptVis, ImageScaling, confidence
 from models.gaze import Gaussian, Gaze, GazeMask, KeyMask, NonGaussian, PlacedMask, SalientHead
 from models.interventions import InterventionReport, PromptBatch, RowEdit, sum_by_layer
+from models.knockout import Knockout
 from models.trace import AttentionTrace
 from models.var import Redistribution
-from tests import literal_var, test_ablation, test_adapt_vis, tolerance
+from tests import literal_var, test_ablation, test_adapt_vis, test_knockout, tolerance
 from tests.errors import refused
 from tests.families import FAMILIES
 from tests.literal_var import PLANTED, STEPS, batch, generate, image_positions, is_whole, largest_change
@@ -158,6 +159,10 @@ INTERVENTIONS = {
     "AdaptVis": (
         lambda model, inputs: AdaptVis(0.25, 2.0, sum(sorted(confidences(model, inputs))[:2]) / 2),
         lambda model, inputs: test_adapt_vis.Literal(model, inputs, adaptive_weights(model, inputs)).generate(inputs),
+    ),
+    "Knockout": (
+        lambda *_: Knockout(layers=(0, 2)),
+        lambda model, inputs: test_knockout.text_to_image(model, inputs, (0, 2)).generate(inputs),
     ),
     **{
         f"Gaze {type(mask).__name__}": (

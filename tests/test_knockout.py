@@ -1,0 +1,194 @@
+"""Knockout against a literal eager model whose mask is -inf for every pair of row and key; rows that lose every key."""
+
+import pytest
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
+
+from models.interventions import InterventionReport
+from models.knockout import Knockout, Positions
+from models.trace import AttentionTrace
+from tests import tolerance
+from tests.families import FAMILIES
+from tests.literal_var import LAYERS, STEPS, batch, generate, image_positions, is_whole, largest_change
+from tests.models import llava, llava_processor
+
+pytestmark = pytest.mark.numerical
+LITERAL = "literal_knockout"
+AttentionMaskInterface.register(LITERAL, eager_mask)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    """(model, processor), small and random."""
+    model, processor = FAMILIES[request.param]
+    return model(), processor()
+
+
+class Literal:
+    """Eager attention; -inf is added to the score of each hidden key, pair by pair, unless a row would lose all.
+
+    pairs: per sample a function of (row, key), positions with padding, that tells whether the key is hidden.
+    """
+
+    def __init__(self, model, inputs, layers, pairs):
+        self.model, self.layers, self.pairs = model, layers, pairs
+        self.starts = inputs["attention_mask"].int().argmax(1).tolist()
+        self.weights = []  # per call of a layer: [sample, head, query, key]
+
+    def __call__(self, module, query, key, value, attention_mask, scaling=None, **_):
+        groups = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        scores = (query @ key.transpose(2, 3)) * scaling + attention_mask
+        past = key.shape[2] - query.shape[2]
+        for sample, hidden in enumerate(self.pairs) if module.layer_idx in self.layers else ():
+            for row in range(query.shape[2]):
+                seen = range(self.starts[sample], past + row + 1)
+                gone = [at for at in seen if hidden(past + row, at)]
+                if len(gone) < len(seen):
+                    scores[sample, :, row, gone] = float("-inf")
+        weights = scores.softmax(-1)
+        self.weights.append(weights)
+        return (weights @ value).transpose(1, 2).contiguous(), weights
+
+    def generate(self, inputs):
+        AttentionInterface.register(LITERAL, self)
+        self.model.set_attn_implementation({"text_config": LITERAL})
+        try:
+            return generate(self.model, inputs)
+        finally:
+            self.model.set_attn_implementation({"text_config": "sdpa"})
+
+
+def compare(model, inputs, knockout, layers, pairs):
+    """Logits of every step and weights of every row against the literal model; returns both outputs and the report."""
+    literal, report = Literal(model, inputs, layers, pairs), InterventionReport()
+    expected = literal.generate(inputs)
+    with AttentionTrace(model) as trace:
+        found = generate(model, inputs, steering=knockout, report=report)
+    assert torch.equal(found.sequences, expected.sequences) and is_whole(model)
+    assert largest_change(found, expected) <= tolerance.two_runs()
+    for step in range(STEPS):
+        for layer in range(LAYERS):
+            reference = literal.weights[step * LAYERS + layer]
+            for sample, start in enumerate(literal.starts):
+                rows = range(start if step == 0 else trace.prompt_length + step - 1, trace.prompt_length + step)
+                ours = trace.weights(layer, rows, samples=[sample])[0, :, :, : reference.shape[-1]]
+                assert (ours - reference[sample, :, -len(rows) :]).abs().max() <= tolerance.two_runs()
+    return found, report
+
+
+def text_to_image(model, inputs, layers):
+    """The literal model of Knockout(layers=layers)."""
+    image = in_image(image_positions(model, inputs))
+    return Literal(model, inputs, layers, [lambda row, key, at=at: at(key) and not at(row) for at in image])
+
+
+def in_image(image):
+    return [set(positions).__contains__ for positions in image]
+
+
+# name: knockout, and from (length of the prompt, membership in the image of one sample) the pairs that it hides
+FLOWS = {
+    "text_to_image": (
+        Knockout(("text", "generated"), layers=(0, 2)),
+        lambda length, image: lambda row, key: image(key) and not image(row),
+    ),
+    "last_to_image": (
+        Knockout(("last",), layers=(0, 2)),
+        lambda length, image: lambda row, key: image(key) and row == length - 1,
+    ),
+    "image_to_image": (
+        Knockout(("image",), layers=(0, 2)),
+        lambda length, image: lambda row, key: image(key) and image(row),
+    ),
+    "answer_to_text": (
+        Knockout(("last", "generated"), ("text",), layers=(0, 2)),
+        lambda length, image: lambda row, key: key < length and not image(key) and row >= length - 1,
+    ),
+}
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_knockout_is_the_literal_mask(family, flow):
+    model, processor = family
+    inputs = batch(model, processor)
+    knockout, hidden = FLOWS[flow]
+    pairs = [hidden(inputs["input_ids"].shape[1], image) for image in in_image(image_positions(model, inputs))]
+    found, report = compare(model, inputs, knockout, (0, 2), pairs)
+    plain = generate(model, inputs)
+    assert min(largest_change(found, plain, sample) for sample in range(3)) > 1e-3
+    # Fuyu's image comes first: the cells of its first row, before the first newline token, would keep no key.
+    first_row = model.get_decoder().config.model_type == "persimmon" and flow == "image_to_image"
+    assert all((row["spared_rows"] > 0) == first_row for row in report.table())
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_a_word_and_a_box_in_a_batch_with_two_images_and_none(name):
+    """Rows and keys by position, other ones in each sample, one sample with none."""
+    model, processor = (make() for make in FAMILIES[name])
+    inputs = batch(model, processor, images=(2, 0, 1))
+    image, length = image_positions(model, inputs), inputs["input_ids"].shape[1]
+    rows, keys = [[length - 3, length - 2], [], [length - 1]], [image[0][3:7], [length - 5], image[2][-2:]]
+    pairs = [lambda row, key, sample=sample: row in rows[sample] and key in keys[sample] for sample in range(3)]
+    found, report = compare(model, inputs, Knockout(Positions(rows), Positions(keys), (1,)), (1,), pairs)
+    plain = generate(model, inputs)
+    assert largest_change(found, plain, 0) > 1e-3 < largest_change(found, plain, 2)
+    assert largest_change(found, plain, 1) <= tolerance.two_runs()
+    counts = [(row["knockout_rows"], row["knockout_keys"], row["spared_rows"]) for row in report.table()]
+    assert counts == [(2, 4, 0), (0, 1, 0), (1, 2, 0)]
+    assert [report.is_biased(sample) for sample in range(3)] == [True, False, True]
+
+
+def test_a_row_that_loses_every_key_stays(family):
+    """All text hidden from all rows: the rows before the image keep no key, as the literal model leaves them."""
+    model, processor = family
+    inputs = batch(model, processor)
+    image, length = image_positions(model, inputs), inputs["input_ids"].shape[1]
+    starts = inputs["attention_mask"].int().argmax(1).tolist()
+    knockout = Knockout(("text", "image", "generated"), ("text",), layers=(0, 1))
+    pairs = [lambda row, key, at=set(at): key < length and key not in at for at in image]
+    _, report = compare(model, inputs, knockout, (0, 1), pairs)
+    spared = [row["spared_rows"] for row in report.table()[:3]]
+    assert spared == [at[0] - start for at, start in zip(image, starts, strict=True)]
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["unpadded", "left_padded"])
+def test_nothing_hidden_is_the_untouched_model_bit_for_bit(family, padded):
+    model, processor = family
+    inputs = batch(model, processor, padded)
+    plain, none = generate(model, inputs), [[]] * 3
+    for settings in (Knockout(Positions(none)), Knockout(("text",), Positions(none)), Knockout(("image",), ("last",))):
+        assert largest_change(plain, generate(model, inputs, steering=settings)) == 0
+
+
+def test_half_precision():
+    model, processor = llava().to(torch.bfloat16), llava_processor()
+    inputs = batch(model, processor)
+    with AttentionTrace(model) as trace:
+        generate(model, inputs, steering=Knockout())
+    for sample, image in enumerate(image_positions(model, inputs)):
+        rows = range(image[-1] + 1, trace.length)
+        assert (trace.weights(1, rows, samples=[sample])[0][..., image] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda prompt: Knockout(("words",)), "knockout rows: 'words'; give one or more of image, text"),
+        (lambda prompt: Knockout("image"), "knockout rows: 'image'; give one or more"),
+        (lambda prompt: Knockout(keys=("generated",)), "knockout keys: 'generated'; give one or more of image, text"),
+        (lambda prompt: Knockout(keys=()), "knockout keys: none; give one or more"),
+        (lambda prompt: Positions([3, 4]), r"positions are \[3, 4\]; give a list of whole numbers for each sample"),
+        (lambda prompt: prompt(Knockout(layers=(3,))), "layer 3 does not exist; the model has layers 0 to 2"),
+        (lambda prompt: prompt(Knockout(Positions([[9]]))), "positions of 1 samples for a batch of 3; give a list for"),
+        (lambda prompt: prompt(Knockout(Positions([[900], [], []]))), "position 900 is not in the prompt of sample 0"),
+        (lambda prompt: prompt(Knockout(Positions([[], [0], []]))), "position 0 is not in the prompt of sample 1"),
+    ],
+)
+def test_wrong_settings_are_one_sentence(make, sentence):
+    model, processor = llava(), llava_processor()
+    inputs = batch(model, processor)
+    with pytest.raises(ValueError, match=sentence):
+        make(lambda knockout: generate(model, inputs, steering=knockout))
+    assert is_whole(model)
