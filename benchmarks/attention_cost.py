@@ -57,7 +57,9 @@ LOGIT_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}  # between two implementat
 MAP_TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-1}  # between a kind and its literal way; share of a map's maximum
 TICKS = {"few": (0.5, 1, 1.5, 2, 3, 5, 8, 12), "many": (0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.5, 2)}  # of ratios
 OFFSET = 1.03  # factor on x between successive conditions, so that error bars do not overlap
-COLOURS = ("#000000", "#E69F00", "#56B4E9", "#D55E00", "#009E73", "#CC79A7", "#0072B2")  # Okabe and Ito (2008)
+COLOURS = (  # Okabe and Ito (2008), with grey in place of yellow
+    "#000000", "#E69F00", "#56B4E9", "#D55E00", "#009E73", "#CC79A7", "#0072B2", "#999999",
+)  # fmt: skip
 INTERVENTION_PANEL = ("plain", *(variant for variant in VARIANTS if variant in INTERVENTIONS))
 MAP_PANEL = ("plain", *(variant for variant in VARIANTS if variant.removeprefix("eager-") in KINDS))
 DEFAULT_VARIANTS = tuple(variant for variant in VARIANTS if variant not in (*MAP_PANEL[1:], "rollout-gradient"))
@@ -72,6 +74,7 @@ class Config(Setup):
             "plain", "recording", "words", "rollout", "rollout-gradient", "eager-rows", "eager",
             "gaussian", "eager-gaussian", "non-gaussian", "eager-non-gaussian",
             "salient-head", "eager-salient-head", "var", "eager-var", "knockout", "eager-knockout",
+            "pai", "eager-pai", "vaf", "eager-vaf",
             "attention", "eager-attention", "rollout-corrected", "eager-rollout-corrected",
             "gradient", "eager-gradient", "relevance", "eager-relevance",
             "value", "eager-value", "contrast", "eager-contrast",

@@ -11,18 +11,18 @@ common implementation: output_attentions, every matrix stored, full T x T produc
 multiplies only the rows of the generated tokens through them.
 
 Interventions: each method runs under SDPA (this project's implementation) and, as `eager-<method>`, in a literal eager
-implementation, which computes every softmax matrix in float32, edits it with the formulas of `models.gaze` and
-`models.var`, and stores none. The prompt represents one image between text tokens: a square of cells with gaze on its
-centre. `plant_sinks` gives some tokens a massive activation, which VAR detects as sinks. Gaussian, non-gaussian and
-knockout (text rows to image keys) edit every layer, salient heads the published layers in proportion, VAR the third to
-the last but one.
+implementation, which computes every softmax matrix in float32, edits it (or its scores) with the formulas of the
+method's module, and stores none. The prompt represents one image between text tokens: a square of cells with gaze on
+its centre. `plant_sinks` gives some tokens a massive activation, which VAR detects as sinks. Gaussian, non-gaussian and
+knockout (text rows to image keys) edit every layer, salient heads and VAF the published layers in proportion, PAI those
+from the third on, VAR the third to the last but one. PAI is its attention part; the contrast of its logits costs one
+more forward pass of the text a token.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -47,10 +47,21 @@ from transformers.masking_utils import eager_mask
 
 from analysis.rollout import rollout
 from models.attention import residual_stream
-from models.gaze import Gaze, PlacedMask, SalientHead, check_scanpath, multiply_keys, over_keys, parse_mask_type
+from models.gaze import (
+    Gaze,
+    PlacedMask,
+    SalientHead,
+    check_scanpath,
+    in_proportion,
+    multiply_keys,
+    over_keys,
+    parse_mask_type,
+)
 from models.interventions import PromptBatch, apply_edits
 from models.knockout import Knockout
+from models.pai import PAI, strengthen
 from models.trace import AttentionTrace
+from models.vaf import PUBLISHED_LAYERS, VAF, amplify
 from models.var import VAR
 
 Shape = Literal["llava", "qwen", "fuyu"]
@@ -60,7 +71,7 @@ VOCABULARY = 1000
 SHARPEN = 4  # factor on the scores: attention as peaked as in a trained model
 
 
-METHODS = ("gaussian", "non-gaussian", "salient-head", "var", "knockout")
+METHODS = ("gaussian", "non-gaussian", "salient-head", "var", "knockout", "pai", "vaf")
 ROLLOUTS = ("rollout", "rollout-gradient", "eager-rows", "eager")
 RECORDING = ("plain", "recording", "words", *ROLLOUTS)
 VARIANTS = RECORDING + tuple(variant for method in METHODS for variant in (method, f"eager-{method}"))
@@ -71,6 +82,7 @@ SINK_DIMENSIONS = (3, 11)
 SINK_TOKENS = 50  # of the VOCABULARY
 SPIKE = 100.0  # the residual stream of a random decoder is of order 1
 LAYERS_FOR_VAR = 4  # VAR leaves the first two and the last unchanged
+OTHERS = {"knockout": Knockout(), "pai": PAI(gamma=1.0), "vaf": VAF()}  # settings that depend on no prompt
 
 
 @dataclass(frozen=True)
@@ -267,8 +279,10 @@ def var_settings(prompt: PromptBatch) -> VAR:
 def sdpa_intervention(model, method: str, length: int) -> Iterator[None]:
     """Apply an intervention under SDPA."""
     prompt, points = image_prompt(model, length)
-    others = {"var": lambda: var_settings(prompt), "knockout": Knockout}
-    intervention = others[method]() if method in others else Gaze({"type": method}, [points])
+    if method in OTHERS:
+        intervention = OTHERS[method]
+    else:
+        intervention = var_settings(prompt) if method == "var" else Gaze({"type": method}, [points])
     with apply_edits(model, intervention.plan(prompt)):
         yield
 
@@ -277,35 +291,52 @@ def sdpa_intervention(model, method: str, length: int) -> Iterator[None]:
 def eager_intervention(model, method: str, length: int) -> Iterator[None]:
     """Apply an intervention in a literal attention function."""
     prompt, points = image_prompt(model, length)
+    attention = eager_attention(model, method, prompt, points)
     with ExitStack() as scope:
         if method == "var":
-            attention = EagerVAR(var_settings(prompt), prompt)
             scope.enter_context(residual_stream(model, attention.store_sinks))
-        elif method == "knockout":
-            attention = EagerKnockout(prompt.images[0])
-        else:
-            attention = EagerGaze(*gaze_mask(model, method, prompt, points), length)
         AttentionInterface.register(EAGER, attention)
         model.set_attn_implementation(EAGER)
         scope.callback(model.set_attn_implementation, "sdpa")
         yield
 
 
+def eager_attention(model, method: str, prompt: PromptBatch, points: list) -> EagerAttention:
+    """Return the literal attention function of an intervention."""
+    [image] = prompt.images
+    if method == "var":
+        return EagerVAR(var_settings(prompt), prompt)
+    if method == "knockout":
+        return EagerKnockout(image)
+    if method == "pai":
+        change = partial(strengthen, keys=image, alpha=OTHERS[method].alpha)
+        return EagerScores(range(OTHERS[method].first_layer, prompt.layers), prompt.length - 1, change)
+    if method == "vaf":
+        change = partial(amplify, image=image, enhance=OTHERS[method].enhance, suppress=OTHERS[method].suppress)
+        return EagerScores(in_proportion(PUBLISHED_LAYERS, prompt.layers), int(image[-1]) + 1, change)
+    return EagerGaze(*gaze_mask(model, method, prompt, points), prompt.length)
+
+
 AttentionMaskInterface.register(EAGER, eager_mask)
 
 
-class EagerAttention(ABC):
-    """Eager attention; subclasses edit its softmax weights [sample, head, row, key]."""
+class EagerAttention:
+    """Eager attention; subclasses edit its scores or softmax weights [sample, head, row, key]."""
 
     def __call__(self, module, query, key, value, attention_mask, scaling, **_):
         key, value = (repeat_kv(states, query.shape[1] // states.shape[1]) for states in (key, value))
-        weights = (query @ key.transpose(2, 3) * scaling + attention_mask).softmax(-1, dtype=torch.float32)
+        scores = self.rescore(module.layer_idx, query @ key.transpose(2, 3) * scaling)
+        weights = (scores + attention_mask).softmax(-1, dtype=torch.float32)
         weights = self.edit(module.layer_idx, weights).to(query.dtype)
         return (weights @ value).transpose(1, 2).contiguous(), weights
 
-    @abstractmethod
+    def rescore(self, layer: int, scores: torch.Tensor) -> torch.Tensor:
+        """Edited scores of a layer, same shape."""
+        return scores
+
     def edit(self, layer: int, weights: torch.Tensor) -> torch.Tensor:
         """Edited weights of a layer, same shape."""
+        return weights
 
 
 class EagerGaze(EagerAttention):
@@ -353,6 +384,16 @@ class EagerKnockout(EagerAttention):
         text = ~image_row[-weights.shape[-2] :]
         weights.masked_fill_(text[:, None] & image_row, 0)
         return weights / weights.sum(-1, keepdim=True)
+
+
+class EagerScores(EagerAttention):
+    """A change of the scores in some layers, in the rows from position `first` on."""
+
+    def __init__(self, layers: Iterable[int], first: int, change: Callable[[torch.Tensor], torch.Tensor]):
+        self.layers, self.first, self.change = layers, first, change
+
+    def rescore(self, layer: int, scores: torch.Tensor) -> torch.Tensor:
+        return from_row(self.first, scores, self.change) if layer in self.layers else scores
 
 
 def from_row(first: int, weights: torch.Tensor, change) -> torch.Tensor:

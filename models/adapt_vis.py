@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from data.errors import InputError
-from models.interventions import LayerEdit, PromptBatch, ScaledRow
+from models.interventions import LayerEdit, PromptBatch, ScoreEdit, scale_keys
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,14 @@ class ImageScaling:
             raise InputError(
                 "weights-per-sample", f"{len(self.weights)} weights for {len(prompt.starts)} samples; give one for each"
             )
+        lengths = [prompt.length - start for start in prompt.starts]
         scaled = {
-            sample: ScaledRow(prompt.length - 1 - prompt.starts[sample], image, weight)
-            for sample, (image, weight) in enumerate(zip(prompt.images, self.weights, strict=True))
+            sample: ScoreEdit(length - 1, partial(scale_keys, keys=image, factor=weight), length)
+            for sample, (length, image, weight) in enumerate(zip(lengths, prompt.images, self.weights, strict=True))
             if weight != 1 and len(image)
         }
         layers = range(prompt.layers) if scaled else ()
-        return dict.fromkeys(layers, prompt.edit_layer(scaled_rows=scaled))
+        return dict.fromkeys(layers, prompt.edit_layer(score_edits=scaled))
 
 
 @dataclass(frozen=True)

@@ -419,7 +419,8 @@ def parse_mask_type(mask_type: Mapping | GazeMask, layers: int, heads: int) -> G
         return Gaussian(chosen)
     if kind == "non-gaussian":
         return NonGaussian(chosen, margin)
-    return SalientHead(published_layers(layers) if target is None else chosen, max(1, heads // 4), margin=margin)
+    chosen = in_proportion(PUBLISHED_LAYERS, layers) if target is None else chosen
+    return SalientHead(chosen, max(1, heads // 4), margin=margin)
 
 
 @dataclass(frozen=True)
@@ -457,9 +458,10 @@ class MaskSettings:
         return by_type
 
 
-def published_layers(layers: int) -> tuple[int, ...]:
-    """Layers 19..26 of 32 in proportion: the bounds scaled and rounded, at least one layer."""
-    first, stop, depth = PUBLISHED_LAYERS
+def in_proportion(published: tuple[int, int, int], layers: int) -> tuple[int, ...]:
+    """Layers of a model with `layers` in proportion to published ones, (first, last + 1, number of layers): the bounds
+    scaled and rounded, at least one layer."""
+    first, stop, depth = published
     first = min(round(first * layers / depth), layers - 1)
     return tuple(range(first, max(round(stop * layers / depth), first + 1)))
 

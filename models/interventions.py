@@ -8,19 +8,19 @@
 `generate` calls `plan` with the facts of the batch (`PromptBatch`) and applies the edits for this call alone. A layer's
 edit may depend on the residual stream that enters the layer (`DeferredEdit`). The edits, in the order of application:
 
-    scaled row   scores of one row towards some keys, multiplied before the softmax
+    score edit   a function of the scores of some rows, before the softmax
     key bias     a number added to the scores of each key, for all queries or a set of them: softmax(z + log g) is
                  softmax(z) * g, renormalised, for key multipliers g >= 0; SDPA computes it
     row edit     a function of the softmax weights of some rows
 
-Scaled rows and edited rows are recomputed from queries and keys and written over SDPA's output. A trace recomputes
-weights through the same `LayerEdit`, so recorded weights are the edited ones.
+Rows of score edits and row edits are recomputed from queries and keys and written over SDPA's output. A trace
+recomputes weights through the same `LayerEdit`, so recorded weights are the edited ones.
 
     report = InterventionReport()
     model.generate(**inputs, steering=intervention, report=report)
     sum_by_layer(report.table())
 
-The report counts edited and scaled rows, and not those of a key bias.
+The report counts the rows of score edits and row edits, and not those of a key bias.
 """
 
 from __future__ import annotations
@@ -46,14 +46,15 @@ from models.attention import (
     name_attention,
     residual_stream,
 )
+from models.contrast import WithoutImages
 from models.trace import softmax_rows
 
 BLOCK_ELEMENTS = 2**22  # softmax weights of edited rows held at a time
 
 
-def no_logits() -> torch.Tensor:
-    """`PromptBatch.first_logits` of a batch that was made without its model."""
-    raise ValueError("this batch has no model to compute its first logits with")
+def no_model():
+    """`first_logits` and `without_images` of a `PromptBatch` that was made without its model."""
+    raise ValueError("this batch has no model to compute logits with")
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +67,7 @@ class PromptBatch:
     grids: returns per sample the (rows, cols) of its images. Raises ValueError for a family without known grids.
     first_logits: returns the logits of the first token after each prompt, [sample, vocabulary], of the model without
     any edit; costs one prefill.
+    without_images: returns the prompts without their images, for logits at each step (`models.contrast`).
     """
 
     length: int
@@ -75,18 +77,19 @@ class PromptBatch:
     heads: int
     width: int
     grids: Callable[[], list[list[tuple[int, int]]]]
-    first_logits: Callable[[], torch.Tensor] = no_logits
+    first_logits: Callable[[], torch.Tensor] = no_model
+    without_images: Callable[[], WithoutImages] = no_model
 
     def edit_layer(
         self,
         *,
         bias: KeyBias | None = None,
         row_edits: Mapping[int, RowEdit] | None = None,
-        scaled_rows: Mapping[int, ScaledRow] | None = None,
+        score_edits: Mapping[int, ScoreEdit] | None = None,
         counts: Mapping[int, Mapping[str, int]] | None = None,
     ) -> LayerEdit:
-        """The edit of one layer for this batch; row edits, scaled rows and counts are by sample (`LayerEdit`)."""
-        return LayerEdit(self.length, self.starts, bias, row_edits or {}, scaled_rows or {}, counts or {})
+        """The edit of one layer for this batch; row edits, score edits and counts are by sample (`LayerEdit`)."""
+        return LayerEdit(self.length, self.starts, bias, row_edits or {}, score_edits or {}, counts or {})
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,32 +169,39 @@ class RowEdit:
 
 
 @dataclass(frozen=True, eq=False)
-class ScaledRow:
-    """The scores (query . key * scaling) of row `row` towards the keys `keys`, int64 [key], multiplied by `factor`.
+class ScoreEdit:
+    """A change to the scores (query . key * scaling) of one sample, in the rows `first` to `stop` - 1 (None: to the
+    last generated one); rows and keys count from its first token.
 
-    Row and keys count from the first token of one sample, and no key comes after the row.
+    `change` maps float32 scores [head, row, key] of these rows to scores of the same shape. The scores of keys after a
+    row are hidden later, so their new values have no effect.
     """
 
-    row: int
-    keys: torch.Tensor
-    factor: float
+    first: int
+    change: Callable[[torch.Tensor], torch.Tensor]
+    stop: int | None = None
 
-    def factors(self, positions: torch.Tensor, keys: int, device: torch.device) -> torch.Tensor | None:
-        """Factors of the scores of the rows at `positions`: [row, key], 1 except in this row; None without it."""
-        here = (positions == self.row).nonzero()
-        if not len(here):
-            return None
-        factors = torch.ones(len(positions), keys, device=device)
-        factors[here.to(device), self.keys.to(device)] = self.factor
-        return factors
+    def covers(self, positions: torch.Tensor) -> torch.Tensor:
+        """Whether each of the rows at `positions` is edited, bool [row]."""
+        return (positions >= self.first) & (positions < (positions.max() + 1 if self.stop is None else self.stop))
+
+    def edit(self, scores: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Scores [head, row, key] of the rows at `positions` [row], edited where covered."""
+        covered = self.covers(positions)
+        if covered.all():
+            return self.change(scores)
+        if covered.any():
+            covered = covered.to(scores.device)
+            scores[:, covered] = self.change(scores[:, covered])
+        return scores
 
 
 @dataclass(frozen=True, eq=False)
 class LayerEdit:
-    """The edit of one layer in one `generate` call: scaled rows, a key bias, row edits, applied in that order.
+    """The edit of one layer in one `generate` call: score edits, a key bias, row edits, applied in that order.
 
     `prompt_length` is the number of positions of the prompt, `starts` per sample the first position after the padding.
-    `row_edits` and `scaled_rows` are by sample. `counts` holds per sample numbers for the report, by name. `on_rows` is
+    `row_edits` and `score_edits` are by sample. `counts` holds per sample numbers for the report, by name. `on_rows` is
     called with the recomputed rows as the model runs.
     """
 
@@ -199,18 +209,20 @@ class LayerEdit:
     starts: tuple[int, ...]
     bias: KeyBias | None = None
     row_edits: Mapping[int, RowEdit] = field(default_factory=dict)
-    scaled_rows: Mapping[int, ScaledRow] = field(default_factory=dict)
+    score_edits: Mapping[int, ScoreEdit] = field(default_factory=dict)
     counts: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
     on_rows: RowCallback | None = None
 
     def attend(self, plain: Callable, query, key, value, mask, scaling: float) -> torch.Tensor:
         """The edited output, [sample, row, head, width]; shapes and mask as in `models.attention.attention`.
 
-        `plain` is SDPA. It is not called where the only row of every sample is edited, as in decoding.
+        `plain` is SDPA. It is not called where the only row of every sample is recomputed, as in decoding.
         """
         self._check(query, key)
         rows, keys, width = query.shape[2], key.shape[2], value.shape[-1]
-        if rows == 1 and len(self.row_edits) == len(self.starts):
+        recomputed = {sample: self._recomputed(sample, rows, keys) for sample in {*self.score_edits, *self.row_edits}}
+        recomputed = {sample: chosen for sample, chosen in recomputed.items() if chosen}
+        if rows == 1 and len(recomputed) == len(self.starts):
             output = query.new_empty(len(query), rows, query.shape[1], width)
         elif self.bias is None:
             output = plain(query, key, value, mask)
@@ -218,23 +230,20 @@ class LayerEdit:
             output = plain(query, key, value, self.bias.additive_mask(mask, query, keys))
         else:
             output = plain(*self.bias.widen(query, key, value, scaling), mask)[..., :width]
-        for sample, scaled in self.scaled_rows.items():
-            row = scaled.row + self.starts[sample] - (keys - rows)
-            if row >= 0:
-                stop = keys - rows + row + 1
-                real = slice(self.starts[sample], stop)
-                output[sample, row : row + 1] = self._scaled_row(
-                    sample, query[sample, :, row : row + 1], key[sample, :, real], value[sample, :, real], scaling
-                )
-        for sample, edit in self.row_edits.items():
-            real = slice(self.starts[sample], None)
-            skipped = max(edit.first + self.starts[sample] - (keys - rows), 0)
-            if skipped == rows:  # the prompt ends before its first edited row
-                continue
-            output[sample, skipped:] = self._edited_rows(
-                sample, query[sample, :, skipped:], key[sample, :, real], value[sample, :, real], scaling
+        for sample, chosen in recomputed.items():
+            real = slice(self.starts[sample], keys - rows + chosen.stop)
+            chosen = slice(chosen.start, chosen.stop)
+            output[sample, chosen] = self._edited_rows(
+                sample, query[sample, :, chosen], key[sample, :, real], value[sample, :, real], scaling
             )
         return output
+
+    def _recomputed(self, sample: int, rows: int, keys: int) -> range:
+        """The rows of a sample that an edit needs, as a range of the last `rows` of `keys` positions; may be empty."""
+        past = keys - rows - self.starts[sample]  # position of the first row, from the sample's first token
+        edits = [edit[sample] for edit in (self.score_edits, self.row_edits) if sample in edit]
+        ends = [rows if getattr(edit, "stop", None) is None else min(edit.stop - past, rows) for edit in edits]
+        return range(max(min(edit.first for edit in edits) - past, 0), max(ends))
 
     def _check(self, query, key) -> None:
         rows, keys = query.shape[2], key.shape[2]
@@ -256,44 +265,50 @@ class LayerEdit:
         for begin in range(0, count, step):
             positions = torch.arange(first + begin, first + min(begin + step, count))
             stop = int(positions[-1]) + 1
-            rows = query[:, begin : begin + step].float()
-            before = self._unedited(sample, rows, wide[:, :stop], scaling, positions)
-            after = self.row_edits[sample].change(before)
+            rows = (sample, query[:, begin : begin + step].float(), wide[:, :stop], scaling, positions)
+            before = self._without_row_edits(*rows)
+            after = self._row_edited(sample, before, positions)
             if self.on_rows is not None:
+                if sample in self.score_edits:
+                    before = replace(self, score_edits={})._without_row_edits(*rows)
                 self.on_rows(sample, before, after)
             blocks.append(weigh(after.to(value.dtype), value[:, :stop]))
         return torch.cat(blocks, 1).transpose(0, 1)
-
-    def _scaled_row(self, sample: int, query, key, value, scaling: float) -> torch.Tensor:
-        """Output of a sample's scaled row, [1, head, width], from query [head, 1, width] and the keys up to it."""
-        rows = (sample, query.float(), key.float(), scaling, torch.tensor([key.shape[1] - 1]))
-        after = self._unedited(*rows)
-        if self.on_rows is not None:
-            self.on_rows(sample, replace(self, scaled_rows={})._unedited(*rows), after)
-        return weigh(after.to(value.dtype), value).transpose(0, 1)
 
     def recompute_rows(self, sample: int, query, key, scaling: float, positions, live=None) -> torch.Tensor:
         """Edited softmax rows of one sample, float32 [head, row, key]; see `models.trace.softmax_rows`.
 
         Positions, int64 [row], and keys count from the sample's first token.
         """
-        weights = self._unedited(sample, query, key, scaling, positions, live)
+        weights = self._without_row_edits(sample, query, key, scaling, positions, live)
+        return self._row_edited(sample, weights, positions)
+
+    def _row_edited(self, sample: int, weights: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Softmax rows after the row edit; `weights` are those before it."""
         edit = self.row_edits.get(sample)
-        late = positions >= (key.shape[1] if edit is None else edit.first)
+        if edit is None:
+            return weights
+        late = positions >= edit.first
         if late.all():  # no copy, and no wait for a GPU
             return edit.change(weights)
         if late.any():
-            weights = weights.clone() if weights.requires_grad else weights  # softmax's backward pass reads them
+            weights = weights.clone()  # softmax's backward pass and the report read them
             weights[:, late] = edit.change(weights[:, late])
         return weights
 
-    def _unedited(self, sample: int, query, key, scaling: float, positions, live=None) -> torch.Tensor:
-        """Softmax rows, scaled and with the bias, before any row edit; shapes as in `recompute_rows`."""
-        scaled, bias = self.scaled_rows.get(sample), None
-        factors = None if scaled is None else scaled.factors(positions, key.shape[1], query.device)
+    def _without_row_edits(self, sample: int, query, key, scaling: float, positions, live=None) -> torch.Tensor:
+        """Softmax rows with the score edit and the bias, before any row edit; shapes as in `recompute_rows`."""
+        edit, bias = self.score_edits.get(sample), None
         if self.bias is not None:
             bias = self.bias.for_rows(sample, self.starts[sample], positions, key.shape[1]).to(query.device)
-        return softmax_rows(query, key, scaling, positions, bias, factors, live)
+        change = edit and partial(edit.edit, positions=positions)
+        return softmax_rows(query, key, scaling, positions, bias, change, live)
+
+
+def scale_keys(scores: torch.Tensor, keys: torch.Tensor, factor: float) -> torch.Tensor:
+    """Scores [..., key] multiplied by a factor at the positions `keys`, int64 [key], in place."""
+    scores[..., keys.to(scores.device)] *= factor
+    return scores
 
 
 def weigh(weights: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -307,7 +322,11 @@ DeferredEdit = Callable[[torch.Tensor], LayerEdit]
 
 
 class Intervention(Protocol):
-    """Settings of an intervention, as `generate(steering=...)` takes them. They hold no state of a generation."""
+    """Settings of an intervention, as `generate(steering=...)` takes them. They hold no state of a generation.
+
+    An intervention may also have a method `logits_processor(prompt)`, which returns a processor of transformers for the
+    logits of one call, or None; it is applied before those that are passed to `generate`.
+    """
 
     def plan(self, prompt: PromptBatch) -> Mapping[int, LayerEdit | DeferredEdit]:
         """The edit of each layer, by layer from 0; empty where the settings change nothing.

@@ -31,6 +31,8 @@ from models.folders import contents
 from models.gaze import Gaze, GazeMask, check_layers, parse_mask_type
 from models.interventions import Intervention
 from models.knockout import Knockout, RowSet, TokenSet
+from models.pai import PAI
+from models.vaf import VAF
 from models.var import VAR, PromptRows
 
 GazeOf = Callable[[object, Sequence[ImageGrid]], tuple[list, str]]
@@ -149,6 +151,49 @@ def knockout_settings(flags: KnockoutFlags, checkpoint: PreTrainedConfig | None)
     return Knockout(flags.knockout_rows, flags.knockout_keys, flags.knockout_layers)
 
 
+@dataclass(frozen=True)
+class PAIFlags:
+    pai_alpha: float = 0.2
+    """pai: share of |score| added to the scores of image tokens in the rows that predict the answer (0: none)."""
+    pai_gamma: float = 1.1
+    """pai: weight of the contrast with the prompt without images (1: none, which saves its forward passes)."""
+    pai_first_layer: int = 2
+    """pai: first layer whose scores are changed, 0-based."""
+
+
+def pai_settings(flags: PAIFlags, checkpoint: PreTrainedConfig | None) -> PAI:
+    settings = PAI(flags.pai_alpha, flags.pai_gamma, flags.pai_first_layer)
+    if checkpoint is not None:
+        settings.check(decoder_layers(checkpoint))
+    return settings
+
+
+def by_contrast(settings: PAI, model, gaze_of=None) -> BatchSteering:
+    """The same for every batch; a sample with an image counts as steered by the contrast of its logits."""
+
+    def steer(keys, inputs, layouts):
+        contrasted = [settings.gamma != 1 and len(layout.image_positions) > 0 for layout in layouts]
+        return settings, [{"steered": 1} if each else {} for each in contrasted]
+
+    return steer
+
+
+@dataclass(frozen=True)
+class VAFFlags:
+    vaf_enhance: float = 1.15
+    """vaf: factor on scores of image tokens."""
+    vaf_suppress: float = 0.95
+    """vaf: factor on scores of the tokens before the image."""
+    vaf_layers: tuple[int, ...] = ()
+    """vaf: layers, 0-based (default: the published 9..14 of 32 in proportion)."""
+
+
+def vaf_settings(flags: VAFFlags, checkpoint: PreTrainedConfig | None) -> VAF:
+    if checkpoint is not None:
+        check_layers(flags.vaf_layers, decoder_layers(checkpoint), "--vaf-layers")
+    return VAF(flags.vaf_enhance, flags.vaf_suppress, flags.vaf_layers)
+
+
 def decoder_layers(checkpoint: PreTrainedConfig) -> int:
     return checkpoint.get_text_config(decoder=True).num_hidden_layers
 
@@ -187,6 +232,8 @@ METHODS = {
     "salient-head": gaze_method("image weights of heads that follow --scanpaths, multiplied by a mask"),
     "adapt-vis": Method("image scores scaled by confidence", adapt_vis_settings, AdaptVisFlags, steering=by_confidence),
     "knockout": Method("keys hidden from rows", knockout_settings, KnockoutFlags),
+    "pai": Method("image scores raised, contrast with the text alone", pai_settings, PAIFlags, steering=by_contrast),
+    "vaf": Method("image scores raised and system scores lowered in middle layers", vaf_settings, VAFFlags),
 }
 OWN = "an intervention of your own (docs/extending.md)"
 HELP = "; ".join(f"{name}: {method.summary}" for name, method in METHODS.items()) + f"; {answering.FORM}: {OWN}."

@@ -2,7 +2,7 @@
 
 Hooks (attached by the code named; `N` is a layer, from 0):
 
-- recording, gaze masks, salient heads, VAR, AdaptVis, head ablation: `models.attention.attention`, registered with
+- recording and all interventions: `models.attention.attention`, registered with
   transformers as the attention function "sightline", is called in place of SDPA by
   model.language_model.layers.N.self_attn (PersimmonAttention).
 - sinks of VAR, finder of sink dimensions: a forward pre-hook on model.language_model.layers.N
@@ -11,8 +11,8 @@ Hooks (attached by the code named; `N` is a layer, from 0):
 
 `models.vlm.VisionLanguageModel` overrides `generate` and `is_custom_code` of the stock class.
 
-Defined here: `image_token`, `control_tokens`, `image_grid`, `input_grids`, and, without a chat template and
-with samples encoded one by one, `_render`, `_encode`, `_offsets`.
+Defined here: `image_token`, `control_tokens`, `image_grid`, `input_grids`, `image_mask`, and, without a chat template
+and with samples encoded one by one, `_render`, `_encode`, `_offsets`.
 """
 
 from __future__ import annotations
@@ -85,6 +85,11 @@ class FuyuForCausalLM(VisionLanguageModel, transformers.FuyuForCausalLM):
                 raise ValueError(f"the image tokens of sample {sample} are not rows of equal length of one image")
             grids += [(rows, cols)] * (cols > 0)
         return grids
+
+    def image_mask(self, ids: torch.Tensor) -> torch.Tensor:
+        # override: a newline token behind each row of patches; the config does not name it.
+        image = super().image_mask(ids)
+        return image | image.roll(1, 1)
 
     def _render(self, processor, prompt: str, images: int, system: str | None = None) -> Rendered:
         if system is not None:

@@ -2,7 +2,7 @@
 
 Hooks (attached by the code named; `N` is a layer, from 0):
 
-- recording, gaze masks, salient heads, VAR, AdaptVis, head ablation: `models.attention.attention`, registered with
+- recording and all interventions: `models.attention.attention`, registered with
   transformers as the attention function "sightline", is called in place of SDPA by
   model.language_model.layers.N.self_attn (Qwen2_5_VLAttention).
 - sinks of VAR, finder of sink dimensions: a forward pre-hook on model.language_model.layers.N

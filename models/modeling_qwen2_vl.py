@@ -2,7 +2,7 @@
 
 Hooks (attached by the code named; `N` is a layer, from 0):
 
-- recording, gaze masks, salient heads, VAR, AdaptVis, head ablation: `models.attention.attention`, registered with
+- recording and all interventions: `models.attention.attention`, registered with
   transformers as the attention function "sightline", is called in place of SDPA by
   model.language_model.layers.N.self_attn (Qwen2VLAttention).
 - sinks of VAR, finder of sink dimensions: a forward pre-hook on model.language_model.layers.N
@@ -13,7 +13,8 @@ Hooks (attached by the code named; `N` is a layer, from 0):
 `models.vlm.VisionLanguageModel` overrides `generate` and `is_custom_code` of the stock class.
 `QwenGrid` is shared by the Qwen families.
 
-Defined here: `image_token`, `image_grid`, `limit_pixels`, `input_grids`, `encoder_layers`, `encoder_image`.
+Defined here: `image_token`, `image_grid`, `limit_pixels`, `input_grids`, `image_mask`, `encoder_layers`,
+`encoder_image`.
 """
 
 from __future__ import annotations
@@ -75,6 +76,11 @@ class QwenGrid(VisionLanguageModel):
     def input_grids(self, inputs) -> list[tuple[int, int]]:
         merge, patches = self.config.vision_config.spatial_merge_size, inputs.get("image_grid_thw")
         return [] if patches is None else [(h // merge, w // merge) for _, h, w in patches.tolist()]
+
+    def image_mask(self, ids: torch.Tensor) -> torch.Tensor:
+        # override: a token before and one behind each image.
+        frame = self.config.vision_start_token_id, self.config.vision_end_token_id
+        return super().image_mask(ids) | (ids == frame[0]) | (ids == frame[1])
 
     def encoder_layers(self) -> range:
         """Layers of the vision encoder that the decoder's features pass through: all."""

@@ -6,7 +6,7 @@ queries, O(T) numbers, suffice to recompute any row of any head exactly; the T x
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -338,23 +338,24 @@ def softmax_rows(
     scaling: float,
     positions: torch.Tensor | None,
     bias: torch.Tensor | None = None,
-    factors: torch.Tensor | None = None,
+    change: Callable[[torch.Tensor], torch.Tensor] | None = None,
     live: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """softmax(factors * (scaling * query key^T) + bias), float32 [head, row, key].
+    """softmax(change(scaling * query key^T) + bias), float32 [head, row, key].
 
     query [head, row, width] and key [key head, key, width] in float32; heads are groups of equal size over the key
     heads (grouped-query attention), which are never repeated. `positions` [row] is the last key that each row attends
-    to (None: all of them); `bias` and `factors` [row, key] are the same for all heads (None: 0, and 1). `live`
-    [head, row] is added to the scores of each row towards the key at its own position (None: 0).
+    to (None: all of them); `bias` [row, key] is the same for all heads (None: 0); `change` maps scores [head, row, key]
+    to scores, and may write into them (None: unchanged). `live` [head, row] is added to the scores of each row towards
+    the key at its own position, before the change (None: 0).
     """
     heads, rows, width = query.shape
     grouped = (query * scaling).reshape(key.shape[0], -1, width)
     scores = torch.bmm(grouped, key.transpose(1, 2)).view(heads, rows, key.shape[1])
     if live is not None:
         scores[:, torch.arange(rows), positions] += live
-    if factors is not None:
-        scores *= factors
+    if change is not None:
+        scores = change(scores)
     if bias is not None:
         scores += bias
     if positions is not None:

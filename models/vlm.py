@@ -18,12 +18,13 @@ from typing import NamedTuple
 import torch
 from jinja2 import TemplateError
 from PIL import Image
-from transformers import LogitsProcessorList
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from data.errors import InputError, SampleError
 from data.geometry import ImageGrid
 from models import PATCHED
 from models.attention import LISTENERS, attention_stack, call_unattached, is_attached, not_finite
+from models.contrast import WithoutImages
 from models.gaze import Gaze, GazeMask
 from models.generation_settings import FiniteScores, check_recordable
 from models.interventions import DeferredEdit, LayerEdit, PromptBatch, apply_edits
@@ -95,13 +96,13 @@ class VisionLanguageModel:
         # override: apply edits; raise for options under which edits or a trace are wrong, and for tokens from NaN.
         if mask_type is not None or scanpaths is not None:
             steering = Gaze.from_arguments(mask_type, scanpaths, steering)
-        edits = {} if steering is None else self._plan(steering, kwargs)
-        if edits:
+        edits, own = self._plan(steering, kwargs)
+        if edits or own:
             check_recordable("steered", kwargs, self.generation_config)
         elif any(is_attached(module, LISTENERS) for module in self.modules()):
             check_recordable("recorded", kwargs, self.generation_config)
         finite = FiniteScores()
-        processors = LogitsProcessorList([finite, *(kwargs.pop("logits_processor", None) or ())])
+        processors = LogitsProcessorList([finite, *own, *(kwargs.pop("logits_processor", None) or ())])
         with apply_edits(self, edits, report):
             output = super().generate(*args, logits_processor=processors, **kwargs)
         if finite.failed:
@@ -114,8 +115,16 @@ class VisionLanguageModel:
         options = {"max_new_tokens": 1, "return_dict_in_generate": True, "output_logits": True}
         return self.generate(**inputs, **options).logits[0]
 
-    def _plan(self, intervention, inputs) -> Mapping[int, LayerEdit | DeferredEdit]:
-        """The edits of an intervention by layer; `inputs` are the arguments of `generate`."""
+    def image_mask(self, ids: torch.Tensor) -> torch.Tensor:
+        """bool [sample, position]: the image tokens of prompts [sample, position] and the tokens that frame them; those
+        that frame them are known for the patched families alone."""
+        return ids == self.config.image_token_id
+
+    def _plan(self, intervention, inputs) -> tuple[Mapping[int, LayerEdit | DeferredEdit], list[LogitsProcessor]]:
+        """The edits of an intervention by layer, and its logits processors; `inputs` are the arguments of `generate`.
+        Both are empty for None."""
+        if intervention is None:
+            return {}, []
         check_intervention(intervention)
         stack, modules = attention_stack(self, "decoder")
         ids, starts = check_inputs(inputs)
@@ -132,8 +141,10 @@ class VisionLanguageModel:
             width=stack.config.hidden_size,
             grids=partial(self._grids_by_sample, ids, inputs),
             first_logits=partial(call_unattached, self.first_logits, own),
+            without_images=lambda: WithoutImages(self, ids, inputs["attention_mask"].bool() & ~self.image_mask(ids)),
         )
-        return intervention.plan(prompt)
+        processor = getattr(intervention, "logits_processor", lambda prompt: None)(prompt)
+        return intervention.plan(prompt), [] if processor is None else [processor]
 
     def _grids_by_sample(self, ids: torch.Tensor, inputs) -> list[list[tuple[int, int]]]:
         """(rows, cols) of the images of each sample, assigned by the samples' image token counts."""

@@ -85,6 +85,8 @@ METHODS = {
     },
     "adapt-vis": {"method": "adapt-vis", "adapt_threshold": 0.95},
     "knockout": {"method": "knockout", "knockout_rows": ("last", "generated"), "knockout_layers": (3, 4)},
+    "pai": {"method": "pai", "pai_alpha": 2.0, "pai_gamma": 2.0},
+    "vaf": {"method": "vaf", "vaf_enhance": 2.0},
 }
 
 
@@ -98,7 +100,7 @@ def test_no_batch_decides_an_answer(config, reference, tmp_path, method):
         assert summary(tmp_path / f"{size}") == summary(tmp_path / "1")
     assert (whole == rows(reference)[:FEW]) == (method == "greedy")
     touched = summary(tmp_path / "1")["touched"]
-    assert len(whole) == FEW and bool(touched) == (method in ("var", "adapt-vis", "knockout"))
+    assert len(whole) == FEW and bool(touched) == (method not in ("greedy", "sampled"))
     if method == "adapt-vis":
         assert touched["weight1"] + touched["weight2"] == FEW and min(touched["weight1"], touched["weight2"]) > 0
         assert touched["steered"] == FEW
@@ -112,6 +114,9 @@ def test_no_batch_decides_an_answer(config, reference, tmp_path, method):
         layers = summary(tmp_path / "1")["layers"]
         assert touched["steered"] == FEW and [row["layer"] for row in layers] == [3, 4]
         assert all(row["knockout_rows"] == FEW and row["knockout_keys"] > FEW for row in layers)
+    if method in ("pai", "vaf"):
+        layers = summary(tmp_path / "1")["layers"]
+        assert touched["steered"] == FEW and [row["layer"] for row in layers] == ([2, 3, 4] if method == "pai" else [1])
     if method == "sampled":
         run(changed(given, seed=1), tmp_path / "seed")
         assert predictions(tmp_path / "seed") != predictions(tmp_path / "1")
@@ -493,6 +498,10 @@ BAD = {
     "--knockout-keys belongs to --method knockout": {"knockout_keys": ("text",), "method": "var"},
     "knockout rows: none; give one or more of image": {"knockout_rows": (), "method": "knockout"},
     "--knockout-layers 99 does not exist; the model has layers 0 to": {"knockout_layers": (99,), "method": "knockout"},
+    "gamma is 0.5; give a finite number of 1": {"pai_gamma": 0.5, "method": "pai"},
+    "first layer 99 does not exist; the model has layers 0 to": {"pai_first_layer": 99, "method": "pai"},
+    "enhance is -1.0; it multiplies": {"vaf_enhance": -1.0, "method": "vaf"},
+    "--vaf-layers 99 does not exist": {"vaf_layers": (99,), "method": "vaf"},
     "--method 'gausian' is unknown; choose default, var,": {"method": "gausian"},
     "--method 'python:a' is not of the form python:module:callable": {"method": "python:a"},
     "--runner 'mine.py' is not of the form python:module:callable": {"runner": "mine.py"},

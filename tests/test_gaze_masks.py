@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.gaze import (
+    PUBLISHED_LAYERS,
     SIZES,
     Gaussian,
     NonGaussian,
@@ -19,10 +20,10 @@ from models.gaze import (
     gaussian,
     gaze_similarity,
     in_cells,
+    in_proportion,
     multiply_keys,
     over_keys,
     parse_mask_type,
-    published_layers,
     salient_heads,
     windows,
 )
@@ -364,7 +365,7 @@ def test_mask_types():
 
 @pytest.mark.parametrize("depth, layers", [(32, range(19, 27)), (8, [5, 6]), (28, range(17, 24)), (2, [1]), (1, [0])])
 def test_published_layers_in_proportion(depth, layers):
-    assert published_layers(depth) == tuple(layers)
+    assert in_proportion(PUBLISHED_LAYERS, depth) == tuple(layers)
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,10 @@ from models.adapt_vis import AdaptVis, ImageScaling, confidence
 from models.gaze import Gaussian, Gaze, GazeMask, KeyMask, NonGaussian, PlacedMask, SalientHead
 from models.interventions import InterventionReport, PromptBatch, RowEdit, sum_by_layer
 from models.knockout import Knockout
+from models.pai import PAI
 from models.trace import AttentionTrace
 from models.var import Redistribution
-from tests import literal_var, test_ablation, test_adapt_vis, test_knockout, tolerance
+from tests import literal_var, test_ablation, test_adapt_vis, test_knockout, test_pai, test_vaf, tolerance
 from tests.errors import refused
 from tests.families import FAMILIES
 from tests.literal_var import PLANTED, STEPS, batch, generate, image_positions, is_whole, largest_change
@@ -163,6 +164,14 @@ INTERVENTIONS = {
     "Knockout": (
         lambda *_: Knockout(layers=(0, 2)),
         lambda model, inputs: test_knockout.text_to_image(model, inputs, (0, 2)).generate(inputs),
+    ),
+    "PAI": (
+        lambda *_: PAI(0.5, 1.0),
+        lambda model, inputs: test_pai.Literal(model, inputs, PAI(0.5, 1.0)).generate(inputs),
+    ),
+    "VAF": (
+        lambda *_: test_vaf.SETTINGS,
+        lambda model, inputs: test_vaf.Literal(model, inputs, test_vaf.SETTINGS).generate(inputs),
     ),
     **{
         f"Gaze {type(mask).__name__}": (
