@@ -29,6 +29,9 @@ cp "$work/gaze/shard0-1-second/comparison.png" docs/pictures/gaze.png
 cp "$work/gaze/colours.png" docs/pictures/colours.png
 $python -m docs.figures page "$work/gaze/report.html" docs/pictures/report.png
 
+(cd "$work/empty" && "$project/$python" "$project/attention_knockout_llava.py" --limit 270 --out-dir "$work/knockout")
+cp "$work/knockout/knockout.png" docs/pictures/knockout.png
+
 $python -m docs.draw_ideas "$work/data" docs/pictures
 
 if [[ -n ${WITH_COST:-} ]]; then

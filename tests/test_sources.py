@@ -27,7 +27,7 @@ GAZE = ("gaze_generation_llava", "gaze_head_similarity_llava")
 MADE = "data: synthetic (made here: data/generated"
 TWO = {"limit": 2}, "2 of 3 samples (--limit 2)"
 SCRIPTS = {  # flags; count of published samples; line where none are published
-    **dict.fromkeys((*ROLLOUT, *SPATIAL), (*TWO, f"{MADE}/twoshapes-2-seed-0), 2 samples")),
+    **dict.fromkeys((*ROLLOUT, *SPATIAL, "attention_knockout_llava"), (*TWO, f"{MADE}/twoshapes-2-seed-0), 2 samples")),
     **dict.fromkeys(TEXT, (*TWO, "data: synthetic (made here: captions of random shapes, seed 0), 2 samples")),
     "find_sink_dimensions_simple": (
         {"num_samples": 2}, "2 of 3 samples (--num-samples 2)", f"{MADE}/twoshapes-2-seed-0), 2 samples",
