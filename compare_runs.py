@@ -5,9 +5,10 @@
 
 Both are folders of evaluate.py, over the same records and with the same judge; all differences are B minus A. Records
 that failed in either run are left out of both, and counted. summary.json has both accuracies with Wilson intervals, the
-paired difference with a score interval, McNemar's exact test, and the same per sub-task with Holm's correction;
-samples.csv every record with both answers, flips.csv those that only one run answered correctly. accuracy.png draws the
-accuracies; gained-*.png and lost-*.png draw flipped records with their images. Takes seconds; needs no model.
+paired difference with a score interval, McNemar's exact test, and the same per sub-task with Holm's correction; for
+yes-no questions also recall, false positive rate and yes-ratio with their paired differences. samples.csv has every
+record with both answers, flips.csv those that only one run answered correctly. accuracy.png draws the accuracies;
+gained-*.png and lost-*.png draw flipped records with their images. Takes seconds; needs no model.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from analysis.run_comparison import (
     run_names,
     side_by_side,
     table_row,
+    yes_no_differences,
 )
 from analysis.runs import RunFolder
 from data.errors import SampleError, check_at_least
@@ -123,7 +125,7 @@ def write(run: Run, config: Config, a: EvaluationRun, b: EvaluationRun, pairs: S
     if not run.done:
         run.finish(about)
         return command.conclude(run)
-    figures = compare(pairs)
+    figures = {**compare(pairs), **yes_no_differences(pairs)}
     contrasts = {"all": figures["overall"], **(figures["tasks"] if len(figures["tasks"]) > 1 else {})}
     run.save(accuracy_figure(contrasts, names), "accuracy.png")
     flips = [record for record in pairs if record.failed is None and record.flip]
@@ -132,6 +134,10 @@ def write(run: Run, config: Config, a: EvaluationRun, b: EvaluationRun, pairs: S
     drawn = draw_flips(run, flips, shown, config.pictures)
     run.finish({**about, **figures, "pictures": drawn})
     print(sentence(figures["overall"], names))
+    for name, change in figures.get("yes_no", {}).get("difference", {}).items():
+        if change["n"]:
+            bounds = f"[{change['low']:+.3f}, {change['high']:+.3f}]"
+            print(f"{name.replace('_', ' ')}: difference {change['mean']:+.3f} {bounds}, n = {change['n']}")
     print(f"flags that differ: {describe_flags(about['flags_that_differ']) or 'none'}")
     warn_cut(figures["overall"])
     return command.conclude(run)

@@ -2,14 +2,17 @@
 
     python evaluate.py --limit 100              (the embedded model; data/spatial_reasoning, or else a generated set)
     python evaluate.py --method var --var-dimensions 21 30 --var-threshold 2 --var-head 1 --limit 100
+    python evaluate.py --dataset pope --limit 400 --max-new-tokens 8
     python evaluate.py --dataset blink --data-root DATA --model Qwen/Qwen2.5-VL-7B-Instruct --judge string_match
     torchrun --nproc-per-node 2 evaluate.py --device cpu --limit 100
     accelerate launch --multi_gpu --num_processes 8 evaluate.py --device cuda --dataset sat2 --data-root DATA
 
 predictions.jsonl has one line per record (and rotation of its options, with --circular), summary.json the accuracy with
-its interval over all and per sub-task, unparsed answers, and skipped or failed records by reason. A record that runs
-out of memory in a batch of its own counts as failed. `cut` marks an answer that --max-new-tokens cut. The same command
-resumes a killed run, with any number of processes and any --batch-size; for a finished one it prints the summary.
+its interval over all and per sub-task, unparsed answers, and skipped or failed records by reason; where all golds are
+yes or no also precision, recall, F1 and yes-ratio, and under --judge chair the rates of absent objects. A record that
+runs out of memory in a batch of its own counts as failed. `cut` marks an answer that --max-new-tokens cut. The same
+command resumes a killed run, with any number of processes and any --batch-size; for a finished one it prints the
+summary.
 Another model, code of a --runner, question, image or setting is an error, and so is a second run in the same folder.
 --limit may grow: the records are taken in the set's order. compare_runs.py compares two runs.
 The embedded model answers some twenty records a second on one core.
@@ -20,7 +23,7 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,7 +33,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import models
-from analysis import command
+from analysis import chair, command, yes_no
 from analysis.evaluation import (
     Key,
     Part,
@@ -42,13 +45,13 @@ from analysis.evaluation import (
     lock,
     summarise_run,
 )
-from analysis.judges import JUDGES, JudgeSettings
+from analysis.judges import JUDGES, JudgeSettings, check_golds
 from analysis.processes import Team, own_device, team
 from analysis.report import ANSWER, write_report
 from analysis.report import NAME as PAGE
 from analysis.resume import attempt
 from analysis.runs import flat_flags
-from data import spatial_qa, twoshapes_qa
+from data import pope, spatial_qa, twoshapes_pope, twoshapes_qa
 from data.errors import InputError, Skip, check_at_least
 from data.folders import Source, following_links
 from data.gaze_samples import GazeSource, points_of, print_unread, read_for
@@ -62,6 +65,7 @@ from models.loading import Load, describe, locate, quiet, read_config
 from models.methods import MethodSettings
 
 EXAMPLES, EXAMPLE_COUNT = Path("data", "generated", "spatial-500-seed-0"), 500
+POPE_EXAMPLES, POPE_IMAGES = Path("data", "generated", "pope-100-seed-0"), 100
 DEFAULT_MODEL = "tiny-qwen2.5-vl"
 # Flags that do not decide answers or verdicts; all others do.
 DECIDE_NOTHING = ("device", "limit", "follow_links", "batch_size", "retry_failed", "out_dir")
@@ -130,6 +134,7 @@ def evaluate(config: Config, processes: Team) -> int:
             if not questions:
                 reasons = listed(Counter(skip.reason for skip in skipped)) or "the set is empty"
                 sys.exit(command.stop(f"no record can be used: {reasons}", command.NOTHING_USABLE))
+            check_golds(config.judging.judge, (question.answer for question in questions))
             requests = {
                 (question.id, shift): question.rotated(shift)
                 for question in questions for shift in rotations(question, config)
@@ -189,25 +194,34 @@ def rotations(question: Question, config: Config) -> range:
 def data_of(config: Config, processes: Team) -> tuple[Config, bool]:
     """Config with its data set and data root, and whether the set is generated.
 
-    Without --dataset the set is that of data/spatial_reasoning if present, else one that the leading process generates.
+    Without --dataset the set is that of data/spatial_reasoning if present, else one that the leading process generates,
+    as for `--dataset pope` without data/pope.
     """
 
     def reading(dataset: str, data_root: str | None) -> Config:
         return replace(config, questions=replace(config.questions, dataset=dataset, data_root=data_root))
 
     dataset = config.questions.dataset
+    if dataset == pope.NAME and find_root(dataset, config.questions.data_root) is None:
+        generate_once(POPE_EXAMPLES, partial(twoshapes_pope.generate, count=POPE_IMAGES, seed=0), processes)
+        return reading(dataset, str(POPE_EXAMPLES)), True
     if dataset is not None:
         return reading(dataset, find_root(dataset, config.questions.data_root)), False
     if (published := published_set()) is not None:
         return reading(*published), False
-    if processes.leads and not EXAMPLES.exists():
+    generate_once(EXAMPLES, partial(twoshapes_qa.generate, count=EXAMPLE_COUNT, seed=0), processes)
+    return reading("blink", str(EXAMPLES)), True
+
+
+def generate_once(folder: Path, generate: Callable[[Path], None], processes: Team) -> None:
+    """Generate a set in `folder` unless it is there: the leading process does, the others wait for it."""
+    if processes.leads and not folder.exists():
         try:
-            twoshapes_qa.generate(EXAMPLES, EXAMPLE_COUNT, seed=0)
+            generate(folder)
         except OSError:
-            if not EXAMPLES.exists():  # else another run was faster
+            if not folder.exists():  # else another run was faster
                 raise
     processes.wait()
-    return reading("blink", str(EXAMPLES)), True
 
 
 def default_out_dir(config: Config, deciding: dict) -> Path:
@@ -345,7 +359,9 @@ def conclude(
     rows = [answered[key] for key in keys]
     layers = sum_by_layer(row for answered in rows for row in answered["touched"].get("layers", ()))
     origin = origins(config, source, keys)
-    summary = {**summarise_run(rows, skipped), "layers": layers, **cautions(keys.values(), rows, config), **origin}
+    further = {**yes_no.summarise(rows), **(chair.summarise(rows) if config.judging.judge == "chair" else {})}
+    cautioned = cautions(keys.values(), rows, config)
+    summary = {**summarise_run(rows, skipped), "layers": layers, **cautioned, **origin, **further}
     page = predictions.folder / PAGE
     if predictions.merge(in_order(rows), summary) or not page.is_file():
         write_report(predictions.folder, rows=[page_row(keys[key], answered[key]) for key in keys])
@@ -392,6 +408,11 @@ def print_summary(summary: dict) -> None:
     print(figures_line("all", summary["overall"]))
     for task, figures in summary["tasks"].items() if len(summary["tasks"]) > 1 else ():
         print(figures_line(task or "(no sub-task)", figures))
+    for line in (
+        *(yes_no.lines(summary["yes_no"]) if "yes_no" in summary else ()),
+        *(chair.lines(summary["chair"]["overall"]) if "chair" in summary else ()),
+    ):
+        print(line)
     for kind in ("failed", "skipped", "touched"):
         if summary[kind]:
             print(f"{kind}: {listed(summary[kind])}")

@@ -1,4 +1,4 @@
-"""Verdicts on answers by one of four rules, and the figures of a table of verdicts.
+"""Verdicts on answers by one of six rules, and the figures of a table of verdicts.
 
 Every rule takes (prediction, gold, options): the gold is the letter of the correct option, or its text if there are no
 options. An answer that a rule cannot read is unparsed; it counts as wrong, and in a column of its own.
@@ -14,6 +14,7 @@ from string import ascii_uppercase
 from typing import Literal, NamedTuple
 
 from analysis.answer_text import COLOURS, FOREIGN, NUMBERS, TABLES, UNITS, boxed, final, is_number, keys, name, phrases
+from analysis.chair import ABSENT, SHAPE_NAMES, marked, named_objects, objects_of
 from analysis.choices import read_option, read_part
 from analysis.mentions import Options, build_options
 from analysis.statistics import rate_interval
@@ -24,9 +25,10 @@ from data.errors import InputError
 class JudgeSettings:
     """Rule that judges the answers."""
 
-    judge: Literal["choice", "exact", "string_match", "vlmevalkit"] = "choice"
+    judge: Literal["choice", "exact", "string_match", "vlmevalkit", "pope", "chair"] = "choice"
     """choice: the option that the answer settles on, by letter or text, else unparsed; open answers against the gold;
-    exact: the same text, always parsed; string_match: as published; vlmevalkit: VLMEvalKit's rule, without its LLM."""
+    exact: the same text, always parsed; string_match: as published; vlmevalkit: VLMEvalKit's rule, without its LLM;
+    pope: POPE's rule for yes-no questions; chair: no object named that the gold does not list."""
     circular: bool = False
     """Ask each multiple-choice question once per rotation of its options; right only if all are. One whose options name
     others ("both A and B") is asked once."""
@@ -195,11 +197,44 @@ def _kit_yes_no(answer: str, gold: str) -> Verdict:
     return Verdict(value == gold.lower(), value in ("yes", "no"), value if value in ("yes", "no") else "")
 
 
+def pope(prediction: str, gold: str, options: tuple[str, ...] = ()) -> Verdict:
+    """POPE's published rule (Li et al. 2023): the answer is "no" if its first sentence holds the word no or not, else
+    "yes"; so any other answer says yes, and none is unparsed."""
+    words = prediction.split(".")[0].replace(",", "").split()
+    value = "no" if {"No", "no", "not"} & set(words) else "yes"
+    return Verdict(value == gold, True, value)
+
+
+def chair(prediction: str, gold: str, options: tuple[str, ...] = ()) -> Verdict:
+    """The caption names an object, and none that the gold, objects of two shapes separated by commas, does not list
+    (`analysis.chair`). Unparsed where it names none."""
+    named = named_objects(prediction, SHAPE_NAMES)
+    value = marked(named, objects_of(gold))
+    return Verdict(bool(named) and ABSENT not in value, bool(named), value)
+
+
+def check_golds(judge: str, golds: Iterable[str]) -> None:
+    """Raise ValueError for a gold that a rule for one kind of question cannot read."""
+    if judge == "pope":
+        needed, wrong = "yes or no", [gold for gold in golds if gold not in ("yes", "no")]
+    elif judge == "chair":
+        needed = "coloured shapes such as 'red circle, blue cross'"
+        wrong = [gold for gold in golds if not set(objects_of(gold)) <= set(SHAPE_NAMES)]
+    else:
+        return
+    if wrong:
+        raise ValueError(
+            f"--judge {judge} needs golds of {needed}, and a record has {wrong[0]!r}; choose another judge"
+        )
+
+
 JUDGES: dict[str, Callable[[str, str, tuple[str, ...]], Verdict]] = {
     "string_match": string_match,
     "exact": exact,
     "choice": choice,
     "vlmevalkit": vlmevalkit,
+    "pope": pope,
+    "chair": chair,
 }
 
 

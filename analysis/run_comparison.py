@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from analysis import yes_no
 from analysis.evaluation import FIELDS, any_cut, count_cut
 from analysis.judges import circular
 from analysis.overlay import FLATTEST, show_image
@@ -211,6 +212,18 @@ def compare(pairs: Sequence[Pair]) -> dict:
     for figures, corrected in zip(tasks.values(), holm([figures["p"] for figures in tasks.values()]), strict=True):
         figures["p_holm"] = float(corrected)
     return {"overall": contrast(usable), "tasks": tasks}
+
+
+def yes_no_differences(pairs: Sequence[Pair]) -> dict:
+    """{"yes_no": scores of both runs and their paired differences (`analysis.yes_no.compare`)}; {} unless all golds are
+    yes or no. Failed pairs are left out."""
+    usable = [pair for pair in pairs if pair.failed is None]
+    sides = [
+        [{**vars(outcome), "gold": outcome.golds[0], "options": outcome.options[0]} for outcome in side]
+        for side in _sides(usable)
+    ]
+    differences = yes_no.compare(*sides)
+    return {"yes_no": differences} if differences else {}
 
 
 def contrast(pairs: Sequence[Pair]) -> dict:

@@ -6,6 +6,7 @@
     BLINK's own     idx, question, prompt, choices, answer "(A)", sub_task, image_1 .. image_4
     SAT's own       image_bytes, question, answers, correct_answer or correct_answer_idx, question_type
     VLMEvalKit's    index, question, hint, a column per option (A, B, ...), answer "A", category, image in base64
+    POPE's          question_id, image, text, label; one file per split (`data.pope`)
 
 Options of a record that its prompt lacks are appended to the question, "(A) left" and so on; without stated options,
 those in the prompt are used (`data/options.py`). `data/spatial_qa_records.py` reads images and their markers. An
@@ -21,6 +22,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from data import pope
 from data.errors import FlagError, MissingFileError, SampleError, Skip, check_at_least
 from data.folders import Links, Source, is_synthetic, published
 from data.images import read_image
@@ -73,18 +75,18 @@ class Question:
 def read(dataset: str, data_root: str | Path | None = None, limit: int = 0) -> tuple[list[Question], list[Skip]]:
     """Usable questions of a data set, at most `limit` (0: all), and the omitted ones with their reasons.
 
-    dataset: "blink" or "sat2" (the published files below `data_root`), a .json, .jsonl, .parquet, .csv or .tsv file or
-    a folder of such (images then lie below `data_root`, or the file's folder), or a hub id "owner/name" or
+    dataset: "blink", "sat2" or "pope" (the published files below `data_root`), a .json, .jsonl, .parquet, .csv or .tsv
+    file or a folder of such (images then lie below `data_root`, or the file's folder), or a hub id "owner/name" or
     "owner/name:split".
     Raises FileNotFoundError or ValueError, with a one-sentence message, if no question can be read.
     """
     if limit < 0:
         raise FlagError("--limit", "negative-limit", f"--limit {limit} is negative; give 0 for all questions")
-    root, files = find(dataset, data_root)
+    root, files = locate_files(dataset, data_root)
     root = root and root.resolve()
     questions: dict[str, Question] = {}
     skipped: list[Skip] = []
-    for record, folder in _records(dataset, files, skipped):
+    for record, folder in _records(dataset, files, root, skipped):
         try:
             if record.fault:
                 raise SampleError(record.fault)
@@ -100,14 +102,26 @@ def read(dataset: str, data_root: str | Path | None = None, limit: int = 0) -> t
     return list(questions.values()), skipped
 
 
-def _records(dataset: str, files: dict[str, Path], skipped: list[Skip]) -> Iterator[tuple[Record, Path | None]]:
+def locate_files(dataset: str, data_root: str | Path | None) -> tuple[Path | None, dict[str, Path]]:
+    """(data root, {label: file}) as from `data.spatial_qa_files.find`; of "pope" {split: file}."""
+    if dataset != pope.NAME:
+        return find(dataset, data_root)
+    if data_root is None:
+        raise ValueError(f"--dataset {dataset} needs --data-root, the folder that holds {pope.FOLDER}/")
+    return Path(data_root), pope.find(Path(data_root))
+
+
+def _records(
+    dataset: str, files: dict[str, Path], root: Path | None, skipped: list[Skip]
+) -> Iterator[tuple[Record, Path | None]]:
     """(record, folder of its file) of all files, or of the hub. A file unreadable as a whole, if one of several,
     is added to `skipped`."""
     if not files:
         yield from ((record, None) for record in read_hub(dataset))
     for label, file in files.items():
         try:
-            yield from ((record, file.resolve().parent) for record in read_file(file, label))
+            found = pope.read(file, label, root) if dataset == pope.NAME else read_file(file, label)
+            yield from ((record, file.resolve().parent) for record in found)
         except ValueError:
             if len(files) == 1:
                 raise
@@ -128,22 +142,24 @@ class Questions(Links):
     """Data set of questions about images."""
 
     dataset: str | None = None
-    """blink | sat2 | a .json, .jsonl, .parquet, .csv or .tsv file, or a folder of such | a hub id (default: blink, else
-    sat2, if data/spatial_reasoning holds it; else a generated set)."""
+    """blink | sat2 | pope | a .json, .jsonl, .parquet, .csv or .tsv file, or a folder of such | a hub id (default:
+    blink, else sat2, if data/spatial_reasoning holds it; else a generated set)."""
     data_root: str | None = None
-    """Folder of the published files and their images (default for blink and sat2: data)."""
+    """Folder of the published files and their images (default for blink, sat2 and pope: data)."""
     limit: int = 0
     """Maximum number of records, in the set's order; 0 uses all."""
 
     def __post_init__(self) -> None:
         check_at_least(self, limit=0)
         if self.dataset is None and self.data_root is not None:
-            raise ValueError("--data-root needs --dataset: blink, sat2, or a file or folder of records")
+            raise ValueError("--data-root needs --dataset: blink, sat2, pope, or a file or folder of records")
 
 
 def find_root(dataset: str, data_root: str | None) -> str | None:
-    """Data root of a set: `data_root`; by default, for "blink" and "sat2", data if spatial_reasoning/ is in it."""
-    if data_root is None and dataset in PUBLISHED and (folder := published(FOLDER)) is not None:
+    """Data root of a set: `data_root`; by default data for "blink" and "sat2", if spatial_reasoning/ is in it, and for
+    "pope", if pope/ is in it."""
+    name = str(pope.FOLDER) if dataset == pope.NAME else FOLDER if dataset in PUBLISHED else None
+    if data_root is None and name and (folder := published(name)) is not None:
         return str(folder.parent)
     return data_root
 
@@ -177,17 +193,19 @@ def source_of(
 
     Records are counted only if a limit stopped the reading; those of a hub set are then not counted.
     """
-    root, files = find(dataset, data_root)
+    root, files = locate_files(dataset, data_root)
     held = used + unusable
     if limit:
-        held = sum(map(_count, files.values())) or None
-    place = str(files[""]) if dataset in PUBLISHED else dataset
+        held = sum(_count(dataset, file) for file in files.values()) or None
+    place = str(files[""]) if dataset in PUBLISHED else str(root / pope.FOLDER) if dataset == pope.NAME else dataset
     synthetic = bool(files) and all(is_synthetic(file.parent) for file in files.values())
     return Source(str(root) if made_here else place, held, used, unusable, limit, flag, synthetic, made_here)
 
 
-def _count(file: Path) -> int:
+def _count(dataset: str, file: Path) -> int:
     """Number of records of a file."""
+    if dataset == pope.NAME:
+        return sum(1 for _ in pope.read(file, ""))
     if file.suffix.lower() == ".parquet":
         from pyarrow import parquet
 
