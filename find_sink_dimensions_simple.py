@@ -4,9 +4,10 @@
     python find_sink_dimensions_simple.py --model model.gguf --text README.md
 
 sink_dimensions.json has at most two recommended dimensions and a threshold tau, or none and the reason; the dimensions
-that are consistent over layers, for each half of the samples separately, and the largest of every layer. heatmap.png
-shows layers x dimensions; samples.csv has the results per prompt. docs/sink-dimensions.md explains the interpretation;
-validate_sink_dimensions.py validates the result.
+that are consistent over layers, for each half of the samples separately, and the largest of every layer. `visual` and
+`text` of a consistent dimension are the numbers of image tokens and of other tokens with a spike in it, per counted
+layer and prompt. heatmap.png shows layers x dimensions; samples.csv has the results per prompt.
+docs/sink-dimensions.md explains the interpretation; validate_sink_dimensions.py validates the result.
 Two forward passes per prompt. The embedded model takes a second per ten images; it has no sinks, which is reported.
 """
 
@@ -21,7 +22,19 @@ from analysis import command
 from analysis.files import write_json
 from analysis.plots import dimension_heatmap
 from analysis.resume import Result, Run, SampleOutput
-from analysis.sinks import Contrast, FindingsFile, ProbeSettings, Profile, SinkSearch, attention_received, watch
+from analysis.sinks import (
+    FIRST_LAYER,
+    KINDS,
+    Contrast,
+    FindingsFile,
+    KindCounts,
+    ProbeSettings,
+    Profile,
+    SinkSearch,
+    attention_received,
+    spike,
+    watch,
+)
 from data.folders import following_links
 from data.images import read_image
 from data.prompts import Prompt, Prompts, gather_prompts
@@ -64,11 +77,13 @@ def main(config: Config) -> int:
                 prefill(model, inputs)
             contrast = Contrast(attention_received(trace, watched), watched.candidates, config.probe.top_percent)
             del trace
-            with residual_stream(model, contrast.see):
+            kinds = KindCounts(layout, lambda magnitude: magnitude >= spike(magnitude.shape[1]))
+            with residual_stream(model, contrast.see), residual_stream(model, kinds.see):
                 prefill(model, inputs)
             tokens, rows = layout.length - layout.start, watched.last - watched.first
             counts = {"tokens": tokens, "candidates": len(watched.candidates), "rows": rows}
-            return Result({**counts, "top_share": round(contrast.top_share, 4)}, {"statistics": contrast.statistics})
+            row = {**counts, "top_share": round(contrast.top_share, 4)}
+            return Result(row, {"statistics": contrast.statistics, "kinds": kinds.values})
 
         run.measure(prompts, probe, unusable)
         about = {"model": config.load.model, "revision": describe(model)["revision"], "dataset": source.place}
@@ -77,13 +92,16 @@ def main(config: Config) -> int:
 
 def report(run: Run, about: dict, output: Path) -> int:
     """Write the findings, headed by `about`, to `output`, and the figure and page; return the exit status."""
-    search = SinkSearch()
+    search, kinds = SinkSearch(), 0
     for part in run.results():
         search.add(part.values["statistics"])
+        kinds = kinds + part.values["kinds"][:, FIRST_LAYER:].mean(1)  # [kind, width]
     if not search.samples:
         run.finish({})
         return command.conclude(run)
     profile, findings = search.profile(), search.findings()
+    for dimension in findings["consistent_dimensions"]:
+        dimension |= dict(zip(KINDS, (kinds / search.samples)[:, dimension["dim"]].tolist(), strict=True))
     run.save(draw(profile, search.samples), "heatmap.png")
     write_json(output, {**about, **findings})
     run.finish({name: findings[name] for name in ("recommended_dimensions", "tau", "reason", "consistent_dimensions")})
@@ -104,7 +122,8 @@ def print_findings(findings: dict, output: Path) -> None:
         held = "" if other is None else f", chosen on one half and measured on the other {other:.2f}"
         print(
             f"dimension {dimension['dim']}: stands out in {dimension['frequency']} layers, "
-            f"gap {dimension['avg_score']:.2f}{held}"
+            f"gap {dimension['avg_score']:.2f}{held}; spikes at {dimension['visual']:.2f} image tokens and "
+            f"{dimension['text']:.2f} others a layer"
         )
     recommended = findings["recommended_dimensions"]
     if recommended:

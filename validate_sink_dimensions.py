@@ -8,7 +8,8 @@ Tokens that spike in the given dimensions are compared with the tenth of the tok
 intervals: over all layers that VAR edits, per layer, for other values of tau, and for random dimensions. Without
 --dimensions and --file, the known dimensions of the model's language model are used.
 The verdict is good (precision > 0.5 and recall > 0.3), fair (precision > 0.3) or poor; the exit status is 0 for good
-and 1 otherwise. summary.json has the values, agreement.png draws them, samples.csv has those of each prompt.
+and 1 otherwise. `kinds` counts the sinks of the whole prompt on image tokens (visual) and on other tokens (text).
+summary.json has the values, agreement.png draws them, samples.csv has those of each prompt.
 Two forward passes per prompt; the embedded model takes a second per ten images.
 """
 
@@ -17,15 +18,18 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from analysis import command
 from analysis.plots import Panel, precision_and_recall
 from analysis.resume import Result, Run, SampleOutput
 from analysis.runs import SUMMARY
 from analysis.sinks import (
+    KindCounts,
     ProbeSettings,
     RandomControl,
     SampleCounts,
@@ -37,6 +41,7 @@ from analysis.sinks import (
     edited_layers,
     random_sets,
     spike,
+    summarise_kinds,
     watch,
 )
 from data.folders import following_links
@@ -90,7 +95,8 @@ def main(config: Config) -> int:
             received = attention_received(trace, watched).numpy()
             del trace
             spikes = Spikes(watched.candidates, sets)
-            with residual_stream(model, spikes.see):
+            kinds = KindCounts(layout, partial(detected, settings=settings))
+            with residual_stream(model, spikes.see), residual_stream(model, kinds.see):
                 prefill(model, inputs)
             counts = count_sample(spikes.values, received, settings.tau, sweep, config.probe.top_percent)
             row = {
@@ -100,7 +106,7 @@ def main(config: Config) -> int:
                 "precision": counts.own.precision(edited),
                 "recall": counts.own.recall(edited),
             }
-            return Result(row, counts)
+            return Result(row, {"counts": counts, "kinds": kinds.values})
 
         run.measure(prompts, probe, unusable)
         return report(run, settings, sweep, decoder.hidden_size) if run.leads else 0
@@ -108,15 +114,23 @@ def main(config: Config) -> int:
 
 def report(run: Run, settings: VAR, sweep: list[float], width: int) -> int:
     """Write the summary, figure and page; return the exit status."""
-    samples = [SampleCounts.stored(part.values) for part in run.results()]
+    samples, kinds = [], []
+    for part in run.results():
+        samples.append(SampleCounts.stored(part.values["counts"]))
+        kinds.append(part.values["kinds"])
     if not samples:
         run.finish({})
         return command.conclude(run)
-    summary = agreement(samples, sweep)
+    summary = {**agreement(samples, sweep), "kinds": summarise_kinds(kinds)}
     run.save(draw(settings, summary, len(samples)), "agreement.png")
     run.finish({"dimensions": settings.dimensions, "tau": settings.tau, "source": settings.source, **summary})
     print_findings(settings, summary, width)
     return command.conclude(run) or status(run.folder)
+
+
+def detected(magnitude: torch.Tensor, settings: VAR) -> torch.Tensor:
+    """Sinks among tokens of these magnitudes [row, width], bool [row]."""
+    return (magnitude[:, list(settings.dimensions)] > settings.tau).any(1)
 
 
 def status(folder: Path) -> int:
@@ -153,7 +167,15 @@ def print_findings(settings: VAR, summary: dict, width: int) -> None:
             f"tau {settings.tau:g} is below {spike(width):.1f}, where a spike begins in a model {width} wide: what "
             "agrees with the attention there may be content and no sink"
         )
+    print_kinds(summary["kinds"])
     print(f"verdict: {summary['verdict']}")
+
+
+def print_kinds(kinds: dict) -> None:
+    """Print the numbers of visual and text sinks of the whole prompt."""
+    without = kinds["layers_without_visual"]
+    where = f"; layers without a visual sink: {' '.join(map(str, without))}" if without else ""
+    print(f"sinks a layer: {kinds['visual']['mean']:.2f} visual, {kinds['text']['mean']:.2f} text{where}")
 
 
 def interval(value: dict) -> str:

@@ -25,7 +25,7 @@ highest ones), where precision is comparable.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,12 +35,15 @@ import torch
 from analysis.files import check_place
 from analysis.statistics import SHARE, mean_interval
 from data.errors import FlagError, InputError, SampleError, check_at_least
+from models.layout import TokenLayout
 from models.var import VAR, read_findings
 
+AT_LEAST_0 = (0.0, math.inf)  # range of a number of tokens
 ABOVE = 0.9  # minimum fraction of the other tokens below a spike
 FIRST_LAYER = 2  # sinks form in the first layers, which are drawn and not counted
 FEWEST = 10  # minimum number of candidates, so that a tenth of them is one token
 EPSILON = 1e-6  # of the RMS normalisation
+KINDS = ("visual", "text")  # of sinks: on image tokens, on all others
 
 
 @dataclass(frozen=True)
@@ -374,6 +377,43 @@ class Spikes:
     def values(self) -> np.ndarray:
         """float32 [set, layer, key]"""
         return torch.stack(self._layers, 1).numpy()
+
+
+class KindCounts:
+    """Numbers of detected tokens among all tokens of one prompt, by kind: those of images, and all others.
+
+    detect: maps magnitudes [row, width] to bool [row, ...]. `see` takes the residual stream of one layer after another.
+    """
+
+    def __init__(self, layout: TokenLayout, detect: Callable[[torch.Tensor], torch.Tensor]):
+        self.start, self.detect = layout.start, detect
+        self.image = torch.zeros(layout.length - layout.start, dtype=torch.bool)
+        self.image[layout.image_positions - layout.start] = True
+        self._layers: list[torch.Tensor] = []
+
+    def see(self, layer: int, hidden: torch.Tensor) -> None:
+        """Reduce the input of a layer, [sample, row, width] with one sample, to numbers by kind."""
+        detected = self.detect(magnitudes(hidden[0, self.start :])).cpu()
+        self._layers.append(torch.stack([detected[self.image].sum(0), detected[~self.image].sum(0)]))
+
+    @property
+    def values(self) -> np.ndarray:
+        """int32 [kind, layer, ...], in the order of KINDS."""
+        return torch.stack(self._layers, 1).int().numpy()
+
+
+def summarise_kinds(counts: Sequence[np.ndarray]) -> dict:
+    """Sinks by kind, from `KindCounts.values` [kind, layer] of each prompt: the number per layer that VAR edits, as a
+    mean over prompts with its interval, the number in each layer, and the edited layers without a visual sink."""
+    counts = np.array(counts)
+    edited = edited_layers(counts.shape[2])
+    by_layer = counts.mean(0)
+    visual = by_layer[0, edited]
+    return {
+        **dict(zip(KINDS, (mean_interval(each, AT_LEAST_0) for each in counts[:, :, edited].mean(2).T), strict=True)),
+        "layers_without_visual": (edited.start + np.flatnonzero(visual == 0)).tolist(),
+        "by_layer": [dict(zip(KINDS, each, strict=True)) for each in by_layer.T.tolist()],
+    }
 
 
 @dataclass(frozen=True, eq=False)

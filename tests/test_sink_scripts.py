@@ -91,6 +91,8 @@ def test_planted_dimensions_are_found_and_validated(planted, text, tmp_path):
     assert [row["candidates"] for row in rows] == ["21"] * 12 and rows[0]["rows"] == "21" and rows[0]["tokens"] == "42"
     assert (tmp_path / "f" / "heatmap.png").stat().st_size > 5000
     assert read(tmp_path / "f" / "summary.json")["tau"] == found["tau"]
+    assert all(each["visual"] == 0 and each["text"] >= 0.9 for each in found["consistent_dimensions"])  # the word
+    assert "spikes at 0.00 image tokens and " in done.stdout
 
     output.write_text(json.dumps(found | {"model": "other/thing"}))
     done = run(
@@ -106,6 +108,8 @@ def test_planted_dimensions_are_found_and_validated(planted, text, tmp_path):
     assert summary["detected"] == 1 and summary["precision"]["mean"] == summary["recall"]["mean"] > 0.5
     assert summary["precision"]["low"] <= summary["precision"]["mean"] <= summary["precision"]["high"]
     assert summary["random_same_count"]["precision"]["mean"] < 0.2
+    assert summary["kinds"]["layers_without_visual"] == list(range(2, 7)) and summary["kinds"]["visual"]["mean"] == 0
+    assert summary["kinds"]["text"]["mean"] == 1 and "sinks a layer: 0.00 visual, 1.00 text; layers" in done.stdout
     assert len(summary["by_layer"]) == 8 and len(summary["by_tau"]) == validator.SWEEP
     assert (tmp_path / "v" / "agreement.png").stat().st_size > 5000
 

@@ -10,6 +10,7 @@ import torch
 
 from analysis.sinks import (
     Contrast,
+    KindCounts,
     Profile,
     SinkSearch,
     Spikes,
@@ -22,6 +23,7 @@ from analysis.sinks import (
     magnitudes,
     most_attended,
     random_sets,
+    summarise_kinds,
     top_count,
     verdict,
     watch,
@@ -31,7 +33,7 @@ from models import trace as trace_module
 from models.attention import decoder_layers, prefill, residual_stream
 from models.trace import AttentionTrace
 from models.var import spikes
-from tests import tolerance
+from tests import literal_var, tolerance
 from tests.errors import refused
 from tests.families import FAMILIES
 from tests.models import llava, llava_processor, picture
@@ -393,3 +395,24 @@ def test_summary_of_planted_agreement():
     assert edited_layers(5) == slice(2, 4)
     with refused("too-few-layers"):
         edited_layers(3)
+
+
+@torch.no_grad()
+def test_sinks_are_counted_by_kind():
+    """Two cells from layers 1 and 1 on, the first token in every layer, a word behind the image in layer 2."""
+    model, processor = llava(), llava_processor()
+    inputs, layout = model.prepare(processor, [picture(150, 90)], "what is red ?")
+    image = layout.image_positions.tolist()
+    planted = {(0, 0, 0): 40, (1, 0, image[0]): 7, (1, 0, image[5]): 40, (2, 0, image[-1] + 2): 7}
+    counts = KindCounts(layout, lambda magnitude: (magnitude[:, list(literal_var.SPIKES)] > 5).any(1))
+    with literal_var.planted(model, planted), residual_stream(model, counts.see):
+        prefill(model, inputs)
+    assert counts.values.tolist() == [[0, 2, 2], [1, 1, 2]]
+
+
+def test_kinds_by_hand():
+    """Two prompts of five layers, of which VAR edits the third and the fourth."""
+    first, second = [[0, 0, 2, 0, 9], [1, 1, 1, 1, 1]], [[0, 0, 4, 0, 9], [1, 1, 0, 2, 1]]
+    kinds = summarise_kinds([np.array(first), np.array(second)])
+    assert (kinds["visual"]["mean"], kinds["text"]["mean"], kinds["visual"]["n"]) == (1.5, 1, 2)
+    assert kinds["layers_without_visual"] == [3] and kinds["by_layer"][2] == {"visual": 3, "text": 0.5}
