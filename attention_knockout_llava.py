@@ -28,9 +28,9 @@ from analysis.knockout import (
     window_figure,
     windows_of,
 )
-from analysis.runs import Output, RunFolder, flat_flags, measure_batches
+from analysis.resume import Result, Run, SampleOutput
 from data.colour_questions import ColourQuestion, ColourQuestions, gather
-from data.errors import check_at_least
+from data.errors import FlagError, check_at_least
 from data.folders import following_links
 from data.images import read_image
 from models.answering import Decoding, ModelBackend
@@ -43,7 +43,7 @@ class Config:
     load: Load = Load(model="tiny-llava")
     """Model: LLaVA-1.5, Qwen2-VL, Qwen2.5-VL, Qwen3-VL or Fuyu."""
     samples: ColourQuestions = ColourQuestions(limit=100)
-    output: Output = Output()
+    output: SampleOutput = SampleOutput()
     widths: tuple[int, ...] = (1, 2, 4)
     """Widths of the windows, in layers."""
     rows: Rows = "word"
@@ -57,35 +57,43 @@ class Config:
     def __post_init__(self) -> None:
         check_at_least(self, batch_size=1, max_new_tokens=1)
         if not self.widths or min(self.widths) < 1:
-            raise ValueError("--widths must hold numbers of layers of at least 1")
+            raise FlagError("--widths", "window-width", "--widths must hold numbers of layers of at least 1")
 
 
 def main(config: Config) -> int:
-    with command.setting_up(), following_links(config.samples.follow_links):
-        questions, unusable, source = gather(config.samples)
-        print(source)
-        out_dir = config.output.folder(config, config.load.model)
-        model, processor = models.load(config.load.model, **config.load.options)
-        check_grid(model, processor)
-        chosen = windows_of(model.config.get_text_config(decoder=True).num_hidden_layers, config.widths)
-    settings = {"flags": flat_flags(config), "model": describe(model), "data": source.facts()}
-    run = RunFolder.create(out_dir, settings, columns(chosen))
+    with Run.of(config) as run:
+        with run.gathering(), command.setting_up(), following_links(config.samples.follow_links):
+            questions, unusable, source = gather(config.samples)
+            print(source)
+            if run.claim(config.load.model, questions, data=source.facts()):
+                return command.conclude_finished(run.folder)
+        with command.setting_up():
+            model, processor = models.load(config.load.model, **run.load_options)
+            check_grid(model, processor)
+            chosen = windows_of(model.config.get_text_config(decoder=True).num_hidden_layers, config.widths)
+            run.start(columns(chosen), model=describe(model))
 
-    def measure(batch: list[ColourQuestion]) -> list[dict]:
-        images = [[read_image(question.path)] for question in batch]
-        answers = {PLAIN: answered(model, processor, batch, images, None, config)}
-        answers |= {each.name: answered(model, processor, batch, images, each, config) for each in chosen}
-        return [
-            table_row(question, {name: texts[index] for name, texts in answers.items()})
-            for index, question in enumerate(batch)
-        ]
+        def measure(batch: list[ColourQuestion]) -> list[Result]:
+            images = [[read_image(question.path)] for question in batch]
+            answers = {PLAIN: answered(model, processor, batch, images, None, config)}
+            answers |= {window.name: answered(model, processor, batch, images, window, config) for window in chosen}
+            return [
+                Result(table_row(question, {name: texts[index] for name, texts in answers.items()}))
+                for index, question in enumerate(batch)
+            ]
 
-    rows = measure_batches(run, questions, measure, config.batch_size, unusable)
+        run.measure_batches(questions, measure, config.batch_size, unusable)
+        return report(run, chosen, config) if run.leads else 0
+
+
+def report(run: Run, chosen: list[Condition], config: Config) -> int:
+    """Write the summary, figure and page; return the exit status."""
+    rows = [part.row for part in run.results()]
     summary = summarise(rows, chosen) if rows else {}
-    run.finish(summary)
     if summary:
         run.save(window_figure(summary, f"rows of the {config.rows}, {config.load.model}"), "knockout.png")
         print(sentence(summary))
+    run.finish(summary)
     return command.conclude(run)
 
 

@@ -32,6 +32,7 @@ from pathlib import Path
 import tyro
 
 from analysis.statistics import SHARE, mean_interval, rate_interval
+from data.errors import InputError
 from data.shapes import COLOURS, SHAPES
 from models.layout import find_words
 
@@ -127,7 +128,9 @@ def read_captions(file: Path) -> list[tuple[str, str]]:
         records = json.loads(text) if listed else [json.loads(line) for line in text.splitlines() if line.strip()]
         return [(str(record["image_id"]), str(record["caption"])) for record in records]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{file} is no file of captions, one {{image_id, caption}} a line: {error!r}") from error
+        raise InputError(
+            "no-captions", f"{file} is no file of captions, one {{image_id, caption}} a line: {error!r}"
+        ) from error
 
 
 def read_instances(file: Path) -> dict[str, set[str]]:
@@ -139,7 +142,9 @@ def read_instances(file: Path) -> dict[str, set[str]]:
         for annotation in content["annotations"]:
             present.setdefault(str(annotation["image_id"]), set()).add(names[annotation["category_id"]])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{file} holds no COCO instances (annotations and categories): {error!r}") from error
+        raise InputError(
+            "no-instances", f"{file} holds no COCO instances (annotations and categories): {error!r}"
+        ) from error
     return present
 
 
@@ -147,7 +152,7 @@ def read_synonyms(file: Path) -> dict[str, list[str]]:
     """Synonyms by object. Raises ValueError for a file without any."""
     lines = [[name.strip() for name in line.split(",") if name.strip()] for line in _read(file).splitlines()]
     if not (vocabulary := {line[0]: line[1:] for line in lines if line}):
-        raise ValueError(f"{file} holds no object; expected one a line, with its synonyms after commas")
+        raise InputError("no-synonyms", f"{file} holds no object; expected one a line, with its synonyms after commas")
     return vocabulary
 
 
@@ -155,7 +160,7 @@ def _read(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 text") from error
+        raise InputError("not-text", f"{file} is not UTF-8 text") from error
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from analysis.chair import ABSENT, SHAPE_NAMES, marked, named_objects, objects_o
 from analysis.choices import read_option, read_part
 from analysis.mentions import Options, build_options
 from analysis.statistics import rate_interval
-from data.errors import InputError
+from data.errors import FlagError, InputError
 
 
 @dataclass(frozen=True)
@@ -223,8 +223,10 @@ def check_golds(judge: str, golds: Iterable[str]) -> None:
     else:
         return
     if wrong:
-        raise ValueError(
-            f"--judge {judge} needs golds of {needed}, and a record has {wrong[0]!r}; choose another judge"
+        raise FlagError(
+            "--judge",
+            "judge-golds",
+            f"--judge {judge} needs golds of {needed}, and a record has {wrong[0]!r}; choose another judge",
         )
 
 

@@ -18,7 +18,7 @@ from analysis.metrics import cell_weights
 from analysis.plots import BLUE, ORANGE, Figure, for_lines, whole_numbers
 from analysis.statistics import DIFFERENCE, mean_interval, rate_interval
 from data.colour_questions import ColourQuestion
-from data.errors import SampleError
+from data.errors import FlagError, SampleError
 from models.knockout import Knockout, Positions
 from models.layout import TokenLayout
 
@@ -44,7 +44,11 @@ def windows_of(layers: int, widths: Sequence[int]) -> list[Condition]:
     """All windows of these widths in a model of that many layers, for both boxes. Raises ValueError for a width that
     is not 1 to `layers`."""
     if wrong := [width for width in widths if not 1 <= width <= layers]:
-        raise ValueError(f"--widths {wrong[0]}: the model has {layers} layers; give 1 to {layers}")
+        raise FlagError(
+            "--widths",
+            "window-width",
+            f"--widths {wrong[0]}: the model has {layers} layers; give 1 to {layers}",
+        )
     return [
         Condition(box, first, first + width - 1)
         for width in sorted(set(widths))

@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from data.errors import InputError, MissingFileError
 from data.spatial_qa_files import Record
 
 NAME, FOLDER = "pope", Path("pope")
@@ -31,9 +32,10 @@ def find(root: Path) -> dict[str, Path]:
     """
     named = [(match, path) for path in (root / FOLDER).rglob("*.json") if (match := FILE.fullmatch(path.stem))]
     if not named:
-        raise FileNotFoundError(
+        raise MissingFileError(
+            "no-pope",
             f"{root / FOLDER} holds no file like coco_pope_random.json; make a set in this layout with `python -m "
-            f"data.twoshapes_pope --out-dir {root}`, or pass the folder above pope/ as --data-root"
+            f"data.twoshapes_pope --out-dir {root}`, or pass the folder above pope/ as --data-root",
         )
     named.sort(key=lambda pair: (pair[0][1] or "", SPLITS.index(pair[0][2]), pair[1]))
     several = len({match[1] for match, _ in named}) > 1
@@ -41,7 +43,10 @@ def find(root: Path) -> dict[str, Path]:
     for match, path in named:
         split = f"{match[1]} {match[2]}" if several and match[1] else match[2]
         if split in files:
-            raise ValueError(f"{files[split]} and {path} are both the split {split!r}; leave one of them below pope/")
+            raise InputError(
+                "split-twice",
+                f"{files[split]} and {path} are both the split {split!r}; leave one of them below pope/",
+            )
         files[split] = path
     return files
 
@@ -55,7 +60,7 @@ def read(file: Path, split: str, root: Path | None = None) -> Iterator[Record]:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
+        raise InputError("unreadable-file", f"{file} cannot be read: {error}") from error
     for number, (where, content, fault) in enumerate(_contents(file, text)):
         yield Record(f"{split}/{where}", f"{split}/{number}", _translated(content, split, file, root), fault)
 
@@ -66,7 +71,7 @@ def _contents(file: Path, text: str) -> Iterator[tuple[str, object, str]]:
         try:
             records = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{file} is not valid JSON ({error})") from error
+            raise InputError("not-json", f"{file} is not valid JSON ({error})") from error
         yield from ((f"record {number}", record, "") for number, record in enumerate(records))
         return
     for number, line in enumerate(text.splitlines(), 1):

@@ -23,7 +23,7 @@ from pathlib import Path
 from PIL import Image
 
 from data import pope
-from data.errors import FlagError, MissingFileError, SampleError, Skip, check_at_least
+from data.errors import FlagError, InputError, MissingFileError, SampleError, Skip, check_at_least
 from data.folders import Links, Source, is_synthetic, published
 from data.images import read_image
 from data.options import LETTERS, names_others, rewrite
@@ -107,7 +107,9 @@ def locate_files(dataset: str, data_root: str | Path | None) -> tuple[Path | Non
     if dataset != pope.NAME:
         return find(dataset, data_root)
     if data_root is None:
-        raise ValueError(f"--dataset {dataset} needs --data-root, the folder that holds {pope.FOLDER}/")
+        raise InputError(
+            "data-root-needed", f"--dataset {dataset} needs --data-root, the folder that holds {pope.FOLDER}/"
+        )
     return Path(data_root), pope.find(Path(data_root))
 
 

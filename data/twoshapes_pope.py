@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
+from data.errors import InputError
 from data.folders import made_whole, mark, written
 from data.pope import FOLDER, SPLITS
 from data.shapes import COLOURS, SHAPES, Shape, draw
@@ -57,7 +58,9 @@ def generate(folder: str | Path, count: int, seed: int) -> None:
     seed.
     """
     if count < 1 or seed < 0:
-        raise ValueError(f"count is {count} and seed {seed}; give a count of at least 1 and a seed of at least 0")
+        raise InputError(
+            "count-or-seed", f"count is {count} and seed {seed}; give a count of at least 1 and a seed of at least 0"
+        )
     scenes = [scene_of(np.random.default_rng([seed, index])) for index in range(count)]
     occurrences = Counter(shape.name for scene in scenes for shape in scene)
     frequent = sorted(OBJECTS, key=lambda name: -occurrences[name])

@@ -477,9 +477,7 @@ def check_layers(target, layers: int, name: str = "target-layer") -> tuple[int, 
             "target-layer-form", f"{name} is {target!r}; give None, a layer number or a list of them"
         ) from error
     if outside := [layer for layer in chosen if not 0 <= layer < layers]:
-        raise InputError(
-            "no-such-layer", f"{name} {outside[0]} does not exist; the model has layers 0 to {layers - 1}"
-        )
+        raise InputError("no-such-layer", f"{name} {outside[0]} does not exist; the model has layers 0 to {layers - 1}")
     return tuple(chosen)
 
 

@@ -25,6 +25,7 @@ from typing import Literal, get_args
 
 import torch
 
+from data.errors import InputError
 from models.gaze import check_layers
 from models.interventions import KeyBias, LayerEdit, PromptBatch
 
@@ -43,23 +44,26 @@ class Positions:
         try:
             found = tuple(tuple(sorted({operator.index(at) for at in sample})) for sample in self.by_sample)
         except TypeError as error:
-            raise ValueError(
-                f"positions are {self.by_sample!r}; give a list of whole numbers for each sample, [] for none"
+            raise InputError(
+                "positions-form",
+                f"positions are {self.by_sample!r}; give a list of whole numbers for each sample, [] for none",
             ) from error
         object.__setattr__(self, "by_sample", found)
 
     def mask(self, prompt: PromptBatch, device: torch.device) -> torch.Tensor:
         """bool [sample, position]. Raises ValueError for another number of samples and for positions outside them."""
         if len(self.by_sample) != len(prompt.starts):
-            raise ValueError(
-                f"positions of {len(self.by_sample)} samples for a batch of {len(prompt.starts)}; give a list for each"
+            raise InputError(
+                "positions-per-sample",
+                f"positions of {len(self.by_sample)} samples for a batch of {len(prompt.starts)}; give a list for each",
             )
         mask = torch.zeros(len(prompt.starts), prompt.length, dtype=torch.bool, device=device)
         for sample, (start, found) in enumerate(zip(prompt.starts, self.by_sample, strict=True)):
             if outside := [at for at in found if not start <= at < prompt.length]:
-                raise ValueError(
+                raise InputError(
+                    "no-such-position",
                     f"position {outside[0]} is not in the prompt of sample {sample}, which has positions {start} to "
-                    f"{prompt.length - 1}; take them from the layout of the same batch"
+                    f"{prompt.length - 1}; take them from the layout of the same batch",
                 )
             mask[sample, list(found)] = True
         return mask
@@ -140,4 +144,4 @@ def check_names(what: str, chosen, names: tuple[str, ...]) -> None:
     unknown = [name for name in chosen if name not in names] if isinstance(chosen, tuple | list) else [chosen]
     if unknown or not chosen:
         found = repr(unknown[0]) if unknown else "none"
-        raise ValueError(f"knockout {what}: {found}; give one or more of {', '.join(names)}, or Positions")
+        raise InputError("token-set", f"knockout {what}: {found}; give one or more of {', '.join(names)}, or Positions")

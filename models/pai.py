@@ -27,6 +27,7 @@ from functools import partial
 
 import torch
 
+from data.errors import InputError
 from models.contrast import Contrast
 from models.interventions import LayerEdit, PromptBatch, ScoreEdit
 
@@ -53,16 +54,19 @@ class PAI:
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha < math.inf:
-            raise ValueError(f"alpha is {self.alpha}; it multiplies |scores|, so give a finite number of 0 or more")
+            raise InputError("alpha", f"alpha is {self.alpha}; it multiplies |scores|, so give a finite number >= 0")
         if not 1 <= self.gamma < math.inf:
-            raise ValueError(f"gamma is {self.gamma}; give a finite number of 1 (no contrast) or more")
+            raise InputError("gamma", f"gamma is {self.gamma}; give a finite number of 1 (no contrast) or more")
         if self.first_layer < 0:
-            raise ValueError(f"first layer {self.first_layer} does not exist; layers count from 0")
+            raise InputError("no-such-layer", f"first layer {self.first_layer} does not exist; layers count from 0")
 
     def check(self, layers: int) -> None:
         """Raise ValueError for a model without the first layer."""
         if self.first_layer >= layers:
-            raise ValueError(f"first layer {self.first_layer} does not exist; the model has layers 0 to {layers - 1}")
+            raise InputError(
+                "no-such-layer",
+                f"first layer {self.first_layer} does not exist; the model has layers 0 to {layers - 1}",
+            )
 
     def plan(self, prompt: PromptBatch) -> dict[int, LayerEdit]:
         """The same edit for each layer; raises ValueError as `check` does."""

@@ -27,6 +27,7 @@ from functools import partial
 
 import torch
 
+from data.errors import InputError
 from models.gaze import check_layers, in_proportion
 from models.interventions import LayerEdit, PromptBatch, ScoreEdit, scale_keys
 
@@ -54,8 +55,9 @@ class VAF:
     def __post_init__(self) -> None:
         for name in ("enhance", "suppress"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}; it multiplies attention scores, so give a finite number >= 0"
+                raise InputError(
+                    "factor",
+                    f"{name} is {getattr(self, name)}; it multiplies attention scores, so give a finite number >= 0",
                 )
 
     @property

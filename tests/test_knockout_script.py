@@ -13,6 +13,7 @@ from data import colour_questions, twoshapes
 from data.errors import SampleError
 from data.geometry import ImageGrid
 from data.twoshapes import Entity
+from tests.errors import refused
 from tests.runs import table
 from tests.settings import configure
 
@@ -21,7 +22,7 @@ def test_windows_of_every_width_and_box():
     found = [condition.name for condition in windows_of(3, (2, 1, 2))]
     assert found == [f"{box}_{first}-{last}" for first, last in ((0, 0), (1, 1), (2, 2), (0, 1), (1, 2))
                      for box in ("asked", "other")]  # fmt: skip
-    with pytest.raises(ValueError, match="--widths 4: the model has 3 layers; give 1 to 3"):
+    with refused("window-width"):
         windows_of(3, (1, 4))
 
 

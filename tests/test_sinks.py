@@ -171,7 +171,7 @@ def test_contrast_is_the_literal_loop():
         half = Contrast(received, candidates, 0.1)
         half.received, half.most = received[layer : layer + 1], contrast.most[layer : layer + 1]
         half.see(0, 300 * each.half())  # squares beyond float16
-        torch.testing.assert_close(half.statistics[:2, 0], expected[:2], atol=1e-2, rtol=0)
+        torch.testing.assert_close(torch.from_numpy(half.statistics[:2, 0]), expected[:2], atol=1e-2, rtol=0)
     share = np.mean([row.topk(3).values.sum() / row.sum() for row in received])
     assert contrast.top_share == pytest.approx(share, abs=tolerance.sums(30))
 
