@@ -43,7 +43,7 @@ VARIABLE = re.compile(r"[A-Z]+=(?:\$\(.*\)|\S+)")  # set for the later commands 
 REMARK = re.compile(r"\s+#\s.*|\s{3,}\(.*\)$")
 CANNOT = {
     "a checkpoint or data of the hub": re.compile(
-        r"\b(?:llava-hf|Qwen|adept|meta-llama|BLINK-Benchmark|array)/|results/(?:llava|whatsup)-"
+        r"\b(?:llava-hf|Qwen|adept|meta-llama|BLINK-Benchmark|array)/|results/(?:llava|whatsup)-|instances_val2014"
     ),
     "several GPUs": re.compile(r"\bsrun\b|--multi_gpu"),
     "a name to fill in": re.compile(r"(?<!\$)\b(?:MODEL|NAME|RUN_[AB])\b|--data-root DATA\b|\bmodel\.gguf"),
