@@ -34,6 +34,7 @@ COMMANDS = {
     "attention_rollout_llava.py": "--limit 3 --max-new-tokens 4",
     "attention_rollout_qwen2.py": "--limit 3 --max-new-tokens 4",
     "attention_rollout_fuyu.py": "--limit 3 --max-new-tokens 4",
+    "attention_knockout_llava.py": "--limit 6 --widths 2 --batch-size 2",
     "gaze_generation_llava.py": "--limit 4 --pictures 2 --batch-size 2 --max-new-tokens 3",
     "gaze_head_similarity_llava.py": "--limit 4 --max-new-tokens 3",
     "vlm_atten_analysis_llava.py": "--limit 3 --faithfulness 1 --pictures 1 --no-figures",
