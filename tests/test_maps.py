@@ -15,7 +15,10 @@ from models.attention import LISTENERS, REPLAY, STEERING
 from models.gaze import Gaussian, Gaze, SalientHead
 from models.generation import answers
 from models.gradients import answer_gradients, score
+from models.knockout import Knockout
+from models.pai import PAI
 from models.trace import AttentionTrace
+from models.vaf import VAF
 from models.var import VAR
 from tests import literal_maps
 from tests.models import llava, llava_processor, picture
@@ -141,6 +144,9 @@ INTERVENTIONS = {
     "gaussian": Gaze(Gaussian(layers=(1, 2)), [[(3, 4)], []]),
     "salient-head": Gaze(SalientHead(layers=(1, 2), heads=2), [[(3, 4)], [(5, 5)]]),
     "var": VAR((121, 30), tau=3.0, first_layer=1),
+    "knockout": Knockout(("last", "generated"), layers=(1, 2)),
+    "pai": PAI(alpha=1.0, gamma=1.0, first_layer=1),
+    "vaf": VAF(enhance=1.5, layers=(1, 2)),
 }
 
 
@@ -150,6 +156,8 @@ def edited_attention(edits, sample, start):
     def attend(module, query, key, value, mask, scaling, **options):
         edit, places = edits[module.layer_idx], torch.arange(query.shape[2])
         scores = query[0] @ key[0].transpose(1, 2) * scaling
+        if edit is not None and sample in edit.score_edits:
+            scores = edit.score_edits[sample].edit(scores.clone(), places)
         if edit is not None and edit.bias is not None:
             scores = scores + edit.bias.for_rows(sample, start, places, len(places))
         weights = scores.masked_fill(places > places[:, None], float("-inf")).softmax(-1)
