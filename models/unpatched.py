@@ -1,6 +1,6 @@
 """Support for unpatched families: recording and rollout, with an unknown image grid.
 
-Requirements, checked when a model is loaded: image tokens marked in `input_ids`, full attention in every layer through
+Requirements, checked when a model is loaded: image tokens marked in `input_ids`, attention in every layer through
 transformers' interface, and recomputed weights equal to the eager model's.
 """
 
@@ -206,8 +206,8 @@ def check_config(config, fields: dict) -> str | None:
         return "has an encoder and a decoder, whose attention to the image is another one"
     if getattr(config, "image_token_id", None) is None:
         return "does not mark its image tokens in input_ids"
-    if other := other_layer_types(config.get_text_config()):  # a sliding window has its own message
-        return f"has layers without full attention ({', '.join(other)})"
+    if other := other_layer_types(config.get_text_config()):
+        return f"has layers without attention ({', '.join(other)})"
     return None
 
 

@@ -6,7 +6,7 @@ overrides. Families whose processor needs torchvision are built only where it is
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from inspect import signature
 
 import torch
@@ -57,9 +57,9 @@ class Family:
     placeholder: str = "<image>"  # of an image in the prompt
 
 
-def build(name: str):
-    """(stock model with the mixin of unpatched families, its processor)."""
-    family = FAMILIES[name]
+def build(name: str, family: Family | None = None):
+    """(stock model with the mixin of unpatched families, its processor) of a family, by default of FAMILIES."""
+    family = family or FAMILIES[name]
     kind = CONFIG_MAPPING[family.model_type or name]
     specials = [*SPECIALS, *family.tokens]
     tokenizer = word_level(
@@ -370,3 +370,32 @@ FAMILIES = {
         refused="resampler",
     ),
 }
+
+WINDOW = SMALL | {"sliding_window": 16}
+ALTERNATING = ["sliding_attention", "full_attention", "sliding_attention"]
+ATTENTION = {
+    "gemma3": replace(
+        FAMILIES["gemma3"], text=WINDOW | {"num_hidden_layers": 3, "layer_types": ALTERNATING}, model_type="gemma3"
+    ),
+    "gemma4": replace(
+        FAMILIES["gemma4"], model_type="gemma4",
+        text=FAMILIES["gemma4"].text | {"num_hidden_layers": 3, "layer_types": [*ALTERNATING[::2], "full_attention"],
+                                        "use_bidirectional_attention": "vision"},
+    ),
+    "mistral": replace(FAMILIES["llava_next"], text=WINDOW | {"model_type": "mistral"}, model_type="llava_next"),
+    "cohere2": replace(
+        FAMILIES["cohere2_vision"], model_type="cohere2_vision",
+        text=WINDOW | {"model_type": "cohere2", "num_hidden_layers": 3, "layer_types": ALTERNATING},
+    ),
+    "paligemma": replace(FAMILIES["paligemma"], model_type="paligemma"),
+    "paligemma2": replace(
+        FAMILIES["paligemma"], model_type="paligemma",
+        text=WINDOW | {"model_type": "gemma2", "attn_logit_softcapping": 5.0},
+    ),
+    "gpt_oss": replace(
+        FAMILIES["internvl"], model_type="internvl",
+        text=WINDOW | {"model_type": "gpt_oss", "num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
+}  # fmt: skip
+"""Families under other kinds of attention: windows of 16 keys, image blocks and prefixes that are attended to in both
+directions, soft caps, sink logits."""
