@@ -36,7 +36,8 @@ from analysis.rollout import RolloutSettings, TokenMaps, rollout, token_rows
 from analysis.words import check_layers, select_layers
 from models.generation import Answer
 from models.gradients import OutputGradients, Score, answer_gradients, layer_gradients
-from models.trace import BLOCK_ELEMENTS, AttentionTrace, indices_of, softmax_rows
+from models.rows import softmax_rows
+from models.trace import BLOCK_ELEMENTS, AttentionTrace, indices_of
 from models.values import output_norms
 
 ROLLOUTS = {"rollout", "rollout-corrected"}

@@ -87,6 +87,14 @@ class TokenMaps:
         return Maps(cells, cells.mean(0), cells.max(0))
 
     @property
+    def nowhere(self) -> torch.Tensor:
+        """Share of each token's relevance that no position receives, float32 [token].
+
+        0, except where rows sum to less than 1, since a sink logit takes the rest (gpt-oss).
+        """
+        return 1 - self.relevance.sum(1)
+
+    @property
     def per_token(self) -> np.ndarray:
         return self.maps().per_token
 

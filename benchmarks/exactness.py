@@ -26,7 +26,7 @@ from analysis import command
 from analysis.files import write_table
 from analysis.runs import default_out_dir, refuse_existing
 from data.shapes import Shape, draw
-from models.attention import listening
+from models.attention import Formula, listening
 from models.loading import quiet
 from models.trace import AttentionTrace
 
@@ -71,7 +71,8 @@ class ReferenceRows:
         self.rows: list[torch.Tensor] = []  # [head, row, key] per call
         self.largest = 0.0  # scaling |q| |k|
 
-    def __call__(self, layer: int, module, query, key, value, mask, scaling: float) -> None:
+    def __call__(self, layer: int, module, query, key, value, mask, formula: Formula) -> None:
+        scaling = formula.scaling
         query, key = query[0].double(), key[0].double().repeat_interleave(query.shape[1] // key.shape[1], 0)
         self.largest = max(self.largest, scaling * float(query.norm(dim=-1).max() * key.norm(dim=-1).max()))
         scores = scaling * query @ key.transpose(1, 2)

@@ -1,9 +1,30 @@
-"""Mapping between the grid of image tokens and pixels of the original image."""
+"""Mapping between image tokens and pixels of the original image: a list of rectangles, or a grid of cells."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class TokenRectangles:
+    """Rectangles of the image tokens of one image of width x height original pixels, in the order of the tokens.
+
+    `edges` float64 [token, 4] holds left, top, right, bottom in original pixels, x to the right and y down from the
+    outer edge of the top left pixel, inside the image; NaN for a token that shows no pixel (a line break, padding).
+    Rectangles may overlap, as those of tiles and of a thumbnail.
+    """
+
+    width: int
+    height: int
+    edges: np.ndarray = field(repr=False)
+
+    @property
+    def visible(self) -> np.ndarray:
+        """Whether each token shows pixels, bool [token]."""
+        return ~np.isnan(self.edges[:, 0])
 
 
 @dataclass(frozen=True)
@@ -37,3 +58,10 @@ class ImageGrid:
         col = math.floor((x * self.resized[0] / self.width - self.offset[0]) / self.cell)
         row = math.floor((y * self.resized[1] / self.height - self.offset[1]) / self.cell)
         return (row, col) if 0 <= row < self.rows and 0 <= col < self.cols else None
+
+    def rectangles(self) -> TokenRectangles:
+        """The cells' rectangles in raster order, cut to the image; NaN for a cell outside of it."""
+        edges = np.array([self.rect(row, col) for row in range(self.rows) for col in range(self.cols)], np.float64)
+        edges = edges.clip(0, np.array([self.width, self.height] * 2))
+        edges[(edges[:, 2:] <= edges[:, :2]).any(1)] = np.nan
+        return TokenRectangles(self.width, self.height, edges)

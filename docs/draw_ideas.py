@@ -25,7 +25,7 @@ from models.attention import listening
 from models.gaze import Gaussian, SalientHead
 from models.generation import Answer, answer
 from models.interventions import LayerEdit, PromptBatch
-from models.trace import softmax_rows
+from models.rows import softmax_rows
 
 LAYER, HEAD = 2, 0  # of the first two figures: a head that attends to both shapes
 QUESTION, DESCRIBE = "what colour is the shape ?", "describe the image ."
@@ -95,9 +95,9 @@ def recorded_row(model, inputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
     """Query [width] of the last prompt row, keys [key, width], and the attention row computed from them."""
     states = {}
 
-    def listen(layer, module, query, key, value, mask, scaling):
+    def listen(layer, module, query, key, value, mask, formula):
         if layer == LAYER:
-            states.update(query=query[0, HEAD, -1:], key=key[0, HEAD], scaling=scaling)
+            states.update(query=query[0, HEAD, -1:], key=key[0, HEAD], scaling=formula.scaling)
 
     with torch.no_grad(), listening(model, "decoder", listen):
         model(**inputs)

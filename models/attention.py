@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from inspect import signature
 from threading import Lock, get_ident
@@ -27,23 +28,46 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from data.errors import InputError, SampleError
+from models.rows import read_intervals, softmax_rows
 
 NAME = "sightline"
 ATTENTION = ("self_attn", "attn", "attention")  # names of attention modules: Llama; GPT-2, Qwen's encoders; GPT-NeoX
 # Attributes of an attention module, dictionaries by thread: its listeners, its edit (`models.interventions.LayerEdit`),
 # the function of a replay.
 LISTENERS, STEERING, REPLAY = "sightline_listeners", "sightline_steering", "sightline_replay"
+BLOCK_WEIGHTS = 2**22  # attention weights held at a time where SDPA does not compute them
 LOCK = Lock()  # guards changes of these attributes and of the name of the attention function
 
 Part = Literal["decoder", "encoder"]
-Listener = Callable[[int, nn.Module, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, float], None]
-"""Called with (layer, module, query, key, value, mask, scaling) before each attention; shapes as in `attention`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Formula:
+    """Weights of one call of attention: softmax(cap(scaling * query key^T)), see `models.rows.softmax_rows`.
+
+    `sinks` [head]: the logits of a key without a value. SDPA computes neither a soft cap nor sinks.
+    """
+
+    scaling: float
+    softcap: float | None = None
+    sinks: torch.Tensor | None = None
+
+    @property
+    def is_softmax(self) -> bool:
+        """Whether the weights are the softmax of the scaled scores alone."""
+        return self.softcap is None and self.sinks is None
+
+
+Listener = Callable[[int, nn.Module, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, Formula], None]
+"""Called with (layer, module, query, key, value, mask, formula) before each attention; shapes as in `attention`."""
 Replay = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
 """Maps (layer, query, key, value, scaling) to the output [batch, row, head, width]; shapes as in `attention`."""
 
 
 def attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
     """SDPA, preceded by the thread's listeners of `module`; applies the module's edit if there is one.
+
+    A soft cap and sinks, which SDPA lacks, are computed as in eager attention, block by block in float32.
 
     query [batch, head, row, width] and key, value [batch, key head, key, width] are post-rotary, the cache included;
     attention_mask is None (causal in prefill, everything in decode) or bool [batch, 1, row, key], True = attend.
@@ -53,15 +77,58 @@ def attention(module, query, key, value, attention_mask, scaling=None, dropout=0
     replay = attached(module, REPLAY)
     if replay is not None:
         return replay(query, key, value, scale), None
+    formula = Formula(scale, kwargs.get("softcap"), kwargs.get("s_aux"))
     listeners, edit = attached(module, LISTENERS, ()), attached(module, STEERING)
     if listeners or edit is not None:
         check_arguments(module, kwargs)
     for listener in listeners:
-        listener(module, query, key, value, attention_mask, scale)
+        listener(module, query, key, value, attention_mask, formula)
     if edit is not None:
+        check_steerable(module, query, key, attention_mask, formula)
         plain = partial(sdpa_attention_forward, module, scaling=scale, dropout=dropout, **kwargs)
         return edit.attend(lambda *args: plain(*args)[0], query, key, value, attention_mask, scale), None
+    if not formula.is_softmax:
+        return attend_in_blocks(module, query, key, value, attention_mask, formula), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+
+
+def attend_in_blocks(module: nn.Module, query, key, value, mask, formula: Formula) -> torch.Tensor:
+    """Output of attention with a soft cap or sinks, [batch, row, head, width]; memory is linear in the keys."""
+    rows, keys = query.shape[2], key.shape[2]
+    intervals = read_intervals(mask, rows, keys, module.is_causal)
+    output = value.new_empty(len(query), rows, query.shape[1], value.shape[-1])
+    step = max(1, BLOCK_WEIGHTS // (query.shape[1] * keys))
+    for sample in range(len(query)):
+        wide = key[sample].float()
+        for begin in range(0, rows, step):
+            block = torch.arange(begin, min(begin + step, rows))
+            first, last = intervals.of(sample, block)
+            last = last.clamp_min(0)  # padding rows, whose output is not used
+            weights = softmax_rows(
+                query[sample, :, block].float(), wide, formula.scaling, last,
+                first=first, softcap=formula.softcap, sinks=formula.sinks,
+            )  # fmt: skip
+            grouped = weights.to(value.dtype).reshape(len(wide), -1, keys)
+            output[sample, block] = torch.bmm(grouped, value[sample]).view(*weights.shape[:2], -1).transpose(0, 1)
+    return output
+
+
+def check_steerable(module: nn.Module, query, key, mask: torch.Tensor | None, formula: Formula) -> None:
+    """Raise ValueError unless a call is causal attention to all keys, the softmax of queries and keys alone.
+
+    Only then are edited rows recomputed as the model computes them.
+    """
+    fault = None
+    if not formula.is_softmax:
+        fault = "with a soft cap" if formula.softcap is not None else "with a sink logit"
+    elif query.shape[2] > 1 and not read_intervals(mask, query.shape[2], key.shape[2], module.is_causal).causal:
+        fault = "in a window or in both directions"
+    if fault:
+        raise InputError(
+            "steering-not-causal",
+            f"{type(module).__name__} attends {fault}, and steering needs causal attention to all keys; record this "
+            "model without steering, or load another one",
+        )
 
 
 def check_arguments(module: nn.Module, arguments: dict[str, Any]) -> None:
@@ -93,15 +160,11 @@ def attention_stack(model: PreTrainedModel, part: Part) -> tuple[PreTrainedModel
             "no-attention-interface",
             f"the attention of {kind} does not go through transformers' attention interface, so it cannot be recorded",
         )
-    if not stack._supports_sdpa:  # sinks and soft caps are not in SDPA's formula
-        raise InputError(
-            "no-sdpa", f"{kind} has no SDPA attention in transformers, and recording recomputes SDPA's weights"
-        )
-    if stack.config._attn_implementation not in ("sdpa", NAME):
+    if stack.config._attn_implementation not in (plain := plain_attention(type(stack)), NAME):
         raise InputError(
             "not-sdpa",
             f"{kind} was loaded with attn_implementation={stack.config._attn_implementation!r}; "
-            "recording needs 'sdpa' (call model.set_attn_implementation('sdpa'))",
+            f"recording needs {plain!r} (call model.set_attn_implementation({plain!r}))",
         )
     if part == "decoder":
         check_layers(stack.config, len(modules), kind)
@@ -119,18 +182,12 @@ def attention_modules(stack: PreTrainedModel) -> dict[str, nn.Module]:
 
 
 def check_layers(config: PreTrainedConfig, count: int, kind: str) -> None:
-    """Raise ValueError unless a decoder with this config and `count` attention modules has full attention in every
-    layer. In a hybrid decoder, the attention layers would otherwise be numbered as if they were all layers."""
-    if has_sliding_window(config):
-        raise InputError(
-            "sliding-window",
-            f"{kind} uses sliding-window attention, whose cache forgets the image tokens; "
-            "recording needs full attention in every layer",
-        )
+    """Raise ValueError unless a decoder with this config and `count` attention modules has attention in every layer.
+    In a hybrid decoder, the attention layers would otherwise be numbered as if they were all layers."""
     if other := other_layer_types(config):
         raise InputError(
             "partial-attention",
-            f"{kind} has layers without full attention ({', '.join(other)}); recording needs it in every layer",
+            f"{kind} has layers without attention ({', '.join(other)}); recording needs it in every layer",
         )
     if count != config.num_hidden_layers:
         raise InputError(
@@ -152,15 +209,28 @@ def vision_encoder(model: PreTrainedModel) -> PreTrainedModel:
     )
 
 
-def has_sliding_window(config: PreTrainedConfig) -> bool:
-    """Return whether any layer of a decoder with this (text) config drops distant keys."""
-    kinds = getattr(config, "layer_types", None) or ()
-    return bool(getattr(config, "sliding_window", None)) or "sliding_attention" in kinds
+ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}  # layer types whose rows are intervals
 
 
 def other_layer_types(config: PreTrainedConfig) -> list[str]:
-    """Layer types of a decoder's (text) config that are neither full attention nor a sliding window, sorted."""
-    return sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"})
+    """Layer types of a decoder's (text) config that are not attention to an interval of keys, sorted."""
+    return sorted(set(getattr(config, "layer_types", None) or ()) - ATTENTION_LAYERS)
+
+
+def cut_layers(config: PreTrainedConfig) -> set[int]:
+    """Layers of a decoder with this (text) config whose cache drops distant keys."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds:
+        return {layer for layer, kind in enumerate(kinds) if kind != "full_attention"}
+    return set(range(config.num_hidden_layers)) if getattr(config, "sliding_window", None) else set()
+
+
+def plain_attention(stack: type[PreTrainedModel]) -> str:
+    """Name of the attention function under which a class runs when nothing is attached: SDPA's, if it has that.
+
+    Soft caps (Gemma 2) and sinks (gpt-oss) are not in SDPA's formula.
+    """
+    return "sdpa" if stack._supports_sdpa else "eager"
 
 
 @contextmanager
@@ -207,9 +277,9 @@ def detach(module: nn.Module, name: str) -> None:
 
 
 def name_attention(stack: PreTrainedModel, modules: list[nn.Module]) -> None:
-    """Set NAME in the config while any thread has a value attached, SDPA's name otherwise; the caller holds LOCK."""
+    """Set NAME in the config while any thread has a value attached, its plain name otherwise; the caller holds LOCK."""
     anything = any(hasattr(module, name) for module in modules for name in (LISTENERS, STEERING, REPLAY))
-    stack.config._attn_implementation = NAME if anything else "sdpa"
+    stack.config._attn_implementation = NAME if anything else plain_attention(type(stack))
 
 
 @contextmanager

@@ -35,7 +35,8 @@ from transformers import PreTrainedModel
 
 from models.attention import replaying
 from models.interventions import weigh
-from models.trace import AttentionTrace, softmax_rows
+from models.rows import softmax_rows
+from models.trace import AttentionTrace
 
 Score = Literal["log-odds", "log-probability", "logit"]
 FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")

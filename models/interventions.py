@@ -41,13 +41,14 @@ from models.attention import (
     STEERING,
     attach,
     attention_stack,
+    cut_layers,
     detach,
     is_attached,
     name_attention,
     residual_stream,
 )
 from models.contrast import WithoutImages
-from models.trace import softmax_rows
+from models.rows import softmax_rows
 
 BLOCK_ELEMENTS = 2**22  # softmax weights of edited rows held at a time
 
@@ -276,7 +277,7 @@ class LayerEdit:
         return torch.cat(blocks, 1).transpose(0, 1)
 
     def recompute_rows(self, sample: int, query, key, scaling: float, positions, live=None) -> torch.Tensor:
-        """Edited softmax rows of one sample, float32 [head, row, key]; see `models.trace.softmax_rows`.
+        """Edited softmax rows of one sample, float32 [head, row, key]; see `models.rows.softmax_rows`.
 
         Positions, int64 [row], and keys count from the sample's first token.
         """
@@ -351,6 +352,12 @@ def apply_edits(
         yield
         return
     stack, modules = attention_stack(model, "decoder")
+    if cut := sorted(cut_layers(stack.config) & edits.keys()):
+        raise InputError(
+            "steering-window",
+            f"layer {cut[0]} of {type(model).__name__} attends in a sliding window, whose cache drops keys that "
+            "steering needs; steer layers with full attention only, or record the model without steering",
+        )
     if any(is_attached(module, STEERING) for module in modules):
         raise StateError(
             "steered-already",

@@ -14,13 +14,20 @@ from typing import Literal
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from transformers import CONFIG_MAPPING, AutoConfig, BitsAndBytesConfig, FineGrainedFP8Config, PreTrainedConfig
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_MAPPING,
+    AutoConfig,
+    BitsAndBytesConfig,
+    FineGrainedFP8Config,
+    PreTrainedConfig,
+)
 from transformers.utils import cached_file, extract_commit_hash
 from transformers.utils import logging as transformers_logging
 
 from data.errors import InputError, MissingFileError, reason_of
 from models import FAMILIES, TINY, embedded, generation_settings
-from models.attention import attention_stack, has_sliding_window, prefill
+from models.attention import attention_stack, plain_attention, prefill
 from models.folders import (
     FP8,
     check_fields,
@@ -143,7 +150,7 @@ def read_weights(model_class, path: str, name: str, **settings):
     try:
         model, info = model_class.from_pretrained(
             path,
-            attn_implementation="sdpa",
+            attn_implementation=attention_names(settings["config"]),
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
@@ -170,6 +177,13 @@ def read_weights(model_class, path: str, name: str, **settings):
     check_finite_weights(model, name)
     generation_settings.replace(model)
     return model
+
+
+def attention_names(config) -> str | dict[str, str]:
+    """Attention function of every part of a model: SDPA, except eager for a decoder that has no SDPA (gpt-oss)."""
+    text = config.get_text_config(decoder=True)
+    plain = plain_attention(MODEL_MAPPING[type(text)]) if type(text) in MODEL_MAPPING else "sdpa"
+    return plain if plain == "sdpa" or text is config else {"": "sdpa", "text_config": plain}
 
 
 def check_finite_weights(model, name: str) -> None:
@@ -326,12 +340,6 @@ def read_config(path: str, name: str, revision: str | None):
         commit = extract_commit_hash(cached_file(path, "config.json", revision=revision), None) if hub else None
     if family not in FAMILIES and (fault := check_config(config, fields)):
         raise InputError("unknown-family", f"{name!r} is of the family {family!r}, which {fault}; {SUPPORTED}")
-    if has_sliding_window(config.get_text_config()):
-        raise InputError(
-            "sliding-window",
-            f"{name!r} uses sliding-window attention, whose cache forgets the image tokens; "
-            "use a checkpoint with full attention",
-        )
     complete_rope(config, fields)
     config._commit_hash = commit  # transformers 5 no longer sets it
     return config

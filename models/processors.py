@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import FuyuProcessor, Qwen2_5_VLProcessor, Qwen2VLProcessor, Qwen3VLProcessor
+from transformers import FuyuProcessor, ProcessorMixin, Qwen2_5_VLProcessor, Qwen2VLProcessor, Qwen3VLProcessor
 from transformers.models.fuyu.image_processing_pil_fuyu import FuyuImageProcessorPil
 
 
@@ -15,14 +15,32 @@ class WithoutVideo:
     """Mixin for a stock processor of images, text and videos that leaves out videos, which need torchvision."""
 
     @classmethod
+    def stock_attributes(cls) -> list[str]:
+        """Names of the sub-processors in the order of the stock constructor."""
+        return super().get_attributes()
+
+    @classmethod
     def get_attributes(cls):
         # override: transformers builds, loads and saves the sub-processors that are listed here.
-        return [name for name in super().get_attributes() if name != "video_processor"]
+        return [name for name in cls.stock_attributes() if name != "video_processor"]
 
     @classmethod
     def from_args_and_dict(cls, args, processor_dict, **kwargs):
-        # override: skip the video section of a folder; some constructors require the argument, as None.
-        return super().from_args_and_dict(args, processor_dict | {"video_processor": None}, **kwargs)
+        # override: skip the video section of a folder; some constructors require the argument, as None. The others are
+        # passed by name, since the video processor is not the last argument everywhere.
+        named = dict(zip(cls.get_attributes(), args, strict=False))
+        settings = {name: value for name, value in processor_dict.items() if name not in named}
+        return super().from_args_and_dict((), settings | {"video_processor": None}, **named, **kwargs)
+
+
+class WithoutVideoArgument(ProcessorMixin):
+    """Base to follow a stock processor and WithoutVideo: drops the video processor that the stock constructor passes on
+    to ProcessorMixin, by name or by position."""
+
+    def __init__(self, *args, **kwargs):
+        named = dict(zip(self.stock_attributes(), args, strict=False)) | kwargs
+        named.pop("video_processor", None)
+        super().__init__(**named)
 
 
 class _ImageText(WithoutVideo):

@@ -20,7 +20,7 @@ from transformers import (
 import models
 from data.errors import InputError, MissingFileError, reason_of
 from models import generation_settings
-from models.attention import has_sliding_window, other_layer_types
+from models.attention import other_layer_types
 from models.layout import TokenLayout
 from models.loading import DTYPES, check_keys, first_line, locate, place, quantized, quiet, read_weights
 from models.trace import AttentionTrace
@@ -185,22 +185,18 @@ def gguf_source(name: str) -> tuple[str, dict]:
 
 
 def read_config(path: str, name: str, source: dict):
-    """The config of a causal language model with full attention. Raises ValueError for any other."""
+    """The config of a causal language model with attention in every layer. Raises ValueError for any other."""
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False, **source)
     except Exception as error:  # each kind of damage raises its own exception class
         raise ValueError(f"model {name!r} could not be read: {first_line(error)}") from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(f"{name!r} is of the family {config.model_type!r}, which is no causal language model")
-    if has_sliding_window(config):
-        raise InputError(
-            "sliding-window", f"{name!r} uses sliding-window attention; use a checkpoint with full attention"
-        )
     if other := other_layer_types(config):
         raise InputError(
             "partial-attention",
-            f"{name!r} has layers without full attention ({', '.join(other)}); use a checkpoint with full attention in "
-            "every layer",
+            f"{name!r} has layers without attention ({', '.join(other)}); use a checkpoint with attention in every "
+            "layer",
         )
     return config
 
@@ -209,7 +205,11 @@ def read_gguf(model_class, path: str, name: str, **settings):
     """The model of a GGUF file; every weight is found and used. Raises ValueError otherwise."""
     try:
         model, info = model_class.from_pretrained(
-            path, attn_implementation="sdpa", trust_remote_code=False, output_loading_info=True, **settings
+            path,
+            attn_implementation="sdpa",
+            trust_remote_code=False,
+            output_loading_info=True,
+            **settings,
         )
     except Exception as error:  # readers of a binary format may raise any error for a damaged file
         raise ValueError(f"the weights of {name!r} cannot be read: {first_line(error)}") from error

@@ -6,10 +6,9 @@ queries, O(T) numbers, suffice to recompute any row of any head exactly; the T x
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Literal
 
 import torch
@@ -17,8 +16,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from data.errors import InputError, PositionError, StateError
-from models.attention import STEERING, Offload, attached, layer_calls, listening
+from models.attention import STEERING, Formula, Offload, attached, layer_calls, listening, plain_attention
 from models.layer_inputs import LayerInputs
+from models.rows import KeyIntervals, read_intervals, softmax_rows
 
 BLOCK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}  # attention weights per block; on a CPU it fits the cache
 BLOCK_ROWS = 64  # enough rows per block to make up for reading all keys
@@ -29,18 +29,63 @@ class Recorded:
     """Recorded tensors of one layer. Queries [sample, head, row, width]; `key` [sample, key head, key, width].
 
     `rows` are the prompt's positions whose queries `prompt` holds, int64 [row], ascending; None for all. `answer` holds
-    the queries of the decode steps, one row each until they are joined. `key` and `value` (of the same shape, None in a
-    trace without values) are shared with the KV cache.
+    the queries of the decode steps, one row each until they are joined, and `spans` their first and last keys, an int
+    for all samples or int64 [sample]. `key` and `value` (of the same shape, None in a trace without values) are shared
+    with the KV cache; once the cache of a sliding layer drops keys, `late` holds the keys and values of further steps,
+    until they are joined to the layer's own.
     """
 
     prompt: torch.Tensor
     rows: torch.Tensor | None
     key: torch.Tensor
-    scaling: float
+    formula: Formula
+    intervals: KeyIntervals  # of the prompt
     edit: object | None  # of the layer, a `models.interventions.LayerEdit`
     device: torch.device  # device of the layer
     answer: list[torch.Tensor] = field(default_factory=list)
     value: torch.Tensor | None = None
+    spans: list[tuple[int | torch.Tensor, int | torch.Tensor]] = field(default_factory=list)
+    late: list[tuple[torch.Tensor, torch.Tensor | None]] = field(default_factory=list)
+    cached: int = 0  # keys of the layer's cache at the last step
+
+    @property
+    def scaling(self) -> float:
+        """Factor of the scores."""
+        return self.formula.scaling
+
+    @property
+    def length(self) -> int:
+        """Number of recorded keys."""
+        return self.key.shape[2] + len(self.late)
+
+    def append(self, query: torch.Tensor, key: torch.Tensor, value, intervals: KeyIntervals) -> None:
+        """Store one decode step: its query, its new key and value, and the keys that it attends to."""
+        dropped, self.cached = self.length + 1 - key.shape[2], key.shape[2]
+        self.answer.append(query)
+        if dropped or self.late:
+            self.late.append((key[:, :, -1:], None if value is None else value[:, :, -1:]))
+        else:
+            self.key, self.value = key, value
+        ends = (ends[:, -1] + dropped for ends in (intervals.first, intervals.last))
+        self.spans.append(tuple(int(end) if len(end) == 1 else end for end in ends))
+
+    def join(self) -> None:
+        """Join late keys and values to the layer's own."""
+        if self.late:
+            keys, values = zip(*self.late, strict=True)
+            self.key = torch.cat([self.key, *keys], 2)
+            self.value = None if self.value is None else torch.cat([self.value, *values], 2)
+            self.late.clear()
+
+    def ends(self, sample: int, rows: torch.Tensor, prompt_length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """First and last key that the rows at these positions of one sample attend to, int64 [row] each."""
+        first, last = torch.empty_like(rows), torch.empty_like(rows)
+        early = rows < prompt_length
+        first[early], last[early] = self.intervals.of(sample, rows[early])
+        for place in (~early).nonzero().flatten().tolist():
+            span = self.spans[int(rows[place]) - prompt_length]
+            first[place], last[place] = (int(end if isinstance(end, int) else end[sample]) for end in span)
+        return first, last
 
     def queries(self, sample: int, rows: torch.Tensor, prompt_length: int) -> torch.Tensor:
         """Recorded queries [head, row, width] of one sample at the given positions, int64 [row]."""
@@ -107,7 +152,6 @@ class AttentionTrace:
         self.start: torch.Tensor | None = None  # int64 [sample]: position of the first token that is not padding
         self.prompt_length = 0
         self._latest: int | None = None  # the layer that attended last
-        self._mask: tuple[torch.Tensor | None, ...] = ()  # the last checked mask
         self._layers, self._rows = layers, rows if rows is None or isinstance(rows, slice) else list(rows)
         self._kept: frozenset[int] = frozenset()
         self._recorded: dict[int, Recorded] = {}
@@ -133,77 +177,99 @@ class AttentionTrace:
 
     def __exit__(self, *exception) -> None:
         self._scope.close()
-        self._mask = ()
         if self.offload:
             for recorded in self._recorded.values():
+                recorded.join()
                 recorded.key = recorded.key.cpu()
                 recorded.value = None if recorded.value is None else recorded.value.cpu()
                 recorded.answer[:] = [torch.cat(recorded.answer, 2).cpu()] if recorded.answer else []
 
-    def _listen(self, layer: int, module: nn.Module, query, key, value, mask, scaling: float) -> None:
+    def _listen(self, layer: int, module: nn.Module, query, key, value, mask, formula: Formula) -> None:
         twice, self._latest = layer == self._latest and self.layers > 1, layer
         if layer not in self._kept:
             return
         recorded = self._recorded.get(layer)
-        cached = 0 if recorded is None else recorded.key.shape[2]
-        if key.shape[2] != cached + query.shape[2] or (cached and query.shape[2] != 1):
-            if cached and key.shape[2] == query.shape[2] and twice:
-                raise InputError(
-                    "attends-twice",
-                    f"layer {layer} attends twice in one forward pass (differential attention), so its weights are not "
-                    "one softmax of queries and keys and cannot be recorded",
-                )
-            if cached and key.shape[2] == query.shape[2]:
-                raise StateError(
-                    "generation-recorded",
-                    "this trace already holds a generation; open a new AttentionTrace for each one",
-                )
-            raise StateError(
-                "cache-not-empty",
-                f"layer {layer} was shown {key.shape[2]} keys for {query.shape[2]} new tokens after {cached} recorded; "
-                "recording needs an empty default (dynamic) cache, the prompt in one piece, and one token a step",
-            )
-        self._check_mask(layer, module, query, key, mask)
+        self._check_step(layer, recorded, query.shape[2], key.shape[2], twice)
+        try:
+            intervals = read_intervals(mask, query.shape[2], key.shape[2], module.is_causal)
+        except ValueError as error:
+            raise InputError(
+                "mask-not-intervals",
+                f"the attention mask of layer {layer} {error}, so weights cannot be recomputed; pad on the left "
+                "(processor.tokenizer.padding_side = 'left'), give several images one at a time, and pass no 4-D mask",
+            ) from error
+        held = value.detach() if self.values else None
         if recorded is not None:
-            recorded.answer.append(query.detach())
-            recorded.key, recorded.value = key.detach(), value.detach() if self.values else None
+            recorded.append(query.detach(), key.detach(), held, intervals)
             return
         self.prompt_length = query.shape[2]
+        self._find_start(layer, intervals, len(query))
         rows = None if self._rows is None else indices_of(self._rows, self.prompt_length, "query").unique()
         kept = self._keep(query if rows is None else query[:, :, rows.to(query.device)])
         edit = attached(module, STEERING)
-        if edit is not None and self.inputs is not None and self.inputs.every_row:
+        if self.inputs is not None:
+            self._check_gradients(layer, edit, formula, intervals)
+        self._recorded[layer] = Recorded(kept, rows, key.detach(), formula, intervals, edit, query.device, value=held)
+
+    def _find_start(self, layer: int, intervals: KeyIntervals, samples: int) -> None:
+        """Set `start` from the prompt's intervals of a layer; layers whose rows begin later (chunks) do not move it.
+
+        Raises ValueError for a token after `start` that does not attend to itself: padding on the right, or padding
+        that differs between layers.
+        """
+        start = intervals.start.expand(samples)
+        moved = self.start is not None and bool((start < self.start).any())
+        self.start = start if self.start is None else start.minimum(self.start)
+        earlier = [recorded.intervals for recorded in self._recorded.values()] if moved else []
+        rows = torch.arange(self.prompt_length)
+        if any(((rows >= self.start[:, None]) & (other.last < rows)).any() for other in (intervals, *earlier)):
+            raise InputError(
+                "padding",
+                f"the attention mask of layer {layer} hides a token from itself (padding on the right, or other "
+                "padding than in an earlier layer), so weights cannot be recomputed; give padding on the left "
+                "(processor.tokenizer.padding_side = 'left') and no 4-D mask",
+            )
+
+    def _check_step(self, layer: int, recorded: Recorded | None, rows: int, keys: int, twice: bool) -> None:
+        """Raise an error unless a layer sees a whole prompt, or then one new token and its cache.
+
+        The cache holds all keys, or those of a sliding window: never fewer than at the step before.
+        """
+        cached = 0 if recorded is None else recorded.length
+        if recorded is None and keys == rows:
+            return
+        if recorded is not None and rows == 1 and recorded.cached <= keys <= cached + 1 and keys > 1:
+            return
+        if cached and keys == rows and twice:
+            raise InputError(
+                "attends-twice",
+                f"layer {layer} attends twice in one forward pass (differential attention), so its weights are not one "
+                "softmax of queries and keys and cannot be recorded",
+            )
+        if cached and keys == rows:
+            raise StateError(
+                "generation-recorded", "this trace already holds a generation; open a new AttentionTrace for each one"
+            )
+        raise StateError(
+            "cache-not-empty",
+            f"layer {layer} was shown {keys} keys for {rows} new tokens after {cached} recorded; recording needs an "
+            "empty default (dynamic) cache, the prompt in one piece, and one token a step",
+        )
+
+    def _check_gradients(self, layer: int, edit, formula: Formula, intervals: KeyIntervals) -> None:
+        """Raise an error for a layer that `models.gradients` cannot replay."""
+        if not formula.is_softmax or not intervals.causal:
+            raise InputError(
+                "gradients-not-causal",
+                f"layer {layer} does not attend to all keys up to each row by a plain softmax (a window, attention in "
+                "both directions, a soft cap or a sink logit), so its gradients cannot be computed; record without "
+                "gradients",
+            )
+        if edit is not None and self.inputs.every_row:
             raise ValueError(
                 "gradients of all rows cannot be recorded under steering, since edited prompt rows are not "
                 "differentiable; record gradients='answer' (the gradient map), or generate without steering"
             )
-        held = value.detach() if self.values else None
-        self._recorded[layer] = Recorded(kept, rows, key.detach(), scaling, edit, query.device, value=held)
-
-    def _check_mask(self, layer: int, module: nn.Module, query, key, mask: torch.Tensor | None) -> None:
-        """Raise ValueError unless a layer's mask is causal with the left padding that all layers share.
-
-        Under another mask, weights could not be recomputed from positions. In a prompt and in a step of generation the
-        layers share one mask, which is checked once.
-        """
-        if mask is None and query.shape[2] > 1 and not module.is_causal:
-            raise InputError(
-                "not-causal",
-                f"layer {layer} attends in both directions (is_causal=False); recording needs causal attention",
-            )
-        if self._mask and self._mask[0] is mask:
-            return
-        if self.start is None:
-            self.start = first_positions(mask, query)
-        rows, keys = query.shape[2], key.shape[2]
-        expected = not self.start.any() if mask is None else is_left_padded(mask, self.start, rows, keys)
-        if not expected:
-            raise InputError(
-                "mask-not-causal",
-                f"the attention mask of layer {layer} is not causal with padding on the left, so weights cannot be "
-                "recomputed; pad on the left (processor.tokenizer.padding_side = 'left') and pass no 4-D mask",
-            )
-        self._mask = (mask,)
 
     def _keep(self, query: torch.Tensor) -> torch.Tensor:
         return self._moved.take(query.detach()) if self.offload else query.detach()
@@ -211,7 +277,7 @@ class AttentionTrace:
     @property
     def length(self) -> int:
         """Number of input positions of the model: the prompt and every generated token but the last."""
-        return self._any().key.shape[2]
+        return self._any().length
 
     @property
     def samples(self) -> int:
@@ -248,10 +314,13 @@ class AttentionTrace:
             raise PositionError(
                 "layer-not-kept", f"layer {layer} was not kept: this trace was told to keep {sorted(self._kept)}"
             )
+        self._recorded[layer].join()
         return self._recorded[layer]
 
     def weights(self, layer: int, queries, heads=None, samples=None) -> torch.Tensor:
-        """Attention weights, float32 [sample, head, query, key]; each row sums to 1, later keys and padding are 0.
+        """Attention weights, float32 [sample, head, query, key]; keys outside a row's interval and padding are 0.
+
+        Each row sums to 1, less the weight of the layer's sink logit where it has one (gpt-oss).
 
         `layer` counts from 0. `queries` are positions (int, sequence, tensor or slice), the same for every sample;
         `heads` and `samples` select in the given order (default all). Raises IndexError for an index that does not
@@ -271,8 +340,7 @@ class AttentionTrace:
                     f"position {int(rows.min())} of sample {sample} is padding; its first token is at position {begin}",
                 )
             if len(rows):
-                key = recorded.key[sample].to(recorded.device)
-                scores = self._softmax(recorded, sample, key, rows, every)
+                scores = self._softmax(recorded, sample, recorded.key[sample].to(recorded.device), rows, every)
                 out[place, :, :, begin : begin + scores.shape[-1]] = scores[picked]
         return out
 
@@ -314,13 +382,20 @@ class AttentionTrace:
         key [key head, key, width]: all of the sample's. An edit of rows needs all heads.
         """
         self._moved.wait()
-        begin, stop = int(self.start[sample]), int(rows.max()) + 1
+        begin, formula = int(self.start[sample]), recorded.formula
+        first, last = recorded.ends(sample, rows, self.prompt_length)
+        if (last < first).any():
+            row = int(rows[last < first][0])
+            raise InputError("padding", f"row {row} of sample {sample} attends to no key: it is padding")
         shared = self.heads // len(key)
         query = recorded.queries(sample, rows, self.prompt_length)[heads].to(recorded.device).float()
-        key = key[heads.start // shared : -(-heads.stop // shared), begin:stop].float()
-        edit = recorded.edit
-        recompute = softmax_rows if edit is None else partial(edit.recompute_rows, sample)
-        return recompute(query, key, recorded.scaling, rows - begin)
+        key = key[heads.start // shared : -(-heads.stop // shared), begin : int(last.max()) + 1].float()
+        if recorded.edit is not None:
+            return recorded.edit.recompute_rows(sample, query, key, formula.scaling, rows - begin)
+        sinks = None if formula.sinks is None else formula.sinks[heads]
+        return softmax_rows(
+            query, key, formula.scaling, last - begin, first=first - begin, softcap=formula.softcap, sinks=sinks
+        )
 
 
 def together(heads: int, shared: int, most: int) -> int:
@@ -332,69 +407,6 @@ def together(heads: int, shared: int, most: int) -> int:
     return max(count for count in range(1, most + 1) if shared % count == 0)
 
 
-def softmax_rows(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    scaling: float,
-    positions: torch.Tensor | None,
-    bias: torch.Tensor | None = None,
-    change: Callable[[torch.Tensor], torch.Tensor] | None = None,
-    live: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """softmax(change(scaling * query key^T) + bias), float32 [head, row, key].
-
-    query [head, row, width] and key [key head, key, width] in float32; heads are groups of equal size over the key
-    heads (grouped-query attention), which are never repeated. `positions` [row] is the last key that each row attends
-    to (None: all of them); `bias` [row, key] is the same for all heads (None: 0); `change` maps scores [head, row, key]
-    to scores, and may write into them (None: unchanged). `live` [head, row] is added to the scores of each row towards
-    the key at its own position, before the change (None: 0).
-    """
-    heads, rows, width = query.shape
-    grouped = (query * scaling).reshape(key.shape[0], -1, width)
-    scores = torch.bmm(grouped, key.transpose(1, 2)).view(heads, rows, key.shape[1])
-    if live is not None:
-        scores[:, torch.arange(rows), positions] += live
-    if change is not None:
-        scores = change(scores)
-    if bias is not None:
-        scores += bias
-    if positions is not None:
-        # Every row attends to the keys up to the smallest position; only later columns need the mask.
-        free = int(positions.min()) + 1
-        hidden = torch.arange(free, key.shape[1]) > positions[:, None]
-        scores[:, :, free:].masked_fill_(hidden.to(scores.device), float("-inf"))
-    return scores.softmax(-1)
-
-
-def first_positions(mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor:
-    """Position of each sample's first real token, int64 [sample], from the mask of a prompt; 0 without a mask."""
-    samples = len(query)
-    if mask is None:
-        return torch.zeros(samples, dtype=torch.long)
-    return mask[:, 0, -1].int().argmax(-1).expand(samples).cpu()
-
-
-def is_left_padded(mask: torch.Tensor, start: torch.Tensor, rows: int, keys: int) -> bool:
-    """Return whether the rows of a mask attend to all positions from the sample's `start` [sample] up to their own.
-
-    mask: [sample or 1, head or 1, row, key], with rows for the last of `keys` positions. Rows of padding
-    are ignored: their weights are never returned, and transformers fills them in several ways.
-    """
-    if mask.dtype != torch.bool or mask.shape[2:] != (rows, keys):
-        return False
-    start = start.to(mask.device)
-    columns = torch.arange(keys, device=mask.device)
-    real = columns >= start[:, None]
-    step = max(1, BLOCK_ELEMENTS["cuda"] // (len(start) * mask.shape[1] * keys))  # limits the copies of a long mask
-    for first in range(0, rows, step):
-        positions = columns[keys - rows :][first : first + step]
-        expected = real[:, None] & (columns <= positions[:, None])
-        wrong = (mask[:, :, first : first + step] != expected[:, None]) & real[:, None, positions, None]
-        if wrong.any():
-            return False
-    return True
-
-
 @torch.no_grad()
 def recorded_errors(model: PreTrainedModel, inputs) -> list[float]:
     """Relative difference (Frobenius norm) of each layer's recorded weights from eager attention's, for one prompt.
@@ -404,12 +416,12 @@ def recorded_errors(model: PreTrainedModel, inputs) -> list[float]:
     """
     with AttentionTrace(model) as trace:
         model(**inputs)
-    config = model.get_decoder().config
-    config._attn_implementation = "eager"
+    stack = model.get_decoder()
+    stack.config._attn_implementation = "eager"
     try:
         eager = model(**inputs, output_attentions=True).attentions or ()
     finally:
-        config._attn_implementation = "sdpa"
+        stack.config._attn_implementation = plain_attention(type(stack))
     if len(eager) != trace.layers:
         raise ValueError(f"eager attention returns the weights of {len(eager)} layers, of {trace.layers}")
     errors = []

@@ -1,10 +1,16 @@
 """Support for unpatched families: recording and rollout, with an unknown image grid.
 
-Requirements, checked when a model is loaded: image tokens marked in `input_ids`, full attention in every layer through
+Requirements, checked when a model is loaded: image tokens marked in `input_ids`, attention in every layer through
 transformers' interface, and recomputed weights equal to the eager model's.
 """
 
 from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import SequenceMatcher
+from types import SimpleNamespace
 
 import torch
 import transformers
@@ -14,11 +20,12 @@ from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, PROCESSOR_MAPPING
 from data.errors import InputError
 from models.attention import attention_stack, other_layer_types
 from models.folders import version_numbers
-from models.processors import WithoutVideo
+from models.processors import WithoutVideo, WithoutVideoArgument
 from models.trace import AttentionTrace, recorded_errors
 from models.vlm import VisionLanguageModel, check_template
 
 PLACED = "text_replacement_offsets"  # the processor's record of the characters replaced by image tokens
+WRITTEN = "text_before_replacement"  # the text in which it replaced them
 TOLERANCE = {torch.float32: 1e-3}  # relative error of a layer's weights against eager attention
 HALF_TOLERANCE = 0.1  # two kernels diverge over the layers; another formula gives a larger error
 
@@ -32,31 +39,37 @@ class UnpatchedModel(VisionLanguageModel):
     def prepare(self, processor, images, prompt, system=None):
         # override: the processor's record of its placeholders is for the layout, not an input of the model.
         inputs, layouts = super().prepare(processor, images, prompt, system)
-        inputs.pop(PLACED, None)
+        for name in (PLACED, WRITTEN):
+            inputs.pop(name, None)
         return inputs, layouts
 
     def _encode(self, processor, texts, images):
         # Nested, one list per prompt: some families encode several images of one prompt differently from single ones.
-        return processor(
-            images=images if any(images) else None,
-            text=texts,
-            return_tensors="pt",
-            padding=True,
-            padding_side="left",
-            return_text_replacement_offsets=True,
-        )
+        with written_text(processor) as written:
+            inputs = processor(
+                images=images if any(images) else None,
+                text=texts,
+                return_tensors="pt",
+                padding=True,
+                padding_side="left",
+                return_text_replacement_offsets=True,
+            )
+        inputs[WRITTEN] = written or texts
+        return inputs
 
     def _locate(self, processor, inputs, sample: int, ids: list[int], text: str, grids):
         """Offsets of every token and positions of every image's tokens, from the processor's record.
 
         A placeholder may expand to image tokens with line breaks and tags between them. The expanded text is rebuilt
-        and tokenised, so that offsets are exact, and mapped to the text before expansion.
+        and tokenised, so that offsets are exact, and mapped to the text before expansion, and from there to `text`, to
+        which a processor may have added characters (PaliGemma, Molmo2).
         Raises ValueError if the tokens differ from the processor's, or an image has no image token.
         """
         placed = inputs.get(PLACED, [[]] * len(inputs["input_ids"]))[sample]
+        written = inputs[WRITTEN][sample]
         if len(placed) != len(grids):
             raise ValueError(f"the processor says where it placed {len(placed)} images, of {len(grids)}")
-        spans = token_spans(processor.tokenizer, expanded(text, placed), ids)
+        spans = token_spans(processor.tokenizer, expanded(written, placed), ids)
         images = []
         for part in placed:
             first, last = part["new_span"]
@@ -64,7 +77,44 @@ class UnpatchedModel(VisionLanguageModel):
             images.append(torch.tensor([i for i in inside if ids[i] == self.config.image_token_id], dtype=torch.long))
         if not all(map(len, images)) or sum(map(len, images)) != ids.count(self.config.image_token_id):
             raise ValueError("the image tokens in input_ids are not those that the processor put in for the images")
-        return [(unexpand(a, placed), unexpand(b, placed, end=True)) for a, b in spans], tuple(images)
+        origin = without_insertions(text, written)
+        offsets = [(origin[unexpand(a, placed)], origin[unexpand(b, placed, end=True)]) for a, b in spans]
+        return offsets, tuple(images)
+
+
+@contextmanager
+def written_text(processor) -> Iterator[list[str]]:
+    """The texts, one per prompt, in which a call of the processor within the block replaces its placeholders.
+
+    They differ from the texts of the call for processors that add characters.
+    """
+    written: list[str] = []
+    replace = processor.get_text_with_replacements
+
+    def record(text, *args, **kwargs):
+        written[:] = text
+        return replace(text, *args, **kwargs)
+
+    processor.get_text_with_replacements = record
+    try:
+        yield written
+    finally:
+        del processor.get_text_with_replacements
+
+
+def without_insertions(text: str, written: str) -> list[int]:
+    """Character of `text` for each boundary 0 .. len(written) of a text that was made by inserting characters.
+
+    Inserted characters get the place of their insertion. Raises ValueError for other changes.
+    """
+    if text == written:
+        return list(range(len(text) + 1))
+    origin = [0]
+    for kind, first, last, _, stop in SequenceMatcher(None, text, written, autojunk=False).get_opcodes():
+        if kind not in ("equal", "insert"):
+            raise ValueError("the processor rewrote the prompt, so words cannot be located")
+        origin += range(first + 1, last + 1) if kind == "equal" else [first] * (stop + 1 - len(origin))
+    return origin
 
 
 def expanded(text: str, placed: list[dict]) -> str:
@@ -120,7 +170,8 @@ def load_processor(path: str, config, **kwargs) -> ProcessorMixin:
         if "torchvision" not in str(error).lower():
             raise
         raise ValueError(
-            f"{stock.__name__} needs torchvision, and this project does without; choose a checkpoint of another family"
+            f"{stock.__name__} needs torchvision; install the one for your torch (bash env_setup_llava.bash "
+            "torchvision), or choose a checkpoint of another family"
         ) from error
     check_template(processor)
     if not getattr(processor, "image_token", None):
@@ -131,7 +182,12 @@ def load_processor(path: str, config, **kwargs) -> ProcessorMixin:
 
 def image_text(stock: type[ProcessorMixin]) -> type[ProcessorMixin]:
     """A stock processor class without its video processor, under the same name."""
-    return type(stock.__name__, (WithoutVideo, stock), {})
+    module = sys.modules.get(stock.__module__)  # a class without its packages is a placeholder of no module
+    absent = {}
+    if hasattr(module, "num2words"):  # SmolVLM requires an optional package and settings that only videos need
+        module.num2words = module.num2words or str
+        absent["video_processor"] = SimpleNamespace(num_frames=None, fps=None)
+    return type(stock.__name__, (WithoutVideo, stock, WithoutVideoArgument), absent)
 
 
 def check_config(config, fields: dict) -> str | None:
@@ -150,8 +206,8 @@ def check_config(config, fields: dict) -> str | None:
         return "has an encoder and a decoder, whose attention to the image is another one"
     if getattr(config, "image_token_id", None) is None:
         return "does not mark its image tokens in input_ids"
-    if other := other_layer_types(config.get_text_config()):  # a sliding window has its own message
-        return f"has layers without full attention ({', '.join(other)})"
+    if other := other_layer_types(config.get_text_config()):
+        return f"has layers without attention ({', '.join(other)})"
     return None
 
 

@@ -19,9 +19,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from data.errors import InputError, StateError
-from models.attention import Offload, attention_stack, listening
+from models.attention import Formula, Offload, attention_stack, listening
 from models.layout import TokenLayout
-from models.trace import index_of, indices_of, softmax_rows
+from models.rows import softmax_rows
+from models.trace import index_of, indices_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +104,13 @@ class EncoderTrace:
     def __exit__(self, *exception) -> None:
         self._scope.close()
 
-    def _listen(self, layer: int, module: nn.Module, query, key, value, mask, scaling: float) -> None:
+    def _listen(self, layer: int, module: nn.Module, query, key, value, mask, formula: Formula) -> None:
+        if not formula.is_softmax:
+            raise InputError(
+                "encoder-not-softmax",
+                f"layer {layer} of the vision encoder attends with a soft cap or a sink logit, which is not recorded; "
+                "leave out maps through the encoder",
+            )
         shown = query.detach(), key.detach()
         for rows, keys in zip(*(map(self._moved.take, shown) if self.offload else shown), strict=True):
             recorded, count = self._recorded[layer], rows.shape[1]
@@ -116,7 +123,7 @@ class EncoderTrace:
                     "EncoderTrace for each generation",
                 )
             first = recorded - (self._ends[image] - self.images[image].length)
-            self._chunks[layer][image].append(Chunk(first, rows, keys, scaling, query.device))
+            self._chunks[layer][image].append(Chunk(first, rows, keys, formula.scaling, query.device))
             self._recorded[layer] += count
 
     def chunks(self, layer: int, image: int = 0) -> list[Chunk]:

@@ -1,12 +1,11 @@
-"""The mask of every layer and step is that of causal attention with padding on the left, or the trace refuses it."""
+"""The mask of every layer and step is read: its intervals are what is recorded, and other masks are refused."""
 
 import pytest
 import torch
 
-from data.errors import InputError
-from models.trace import AttentionTrace, is_left_padded
+from models import rows
+from models.trace import AttentionTrace
 from tests import tolerance
-from tests.errors import refused
 from tests.models import llava, llava_processor, picture
 
 PROMPTS = ["where is the red circle ?", "describe the image ."]
@@ -39,6 +38,11 @@ def with_mask(model, layer: int, change):
     return module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
+def keep_mask(kept: list):
+    """A change that appends the mask to a list and leaves it as it is."""
+    return lambda mask, rows: kept.append(mask) or mask
+
+
 def window(mask, rows):
     """The last 8 keys of each row."""
     keys = mask.shape[-1]
@@ -52,7 +56,7 @@ def window_in_decode(mask, rows):
 def ahead(mask, rows):
     """The first four tokens of the longer sample see each other, as a prefix or the tokens of an image may."""
     mask = mask.clone()
-    mask[1, :, :4, :4] = True
+    mask[0, :, :4, :4] = rows > 1
     return mask
 
 
@@ -68,45 +72,85 @@ def later(mask, rows):
     return mask
 
 
-CHANGES = (window, window_in_decode, ahead, one_head, later)
+def holes(mask, rows):
+    """Every second key is left out."""
+    mask = mask.clone()
+    mask[..., 1::2] = False
+    return mask
 
 
-@pytest.mark.parametrize("change", [*CHANGES, lambda mask, rows: None], ids=[*(c.__name__ for c in CHANGES), "no_mask"])
+def no_mask(mask, rows):
+    return None
+
+
+@pytest.mark.parametrize("change", [window, window_in_decode, ahead], ids=lambda change: change.__name__)
 @pytest.mark.parametrize("layer", [0, 2])
 @torch.no_grad()
-def test_the_mask_of_every_layer_is_checked(model, change, layer):
+def test_intervals_of_every_layer_are_recorded(model, change, layer):
+    """Weights are positive where the layer's own mask is true, and 0 elsewhere, in every row of prompt and answer."""
     inputs, layouts = batch(model)
     assert layouts[0].start == 0 < layouts[1].start
+    masks = {0: [], 2: []}
+    hooks = [with_mask(model, layer, change)]
+    hooks += [with_mask(model, place, keep_mask(kept)) for place, kept in masks.items()]
+    try:
+        with AttentionTrace(model) as trace:
+            generate(model, inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert trace.start.tolist() == [layout.start for layout in layouts]
+    for place, (prompt, *steps) in masks.items():
+        for layout in layouts:
+            real = range(layout.start, trace.prompt_length)
+            weights = trace.weights(place, real, samples=[layout.sample])[0]
+            seen = prompt[layout.sample, 0, layout.start :]
+            assert torch.equal(weights[..., : trace.prompt_length] > 0, seen.expand(4, -1, -1))
+            torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:2]))
+            for row, step in enumerate(steps, trace.prompt_length):
+                weights = trace.weights(place, row, samples=[layout.sample])[0, :, 0, : row + 1]
+                assert torch.equal(weights > 0, step[layout.sample, 0].expand(4, -1))
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        (one_head, "mask of layer {} differs between heads"),
+        (holes, "mask of layer {} has holes"),
+        (later, "mask of layer {} hides a token from itself"),
+        (no_mask, "mask of layer {} hides a token from itself"),
+    ],
+    ids=["one_head", "holes", "later", "no_mask"],
+)
+@pytest.mark.parametrize("layer", [0, 2])
+@torch.no_grad()
+def test_other_masks_are_refused(model, change, sentence, layer):
+    inputs, _ = batch(model)
     hook = with_mask(model, layer, change)
     named = layer or "[01]"  # the first mask says where the padding is, and the next one differs from it
-    sentence = f"mask of layer {named} is not causal with padding on the left"
     try:
-        with pytest.raises(InputError, match=sentence), AttentionTrace(model):
+        with pytest.raises(ValueError, match=sentence.format(named)), AttentionTrace(model):
             generate(model, inputs)
     finally:
         hook.remove()
 
 
 @torch.no_grad()
-def test_a_mask_is_checked_once_in_each_forward_pass(model, monkeypatch):
-    """transformers gives all layers the same mask, and none where there is no padding, which needs no check."""
-    checks = []
-
-    def counted(mask, *args):
-        checks.append(mask.shape[2:])
-        return is_left_padded(mask, *args)
-
-    monkeypatch.setattr("models.trace.is_left_padded", counted)
+def test_a_mask_is_read_once_in_each_forward_pass(model, monkeypatch):
+    """transformers gives all layers the same mask, and none where there is no padding, which needs no reading."""
+    shapes = []
+    ends = rows._ends
+    monkeypatch.setattr(rows, "_ends", lambda mask: shapes.append(mask.shape[1:]) or ends(mask))
     inputs, _ = batch(model)
     length = inputs["input_ids"].shape[1]
     with AttentionTrace(model):
         generate(model, inputs)
-    assert checks == [(length, length), *((1, length + step) for step in range(1, 5))]
-    checks.clear()
+    assert shapes == [(length, length), *((1, length + step) for step in range(1, 5))]
+    shapes.clear()
     inputs, _ = single(model)
     with AttentionTrace(model):
         generate(model, inputs)
-    assert checks == []
+    assert shapes == []
 
 
 @torch.no_grad()
@@ -127,15 +171,17 @@ def test_one_mask_for_all_samples(model):
 
 
 @torch.no_grad()
-def test_attention_in_both_directions_is_refused(model):
-    """Modules that were made bidirectional, as for text embeddings: SDPA then gets no mask and sees all keys."""
+def test_attention_in_both_directions(model):
+    """Modules that were made bidirectional, as for text embeddings: SDPA then gets no mask and every row all keys."""
     inputs, _ = single(model)
     modules = [layer.self_attn for layer in model.get_decoder().layers]
     try:
         for module in modules:
             module.is_causal = False
-        with refused("not-causal"), AttentionTrace(model):
+        with AttentionTrace(model) as trace:
             model(**inputs)
     finally:
         for module in modules:
             module.is_causal = True
+    for layer in range(3):
+        assert (trace.weights(layer, slice(None)) > 0).all()

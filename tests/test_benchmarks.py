@@ -229,7 +229,8 @@ def test_exactness_is_that_of_the_recomputation(tmp_path, monkeypatch):
     flags = {"models": ("tiny-llava",), "dtypes": ("float32",), "seeds": 1}
     assert exactness.main(exactness.Config(**flags, out_dir=str(tmp_path / "right"))) == 0
     plain = models.trace.softmax_rows
-    monkeypatch.setattr(models.trace, "softmax_rows", lambda query, *rest: plain(1.01 * query, *rest))
+    scaled = lambda query, *rest, **options: plain(1.01 * query, *rest, **options)  # noqa: E731
+    monkeypatch.setattr(models.trace, "softmax_rows", scaled)
     assert exactness.main(exactness.Config(**flags, out_dir=str(tmp_path / "wrong"))) == 0
     files = [(tmp_path / name / "exactness.csv").read_text() for name in ("right", "wrong")]
     right, wrong = (list(csv.DictReader(file.splitlines())) for file in files)

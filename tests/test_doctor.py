@@ -162,7 +162,7 @@ def test_a_recording_that_is_not_eager_attention_is_found(tiny, monkeypatch):
     from models import trace
 
     rows = trace.softmax_rows
-    warm = lambda query, key, scaling, *more: rows(query, key, 1.1 * scaling, *more)  # noqa: E731
+    warm = lambda query, key, scaling, *more, **options: rows(query, key, 1.1 * scaling, *more, **options)  # noqa: E731
     monkeypatch.setattr(trace, "softmax_rows", warm)
     line = llava(tiny)
     assert line.status == "wrong" and "off eager's" in line.found and line.remedy == doctor.SETUP

@@ -209,12 +209,6 @@ def test_families_that_cannot_be_recorded(tmp_path, kind, fault):
     assert "\n" not in str(error.value)
 
 
-def test_sliding_window_is_refused(stock, tmp_path):
-    folder = copy(stock, tmp_path, text_config={"model_type": "mistral", "sliding_window": 16})
-    with refused("sliding-window"):
-        models.load(str(folder))
-
-
 @pytest.fixture(scope="module", params=FAMILIES)
 def family_folder(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
@@ -251,16 +245,23 @@ def test_attention_that_a_user_forces_is_refused(family_folder):
     assert trace.length == inputs["input_ids"].shape[1]
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl"])
-def test_sliding_window_of_a_patched_family_is_refused(tmp_path, name):
-    """Switched on; folders where it is named but switched off are in test_stock_folders.py."""
-    FAMILIES[name][0]().save_pretrained(tmp_path)
+def test_sliding_window_of_a_patched_family(tmp_path, name):
+    """Switched on in layers 1 and 2: rows of the last layer attend to 16 keys at most."""
+    model, processor = FAMILIES[name]
+    model().save_pretrained(tmp_path)
+    processor().save_pretrained(tmp_path)
     fields = json.loads((tmp_path / "config.json").read_text())
     del fields["text_config"]["layer_types"]
     fields["text_config"] |= {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}
     (tmp_path / "config.json").write_text(json.dumps(fields))
-    with refused("sliding-window"):
-        models.load(str(tmp_path))
+    model, processor = models.load(str(tmp_path))
+    inputs, layout = model.prepare(processor, [picture(200, 120)], "what ?")
+    with AttentionTrace(model) as trace:
+        model.generate(**inputs, max_new_tokens=4, min_new_tokens=4)
+    attended = [(trace.weights(layer, slice(None))[0] > 0).any(0).sum(-1) for layer in range(3)]
+    assert attended[0][-1] == trace.length > 16 and attended[1].max() == attended[2].max() == 16
 
 
 def test_settings_fail_before_the_model_loads(stock):

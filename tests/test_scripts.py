@@ -211,7 +211,6 @@ def test_wrong_use_is_one_sentence_and_status_2(name, capsys, monkeypatch, tmp_p
     "changes, sentence",
     [
         ({"model_type": "bert"}, "is of the family 'bert', which is not a model of images and text; supported"),
-        ({"text_config": {"model_type": "mistral", "sliding_window": 8}}, "uses sliding-window attention"),
     ],
 )
 def test_models_that_cannot_be_used_are_status_2(random_model, tmp_path, capsys, changes, sentence):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import models
 from data.errors import MissingFileError, SampleError
@@ -72,9 +72,6 @@ def test_which_loader(tmp_path):
 
 
 def test_what_is_refused(tmp_path):
-    sliding = MistralForCausalLM(MistralConfig(**SIZES, sliding_window=8))
-    with refused("sliding-window"):
-        load(save(tmp_path / "sliding", sliding))
     folder = save(tmp_path / "pickled", causal())
     weights = tmp_path / "pickled" / "model.safetensors"
     torch.save(causal().state_dict(), tmp_path / "pickled" / "pytorch_model.bin")

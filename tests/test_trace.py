@@ -160,7 +160,7 @@ def test_heads_taken_together(heads, shared, most, expected):
 @torch.no_grad()
 def test_a_long_mask_is_read_row_by_row(model, monkeypatch):
     inputs, layouts = batch(model)
-    monkeypatch.setitem(BLOCK_ELEMENTS, "cuda", 40)
+    monkeypatch.setattr("models.rows.MASK_ELEMENTS", 40)
     with AttentionTrace(model) as trace:
         model(**inputs)
     assert trace.start.tolist() == [layout.start for layout in layouts] and trace.start.max() > 0
@@ -329,7 +329,7 @@ def test_misuse_is_explained(model):
 def test_right_padding_is_refused(model):
     inputs, _ = batch(model)
     inputs["input_ids"], inputs["attention_mask"] = inputs["input_ids"].flip(1), inputs["attention_mask"].flip(1)
-    with refused("mask-not-causal"), AttentionTrace(model):
+    with refused("padding"), AttentionTrace(model):
         model(**inputs)
 
 
@@ -349,17 +349,6 @@ def test_attention_outside_the_interface_is_refused():
     with (
         refused("no-attention-interface"),
         AttentionTrace(model),
-    ):
-        pass
-
-
-def test_sliding_window_is_refused():
-    torch.manual_seed(0)
-    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = transformers.MistralConfig(vocab_size=20, num_key_value_heads=2, sliding_window=4, **shape)
-    with (
-        refused("sliding-window"),
-        AttentionTrace(transformers.MistralForCausalLM(config)),
     ):
         pass
 
@@ -393,18 +382,18 @@ def in_pieces(model, inputs):
 
 @pytest.mark.parametrize("elements", [2**26, 40])
 @torch.no_grad()
-def test_masks_that_are_not_causal_padding_are_refused(model, elements, monkeypatch):
+def test_masks_with_holes_are_refused(model, elements, monkeypatch):
     """A hole in the padding mask, and a 4-D mask in which one early row looks ahead; read whole, or row by row."""
-    monkeypatch.setitem(BLOCK_ELEMENTS, "cuda", elements)
+    monkeypatch.setattr("models.rows.MASK_ELEMENTS", elements)
     inputs, _ = single(model)
     holed = inputs["attention_mask"].clone()
     holed[0, 5] = 0
-    with refused("mask-not-causal"), AttentionTrace(model):
+    with refused("mask-not-intervals"), AttentionTrace(model):
         model(**inputs | {"attention_mask": holed})
     count = holed.shape[1]
     ahead = torch.ones(count, count, dtype=torch.bool).tril()[None, None].clone()
     ahead[0, 0, 3, 7] = True
-    with refused("mask-not-causal"), AttentionTrace(model):
+    with refused("mask-not-intervals"), AttentionTrace(model):
         model(**inputs | {"attention_mask": ahead})
 
 
