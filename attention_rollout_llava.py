@@ -65,7 +65,8 @@ def main(config: Config) -> int:
                 check_encoder(model)
             other = randomised(model, "shuffled-decoder", config.samples.seed) if config.maps.sanity else None
             run.start((*COLUMNS, *(f"sanity_{kind}" for kind in kinds * config.maps.sanity)), model=describe(model))
-        caption, page_mb = truth_caption(config.load.model, kinds), config.page.page_mb / len(samples)
+        caption = truth_caption(config.load.model, kinds, config.map_settings)
+        page_mb = config.page.page_mb / len(samples)
 
         def measure(sample: Sample) -> Result:
             images, settings = [read_image(sample.path)], config.map_settings

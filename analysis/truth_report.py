@@ -15,10 +15,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from analysis.files import write_json, write_table
+from analysis.files import plain, write_json, write_table
+from analysis.maps import MapSettings
 from analysis.metrics import Bounds
 from analysis.plots import BLUE, Figure, for_rows
-from analysis.runs import SETTINGS, SUMMARY, RunFolder
+from analysis.runs import SETTINGS, SUMMARY, RunFolder, flat_flags
 from analysis.statistics import DIFFERENCE, REAL, SHARE, correct_family, known_mean, mean_interval, paired_difference
 from models.folders import content_hash
 from models.loading import checkpoint_hashes
@@ -50,11 +51,10 @@ SCORES = Path(__file__).parent / "truth_scores.json"  # of the embedded models; 
 OF_WORDS = ("pointing", "own", "other", "drop")
 
 
-def truth_caption(model: str, kinds: Sequence[str]) -> str:
-    """Line that states the mass in the own box of map kinds on images of known truth, for a checkpoint in SCORES, or
-    the command that measures it. Raises as `models.loading.checkpoint_hashes` does."""
-    digest = content_hash(json.dumps(checkpoint_hashes(model, None), sort_keys=True).encode())
-    known = json.loads(SCORES.read_bytes()).get(digest)
+def truth_caption(model: str, kinds: Sequence[str], settings: MapSettings) -> str:
+    """Line that states the mass in the own box of map kinds on images of known truth, for a checkpoint and settings in
+    SCORES, or the command that measures it. Raises as `models.loading.checkpoint_hashes` does."""
+    known = json.loads(SCORES.read_bytes()).get(score_key(model, flat_flags(settings)))
     if known is None or not set(kinds) <= set(known["own"]):
         return f"scores of these maps on images of known truth: python -m analysis.truth --model {model}"
     scores = ", ".join(f"{kind} {known['own'][kind]:.2f}" for kind in kinds)
@@ -62,15 +62,22 @@ def truth_caption(model: str, kinds: Sequence[str]) -> str:
     return f"mass in the named shape's box on {known['n']} images of known truth: {scores}, {uniform}"
 
 
+def score_key(model: str, flags: Mapping) -> str:
+    """Hash of a checkpoint and of the settings of its maps; the general prompt decides contrast maps alone."""
+    names = [name for name in flat_flags(MapSettings()) if name != "general"]
+    about = [checkpoint_hashes(model, None), {name: flags[name] for name in names}]
+    return content_hash(json.dumps(plain(about), sort_keys=True).encode())
+
+
 def store_scores(folders: Sequence[Path]) -> None:
-    """Write SCORES from finished runs of `analysis.truth`, by the hash of their checkpoints."""
+    """Write SCORES from finished runs of `analysis.truth`."""
     scores = {}
     for folder in folders:
         flags = json.loads((folder / SETTINGS).read_bytes())["flags"]
         own = json.loads((folder / SUMMARY).read_bytes())["measures"]["own"]
-        digest = content_hash(json.dumps(checkpoint_hashes(flags["model"], None), sort_keys=True).encode())
-        means = {kind: round(values["mean"], 4) for kind, values in own.items()}
-        scores[digest] = {"model": flags["model"], "n": max(values["n"] for values in own.values()), "own": means}
+        means = {kind: round(values["mean"], 4) for kind, values in own.items() if kind != "contrast"}
+        about = {"model": flags["model"], "lowest": flags["lowest"], "n": max(values["n"] for values in own.values())}
+        scores[score_key(flags["model"], flags)] = about | {"own": means}
     write_json(SCORES, scores)
 
 

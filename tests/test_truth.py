@@ -12,12 +12,14 @@ from analysis import truth, truth_report
 from analysis.maps import MapSettings
 from analysis.resume import SampleOutput
 from analysis.rollout import RolloutSettings
+from analysis.runs import flat_flags
 from analysis.sanity import correlation
 from analysis.truth import Config, TruthSettings, Word, WordScore, favours, measures, word_map, words_of
 from data.geometry import ImageGrid
 from data.twoshapes import Entity
 from models.generation import ForcedAnswer
 from models.randomised import randomised
+from tests.runs import make_run
 
 GRID = ImageGrid(rows=2, cols=2, width=20, height=20, cell=10, resized=(20, 20))
 RED = Entity("red", "circle", (0.0, 0.0, 10.0, 10.0), (5.0, 5.0))
@@ -93,6 +95,21 @@ def test_summary_of_planted_scores():
     assert summary["pointing"]["rollout"]["mean"] == 0.5 and summary["choice"]["gradient"]["difference"]["mean"] == 1
     assert "uniform" not in summary["own"] and len(tests) == 5 and summary["own"]["gradient"]["n"] == 8
     assert "0.470 [" in truth_report.text_table(summary)
+
+
+def test_a_caption_states_scores_of_the_same_checkpoint_and_settings_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(truth_report, "SCORES", tmp_path / "scores.json")
+    run = make_run(tmp_path / "run", {"flags": {"model": "tiny-llava", **flat_flags(MapSettings(general="x"))}})
+    own = {"rollout": {"mean": 0.25, "n": 9}, "gradient": {"mean": 0.5, "n": 9}, "uniform": {"mean": 0.03, "n": 9}}
+    run.finish({"measures": {"own": own}})
+    truth_report.store_scores([run.folder])
+    kinds = ("rollout", "gradient")
+    caption = truth_report.truth_caption("tiny-llava", kinds, MapSettings())
+    assert caption.endswith("9 images of known truth: rollout 0.25, gradient 0.50, uniform 0.03")
+    upper = MapSettings(rollout=RolloutSettings(lowest=0.5))
+    for model, settings, asked in (("tiny-llava", upper, kinds), ("tiny-fuyu", MapSettings(), kinds),
+                                   ("tiny-llava", MapSettings(), ("value",))):  # fmt: skip
+        assert truth_report.truth_caption(model, asked, settings).endswith(f"python -m analysis.truth --model {model}")
 
 
 @pytest.mark.slow
