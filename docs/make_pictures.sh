@@ -14,7 +14,10 @@ $python -m data.twoshapes --out-dir "$work/data" --count 8 --seed 7
 # From the folder of the data, since the figure states the path of its data.
 (cd "$work" && "$project/$python" "$project/attention_rollout_llava.py" --data-root data \
     --prompt "describe the image ." --out-dir describe)
-cp "$work/describe/shard0-0/overlay_tokens.png" docs/pictures/describe.png
+cp "$work/describe/shard0-0/maps.png" docs/pictures/describe.png
+(cd "$work" && "$project/$python" "$project/attention_rollout_llava.py" --data-root data --limit 1 --sanity \
+    --prompt "what colour is the shape ?" --out-dir sanity)
+cp "$work/sanity/shard0-0/maps.png" docs/pictures/sanity.png
 
 for model in tiny-llava tiny-qwen2-vl tiny-qwen2.5-vl tiny-fuyu; do
     $python attention_rollout_llava.py --model "$model" --prompt "describe the image ." --lowest 0.5 \
