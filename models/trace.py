@@ -29,10 +29,10 @@ class Recorded:
     """Recorded tensors of one layer. Queries [sample, head, row, width]; `key` [sample, key head, key, width].
 
     `rows` are the prompt's positions whose queries `prompt` holds, int64 [row], ascending; None for all. `answer` holds
-    the queries of the decode steps, one row each until they are joined, and `spans` their first and last keys, an int
-    for all samples or int64 [sample]. `key` and `value` (of the same shape, None in a trace without values) are shared
-    with the KV cache; once the cache of a sliding layer drops keys, `late` holds the keys and values of further steps,
-    until they are joined to the layer's own.
+    the queries of the decode steps, one row each until they are joined, and `spans` for each step the intervals of its
+    mask (None: all keys), the keys that its cache had dropped and those that it held. `key` and `value` (of the same
+    shape, None in a trace without values) are shared with the KV cache; once the cache of a sliding layer drops keys,
+    `late` holds the keys and values of further steps, until they are joined to the layer's own.
     """
 
     prompt: torch.Tensor
@@ -44,7 +44,7 @@ class Recorded:
     device: torch.device  # device of the layer
     answer: list[torch.Tensor] = field(default_factory=list)
     value: torch.Tensor | None = None
-    spans: list[tuple[int | torch.Tensor, int | torch.Tensor]] = field(default_factory=list)
+    spans: list[tuple[KeyIntervals | None, int, int]] = field(default_factory=list)
     late: list[tuple[torch.Tensor, torch.Tensor | None]] = field(default_factory=list)
     cached: int = 0  # keys of the layer's cache at the last step
 
@@ -58,16 +58,15 @@ class Recorded:
         """Number of recorded keys."""
         return self.key.shape[2] + len(self.late)
 
-    def append(self, query: torch.Tensor, key: torch.Tensor, value, intervals: KeyIntervals) -> None:
-        """Store one decode step: its query, its new key and value, and the keys that it attends to."""
+    def append(self, query: torch.Tensor, key: torch.Tensor, value, intervals: KeyIntervals | None) -> None:
+        """Store one decode step: its query, its new key and value, and the intervals of its mask."""
         dropped, self.cached = self.length + 1 - key.shape[2], key.shape[2]
         self.answer.append(query)
         if dropped or self.late:
             self.late.append((key[:, :, -1:], None if value is None else value[:, :, -1:]))
         else:
             self.key, self.value = key, value
-        ends = (ends[:, -1] + dropped for ends in (intervals.first, intervals.last))
-        self.spans.append(tuple(int(end) if len(end) == 1 else end for end in ends))
+        self.spans.append((intervals, dropped, self.cached))
 
     def join(self) -> None:
         """Join late keys and values to the layer's own."""
@@ -79,13 +78,22 @@ class Recorded:
 
     def ends(self, sample: int, rows: torch.Tensor, prompt_length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """First and last key that the rows at these positions of one sample attend to, int64 [row] each."""
-        first, last = torch.empty_like(rows), torch.empty_like(rows)
         early = rows < prompt_length
-        first[early], last[early] = self.intervals.of(sample, rows[early])
-        for place in (~early).nonzero().flatten().tolist():
-            span = self.spans[int(rows[place]) - prompt_length]
-            first[place], last[place] = (int(end if isinstance(end, int) else end[sample]) for end in span)
-        return first, last
+        if early.all():
+            return self.intervals.of(sample, rows)
+        ends = torch.empty(2, len(rows), dtype=torch.long)
+        ends[0, early], ends[1, early] = self.intervals.of(sample, rows[early])
+        late = [self._span(sample, step) for step in (rows[~early] - prompt_length).tolist()]
+        ends[:, ~early] = torch.tensor(late).T
+        return ends[0], ends[1]
+
+    def _span(self, sample: int, step: int) -> tuple[int, int]:
+        """First and last key that one decode step of one sample attends to."""
+        intervals, dropped, held = self.spans[step]
+        if intervals is None:
+            return dropped, dropped + held - 1
+        first, last = intervals.of(sample, torch.tensor([-1]))
+        return dropped + int(first), dropped + int(last)
 
     def queries(self, sample: int, rows: torch.Tensor, prompt_length: int) -> torch.Tensor:
         """Recorded queries [head, row, width] of one sample at the given positions, int64 [row]."""
@@ -190,18 +198,12 @@ class AttentionTrace:
             return
         recorded = self._recorded.get(layer)
         self._check_step(layer, recorded, query.shape[2], key.shape[2], twice)
-        try:
-            intervals = read_intervals(mask, query.shape[2], key.shape[2], module.is_causal)
-        except ValueError as error:
-            raise InputError(
-                "mask-not-intervals",
-                f"the attention mask of layer {layer} {error}, so weights cannot be recomputed; pad on the left "
-                "(processor.tokenizer.padding_side = 'left'), give several images one at a time, and pass no 4-D mask",
-            ) from error
         held = value.detach() if self.values else None
         if recorded is not None:
+            intervals = None if mask is None else intervals_of(layer, module, query, key, mask)
             recorded.append(query.detach(), key.detach(), held, intervals)
             return
+        intervals = intervals_of(layer, module, query, key, mask)
         self.prompt_length = query.shape[2]
         self._find_start(layer, intervals, len(query))
         rows = None if self._rows is None else indices_of(self._rows, self.prompt_length, "query").unique()
@@ -396,6 +398,18 @@ class AttentionTrace:
         return softmax_rows(
             query, key, formula.scaling, last - begin, first=first - begin, softcap=formula.softcap, sinks=sinks
         )
+
+
+def intervals_of(layer: int, module: nn.Module, query, key, mask: torch.Tensor | None) -> KeyIntervals:
+    """Intervals of a layer's rows; see `models.rows.read_intervals`. Raises InputError for a mask without intervals."""
+    try:
+        return read_intervals(mask, query.shape[2], key.shape[2], module.is_causal)
+    except ValueError as error:
+        raise InputError(
+            "mask-not-intervals",
+            f"the attention mask of layer {layer} {error}, so weights cannot be recomputed; pad on the left "
+            "(processor.tokenizer.padding_side = 'left'), give several images one at a time, and pass no 4-D mask",
+        ) from error
 
 
 def together(heads: int, shared: int, most: int) -> int:

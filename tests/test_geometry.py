@@ -5,13 +5,15 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from transformers.utils import is_torchvision_available
 
 import models
 import models.unpatched
 from models import geometry
 from models.geometry import NoGeometryError, decode, extents, measure_geometry, waves, without_attention
+from tests import zoo
 from tests.families import FAMILIES
-from tests.measured import SIZES, TOLERANCE, cell_size, distance, mistakes
+from tests.measured import REPAINTED, SIZES, TOLERANCE, cell_size, distance, mistakes, repainted
 from tests.models import llava, llava_processor
 from tests.unpatched import llava_next
 
@@ -45,6 +47,21 @@ def test_trained_models(name):
     for size in SIZES:
         grid, measured = model.image_grid(processor, *size), measure_geometry(model, processor, *size).rectangles
         assert distance(grid.rectangles(), measured, cell_size(grid)) <= TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the stock processors
+@pytest.mark.parametrize("name", zoo.FAMILIES)
+def test_further_families(name):
+    """Repainting the image outside a token's rectangle changes the token by at most 1 % of what repainting it does."""
+    if zoo.needs_torchvision(name) and not is_torchvision_available():
+        pytest.skip("its image processor needs torchvision")
+    model, processor = zoo.build(name)
+    if zoo.FAMILIES[name].refused:
+        with pytest.raises(NoGeometryError, match=zoo.FAMILIES[name].refused):
+            measure_geometry(model, processor, *REPAINTED[0])
+    else:
+        assert max(repainted(model, processor, size) for size in REPAINTED) <= 0.01
 
 
 @pytest.mark.parametrize("size", [1, 2, 31, 300, 1920])

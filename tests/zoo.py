@@ -12,6 +12,7 @@ from inspect import signature
 import torch
 import transformers
 from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, PROCESSOR_MAPPING
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES as IMAGE_PROCESSORS
 
 from models.unpatched import image_text, model_class
 from tests.families import word_level
@@ -104,15 +105,22 @@ def make_processor(name, kind, family, tokenizer):
 
 def image_class(model_type: str) -> str:
     """Name of a family's image processor, in PIL where there is one."""
-    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES as names
+    return IMAGE_PROCESSORS[model_type].get("pil") or IMAGE_PROCESSORS[model_type]["torchvision"]
 
-    return names[model_type].get("pil") or names[model_type]["torchvision"]
+
+def needs_torchvision(name: str) -> bool:
+    """Whether the image processor of a family has no version in PIL, or its processor requires the other one."""
+    family = FAMILIES[name]
+    return name in PIXTRAL_FAMILIES or not (family.image_class or image_class(family.model_type or name)).endswith(
+        "Pil"
+    )
 
 
 TILED = {"size": {"height": 56, "width": 56}, "max_patches": 4}
 SQUARE = {"size": {"height": 56, "width": 56}}
 QWEN_SIZE = {"size": {"shortest_edge": 4 * 28**2, "longest_edge": 32 * 28**2}}
 NATIVE = {"patch_size": 14, **QWEN_SIZE}
+PIXTRAL_FAMILIES = ("mistral3",)  # processors whose module imports torchvision
 PINPOINTS = [[56, 112], [112, 56], [112, 112]]
 NEXT = {"size": {"shortest_edge": 56}, "crop_size": SQUARE["size"], "image_grid_pinpoints": PINPOINTS}
 CLIP_TOKENS = {"patch_size": 14, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
