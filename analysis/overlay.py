@@ -33,6 +33,7 @@ TOP = {"turbo": 0.84, "jet": 0.88}
 
 LONGER_SIDE = 480  # pixels of a saved image, minimum
 COLUMNS = 8  # images in a row of a strip
+WIDEST = 10  # columns of a comparison
 FLATTEST, TALLEST = 0.1, 3.0
 """Smallest and largest height of the axes of an image, in widths; without them, an image of 10 x 4000 pixels would give
 a strip of 120,000 pixels."""
@@ -185,14 +186,14 @@ def strip(
 
 
 def comparison(rows: Mapping[str, Sequence[Image.Image]], labels: Sequence[str], title: str = "") -> Figure:
-    """Figure of overlays, a row for each name in `rows` and a column for each label, COLUMNS columns to a block.
+    """Figure of overlays, a row for each name in `rows` and a column for each label, in blocks of at most WIDEST columns.
 
     Raises ValueError unless every row has one overlay per label.
     """
     if not rows or any(len(overlays) != len(labels) for overlays in rows.values()):
         raise ValueError(f"a comparison needs rows of {len(labels)} overlays, one per label")
-    columns = min(COLUMNS, len(labels))
-    blocks = math.ceil(len(labels) / columns)
+    blocks = math.ceil(len(labels) / WIDEST)
+    columns = math.ceil(len(labels) / blocks)
     width = 1.5  # inches per overlay
     height = axes_height(next(iter(rows.values()))[0], width) + 0.12
     size = (width * columns + 0.3, height * len(rows) * blocks + 0.25 * blocks + (0.35 if title else 0.05))
