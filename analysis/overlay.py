@@ -186,7 +186,7 @@ def strip(
 
 
 def comparison(rows: Mapping[str, Sequence[Image.Image]], labels: Sequence[str], title: str = "") -> Figure:
-    """Figure of overlays, a row for each name in `rows` and a column for each label, in blocks of at most WIDEST columns.
+    """Figure of overlays: a row for each name in `rows`, a column for each label, at most WIDEST to a block.
 
     Raises ValueError unless every row has one overlay per label.
     """
