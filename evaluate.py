@@ -98,8 +98,10 @@ class Config:
 
     def deciding(self) -> dict:
         """Flags that decide answers or verdicts, with hashes of the files and code that they name; for a model on the
-        hub its commit. Raises FileNotFoundError for a file or model that does not exist."""
-        flags = {name: value for name, value in flat_flags(self).items() if name not in DECIDE_NOTHING}
+        hub its commit. Those of other methods are at their defaults and are left out, so that a new method changes
+        nothing. Raises FileNotFoundError for a file or model that does not exist."""
+        unread = {*DECIDE_NOTHING, *self.steering.unread()}
+        flags = {name: value for name, value in flat_flags(self).items() if name not in unread}
         hashes, model = self.steering.method_contents(), self.load.model
         if self.runner is not None:
             hashes["code of --runner"] = runners.code(self.runner)

