@@ -137,7 +137,8 @@ def test_a_family_whose_grid_is_unknown_gets_maps_and_no_overlays(photographs, t
     assert done.returncode == 0, done.stderr
     assert "grid" in done.stderr and "warning" in done.stderr
     for name in CROPS:
-        assert sorted(path.name for path in (out / name).iterdir()) == ["image_share.png", "maps.npz"]
+        names = sorted(path.name for path in (out / name).iterdir())
+        assert names == ["image_share.png", "maps-gradient.npz", "maps.npz"]
         with np.load(out / name / "maps.npz") as maps:
             count = maps["mean"].shape[1]
             assert maps["per_token"].shape == (2, 1, count) and count > 16
