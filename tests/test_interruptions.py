@@ -14,7 +14,10 @@ SCRIPT = "text_only_llm_analysis_llava.py"
 ROLLOUT = ("attention_rollout_llava.py", "--limit", 3, "--max-new-tokens", 3, "--out-dir", RUN)
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
+OTHERS = [pytest.param(number, 128 + number, marks=pytest.mark.slow) for number in (signal.SIGHUP, signal.SIGINT)]
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), *OTHERS])
 def test_a_signal_is_one_sentence_and_the_same_command_goes_on(tmp_path, number, status):
     process = shell.start(*ROLLOUT, cwd=tmp_path)
     until = time.monotonic() + 120

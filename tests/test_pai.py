@@ -19,7 +19,11 @@ LITERAL = "literal_pai"
 AttentionMaskInterface.register(LITERAL, eager_mask)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+SLOW = ("fuyu", "qwen2_vl")
+MODELS = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in FAMILIES]
+
+
+@pytest.fixture(scope="module", params=MODELS)
 def family(request):
     """(name, model, processor) of a small random model."""
     model, processor = FAMILIES[request.param]

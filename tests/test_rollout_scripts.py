@@ -68,7 +68,10 @@ def checkpoints(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+SLOW = ("qwen2_vl", "qwen3_vl")  # as qwen2_5_vl
+
+
+@pytest.mark.parametrize("family", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in FAMILIES])
 def test_photographs_of_every_shape(family, checkpoints, photographs, tmp_path):
     """Where the map is highest, the overlay is painted with the top colour, in that cell of the photograph alone."""
     out = tmp_path / "out"

@@ -21,7 +21,11 @@ AttentionMaskInterface.register(LITERAL, eager_mask)
 SETTINGS = VAF(1.3, 0.6, (0, 2))
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+SLOW = ("fuyu", "qwen2_vl")
+MODELS = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in FAMILIES]
+
+
+@pytest.fixture(scope="module", params=MODELS)
 def family(request):
     """(model, processor), small and random."""
     model, processor = FAMILIES[request.param]
