@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import models
 from analysis import command
 from analysis.gallery import COLUMNS, Page, lengths_line, report_answer
-from analysis.maps import MAPS, MapChoice, MapSettings, needs
+from analysis.maps import MAPS, MapChoice, MapSettings, drawable_kinds, needs
 from analysis.overlay import OverlayStyle
 from analysis.resume import Result, Run, SampleOutput
 from analysis.rollout import RolloutSettings
@@ -59,10 +59,11 @@ def main(config: Config) -> int:
             if run.claim(config.load.model, samples, data=source.facts()):
                 return command.conclude_finished(run.folder)
         with command.setting_up():
-            kinds = config.maps.kinds(config.map_settings.rollout.rows)
+            config.maps.kinds(config.map_settings.rollout.rows)  # raises before the model is loaded
             model, processor = models.load(config.load.model, **run.load_options)
             if config.through_tower:
                 check_encoder(model)
+            kinds = drawable_kinds(config.maps, model, processor, config.map_settings)
             other = randomised(model, "shuffled-decoder", config.samples.seed) if config.maps.sanity else None
             run.start((*COLUMNS, *(f"sanity_{kind}" for kind in kinds * config.maps.sanity)), model=describe(model))
         caption = truth_caption(config.load.model, kinds, config.map_settings)

@@ -26,15 +26,19 @@ v <- v + v Abar from the last layer down.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, get_args
 
 import torch
+from PIL import Image
 
 from analysis.rollout import RolloutSettings, TokenMaps, rollout, token_rows
 from analysis.words import check_layers, select_layers
-from models.generation import Answer
+from data.errors import InputError, SampleError
+from models import FAMILIES
+from models.generation import Answer, answers
 from models.gradients import OutputGradients, Score, answer_gradients, layer_gradients
 from models.rows import softmax_rows
 from models.trace import BLOCK_ELEMENTS, AttentionTrace, indices_of
@@ -136,6 +140,28 @@ def check_kinds(kinds: Iterable[str], rows: str) -> tuple[str, ...]:
             raise ValueError(f"the map kind {kind!r} is unknown; choose from {', '.join(MAPS)}")
         if "gradients" in MAPS[kind].needs:
             check_predicting(kind, rows)
+    return kinds
+
+
+def drawable_kinds(choice: MapChoice, model, processor, settings: MapSettings) -> tuple[str, ...]:
+    """The kinds of a choice that a model can give, tried on a small image unless the family is patched.
+
+    The default leaves out kinds with gradients, with a note on stderr, for attention that cannot be replayed. Raises
+    InputError for such a kind in --maps.
+    """
+    kinds = choice.kinds(settings.rollout.rows)
+    if model.config.model_type in FAMILIES:
+        return kinds
+    try:
+        answers(model, processor, [[Image.new("RGB", (64, 64))]], ["a"], max_new_tokens=1, **needs(kinds, settings))
+    except SampleError:  # of this image; the samples' own errors are counted
+        return kinds
+    except InputError as error:
+        rest = tuple(kind for kind in kinds if "gradients" not in MAPS[kind].needs)
+        if choice.maps or not rest:
+            raise
+        print(f"note: only {', '.join(rest)} maps are drawn: {error}", file=sys.stderr)
+        return rest
     return kinds
 
 

@@ -4,12 +4,14 @@ import pytest
 import torch
 from transformers.utils import is_torchvision_available
 
+from analysis.maps import MapChoice, MapSettings, drawable_kinds
 from analysis.rollout import RolloutSettings, rollout
 from models.attention import plain_attention
 from models.interventions import PromptBatch
 from models.rows import KeyIntervals, read_intervals, softmax_rows
 from models.trace import AttentionTrace
 from tests import tolerance
+from tests.errors import refused
 from tests.models import picture
 from tests.zoo import ATTENTION, build
 
@@ -19,6 +21,14 @@ pytestmark = [
 ]
 QUESTION = "is the red circle left of the red square ?"
 NEW = 24  # generated tokens, more than a window
+
+
+def test_the_default_leaves_out_gradient_maps_of_attention_that_is_not_causal(capsys):
+    model, processor = build("gemma3", ATTENTION["gemma3"])
+    assert drawable_kinds(MapChoice(), model, processor, MapSettings()) == ("rollout",)
+    assert capsys.readouterr().err.startswith("note: only rollout maps are drawn: ")
+    with refused("gradients-not-causal"):
+        drawable_kinds(MapChoice(maps=("gradient",)), model, processor, MapSettings())
 
 
 @pytest.fixture(scope="module", params=ATTENTION)
