@@ -116,6 +116,7 @@ def test_maps_of_words_are_the_eager_rows(shape):
     torch.testing.assert_close(maps, expected, atol=tolerance.two_runs(), rtol=0)
 
 
+@pytest.mark.slow
 def test_memory_of_a_call():
     """100 MB that a call touches, beside what it was given; and a machine's free memory is more than that."""
     peak, above = peak_memory(small_model, hundred_megabytes)

@@ -40,7 +40,8 @@ def program(module, *arguments):
     return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
 
 
-@pytest.mark.parametrize("kills, between", [(6, 2), pytest.param(20, 8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills, between", [(20, 8)])
 def test_killed_and_still_the_same(config, tmp_path, kills, between):
     """Real processes and real SIGKILLs at random moments, at least `between` of them between the first and the last
     answer."""
@@ -56,7 +57,8 @@ def test_killed_and_still_the_same(config, tmp_path, kills, between):
         assert lines_of_parts(tmp_path / name) == lines_of_parts(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("offsets", [(0, 1), pytest.param((0, 0.2, 0.5, 1, 3), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("offsets", [(0, 0.2, 0.5, 1, 3)])
 def test_two_runs_into_one_folder(tmp_path, offsets):
     """Started some seconds apart: one is refused with one sentence, and nothing of it is in the folder."""
     done = program("tests.two_runs", tmp_path, 1, *offsets)

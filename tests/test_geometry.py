@@ -18,7 +18,7 @@ from tests.models import llava, llava_processor
 from tests.unpatched import llava_next
 
 pytestmark = pytest.mark.numerical
-FEW = [(14, 100), (333, 501)]
+FEW = [(14, 100), (181, 121), (640, 80), (333, 501)]
 
 
 @pytest.mark.parametrize("name", FAMILIES)

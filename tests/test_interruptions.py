@@ -31,6 +31,7 @@ def test_a_signal_is_one_sentence_and_the_same_command_goes_on(tmp_path, number,
     assert again.returncode == 0 and (tmp_path / RUN / "summary.json").is_file(), again.stderr
 
 
+@pytest.mark.slow
 def test_killed_runs_of_one_script_equal_an_uninterrupted_one(tmp_path):
     """One script and few rounds; `python -m tests.killed_scripts` runs all of them."""
     config = killed_scripts.Config(tmp_path, scripts=(SCRIPT,), rounds=2)

@@ -182,8 +182,8 @@ def test_results_lie_under_the_name_of_the_script_that_runs(photographs, tmp_pat
     [
         ("attention_rollout_llava", "tiny-llava"),
         pytest.param("attention_rollout_qwen2", "tiny-qwen2-vl", marks=pytest.mark.slow),
-        ("attention_rollout_qwen2", "tiny-qwen2.5-vl"),
-        ("attention_rollout_fuyu", "tiny-fuyu"),
+        pytest.param("attention_rollout_qwen2", "tiny-qwen2.5-vl", marks=pytest.mark.slow),
+        pytest.param("attention_rollout_fuyu", "tiny-fuyu", marks=pytest.mark.slow),
     ],
 )
 def test_embedded_models_on_photographs(script, name, photographs, tmp_path):

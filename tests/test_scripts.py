@@ -232,6 +232,7 @@ def test_flags_are_checked_by_the_shell_too():
     assert done.returncode == 0 and "--max-new-tokens" in done.stdout and "Weight w of the identity" in done.stdout
 
 
+@pytest.mark.slow
 def test_interrupting_leaves_whole_rows(random_model, tmp_path):
     folder = tmp_path / "pictures"
     folder.mkdir()
