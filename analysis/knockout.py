@@ -111,7 +111,7 @@ def summarise(rows: Sequence[dict], conditions: Sequence[Condition]) -> dict:
 
 
 def named(rows: Sequence[dict], condition: str, colour: str) -> np.ndarray:
-    """Whether each answer under a condition names the colour of that column, bool [row]."""
+    """Mask of the answers under a condition that name the colour of that column, bool [row]."""
     return np.array([names(row[f"answer_{condition}"], row[colour]) for row in rows], bool)
 
 

@@ -19,7 +19,7 @@ GOLDS = ("yes", "no")
 
 
 def said_yes(record: Mapping) -> bool:
-    """Whether the answer of a record with `gold`, `correct` and `parsed` (a verdict of `analysis.judges`) says yes.
+    """Return whether the answer of a record with `gold`, `correct` and `parsed` (see `analysis.judges`) says yes.
 
     A parsed answer that is wrong says the opposite of the gold.
     """
@@ -27,7 +27,7 @@ def said_yes(record: Mapping) -> bool:
 
 
 def are_yes_no(rows: Sequence[Mapping]) -> bool:
-    """Whether all golds are "yes" or "no", both occur, and no question has options."""
+    """Return whether all golds are "yes" or "no", both occur, and no question has options."""
     golds = {row["gold"] for row in rows}
     return golds == set(GOLDS) and not any(row["options"] for row in rows)
 

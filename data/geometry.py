@@ -23,7 +23,7 @@ class TokenRectangles:
 
     @property
     def visible(self) -> np.ndarray:
-        """Whether each token shows pixels, bool [token]."""
+        """Mask of the tokens that show pixels, bool [token]."""
         return ~np.isnan(self.edges[:, 0])
 
 

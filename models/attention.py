@@ -54,7 +54,7 @@ class Formula:
 
     @property
     def is_softmax(self) -> bool:
-        """Whether the weights are the softmax of the scaled scores alone."""
+        """Return whether the weights are the softmax of the scaled scores alone."""
         return self.softcap is None and self.sinks is None
 
 

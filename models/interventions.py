@@ -183,7 +183,7 @@ class ScoreEdit:
     stop: int | None = None
 
     def covers(self, positions: torch.Tensor) -> torch.Tensor:
-        """Whether each of the rows at `positions` is edited, bool [row]."""
+        """Mask of the rows at `positions` that are edited, bool [row]."""
         return (positions >= self.first) & (positions < (positions.max() + 1 if self.stop is None else self.stop))
 
     def edit(self, scores: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

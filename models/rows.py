@@ -41,7 +41,7 @@ class KeyIntervals:
 
     @cached_property
     def causal(self) -> bool:
-        """Whether every row after the padding attends to all keys from `start` to its own position."""
+        """Return whether every row after the padding attends to all keys from `start` to its own position."""
         rows = torch.arange(self.first.shape[1])
         real = rows >= self.start[:, None]
         right = (self.first == self.start[:, None]) & (self.last == rows)

@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import eager_mask
 
 from models.adapt_vis import AdaptVis, ImageScaling, confidence
 from models.answering import Decoding, ModelBackend
@@ -13,11 +11,11 @@ from models.trace import AttentionTrace
 from tests import tolerance
 from tests.errors import refused
 from tests.families import FAMILIES
-from tests.literal_var import LAYERS, PROMPTS, STEPS, batch, generate, image_positions, is_whole, largest_change
+from tests.literal_attention import LiteralScores, check_rows
+from tests.literal_var import LAYERS, PROMPTS, batch, generate, is_whole, largest_change
 from tests.models import llava, llava_processor, picture
 
 pytestmark = pytest.mark.numerical
-LITERAL = "literal_adapt_vis"
 WEIGHTS = (0.5, 1.5, 0.0)
 
 
@@ -28,35 +26,18 @@ def family(request):
     return request.param, model(), processor()
 
 
-class Literal:
+class Literal(LiteralScores):
     """Eager attention whose scores are multiplied one by one, as the paper writes it, in the last prompt row alone."""
 
     def __init__(self, model, inputs, weights):
-        self.model, self.image, self.factors = model, image_positions(model, inputs), weights
-        self.weights = []  # per call of a layer: [sample, head, query, key]
+        super().__init__(model, inputs)
+        self.factors = weights
 
-    def __call__(self, module, query, key, value, attention_mask, scaling=None, **_):
-        groups = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-        scores = (query @ key.transpose(2, 3)) * scaling
-        if scores.shape[2] == scores.shape[3]:
+    def change(self, layer, scores, past):
+        if past == 0:
             for sample, (image, factor) in enumerate(zip(self.image, self.factors, strict=True)):
                 for position in image:
                     scores[sample, :, -1, position] *= factor
-        weights = (scores + attention_mask).softmax(-1)
-        self.weights.append(weights)
-        return (weights @ value).transpose(1, 2).contiguous(), weights
-
-    def generate(self, inputs):
-        AttentionInterface.register(LITERAL, self)
-        self.model.set_attn_implementation({"text_config": LITERAL})
-        try:
-            return generate(self.model, inputs)
-        finally:
-            self.model.set_attn_implementation({"text_config": "sdpa"})
-
-
-AttentionMaskInterface.register(LITERAL, eager_mask)
 
 
 @pytest.mark.parametrize("padded", [False, True], ids=["unpadded", "left_padded"])
@@ -70,14 +51,7 @@ def test_steering_is_the_literal_formula(family, padded):
         found = generate(model, inputs, steering=ImageScaling(WEIGHTS), report=report)
     assert torch.equal(found.sequences, expected.sequences) and is_whole(model)
     assert largest_change(found, expected) <= tolerance.two_runs()
-    starts = inputs["attention_mask"].int().argmax(1).tolist()
-    for step in range(STEPS):
-        for layer in range(LAYERS):
-            reference = literal.weights[step * LAYERS + layer]
-            for sample, start in enumerate(starts):
-                rows = range(start if step == 0 else trace.prompt_length + step - 1, trace.prompt_length + step)
-                ours = trace.weights(layer, rows, samples=[sample])[0, :, :, : reference.shape[-1]]
-                assert (ours - reference[sample, :, -len(rows) :]).abs().max() <= tolerance.two_runs()
+    check_rows(trace, literal)
     plain = generate(model, inputs)
     assert all(largest_change(found, plain, sample) > 1e-3 for sample in range(3))
     # one row of each layer and sample: the last of the prompt, in every head

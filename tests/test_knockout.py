@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import eager_mask
 
 from models.interventions import InterventionReport
 from models.knockout import Knockout, Positions
@@ -11,14 +9,11 @@ from models.trace import AttentionTrace
 from tests import tolerance
 from tests.errors import refused
 from tests.families import FAMILIES
-from tests.literal_var import LAYERS, STEPS, batch, generate, image_positions, is_whole, largest_change
+from tests.literal_attention import LiteralScores, check_rows
+from tests.literal_var import batch, generate, image_positions, is_whole, largest_change
 from tests.models import llava, llava_processor
 
 pytestmark = pytest.mark.numerical
-LITERAL = "literal_knockout"
-AttentionMaskInterface.register(LITERAL, eager_mask)
-
-
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request):
     """(model, processor), small and random."""
@@ -26,39 +21,23 @@ def family(request):
     return model(), processor()
 
 
-class Literal:
+class Literal(LiteralScores):
     """Eager attention; -inf is added to the score of each hidden key, pair by pair, unless a row would lose all.
 
     pairs: per sample a function of (row, key), positions with padding, that tells whether the key is hidden.
     """
 
     def __init__(self, model, inputs, layers, pairs):
-        self.model, self.layers, self.pairs = model, layers, pairs
-        self.starts = inputs["attention_mask"].int().argmax(1).tolist()
-        self.weights = []  # per call of a layer: [sample, head, query, key]
+        super().__init__(model, inputs)
+        self.layers, self.pairs = layers, pairs
 
-    def __call__(self, module, query, key, value, attention_mask, scaling=None, **_):
-        groups = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-        scores = (query @ key.transpose(2, 3)) * scaling + attention_mask
-        past = key.shape[2] - query.shape[2]
-        for sample, hidden in enumerate(self.pairs) if module.layer_idx in self.layers else ():
-            for row in range(query.shape[2]):
+    def change(self, layer, scores, past):
+        for sample, hidden in enumerate(self.pairs) if layer in self.layers else ():
+            for row in range(scores.shape[2]):
                 seen = range(self.starts[sample], past + row + 1)
                 gone = [at for at in seen if hidden(past + row, at)]
                 if len(gone) < len(seen):
                     scores[sample, :, row, gone] = float("-inf")
-        weights = scores.softmax(-1)
-        self.weights.append(weights)
-        return (weights @ value).transpose(1, 2).contiguous(), weights
-
-    def generate(self, inputs):
-        AttentionInterface.register(LITERAL, self)
-        self.model.set_attn_implementation({"text_config": LITERAL})
-        try:
-            return generate(self.model, inputs)
-        finally:
-            self.model.set_attn_implementation({"text_config": "sdpa"})
 
 
 def compare(model, inputs, knockout, layers, pairs):
@@ -69,13 +48,7 @@ def compare(model, inputs, knockout, layers, pairs):
         found = generate(model, inputs, steering=knockout, report=report)
     assert torch.equal(found.sequences, expected.sequences) and is_whole(model)
     assert largest_change(found, expected) <= tolerance.two_runs()
-    for step in range(STEPS):
-        for layer in range(LAYERS):
-            reference = literal.weights[step * LAYERS + layer]
-            for sample, start in enumerate(literal.starts):
-                rows = range(start if step == 0 else trace.prompt_length + step - 1, trace.prompt_length + step)
-                ours = trace.weights(layer, rows, samples=[sample])[0, :, :, : reference.shape[-1]]
-                assert (ours - reference[sample, :, -len(rows) :]).abs().max() <= tolerance.two_runs()
+    check_rows(trace, literal)
     return found, report
 
 

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, LogitsProcessorList
-from transformers.masking_utils import eager_mask
+from transformers import LogitsProcessorList
 
 from models.interventions import InterventionReport
 from models.pai import PAI, strengthen
@@ -11,14 +10,11 @@ from models.trace import AttentionTrace
 from tests import tolerance
 from tests.errors import refused
 from tests.families import FAMILIES
-from tests.literal_var import LAYERS, PROMPTS, STEPS, batch, generate, image_positions, is_whole, largest_change
+from tests.literal_attention import LiteralScores, check_rows
+from tests.literal_var import PROMPTS, STEPS, batch, generate, image_positions, is_whole, largest_change
 from tests.models import llava, llava_processor
 
 pytestmark = pytest.mark.numerical
-LITERAL = "literal_pai"
-AttentionMaskInterface.register(LITERAL, eager_mask)
-
-
 SLOW = ("fuyu", "qwen2_vl")
 MODELS = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in FAMILIES]
 
@@ -30,7 +26,7 @@ def family(request):
     return request.param, model(), processor()
 
 
-class Literal:
+class Literal(LiteralScores):
     """Eager attention whose scores gain alpha |z| one by one, in the last row that is fed, and literal logits.
 
     `blind` is a second model with the same weights, which reads `texts`, the prompts of the samples without images, as
@@ -38,21 +34,15 @@ class Literal:
     """
 
     def __init__(self, model, inputs, settings, blind=None, texts=()):
-        self.model, self.image, self.settings = model, image_positions(model, inputs), settings
-        self.blind, self.texts, self.prompt = blind, texts, inputs["input_ids"].shape[1]
-        self.weights = []  # per call of a layer: [sample, head, query, key]
+        super().__init__(model, inputs)
+        self.settings, self.prompt = settings, inputs["input_ids"].shape[1]
+        self.blind, self.texts = blind, texts
 
-    def __call__(self, module, query, key, value, attention_mask, scaling=None, **_):
-        groups = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-        scores = (query @ key.transpose(2, 3)) * scaling
-        for sample, image in enumerate(self.image) if module.layer_idx >= self.settings.first_layer else ():
+    def change(self, layer, scores, past):
+        for sample, image in enumerate(self.image) if layer >= self.settings.first_layer else ():
             for position in image:
                 score = scores[sample, :, -1, position]
                 scores[sample, :, -1, position] = score + self.settings.alpha * score.abs()
-        weights = (scores + attention_mask).softmax(-1)
-        self.weights.append(weights)
-        return (weights @ value).transpose(1, 2).contiguous(), weights
 
     def refine(self, sequences, scores):
         refined = scores.clone()
@@ -68,13 +58,8 @@ class Literal:
         return refined
 
     def generate(self, inputs):
-        AttentionInterface.register(LITERAL, self)
-        self.model.set_attn_implementation({"text_config": LITERAL})
-        try:
-            processors = LogitsProcessorList([self.refine] if self.blind else [])
-            return generate(self.model, inputs, output_scores=True, logits_processor=processors)
-        finally:
-            self.model.set_attn_implementation({"text_config": "sdpa"})
+        processors = LogitsProcessorList([self.refine] if self.blind else [])
+        return super().generate(inputs, output_scores=True, logits_processor=processors)
 
 
 def compare(model, inputs, settings, literal):
@@ -88,14 +73,7 @@ def compare(model, inputs, settings, literal):
     for ours, theirs in zip(found.scores, expected.scores, strict=True):
         assert torch.equal(ours.isinf(), theirs.isinf())
         assert (ours - theirs)[ours.isfinite()].abs().max() <= 2 * tolerance.two_runs()
-    starts = inputs["attention_mask"].int().argmax(1).tolist()
-    for step in range(STEPS):
-        for layer in range(LAYERS):
-            reference = literal.weights[step * LAYERS + layer]
-            for sample, start in enumerate(starts):
-                rows = range(start if step == 0 else trace.prompt_length + step - 1, trace.prompt_length + step)
-                ours = trace.weights(layer, rows, samples=[sample])[0, :, :, : reference.shape[-1]]
-                assert (ours - reference[sample, :, -len(rows) :]).abs().max() <= tolerance.two_runs()
+    check_rows(trace, literal)
     return found, report
 
 

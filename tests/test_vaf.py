@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import eager_mask
 
 from models.gaze import in_proportion
 from models.interventions import InterventionReport
@@ -12,12 +10,11 @@ from models.vaf import PUBLISHED_LAYERS, VAF, amplify
 from tests import tolerance
 from tests.errors import refused
 from tests.families import FAMILIES
-from tests.literal_var import LAYERS, STEPS, batch, generate, image_positions, is_whole, largest_change
+from tests.literal_attention import LiteralScores, check_rows
+from tests.literal_var import STEPS, batch, generate, image_positions, is_whole, largest_change
 from tests.models import llava, llava_processor
 
 pytestmark = pytest.mark.numerical
-LITERAL = "literal_vaf"
-AttentionMaskInterface.register(LITERAL, eager_mask)
 SETTINGS = VAF(1.3, 0.6, (0, 2))
 
 
@@ -32,36 +29,21 @@ def family(request):
     return model(), processor()
 
 
-class Literal:
+class Literal(LiteralScores):
     """Eager attention whose scores are multiplied one by one, row by row, in the rows behind the image."""
 
     def __init__(self, model, inputs, settings):
-        self.model, self.image, self.settings = model, image_positions(model, inputs), settings
-        self.weights = []  # per call of a layer: [sample, head, query, key]
+        super().__init__(model, inputs)
+        self.settings = settings
 
-    def __call__(self, module, query, key, value, attention_mask, scaling=None, **_):
-        groups = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-        scores = (query @ key.transpose(2, 3)) * scaling
-        past = key.shape[2] - query.shape[2]
-        for sample, image in enumerate(self.image) if module.layer_idx in self.settings.layers else ():
-            for row in range(query.shape[2]) if image else ():
-                for position in range(key.shape[2]) if past + row > image[-1] else ():
+    def change(self, layer, scores, past):
+        for sample, image in enumerate(self.image) if layer in self.settings.layers else ():
+            for row in range(scores.shape[2]) if image else ():
+                for position in range(scores.shape[3]) if past + row > image[-1] else ():
                     if position in image:
                         scores[sample, :, row, position] *= self.settings.enhance
                     elif position < image[0]:
                         scores[sample, :, row, position] *= self.settings.suppress
-        weights = (scores + attention_mask).softmax(-1)
-        self.weights.append(weights)
-        return (weights @ value).transpose(1, 2).contiguous(), weights
-
-    def generate(self, inputs):
-        AttentionInterface.register(LITERAL, self)
-        self.model.set_attn_implementation({"text_config": LITERAL})
-        try:
-            return generate(self.model, inputs)
-        finally:
-            self.model.set_attn_implementation({"text_config": "sdpa"})
 
 
 def compare(model, inputs):
@@ -72,14 +54,7 @@ def compare(model, inputs):
         found = generate(model, inputs, steering=SETTINGS, report=report)
     assert torch.equal(found.sequences, expected.sequences) and is_whole(model)
     assert largest_change(found, expected) <= tolerance.two_runs()
-    starts = inputs["attention_mask"].int().argmax(1).tolist()
-    for step in range(STEPS):
-        for layer in range(LAYERS):
-            reference = literal.weights[step * LAYERS + layer]
-            for sample, start in enumerate(starts):
-                rows = range(start if step == 0 else trace.prompt_length + step - 1, trace.prompt_length + step)
-                ours = trace.weights(layer, rows, samples=[sample])[0, :, :, : reference.shape[-1]]
-                assert (ours - reference[sample, :, -len(rows) :]).abs().max() <= tolerance.two_runs()
+    check_rows(trace, literal)
     return found, report
 
 

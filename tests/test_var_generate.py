@@ -14,11 +14,11 @@ from models.var import VAR
 from tests import tolerance
 from tests.errors import refused
 from tests.families import FAMILIES
+from tests.literal_attention import check_rows
 from tests.literal_var import (
     LAYERS,
     PLANTED,
     PROMPTS,
-    STEPS,
     Literal,
     batch,
     different_sinks,
@@ -50,14 +50,7 @@ def check_against_literal(model, inputs, var, sinks):
             found = generate(model, inputs, steering=var, report=report)
     assert torch.equal(found.sequences, expected.sequences)
     assert largest_change(found, expected) <= tolerance.two_runs()
-    for step in range(STEPS):
-        for layer in range(LAYERS):
-            reference = literal.weights[step * LAYERS + layer]
-            for sample, start in enumerate(literal.starts):
-                rows = range(start if step == 0 else trace.prompt_length + step - 1, trace.prompt_length + step)
-                ours = trace.weights(layer, rows, samples=[sample])[0, :, :, : reference.shape[-1]]
-                assert (ours - reference[sample, :, -len(rows) :]).abs().max() <= tolerance.two_runs()
-                torch.testing.assert_close(ours.sum(-1), torch.ones_like(ours[..., 0]))
+    check_rows(trace, literal)
     for row in report.table():
         at = row["layer"], row["sample"]
         edited = {(head, position) for head, position, outcome in literal.rows.get(at, ()) if outcome == "edited"}
