@@ -29,6 +29,7 @@ from tests.shell import ROOT, start
 
 RUN = "run"  # name of the folder of every run while it runs, so that all paths are equal
 DATE = re.compile(rb"20\d\d-\d\d-\d\d[T ]\d\d:\d\d:\d\d([+-]\d\d:\d\d)?")
+ALWAYS = ("--device", "cpu", "--out-dir", RUN)
 ENOUGH = 3  # kills of a round
 COMMANDS = {
     "attention_rollout_llava.py": "--limit 3 --max-new-tokens 4",
@@ -79,7 +80,7 @@ def main(config: Config) -> int:
 
 def begin(script: str, here: Path, **environment):
     here.mkdir(parents=True, exist_ok=True)
-    return start(script, *COMMANDS[script].split(), "--out-dir", RUN, cwd=here, **environment)
+    return start(script, *COMMANDS[script].split(), *ALWAYS, cwd=here, **environment)
 
 
 def run(script: str, here: Path, processes: int = 1) -> float:
@@ -89,7 +90,7 @@ def run(script: str, here: Path, processes: int = 1) -> float:
         errors = begin(script, here).ended(600).stderr
     else:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-        command = [*launcher, str(ROOT / script), *COMMANDS[script].split(), "--device", "cpu", "--out-dir", RUN]
+        command = [*launcher, str(ROOT / script), *COMMANDS[script].split(), *ALWAYS]
         one_thread = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         here.mkdir(parents=True, exist_ok=True)
         errors = subprocess.run(command, cwd=here, env=one_thread, capture_output=True, text=True).stderr
