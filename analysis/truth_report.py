@@ -52,14 +52,14 @@ OF_WORDS = ("pointing", "own", "other", "drop")
 
 
 def truth_caption(model: str, kinds: Sequence[str], settings: MapSettings) -> str:
-    """Line that states the mass in the own box of map kinds on images of known truth, for a checkpoint and settings in
+    """Line that states the mass in the own box of map kinds on synthetic images of known truth, for a checkpoint and settings in
     SCORES, or the command that measures it. Raises as `models.loading.checkpoint_hashes` does."""
     known = json.loads(SCORES.read_bytes()).get(score_key(model, flat_flags(settings)))
     if known is None or not set(kinds) <= set(known["own"]):
-        return f"scores of these maps on images of known truth: python -m analysis.truth --model {model}"
+        return f"scores of these maps on synthetic images of known truth: python -m analysis.truth --model {model}"
     scores = ", ".join(f"{kind} {known['own'][kind]:.2f}" for kind in kinds)
     uniform = f"uniform {known['own'][UNIFORM]:.2f}"
-    return f"mass in the named shape's box on {known['n']} images of known truth: {scores}, {uniform}"
+    return f"mass in the named shape's box on {known['n']} synthetic images of two shapes: {scores}, {uniform}"
 
 
 def score_key(model: str, flags: Mapping) -> str:

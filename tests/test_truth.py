@@ -105,7 +105,7 @@ def test_a_caption_states_scores_of_the_same_checkpoint_and_settings_alone(tmp_p
     truth_report.store_scores([run.folder])
     kinds = ("rollout", "gradient")
     caption = truth_report.truth_caption("tiny-llava", kinds, MapSettings())
-    assert caption.endswith("9 images of known truth: rollout 0.25, gradient 0.50, uniform 0.03")
+    assert caption.endswith("9 synthetic images of two shapes: rollout 0.25, gradient 0.50, uniform 0.03")
     upper = MapSettings(rollout=RolloutSettings(lowest=0.5))
     for model, settings, asked in (("tiny-llava", upper, kinds), ("tiny-fuyu", MapSettings(), kinds),
                                    ("tiny-llava", MapSettings(), ("value",))):  # fmt: skip
