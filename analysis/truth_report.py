@@ -52,8 +52,8 @@ OF_WORDS = ("pointing", "own", "other", "drop")
 
 
 def truth_caption(model: str, kinds: Sequence[str], settings: MapSettings) -> str:
-    """Line that states the mass in the own box of map kinds on synthetic images of known truth, for a checkpoint and settings in
-    SCORES, or the command that measures it. Raises as `models.loading.checkpoint_hashes` does."""
+    """Line with the mass in the own box of map kinds on synthetic images of known truth, for a checkpoint and settings
+    in SCORES, or with the command that measures it. Raises as `models.loading.checkpoint_hashes` does."""
     known = json.loads(SCORES.read_bytes()).get(score_key(model, flat_flags(settings)))
     if known is None or not set(kinds) <= set(known["own"]):
         return f"scores of these maps on synthetic images of known truth: python -m analysis.truth --model {model}"

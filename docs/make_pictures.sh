@@ -12,7 +12,7 @@ trap 'rm -rf "$work"' EXIT
 
 $python -m data.twoshapes --out-dir "$work/data" --count 8 --seed 7
 # From the folder of the data, since the figure states the path of its data.
-(cd "$work" && "$project/$python" "$project/attention_rollout_llava.py" --data-root data \
+(cd "$work" && "$project/$python" "$project/attention_rollout_llava.py" --data-root data --limit 1 \
     --prompt "describe the image ." --out-dir describe)
 cp "$work/describe/shard0-0/maps.png" docs/pictures/describe.png
 (cd "$work" && "$project/$python" "$project/attention_rollout_llava.py" --data-root data --limit 1 --sanity \
