@@ -312,6 +312,7 @@ class Run(RunFolder):
             write_json(self.folder / FINGERPRINTS, self._hashes)
             write_json(path, {**provenance(), "flags": self.flags, **about, **self.origins})
             return
+        (self.folder / SUMMARY).unlink(missing_ok=True)  # with --retry-failed the run is unfinished again
         known = json.loads(path.read_bytes())
         there, here = known.get("model", {}), plain(about.get("model", {}))
         for name in SAME_MODEL:

@@ -18,7 +18,7 @@ from analysis.statistics import DIFFERENCE, mean_interval, rate_interval
 GOLDS = ("yes", "no")
 
 
-def said_yes(record: Mapping) -> bool:
+def is_yes(record: Mapping) -> bool:
     """Return whether the answer of a record with `gold`, `correct` and `parsed` (see `analysis.judges`) says yes.
 
     A parsed answer that is wrong says the opposite of the gold.
@@ -44,7 +44,7 @@ def summarise(rows: Sequence[Mapping]) -> dict:
 
 def score(rows: Sequence[Mapping]) -> dict:
     """{"accuracy", "precision", "recall", "f1", "yes_ratio"}, each as from `rate_interval`; f1 without a count."""
-    yes = np.array([said_yes(row) for row in rows], bool)
+    yes = np.array([is_yes(row) for row in rows], bool)
     gold = np.array([row["gold"] == "yes" for row in rows], bool)
     right = np.array([row["correct"] for row in rows], bool)
     return {
@@ -77,7 +77,7 @@ def compare(a: Sequence[Mapping], b: Sequence[Mapping]) -> dict:
     if not are_yes_no(a):
         return {}
     gold = np.array([row["gold"] == "yes" for row in a], bool)
-    change = np.array([said_yes(row) for row in b], int) - np.array([said_yes(row) for row in a], int)
+    change = np.array([is_yes(row) for row in b], int) - np.array([is_yes(row) for row in a], int)
     changes = {"recall": change[gold], "false_positive_rate": change[~gold], "yes_ratio": change}
     differences = {name: mean_interval(values, DIFFERENCE) for name, values in changes.items()}
     return {"a": score(a), "b": score(b), "difference": differences}

@@ -138,7 +138,11 @@ def test_failed_samples_are_measured_again_on_request(tmp_path, samples):
         with pytest.raises(ValueError, match="inputs changed: s3"):
             run(tmp_path / "run", samples, retry_failed=retry)
     samples[3].path.write_text("bad")
+    with pytest.raises(Stopped):
+        run(tmp_path / "run", samples, "s3", retry_failed=True)
+    assert not (tmp_path / "run" / "summary.json").exists()  # it is unfinished again
     assert run(tmp_path / "run", samples, retry_failed=True) == (["s3"], False)
+    assert run(tmp_path / "run", samples) == ([], True)
 
 
 def test_other_settings_inputs_and_files_are_refused(tmp_path, samples):
